@@ -1,0 +1,98 @@
+"""Text -> tokens -> ids by DeepMoji's rules, exactly and in linear time.
+
+This file holds what happens to a text as a whole and the caches that make it fast; the rules inside one
+white-space chunk are in `token_rules`. Tokens never contain white space and no rule looks across it, so a
+cache from chunk to ids gives the same ids as no cache.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from torchmoji_core.token_rules import chunk_tokens
+from torchmoji_core.vocabulary import UNKNOWN, Vocabulary
+
+TOKENIZER_VERSION = "deepmoji-1"
+"""Recorded in bundles and outputs; changes whenever any text could get other ids."""
+
+DEFAULT_CACHE_CHUNKS = 200_000
+_LONGEST_CACHED_CHUNK = 40
+
+# Real line breaks, their escaped forms (one or two backslashes) and HTML's, wherever they stand.
+_LINE_BREAK = re.compile(r"\\{1,2}[nr]|[\n\r]|<br>")
+_BREAK = " CUSTOM_BREAK "
+_VARIATION_SELECTOR = re.compile("[\ufe00-\ufe0f]")
+
+
+def chunks(text: str) -> list[str]:
+    """Lower-case a text, make its line breaks tokens, drop variation selectors, split on white space.
+
+    >>> chunks("So GOOD<br>yes")
+    ['so', 'good', 'CUSTOM_BREAK', 'yes']
+    """
+    text = text.strip().lower()
+    if "\\" in text or "\n" in text or "\r" in text or "<br>" in text:
+        text = _LINE_BREAK.sub(_BREAK, text)
+    if not text.isascii():
+        text = _VARIATION_SELECTOR.sub("", text)
+    return text.split()
+
+
+class Tokenizer:
+    """DeepMoji's tokenizer for one vocabulary. Any `str` is accepted. Safe to share between threads."""
+
+    def __init__(self, vocabulary: Vocabulary, cache_chunks: int = DEFAULT_CACHE_CHUNKS) -> None:
+        """Args:
+        vocabulary: token to id.
+        cache_chunks: how many distinct white-space chunks to remember (0 for none); about 150 bytes each.
+        """
+        self.vocabulary = vocabulary
+        self._cache = _ChunkCache(vocabulary, cache_chunks)
+
+    def tokens(self, text: str, limit: int | None = None) -> list[str]:
+        """The tokens of a text, after run shortening and with special tokens put in; at most `limit`.
+
+        >>> Tokenizer(vocabulary).tokens("@ann sooooo good!!! 100%")
+        ['CUSTOM_AT', 'soo', 'good', '!!', 'CUSTOM_NUMBER', '%']
+        """
+        return list(islice((token for chunk in chunks(text) for token in chunk_tokens(chunk)), limit))
+
+    def ids(self, text: str, limit: int | None = None) -> list[int]:
+        """The token ids of a text, 1 for unknown tokens; all of them, or the first `limit`."""
+        ids: list[int] = []
+        cache = self._cache
+        if limit is None:
+            for chunk in chunks(text):
+                ids += cache[chunk]
+            return ids
+        for chunk in chunks(text):
+            if len(chunk) > _LONGEST_CACHED_CHUNK:
+                ids += islice(cache.encode(chunk), limit - len(ids))  # a chunk of a megabyte is not read to its end
+            else:
+                ids += cache[chunk]
+            if len(ids) >= limit:
+                break
+        return ids[:limit]
+
+
+class _ChunkCache(dict[str, tuple[int, ...]]):
+    """Chunk -> ids, filled on demand. When full it is emptied: as fast as an LRU here, without its bookkeeping."""
+
+    def __init__(self, vocabulary: Vocabulary, capacity: int) -> None:
+        super().__init__()
+        self._get = {token: index for index, token in enumerate(vocabulary.tokens)}.get
+        self._capacity = capacity
+
+    def __missing__(self, chunk: str) -> tuple[int, ...]:
+        ids = tuple(self.encode(chunk))
+        if self._capacity and len(chunk) <= _LONGEST_CACHED_CHUNK:
+            if len(self) >= self._capacity:
+                self.clear()
+            self[chunk] = ids
+        return ids
+
+    def encode(self, chunk: str) -> Iterator[int]:
+        get = self._get
+        return (get(token, UNKNOWN) for token in chunk_tokens(chunk))

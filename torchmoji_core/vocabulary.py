@@ -1,0 +1,103 @@
+"""The token <-> id table of a model: load, save, extend, coverage. No tokenization here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from torchmoji_core.errors import InputError
+
+SPECIAL_TOKENS = (
+    "CUSTOM_MASK",
+    "CUSTOM_UNKNOWN",
+    "CUSTOM_AT",
+    "CUSTOM_URL",
+    "CUSTOM_NUMBER",
+    "CUSTOM_BREAK",
+    "CUSTOM_BLANK_6",
+    "CUSTOM_BLANK_7",
+    "CUSTOM_BLANK_8",
+    "CUSTOM_BLANK_9",
+)
+"""The first ten entries of every DeepMoji vocabulary; a vocabulary without them fits no DeepMoji model."""
+
+MASK, UNKNOWN, AT, URL, NUMBER, BREAK = range(6)
+
+
+class Vocabulary(Mapping[str, int]):
+    """An immutable mapping from token to id; ids run from 0 without gaps, so ``tokens[id]`` inverts it."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        """Take tokens in id order.
+
+        Raises:
+            InputError: if a token appears twice, or the first ten are not DeepMoji's special tokens.
+        """
+        self.tokens = tuple(tokens)
+        self._ids = {token: index for index, token in enumerate(self.tokens)}
+        if len(self._ids) != len(self.tokens):
+            seen: set[str] = set()
+            twice = next(token for token in self.tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+            raise InputError(f"vocabulary: token {twice!r} appears more than once; give each token one id")
+        if self.tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
+            raise InputError(
+                "vocabulary: ids 0 to 9 must be DeepMoji's special tokens "
+                f"({SPECIAL_TOKENS[0]}, {SPECIAL_TOKENS[1]}, ...); this is not a DeepMoji vocabulary"
+            )
+
+    def __getitem__(self, token: str) -> int:
+        return self._ids[token]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def from_json(cls, content: str | bytes, source: str = "vocabulary") -> Vocabulary:
+        """Read the published format: a JSON object from token to id.
+
+        Raises:
+            InputError: if the content is not such an object, or its ids are not 0 to n-1.
+        """
+        try:
+            mapping = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{source}: not JSON ({error}); expected an object from token to id") from None
+        if not isinstance(mapping, dict) or not all(type(index) is int for index in mapping.values()):
+            raise InputError(f"{source}: expected a JSON object from token to integer id")
+        ordered = sorted(mapping.items(), key=lambda item: item[1])
+        if [index for _, index in ordered] != list(range(len(ordered))):
+            raise InputError(f"{source}: ids must run from 0 to {len(ordered) - 1} without gaps or repeats")
+        return cls(token for token, _ in ordered)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Read a vocabulary file; see `from_json`."""
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"vocabulary {path}: cannot be read ({error.strerror or error})") from None
+        return cls.from_json(content, str(path))
+
+    def to_json(self) -> str:
+        """The published format: one compact JSON object from token to id, in id order."""
+        return json.dumps(self._ids, ensure_ascii=True, separators=(", ", ": "))
+
+    def extend(self, counts: Mapping[str, int], limit: int) -> Vocabulary:
+        """A new vocabulary with the `limit` most frequent unknown tokens of `counts` appended.
+
+        Ties are broken alphabetically, so that the result depends on the counts alone.
+        """
+        unknown = [(-count, token) for token, count in counts.items() if token not in self._ids]
+        return Vocabulary(self.tokens + tuple(token for _, token in sorted(unknown)[:limit]))
+
+    def coverage(self, ids: Iterable[int]) -> float:
+        """Share of token ids that are not unknown; NaN when there are none."""
+        total = unknown = 0
+        for index in ids:
+            total += 1
+            unknown += index == UNKNOWN
+        return 1 - unknown / total if total else float("nan")
