@@ -1,0 +1,38 @@
+"""Attention as DeepMoji defines it: one learned vector scores each token, a softmax per row weighs the average."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+
+class AttentionWeightedAverage(nn.Module):
+    """Weighted average over the tokens of each row; every row is normalized by itself, so neighbours don't matter."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attention_vector = nn.Parameter(torch.empty(channels))
+
+    def forward(self, sequence: PackedSequence) -> tuple[Tensor, Tensor]:
+        """Average each row's tokens.
+
+        Args:
+            sequence: data [tokens, channels]; every row has at least one token.
+
+        Returns:
+            The averages [rows, channels] and the weights, padded with zeros, [rows, longest row], both in the
+            packed order (longest row first). Weights of a row sum to 1.
+        """
+        data, batch_sizes = sequence.data, sequence.batch_sizes
+        n_rows = int(batch_sizes[0])
+        rows = torch.cat([torch.arange(size) for size in batch_sizes.tolist()]).to(data.device)
+        logits = data @ self.attention_vector
+        # The row's own maximum: exp cannot overflow, and its largest term is 1, so the sum cannot vanish.
+        maximum = logits.new_full((n_rows,), -torch.inf).scatter_reduce(0, rows, logits.detach(), "amax")
+        weights = (logits - maximum[rows]).exp()
+        weights = weights / weights.new_zeros(n_rows).index_add(0, rows, weights)[rows]
+        average = data.new_zeros(n_rows, data.shape[1]).index_add(0, rows, weights[:, None] * data)
+        steps = torch.repeat_interleave(torch.arange(len(batch_sizes)), batch_sizes).to(data.device)
+        padded = weights.new_zeros(n_rows, len(batch_sizes)).index_put((rows, steps), weights)
+        return average, padded

@@ -1,0 +1,152 @@
+"""A bidirectional LSTM with hard-sigmoid gates on packed sequences: readable, trainable, no padding computed.
+
+    i, f, o = hard_sigmoid(W x_t + U h_{t-1} + b)        hard_sigmoid(z) = clip(0.2 z + 0.5, 0, 1)
+    g       = tanh(W x_t + U h_{t-1} + b)
+    c_t     = f * c_{t-1} + i * g
+    h_t     = o * tanh(c_t)
+
+These are the gates of Keras 1 and 2.0, which DeepMoji was trained with; library kernels have only the logistic
+sigmoid. The input projections of all steps are one product, and the recurrence is one autograd node per direction
+with its gradient written out, so a step costs one product and a handful of elementwise calls either way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.functional import linear
+from torch.nn.utils.rnn import PackedSequence
+
+DIRECTIONS = ("", "_reverse")
+
+
+class HardSigmoidLSTM(nn.Module):
+    """One bidirectional layer. Parameters have the names, shapes and gate order (i, f, g, o) of `torch.nn.LSTM`."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        """Args:
+        input_size: channels of the input.
+        hidden_size: channels of each direction; the output has twice as many.
+        """
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        for suffix in DIRECTIONS:
+            self.register_parameter(f"weight_ih_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size, input_size)))
+            self.register_parameter(f"weight_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size, hidden_size)))
+            self.register_parameter(f"bias_ih_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
+            self.register_parameter(f"bias_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
+        # Slope and offset of the hard sigmoid, folded into the products: what is left of it is a clamp.
+        slope = torch.full((4, hidden_size), 0.2)
+        offset = torch.full((4, hidden_size), 0.5)
+        slope[2], offset[2] = 1.0, 0.0  # the candidate g goes through tanh
+        self.register_buffer("_slope", slope.flatten(), persistent=False)
+        self.register_buffer("_offset", offset.flatten(), persistent=False)
+
+    def forward(self, sequence: PackedSequence) -> PackedSequence:
+        """Run both directions from zero states.
+
+        Args:
+            sequence: data [tokens, input_size].
+
+        Returns:
+            The same packing with data [tokens, 2 * hidden_size]: forward channels, then backward channels.
+        """
+        batch_sizes = sequence.batch_sizes.tolist()
+        slope, offset = self.get_buffer("_slope"), self.get_buffer("_offset")
+        outputs = []
+        for suffix in DIRECTIONS:
+            weight_ih, weight_hh, bias_ih, bias_hh = (
+                self.get_parameter(f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            bias = (bias_ih + bias_hh) * slope + offset
+            projected = linear(sequence.data, weight_ih * slope[:, None], bias)
+            outputs.append(_Recurrence.apply(projected, weight_hh * slope[:, None], batch_sizes, suffix != ""))
+        return sequence._replace(data=torch.cat(outputs, dim=1))
+
+
+def _steps(batch_sizes: list[int], reverse: bool) -> list[tuple[int, int, int, int]]:
+    """(start, end, previous start, rows with a previous state) of each step's slice, in the order of computation.
+
+    Rows are sorted longest first, so the rows that a step shares with the one before it are the first of both:
+    going forward rows only end, going backward they only begin.
+    """
+    starts = [0]
+    for size in batch_sizes:
+        starts.append(starts[-1] + size)
+    order = range(len(batch_sizes))[:: -1 if reverse else 1]
+    steps = []
+    previous_start = previous_size = 0
+    for index in order:
+        start, size = starts[index], batch_sizes[index]
+        steps.append((start, start + size, previous_start, min(size, previous_size)))
+        previous_start, previous_size = start, size
+    return steps
+
+
+class _Recurrence(torch.autograd.Function):
+    """The recurrence of one direction, given the input projections (biases, slope and offset included)."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, projected: Tensor, weight_hh: Tensor, batch_sizes: list[int], reverse: bool
+    ) -> Tensor:
+        """projected [tokens, 4 * hidden] and weight_hh [4 * hidden, hidden] -> hidden states [tokens, hidden]."""
+        size = weight_hh.shape[1]
+        steps = _steps(batch_sizes, reverse)
+        transposed = weight_hh.t()
+        gates = projected.clone()
+        cells = projected.new_empty(len(projected), size)
+        hidden = torch.empty_like(cells)
+        for start, end, previous, rows in steps:
+            gate = gates[start:end]
+            if rows:
+                gate[:rows].addmm_(hidden[previous : previous + rows], transposed)
+            gate[:, : 2 * size].clamp_(0, 1)
+            gate[:, 2 * size : 3 * size].tanh_()
+            gate[:, 3 * size :].clamp_(0, 1)
+            i, f, g, o = gate.split(size, dim=1)
+            cell = torch.mul(i, g, out=cells[start:end])
+            if rows:
+                cell[:rows].addcmul_(f[:rows], cells[previous : previous + rows])
+            torch.tanh(cell, out=hidden[start:end])
+            hidden[start:end].mul_(o)
+        ctx.save_for_backward(weight_hh, gates, cells, hidden)  # type: ignore[attr-defined]
+        ctx.steps = steps  # type: ignore[attr-defined]
+        return hidden
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_hidden: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """Back-propagation through time, one step's slice after another in reverse order of computation."""
+        weight_hh, gates, cells, hidden = ctx.saved_tensors  # type: ignore[attr-defined]
+        steps: list[tuple[int, int, int, int]] = ctx.steps  # type: ignore[attr-defined]
+        size = weight_hh.shape[1]
+        grad_gates = torch.zeros_like(gates)  # the forget gate of a row's first step has no gradient
+        previous_hidden = torch.zeros_like(hidden)
+        grad_from_later: tuple[Tensor, Tensor] | None = None  # of hidden and cell states, for the first rows
+        for start, end, previous, rows in reversed(steps):
+            i, f, g, o = gates[start:end].split(size, dim=1)
+            grad_i, grad_f, grad_g, grad_o = grad_gates[start:end].split(size, dim=1)
+            grad_h = grad_hidden[start:end]
+            if grad_from_later is not None:
+                grad_h = grad_h.clone()
+                grad_h[: len(grad_from_later[0])] += grad_from_later[0]
+            tanh_cell = cells[start:end].tanh()
+            torch.mul(grad_h, tanh_cell, out=grad_o)
+            grad_c = grad_h * o * (1 - tanh_cell * tanh_cell)
+            if grad_from_later is not None:
+                grad_c[: len(grad_from_later[1])] += grad_from_later[1]
+            torch.mul(grad_c, g, out=grad_i)
+            torch.mul(grad_c, i, out=grad_g)
+            grad_g.mul_(1 - g * g)
+            grad_from_later = None
+            if rows:
+                torch.mul(grad_c[:rows], cells[previous : previous + rows], out=grad_f[:rows])
+                previous_hidden[start : start + rows] = hidden[previous : previous + rows]
+            for gate, grad_gate in ((i, grad_i), (f, grad_f), (o, grad_o)):
+                grad_gate.mul_((gate > 0) & (gate < 1))  # the clamp
+            if rows:
+                grad_from_later = (grad_gates[start : start + rows] @ weight_hh, grad_c[:rows] * f[:rows])
+        return grad_gates, grad_gates.t() @ previous_hidden, None, None

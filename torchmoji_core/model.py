@@ -1,0 +1,124 @@
+"""The DeepMoji network as a module: packed token ids -> logits, embedding and attention, in one pass.
+
+    ids -> embedding -> tanh -> BiLSTM 0 -> BiLSTM 1 -> concatenate (h1, h0, x) -> attention -> linear
+
+Parameter names are those of the published torchMoji checkpoint, so its state dict loads without renaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from torchmoji_core.attention import AttentionWeightedAverage
+from torchmoji_core.errors import InputError
+from torchmoji_core.lstm import HardSigmoidLSTM
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of a model. DeepMoji's published one is (50,000, 256, 512, 64)."""
+
+    vocabulary: int
+    embedding: int
+    hidden: int
+    classes: int
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or not 0 < value <= 10_000_000:
+                raise InputError(f"model dimension {name!r} must be a positive integer, not {value!r}")
+
+    @property
+    def channels(self) -> int:
+        """Width of the tweet embedding: two bidirectional layers and the word embedding; 2304 at full size."""
+        return 4 * self.hidden + self.embedding
+
+
+class ModelOutput(NamedTuple):
+    """What one pass gives, in the order of the rows before packing."""
+
+    logits: Tensor
+    """[rows, classes]; softmax gives the probabilities."""
+    embedding: Tensor
+    """[rows, channels]"""
+    attention: Tensor
+    """[rows, longest row], zero behind a row's end"""
+
+
+class TorchMoji(nn.Module):
+    """DeepMoji's architecture at any size. A new module's parameters are not initialized: load or initialize them."""
+
+    def __init__(self, dimensions: Dimensions, embedding_dropout: float = 0.0, output_dropout: float = 0.0) -> None:
+        """Args:
+        dimensions: the sizes.
+        embedding_dropout: probability of dropping a whole embedding channel of a row, in training.
+        output_dropout: probability of dropping a channel in front of the output layer, in training.
+        """
+        super().__init__()
+        self.dimensions = dimensions
+        self.embedding_dropout = embedding_dropout
+        self.embed = nn.Embedding(dimensions.vocabulary, dimensions.embedding, _weight=torch.empty(dimensions.vocabulary, dimensions.embedding))
+        self.lstm_0 = HardSigmoidLSTM(dimensions.embedding, dimensions.hidden)
+        self.lstm_1 = HardSigmoidLSTM(2 * dimensions.hidden, dimensions.hidden)
+        self.attention_layer = AttentionWeightedAverage(dimensions.channels)
+        self.output_dropout = nn.Dropout(output_dropout)
+        self.output_layer = nn.Sequential(nn.Linear(dimensions.channels, dimensions.classes))
+
+    def forward(self, ids: PackedSequence) -> ModelOutput:
+        """Score packed rows; every row has at least one token (see `pack_ids`)."""
+        x = self._drop_channels(self.embed(ids.data).tanh(), ids.batch_sizes)
+        layer_0 = self.lstm_0(ids._replace(data=x))
+        layer_1 = self.lstm_1(layer_0)
+        features = layer_1._replace(data=torch.cat((layer_1.data, layer_0.data, x), dim=1))
+        embedding, attention = self.attention_layer(features)
+        if ids.unsorted_indices is not None:
+            embedding, attention = embedding[ids.unsorted_indices], attention[ids.unsorted_indices]
+        return ModelOutput(self.output_layer(self.output_dropout(embedding)), embedding, attention)
+
+    def _drop_channels(self, x: Tensor, batch_sizes: Tensor) -> Tensor:
+        if not self.training or self.embedding_dropout == 0:
+            return x
+        keep = 1 - self.embedding_dropout
+        mask = x.new_empty(int(batch_sizes[0]), x.shape[1]).bernoulli_(keep) / keep
+        return x * torch.cat([mask[:size] for size in batch_sizes.tolist()])
+
+
+def pack_ids(rows: Sequence[Sequence[int]]) -> PackedSequence:
+    """Pack token ids, longest row first; the packing remembers the order given.
+
+    Raises:
+        ValueError: if there are no rows, or a row has no tokens: those have no score and stay outside the model.
+    """
+    if not rows or not all(rows):
+        raise ValueError("the model needs at least one row, and at least one token in every row")
+    return nn.utils.rnn.pack_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], enforce_sorted=False)
+
+
+def dimensions_of(state: Mapping[str, Tensor]) -> Dimensions:
+    """Read a model's sizes off its state dict.
+
+    Raises:
+        InputError: if the names are not the published ones, or the shapes do not fit together.
+    """
+    try:
+        vocabulary, embedding = state["embed.weight"].shape
+        hidden = state["lstm_0.weight_hh_l0"].shape[1]
+        classes = state["output_layer.0.weight"].shape[0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"these are not the weights of a torchMoji model: {error} is missing or has another shape") from None
+    dimensions = Dimensions(vocabulary, embedding, hidden, classes)
+    with torch.device("meta"):
+        expected = TorchMoji(dimensions).state_dict()
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or extra:
+        raise InputError(f"these are not the weights of a torchMoji model: missing {missing[:3]}, unknown {extra[:3]}")
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise InputError(f"weights {name!r} have shape {list(state[name].shape)}, expected {list(tensor.shape)}")
+    return dimensions
