@@ -37,13 +37,6 @@ class HardSigmoidLSTM(nn.Module):
             self.register_parameter(f"weight_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size, hidden_size)))
             self.register_parameter(f"bias_ih_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
             self.register_parameter(f"bias_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
-        # Slope and offset of the hard sigmoid, folded into the products: what is left of it is a clamp.
-        slope = torch.full((4, hidden_size), 0.2)
-        offset = torch.full((4, hidden_size), 0.5)
-        slope[2], offset[2] = 1.0, 0.0  # the candidate g goes through tanh
-        self.register_buffer("_slope", slope.flatten(), persistent=False)
-        self.register_buffer("_offset", offset.flatten(), persistent=False)
-
     def forward(self, sequence: PackedSequence) -> PackedSequence:
         """Run both directions from zero states.
 
@@ -54,7 +47,7 @@ class HardSigmoidLSTM(nn.Module):
             The same packing with data [tokens, 2 * hidden_size]: forward channels, then backward channels.
         """
         batch_sizes = sequence.batch_sizes.tolist()
-        slope, offset = self.get_buffer("_slope"), self.get_buffer("_offset")
+        slope, offset = folded_hard_sigmoid(self.hidden_size, sequence.data)
         outputs = []
         for suffix in DIRECTIONS:
             weight_ih, weight_hh, bias_ih, bias_hh = (
@@ -66,7 +59,17 @@ class HardSigmoidLSTM(nn.Module):
         return sequence._replace(data=torch.cat(outputs, dim=1))
 
 
-def _steps(batch_sizes: list[int], reverse: bool) -> list[tuple[int, int, int, int]]:
+def folded_hard_sigmoid(hidden_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and offset to fold into the gates' products, [4 * hidden_size] each: what is left of the gate is a clamp.
+
+    The candidate g, third of the four, goes through tanh and keeps slope 1 and offset 0.
+    """
+    gates = like.new_tensor([[0.2, 0.5], [0.2, 0.5], [1.0, 0.0], [0.2, 0.5]])
+    slope, offset = gates.repeat_interleave(hidden_size, dim=0).unbind(1)
+    return slope, offset
+
+
+def steps_of(batch_sizes: list[int], reverse: bool) -> list[tuple[int, int, int, int]]:
     """(start, end, previous start, rows with a previous state) of each step's slice, in the order of computation.
 
     Rows are sorted longest first, so the rows that a step shares with the one before it are the first of both:
@@ -94,7 +97,7 @@ class _Recurrence(torch.autograd.Function):
     ) -> Tensor:
         """projected [tokens, 4 * hidden] and weight_hh [4 * hidden, hidden] -> hidden states [tokens, hidden]."""
         size = weight_hh.shape[1]
-        steps = _steps(batch_sizes, reverse)
+        steps = steps_of(batch_sizes, reverse)
         transposed = weight_hh.t()
         gates = projected.clone()
         cells = projected.new_empty(len(projected), size)

@@ -1,0 +1,41 @@
+"""What the command lines share: exit statuses, one-line errors, options from dataclasses. Imports no Beam."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from torchmoji_core.errors import InputError, RunError
+
+DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS = range(4)
+
+
+def run_command(main: Callable[[list[str]], int]) -> int:
+    """Run a command's main; a user's mistake ends in one line on standard error and an exit status.
+
+    Returns:
+        main's status; 2 for wrong options or input, 1 for a run that failed, 130 when interrupted.
+    """
+    try:
+        return main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG_INPUT
+    except RunError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
+    """Add one option for each field of a dataclass, with its type and default."""
+    types = get_type_hints(options)
+    for field in dataclasses.fields(options):
+        parser.add_argument(
+            f"--{field.name}", type=types[field.name], default=field.default, help=f"(default: {field.default})"
+        )

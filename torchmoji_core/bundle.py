@@ -1,0 +1,217 @@
+"""A bundle: everything needed to score, in one directory or one .zip file, and nothing that can execute.
+
+    config.json         format, dimensions, classes, maxlen, tokenizer version, provenance, digests of the other files
+    vocabulary.json     token -> id
+    model.safetensors   weights, float32 or float16, under the published torchMoji names
+    MODEL_CARD.md       for people; optional and not part of the fingerprint
+
+config.json holds the SHA-256 of the two other files, so its own SHA-256 is a fingerprint of the content: same
+fingerprint, same scores. Where a bundle comes from is the business of `bundle_files`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS, read_bundle_files, write_bundle_files
+from torchmoji_core.errors import InputError
+from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
+from torchmoji_core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from torchmoji_core.inference.scorer import Scorer
+    from torchmoji_core.inference.scores import Scores
+    from torchmoji_core.model import Dimensions, TorchMoji
+
+FORMAT = "torchmoji-bundle-1"
+DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "emoji64-small"
+DEFAULT_MAXLEN = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A loaded model with its vocabulary and class list."""
+
+    name: str
+    classes: tuple[str, ...]
+    """Output i is classes[i]."""
+    vocabulary: Vocabulary
+    state: Mapping[str, Tensor]
+    """Weights under the published names, as stored (float32 or float16)."""
+    maxlen: int = DEFAULT_MAXLEN
+    """Tokens read of each text; what is behind them has no influence."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Where the weights come from: free-form, JSON."""
+    card: str = ""
+    """The model card, Markdown."""
+    tokenizer_version: str = TOKENIZER_VERSION
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: if the parts do not belong together.
+        """
+        dimensions = self.dimensions
+        if len(self.classes) != dimensions.classes or len(set(self.classes)) != len(self.classes):
+            raise InputError(f"bundle {self.name}: {len(self.classes)} classes for {dimensions.classes} outputs, or one twice")
+        if len(self.vocabulary) != dimensions.vocabulary:
+            raise InputError(
+                f"bundle {self.name}: the vocabulary has {len(self.vocabulary)} tokens, "
+                f"the embedding {dimensions.vocabulary} rows; they belong to different models"
+            )
+        if type(self.maxlen) is not int or self.maxlen < 1:
+            raise InputError(f"bundle {self.name}: maxlen must be a positive integer, not {self.maxlen!r}")
+        if self.tokenizer_version != TOKENIZER_VERSION:
+            raise InputError(
+                f"bundle {self.name} was made for tokenizer {self.tokenizer_version!r}; "
+                f"this version has {TOKENIZER_VERSION!r}: use the version of this package that made it"
+            )
+
+    @cached_property
+    def dimensions(self) -> Dimensions:
+        from torchmoji_core.model import dimensions_of
+
+        return dimensions_of(self.state)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.vocabulary)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) over everything that decides a score."""
+        return hashlib.sha256(self._files[CONFIG]).hexdigest()
+
+    @cached_property
+    def _files(self) -> dict[str, bytes]:
+        from safetensors.torch import save
+
+        vocabulary = self.vocabulary.to_json().encode()
+        weights = save({name: tensor.contiguous() for name, tensor in sorted(self.state.items())})
+        config = {
+            "format": FORMAT,
+            "name": self.name,
+            "dimensions": vars(self.dimensions),
+            "classes": list(self.classes),
+            "maxlen": self.maxlen,
+            "tokenizer": self.tokenizer_version,
+            "provenance": dict(self.provenance),
+            "sha256": {
+                VOCABULARY: hashlib.sha256(vocabulary).hexdigest(),
+                WEIGHTS: hashlib.sha256(weights).hexdigest(),
+            },
+        }
+        content = (json.dumps(config, ensure_ascii=False, indent=1) + "\n").encode()
+        return {CONFIG: content, VOCABULARY: vocabulary, WEIGHTS: weights, CARD: self.card.encode()}
+
+    def model(self) -> TorchMoji:
+        """A new module with these weights in float32, in evaluation mode."""
+        import torch
+
+        from torchmoji_core.model import TorchMoji
+
+        with torch.device("meta"):
+            model = TorchMoji(self.dimensions)
+        model = model.to_empty(device="cpu")
+        model.load_state_dict({name: tensor.float() for name, tensor in self.state.items()})
+        return model.eval()
+
+    def scorer(self, precision: str = "auto") -> Scorer:
+        """A scorer that shares this bundle's tokenizer; keep it where many calls are made."""
+        from torchmoji_core.inference.scorer import Scorer
+
+        return Scorer(self, precision)
+
+    def score(self, texts: Sequence[str], precision: str = "auto") -> Scores:
+        """Score texts, keeping their order; a text without tokens gives a row of NaN.
+
+        Args:
+            texts: any strings.
+            precision: one of `torchmoji_core.inference.PRECISIONS`.
+        """
+        if precision not in self._scorers:
+            self._scorers[precision] = self.scorer(precision)
+        return self._scorers[precision].score(texts)
+
+    @cached_property
+    def _scorers(self) -> dict[str, Scorer]:
+        return {}
+
+    def save(self, path: str | Path) -> None:
+        """Write a directory, or one file if the name ends in .zip. The target appears whole or not at all.
+
+        Raises:
+            InputError: if the target exists and is not empty, or cannot be written.
+        """
+        write_bundle_files({name: content for name, content in self._files.items() if content}, Path(path))
+
+
+def load_bundle(source: str | Path | None = None) -> Bundle:
+    """Load a bundle and verify it against its own digests.
+
+    Args:
+        source: a directory, a .zip file, or a URI of either that smart_open reads (https, s3, gs, file);
+            the bundled default model if None.
+
+    Raises:
+        InputError: if it cannot be found or read, is damaged, or is not a bundle.
+    """
+    location = str(DEFAULT_BUNDLE if source is None else source)
+    files = read_bundle_files(location)
+    config = parse_config(files[CONFIG], location)
+    for name, digest in config["sha256"].items():
+        if hashlib.sha256(files[name]).hexdigest() != digest:
+            raise InputError(f"bundle {location}: {name} does not match the SHA-256 in {CONFIG}; it is damaged or was changed")
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        state = load(bytes(files[WEIGHTS]))
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
+    bundle = Bundle(
+        name=config["name"],
+        classes=tuple(config["classes"]),
+        vocabulary=Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}"),
+        state=state,
+        maxlen=config["maxlen"],
+        provenance=config["provenance"],
+        card=files.get(CARD, b"").decode("utf-8", "replace"),
+        tokenizer_version=config["tokenizer"],
+    )
+    bundle.__dict__["fingerprint"] = fingerprint_of(files[CONFIG])
+    return bundle
+
+
+def fingerprint_of(config: bytes) -> str:
+    """The fingerprint of a bundle with this config.json."""
+    return hashlib.sha256(config).hexdigest()
+
+
+def parse_config(content: bytes, location: str) -> dict[str, Any]:
+    """Read config.json, checking that every field is there with its type.
+
+    Raises:
+        InputError: naming the field at fault.
+    """
+    try:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"bundle {location}: {CONFIG} is not JSON ({error})") from None
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise InputError(f"bundle {location}: format is {found!r}, this version reads {FORMAT!r}")
+    types = {"name": str, "classes": list, "maxlen": int, "tokenizer": str, "provenance": dict, "sha256": dict}
+    for name, kind in types.items():
+        if not isinstance(config.get(name), kind):
+            raise InputError(f"bundle {location}: {CONFIG} needs {name!r} as {kind.__name__}")
+    if config["sha256"].keys() != {VOCABULARY, WEIGHTS} or not all(isinstance(label, str) for label in config["classes"]):
+        raise InputError(f"bundle {location}: {CONFIG} needs class names, and digests of {VOCABULARY} and {WEIGHTS}")
+    return config

@@ -1,0 +1,32 @@
+"""The class list of a model: DeepMoji's 64 emojis, or the classes of a fine-tuned task."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+DEEPMOJI_EMOJIS = tuple(
+    (
+        "😂 😒 😩 😭 😍 😔 👌 😊 ❤ 😏 😁 🎶 😳 💯 😴 😌 "
+        "☺ 🙌 💕 😑 😅 🙏 😕 😘 ♥ 😐 💁 😞 🙈 😫 ✌ 😎 "
+        "😡 👍 😢 😪 😋 😤 ✋ 😷 👏 👀 🔫 😣 😈 😓 💔 ♡ "
+        "🎧 🙊 😉 💀 😖 😄 😜 😠 🙅 💪 👊 💜 💖 💙 😬 ✨"
+    ).split()
+)
+"""Output i of a DeepMoji model is entry i. One code point each, without variation selectors. The order is that of the
+emoji list the published model was trained with; the port's `emoji_codes.json` is wrong at 36, 44 and 47."""
+
+
+@lru_cache(maxsize=4096)
+def alias(label: str) -> str:
+    """A name in plain ASCII for a class: an emoji's short code, a symbol's Unicode name, or the label itself.
+
+    >>> alias("😂"), alias("♡"), alias("anger")
+    ('face_with_tears_of_joy', 'white_heart_suit', 'anger')
+    """
+    import emoji
+
+    short_code = emoji.demojize(label, delimiters=("", ""))
+    if short_code == label and len(label) == 1 and not label.isascii():
+        return unicodedata.name(label, label).lower().replace(" ", "_")
+    return short_code
