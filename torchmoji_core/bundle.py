@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -163,17 +163,13 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
     Raises:
         InputError: if it cannot be found or read, is damaged, or is not a bundle.
     """
-    location = str(DEFAULT_BUNDLE if source is None else source)
-    files = read_bundle_files(location)
-    config = parse_config(files[CONFIG], location)
-    for name, digest in config["sha256"].items():
-        if hashlib.sha256(files[name]).hexdigest() != digest:
-            raise InputError(f"bundle {location}: {name} does not match the SHA-256 in {CONFIG}; it is damaged or was changed")
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    location = _location(source)
+    config, files = _read_verified(location, (CONFIG, VOCABULARY, WEIGHTS, CARD))
     try:
-        state = load(bytes(files[WEIGHTS]))
+        state = load(files[WEIGHTS])
     except (SafetensorError, ValueError, RuntimeError) as error:
         raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
     bundle = Bundle(
@@ -186,13 +182,34 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
         card=files.get(CARD, b"").decode("utf-8", "replace"),
         tokenizer_version=config["tokenizer"],
     )
-    bundle.__dict__["fingerprint"] = fingerprint_of(files[CONFIG])
+    bundle.__dict__["fingerprint"] = hashlib.sha256(files[CONFIG]).hexdigest()  # that of the files, not of a re-save
     return bundle
 
 
-def fingerprint_of(config: bytes) -> str:
-    """The fingerprint of a bundle with this config.json."""
-    return hashlib.sha256(config).hexdigest()
+def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
+    """The tokenizer of a bundle and its maxlen, without reading the weights.
+
+    Raises:
+        InputError: as `load_bundle`.
+    """
+    location = _location(source)
+    config, files = _read_verified(location, (CONFIG, VOCABULARY))
+    return Tokenizer(Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}")), config["maxlen"]
+
+
+def _location(source: str | Path | None) -> str:
+    return str(DEFAULT_BUNDLE if source is None else source)
+
+
+def _read_verified(location: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    files = read_bundle_files(location, names)
+    config = parse_config(files[CONFIG], location)
+    for name in config["sha256"].keys() & files.keys():
+        if hashlib.sha256(files[name]).hexdigest() != config["sha256"][name]:
+            raise InputError(
+                f"bundle {location}: {name} does not match the SHA-256 in {CONFIG}; it is damaged or was changed"
+            )
+    return config, files
 
 
 def parse_config(content: bytes, location: str) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from torchmoji_core.errors import InputError
 
@@ -61,29 +63,34 @@ def read_uri(uri: str, limit: int = 8 << 30) -> bytes:
     return content
 
 
-def read_bundle_files(location: str) -> dict[str, bytes]:
+def read_bundle_files(location: str, names: Collection[str] = tuple(_LIMITS)) -> dict[str, bytes]:
     """The files of a bundle by name.
+
+    Args:
+        location: a directory, a .zip file, or a URI of either.
+        names: which files; optional ones that are not there are left out.
 
     Raises:
         InputError: if the location does not exist, lacks a file, or holds something else.
     """
     if is_remote(location):
         if location.split("?")[0].endswith(".zip"):
-            return _read_zip(io.BytesIO(read_uri(location, sum(_LIMITS.values()))), location)
-        return _read_remote_directory(location.rstrip("/"))
+            return _read_zip(io.BytesIO(read_uri(location, sum(_LIMITS.values()))), location, names)
+        return _read_remote_directory(location.rstrip("/"), names)
     path = Path(location.removeprefix("file://")).expanduser()
     if path.is_dir():
-        return _collect({name: path / name for name in _LIMITS if (path / name).is_file()}, location)
+        return _collect({name: path / name for name in _LIMITS if (path / name).is_file()}, location, names)
     if not path.exists():
         raise InputError(f"model {location}: no such directory or file; give a bundle, or leave the option out for the bundled model")
     with path.open("rb") as file:
-        return _read_zip(file, location)
+        return _read_zip(file, location, names)
 
 
-def _collect(paths: Mapping[str, Path], location: str) -> dict[str, bytes]:
+def _collect(paths: Mapping[str, Path], location: str, names: Collection[str]) -> dict[str, bytes]:
     _check_complete(paths, location)
     files = {}
-    for name, path in paths.items():
+    for name in paths.keys() & names:
+        path = paths[name]
         try:
             if path.stat().st_size > _LIMITS[name]:
                 raise InputError(f"bundle {location}: {name} is larger than {_LIMITS[name]} bytes")
@@ -102,10 +109,10 @@ def _check_complete(names: Mapping[str, object], location: str) -> None:
         )
 
 
-def _read_zip(file: object, location: str) -> dict[str, bytes]:
+def _read_zip(file: BinaryIO, location: str, names: Collection[str]) -> dict[str, bytes]:
     """Read the known names only, at the top or in one folder; nothing is extracted to a path the archive names."""
     try:
-        with zipfile.ZipFile(file) as archive:  # type: ignore[arg-type]
+        with zipfile.ZipFile(file) as archive:
             members = {}
             for member in archive.infolist():
                 folder, _, name = member.filename.rpartition("/")
@@ -113,24 +120,25 @@ def _read_zip(file: object, location: str) -> dict[str, bytes]:
                     members[name] = member
             _check_complete(members, location)
             files = {}
-            for name, member in members.items():
+            for name in members.keys() & names:
+                member = members[name]
                 with archive.open(member) as content:
                     files[name] = content.read(_LIMITS[name] + 1)
                 if len(files[name]) > _LIMITS[name]:
                     raise InputError(f"bundle {location}: {name} is larger than {_LIMITS[name]} bytes")
             return files
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zipfile.zlib.error, OSError) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error, OSError) as error:
         raise InputError(f"model {location}: neither a bundle directory nor a readable .zip of one ({error})") from None
 
 
-def _read_remote_directory(location: str) -> dict[str, bytes]:
+def _read_remote_directory(location: str, names: Collection[str]) -> dict[str, bytes]:
     config = read_uri(f"{location}/{CONFIG}", _LIMITS[CONFIG])
     try:
         digests = dict(json.loads(config)["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"model {location}: its {CONFIG} is not that of a bundle") from None
     files = {CONFIG: config}
-    for name in (VOCABULARY, WEIGHTS):
+    for name in digests.keys() & names:
         files[name] = _read_cached(f"{location}/{name}", str(digests.get(name)), _LIMITS[name])
     return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 DEEPMOJI_EMOJIS = tuple(
@@ -30,3 +31,8 @@ def alias(label: str) -> str:
     if short_code == label and len(label) == 1 and not label.isascii():
         return unicodedata.name(label, label).lower().replace(" ", "_")
     return short_code
+
+
+def are_emojis(labels: Sequence[str]) -> bool:
+    """Whether a class list is one of emojis (or symbols used as such) rather than of words."""
+    return all(len(label) <= 2 and not label.isalnum() and not label.isascii() for label in labels)

@@ -1,0 +1,176 @@
+"""python -m pipelines.convert: make a bundle from a published torchMoji or DeepMoji checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from pipelines.command_line import run_command
+from torchmoji_core.errors import InputError
+from torchmoji_core.labels import DEEPMOJI_EMOJIS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from torchmoji_core.bundle import Bundle
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m pipelines.convert",
+        description="Convert torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf5 to a bundle.",
+        allow_abbrev=False,
+    )
+    result.add_argument("--checkpoint", required=True, help="file or URI of the weights, in either format")
+    result.add_argument("--vocabulary", required=True, help="vocabulary.json of the weights: token to id")
+    result.add_argument("--output", required=True, help="bundle to write: a new directory, or a new .zip")
+    result.add_argument("--name", help="name of the bundle (default: the checkpoint's name without its ending)")
+    result.add_argument("--maxlen", type=int, default=30, help="tokens read of each text (default: %(default)s)")
+    result.add_argument(
+        "--classes", type=Path, help="JSON list of names, one for each output (default: DeepMoji's emojis if 64)"
+    )
+    result.add_argument("--half", action="store_true", help="store float16: half the size, slightly other scores")
+    result.add_argument(
+        "--check_known_answers",
+        choices=("yes", "no", "auto"),
+        default="auto",
+        help="score seven texts whose results with the published weights are known; yes: other results are an error; "
+        "auto: they are a warning, and only weights of the published size are checked (default: %(default)s)",
+    )
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    from torchmoji_core.bundle import Bundle
+    from torchmoji_core.bundle_files import is_remote
+    from torchmoji_core.checkpoints import checkpoint_format, fetch_checkpoint, parse_checkpoint
+    from torchmoji_core.model import dimensions_of
+    from torchmoji_core.vocabulary import Vocabulary
+
+    if is_remote(options.output):
+        raise InputError(f"--output {options.output}: give a local path, and upload the bundle from there")
+    if os.path.lexists(options.output):
+        raise InputError(f"--output {options.output} exists already; give a new name")
+    if options.maxlen < 1:
+        raise InputError(f"--maxlen must be at least 1, not {options.maxlen}")
+    vocabulary = Vocabulary.load(options.vocabulary)
+    content = fetch_checkpoint(options.checkpoint)
+    state = parse_checkpoint(content, options.checkpoint)
+    dimensions = dimensions_of(state)
+    checkpoint = file_name(options.checkpoint)
+    provenance = {
+        "made_by": "python -m pipelines.convert",
+        "checkpoint": checkpoint,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "format": checkpoint_format(content, options.checkpoint),
+    }
+    del content
+    name = options.name or PurePosixPath(checkpoint).stem
+    bundle = Bundle(
+        name=name,
+        classes=read_classes(options.classes, dimensions.classes),
+        vocabulary=vocabulary,
+        state=state,
+        maxlen=options.maxlen,
+        provenance=provenance,
+        card=f"# {name}\n\nConverted from `{checkpoint}` ({provenance['format']}, SHA-256 {provenance['sha256']}).\n",
+    )
+    # Before rounding to float16: the question is whose weights these are.
+    check_known_answers(bundle, options.check_known_answers, options.checkpoint)
+    if options.half:
+        bundle = dataclasses.replace(bundle, state=half(state))
+    bundle.save(options.output)
+    sizes = ", ".join(f"{key} {value:,}" for key, value in vars(dimensions).items())
+    print(f"wrote {options.output}, fingerprint {bundle.fingerprint}, {sizes}")
+    return 0
+
+
+def file_name(source: str) -> str:
+    """The last part of a path or URI: no directories, no query (which may hold a signature)."""
+    path = urlsplit(source).path if "://" in source else source
+    return PurePosixPath(path).name or "checkpoint"
+
+
+def read_classes(path: Path | None, outputs: int) -> tuple[str, ...]:
+    """The class names of a model: those of a JSON file, or DeepMoji's emojis.
+
+    Args:
+        path: JSON list of names; None for the emojis.
+        outputs: how many classes the weights have.
+
+    Raises:
+        InputError: if the file is no such list, or there are not as many different names as outputs.
+    """
+    if path is None:
+        if outputs != len(DEEPMOJI_EMOJIS):
+            raise InputError(
+                f"the weights have {outputs} outputs, not DeepMoji's {len(DEEPMOJI_EMOJIS)}; "
+                "name them with --classes FILE, a JSON list of strings"
+            )
+        return DEEPMOJI_EMOJIS
+    try:
+        classes = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"--classes {path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--classes {path}: not JSON ({error}); expected a list of strings") from None
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
+        raise InputError(f"--classes {path}: expected a JSON list of strings, none of them empty")
+    if len(classes) != outputs or len(set(classes)) != len(classes):
+        raise InputError(
+            f"--classes {path}: {len(classes)} names, {len(set(classes))} of them different; "
+            f"the weights have {outputs} outputs, give each its own name"
+        )
+    return tuple(classes)
+
+
+def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as float16.
+
+    Raises:
+        InputError: if one is beyond float16's range.
+    """
+    result = {name: tensor.half() for name, tensor in state.items()}
+    for name, tensor in result.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"--half: weights {name!r} are beyond float16's range; leave --half out")
+    return result
+
+
+def check_known_answers(bundle: Bundle, wanted: str, source: str) -> None:
+    """Report whether a bundle gives the published weights' known answers.
+
+    Args:
+        bundle: the bundle to be written.
+        wanted: `yes`, `no` or `auto`, as of the option.
+        source: the checkpoint, for errors.
+
+    Raises:
+        InputError: if it does not and must.
+    """
+    from torchmoji_core.checkpoints import KNOWN_ANSWERS, known_answers, looks_published
+
+    if wanted == "no" or wanted == "auto" and not looks_published(bundle.dimensions):
+        return
+    mismatches = known_answers(bundle)
+    if not mismatches:
+        print(f"known answers: {len(KNOWN_ANSWERS)} of {len(KNOWN_ANSWERS)}")
+        return
+    finding = f"checkpoint {source}: not the published weights, or not their vocabulary: {mismatches[0]}"
+    if len(mismatches) > 1:
+        finding += f", and {len(mismatches) - 1} more differences"
+    if wanted == "yes":
+        raise InputError(f"{finding}; weights of your own need --check_known_answers no")
+    print(f"warning: {finding}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,102 @@
+"""Cutting rows into batches by length: of a list that is known, and of a stream that is not. No model, no Beam.
+
+The engine computes no padding, so batches of one length are not about waste: they keep every step of the recurrence
+as wide as the batch, and bounds on rows and tokens bound its memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torchmoji_core.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Bounds of a batch, and of what waits for one."""
+
+    max_rows: int = 512
+    max_tokens: int = 8192
+    """About 150 MB of features and gates at full size."""
+    bucket_width: int = 2
+    """Lengths that share a bucket, for rows that arrive one by one."""
+    max_waiting: int = 16_384
+    """Rows held back in all; above it the fullest bucket goes first."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, not {value}")
+
+
+def plan_batches(lengths: Sequence[int], limits: BatchLimits = BatchLimits()) -> Iterator[list[int]]:  # noqa: B008
+    """Cut rows into batches of similar length, longest first, so that the largest batch comes first.
+
+    Args:
+        lengths: tokens of each row; rows without tokens are in no batch.
+        limits: a row longer than max_tokens is a batch of its own.
+
+    Yields:
+        Row indices; every row with tokens exactly once.
+    """
+    batch: list[int] = []
+    tokens = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if lengths[index] == 0:
+            break
+        if batch and (len(batch) >= limits.max_rows or tokens + lengths[index] > limits.max_tokens):
+            yield batch
+            batch, tokens = [], 0
+        batch.append(index)
+        tokens += lengths[index]
+    if batch:
+        yield batch
+
+
+class LengthBuckets(Generic[T]):
+    """Rows that arrive one by one, held in buckets of similar length until a batch is full."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self._limits = limits
+        self._buckets: dict[int, list[T]] = {}
+        self._waiting = 0
+
+    def add(self, row: T, length: int) -> list[T] | None:
+        """Hold a row; returns a batch when one is due."""
+        bucket = length // self._limits.bucket_width
+        rows = self._buckets.setdefault(bucket, [])
+        rows.append(row)
+        self._waiting += 1
+        longest = (bucket + 1) * self._limits.bucket_width - 1
+        if len(rows) >= self._limits.max_rows or (len(rows) + 1) * longest > self._limits.max_tokens:
+            return self._take(bucket)
+        if self._waiting >= self._limits.max_waiting:
+            return self._take(max(self._buckets, key=lambda bucket: len(self._buckets[bucket])))
+        return None
+
+    def drain(self) -> Iterator[list[T]]:
+        """The batches that are left, longest first; the buckets are empty afterwards.
+
+        Neighbouring buckets are joined as far as the limits allow, so that a short input is not cut into crumbs.
+        """
+        batch: list[T] = []
+        longest = 0
+        for bucket in sorted(self._buckets, reverse=True):
+            rows = self._take(bucket)
+            longest = longest or (bucket + 1) * self._limits.bucket_width - 1
+            total = len(batch) + len(rows)
+            if batch and (total > self._limits.max_rows or total * longest > self._limits.max_tokens):
+                yield batch
+                batch, longest = [], (bucket + 1) * self._limits.bucket_width - 1
+            batch += rows
+        if batch:
+            yield batch
+
+    def _take(self, bucket: int) -> list[T]:
+        rows = self._buckets.pop(bucket)
+        self._waiting -= len(rows)
+        return rows

@@ -1,0 +1,338 @@
+"""Published checkpoints -> a state dict: torchMoji's `.bin` and DeepMoji's Keras `.hdf5`. Writes nothing.
+
+A checkpoint is a stranger's file. Its content decides its format, not its name; a pickle goes through torch's
+restricted reader alone, HDF5 is not followed to another file, and the weights may not be larger than the file they
+came in. `pipelines.convert` makes a bundle of the result.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import stat
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchmoji_core.bundle_files import is_remote, read_uri
+from torchmoji_core.errors import InputError
+from torchmoji_core.model import Dimensions, dimensions_of, pack_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from torchmoji_core.bundle import Bundle
+
+TORCH_ZIP, TORCH_LEGACY, KERAS_HDF5 = "torch zip", "torch legacy", "keras hdf5"
+
+PUBLISHED = Dimensions(vocabulary=50_000, embedding=256, hidden=512, classes=64)
+
+KNOWN_ANSWERS: Mapping[str, tuple[int, ...]] = {
+    "I love mom's cooking": (36, 4, 8, 16, 47),
+    "I love how you never reply back..": (1, 19, 55, 25, 46),
+    "I love cruising with my homies": (31, 6, 30, 15, 13),
+    "I love messing with yo mind!!": (54, 44, 9, 50, 49),
+    "I love you and now you're just gone..": (46, 5, 27, 35, 34),
+    "This is shit": (55, 32, 27, 1, 37),
+    "This is the shit": (48, 11, 6, 31, 9),
+}
+"""The five most likely classes, most likely first, that the published weights give."""
+KNOWN_EMBEDDING = (-0.023, 0.021, -0.037, -0.001, -0.005)
+"""First channels of the mean embedding of the known answers' texts, to three decimals."""
+_KNOWN_MAXLEN = 30
+
+LARGEST_FILE = 4 << 30
+_REMEDY = "give torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf5"
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_ZIP_SIGNATURE = b"PK\x03\x04"
+_LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # behind the two bytes that give the pickle's protocol
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_KERAS_ARRAYS = {"embedding": 1, "bi_lstm_0": 6, "bi_lstm_1": 6, "attlayer": 1, "softmax": 2}
+_KERAS_1_ARRAYS = 24
+
+
+def read_checkpoint(source: str) -> dict[str, Tensor]:
+    """Read a published checkpoint.
+
+    Args:
+        source: a path, or any URI that smart_open reads.
+
+    Returns:
+        The weights under the published torchMoji names; float32, contiguous, finite, of shapes that fit together.
+
+    Raises:
+        InputError: in one line that names the file, if it is not such a checkpoint.
+    """
+    return parse_checkpoint(fetch_checkpoint(source), source)
+
+
+def fetch_checkpoint(source: str) -> bytes:
+    """The bytes of a checkpoint at a path or URI.
+
+    Raises:
+        InputError: if there is no such file, it cannot be read, or it is larger than 4 GB.
+    """
+    if is_remote(source):
+        return read_uri(source, LARGEST_FILE)
+    path = Path(source.removeprefix("file://")).expanduser()
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise InputError(f"checkpoint {source}: is a directory; {_REMEDY}")
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"checkpoint {source}: is not a regular file; {_REMEDY}")
+        if status.st_size > LARGEST_FILE:
+            raise InputError(f"checkpoint {source}: larger than {LARGEST_FILE} bytes; {_REMEDY}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"checkpoint {source}: no such file; {_REMEDY}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"checkpoint {source}: cannot be read ({_line(error)}); check path and access") from None
+
+
+def checkpoint_format(content: bytes, source: str) -> str:
+    """TORCH_ZIP, TORCH_LEGACY or KERAS_HDF5, by the first bytes of the content.
+
+    Raises:
+        InputError: if it is none of them, naming what it seems to be.
+    """
+    start = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    if content.startswith(_HDF5_SIGNATURE):
+        return KERAS_HDF5
+    if content.startswith(_ZIP_SIGNATURE):
+        return TORCH_ZIP
+    if content[2:].startswith(_LEGACY_MAGIC):
+        return TORCH_LEGACY
+    if not content:
+        raise InputError(f"checkpoint {source}: is empty; download it again")
+    if start.startswith(b"<"):
+        raise InputError(f"checkpoint {source}: is a web page (HTML); the download link needs dl=1 rather than dl=0")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"checkpoint {source}: is a Git LFS pointer, not the file itself; run git lfs pull")
+    if content.startswith(b"\x80"):
+        raise InputError(
+            f"checkpoint {source}: is a pickle that torch.save did not write, or only its beginning; "
+            f"refused, and nothing in it was run; {_REMEDY}"
+        )
+    raise InputError(f"checkpoint {source}: is neither a file of torch.save nor HDF5; {_REMEDY}")
+
+
+def parse_checkpoint(content: bytes, source: str) -> dict[str, Tensor]:
+    """As `read_checkpoint`, for bytes at hand; `source` names them in errors."""
+    keras = checkpoint_format(content, source) == KERAS_HDF5
+    state = _read_keras(content, source) if keras else _read_torch(content, source)
+    try:
+        dimensions_of(state)
+    except InputError as error:
+        raise InputError(f"checkpoint {source}: {_line(error)}; {_REMEDY}") from None
+    # Copied, because entries of a file may share one storage, which safetensors would not write.
+    result = {
+        name: torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach()) for name, tensor in state.items()
+    }
+    for name, tensor in result.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"checkpoint {source}: {name!r} holds NaN or infinity as float32; download it again")
+    return result
+
+
+def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
+    """Tensors of any float type and shape, all together no larger than the content."""
+    try:
+        if content.startswith(_ZIP_SIGNATURE):
+            _check_archive(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on a file that is then refused: its error shall be one line
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise InputError(f"checkpoint {source}: {error}") from None
+    except Exception as error:  # noqa: BLE001  the readers of zip, pickle and storages have many for a damaged file
+        if forbidden := re.search(r"GLOBAL ([\w.]{1,80})", str(error)):
+            raise InputError(
+                f"checkpoint {source}: holds more than tensors ({forbidden[1]}); "
+                f"refused, and nothing in it was run; {_REMEDY}"
+            ) from None
+        raise InputError(f"checkpoint {source}: damaged or incomplete ({_line(error)}); download it again") from None
+    if not isinstance(state, dict):
+        raise InputError(f"checkpoint {source}: holds a {type(state).__name__}, not a state dict; {_REMEDY}")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise InputError(
+                f"checkpoint {source}: entry {_line(repr(name))} is a {type(tensor).__name__}; "
+                "a state dict holds tensors by name: save the model's state_dict() and nothing else"
+            )
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+        if not plain or tensor.dtype not in _FLOATS:
+            kind = tensor.dtype if plain else "no plain tensor"
+            raise InputError(
+                f"checkpoint {source}: {_line(repr(name))} is {kind}; save float16, float32 or float64 tensors"
+            )
+    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > len(content):
+        raise InputError(f"checkpoint {source}: claims more weights than the file holds; download it again")
+    return dict(state)
+
+
+def _check_archive(content: bytes) -> None:
+    """Check sizes and check sums, which torch's own reader does not.
+
+    Raises:
+        InputError: without the file's name, if torch.save did not write the archive or it was damaged since.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise InputError(f"is a compressed archive, which torch.save never writes; {_REMEDY}")
+        if sum(member.file_size for member in members) > len(content):
+            raise InputError("claims more weights than the file holds; download it again")
+        if damaged := archive.testzip():
+            raise InputError(f"damaged ({damaged!r} does not match its check sum); download it again")
+
+
+def _read_keras(content: bytes, source: str) -> dict[str, Tensor]:
+    """Tensors under our names, float32, shapes as they follow from the file's."""
+    try:
+        import h5py
+    except ImportError:
+        raise InputError(f"checkpoint {source}: HDF5 needs h5py; install this package's extra 'hdf5'") from None
+    import numpy as np
+
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            datasets = _keras_datasets(file if "layer_names" in file.attrs else _member(file, "model_weights"))
+            claimed = sum(
+                math.prod(dataset.shape) * dataset.dtype.itemsize for layer in datasets.values() for dataset in layer
+            )
+            if claimed > len(content):
+                raise InputError("claims more weights than the file holds; download it again")
+            with np.errstate(over="ignore"):  # what does not fit float32 becomes infinite, and is refused as such
+                arrays = {
+                    name: [np.asarray(dataset[()], dtype=np.float32) for dataset in layer]
+                    for name, layer in datasets.items()
+                }
+    except InputError as error:
+        raise InputError(f"checkpoint {source}: {_line(error)}") from None
+    except Exception as error:  # noqa: BLE001  h5py passes on whatever the HDF5 library finds in a damaged file
+        raise InputError(f"checkpoint {source}: damaged or incomplete ({_line(error)}); download it again") from None
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in _rename(arrays).items()}
+
+
+def _keras_datasets(root: Any) -> dict[str, list[Any]]:
+    """The five layers' h5py datasets, in the file's order of weights; float, and stored in this file.
+
+    Raises:
+        InputError: without the file's name, if layers or arrays are missing, too many, or not as Keras writes them.
+    """
+    groups = {name: _member(root, name) for name in _names(root, "layer_names")}
+    weights = {name: names for name, group in groups.items() if (names := _names(group, "weight_names"))}
+    missing, extra = sorted(_KERAS_ARRAYS.keys() - weights.keys()), sorted(weights.keys() - _KERAS_ARRAYS.keys())
+    if missing or extra:
+        raise InputError(f"not the layers of a DeepMoji model: missing {missing}, unknown {extra[:3]}; {_REMEDY}")
+    for name, expected in _KERAS_ARRAYS.items():
+        found = len(weights[name])
+        if found != expected and found == _KERAS_1_ARRAYS:
+            raise InputError(f"layer {name!r} has 24 arrays, as of Keras 1; load and save the weights with Keras 2")
+        if found != expected:
+            raise InputError(f"layer {name!r} has {found} arrays, expected {expected} as of Keras 2; {_REMEDY}")
+    datasets = {name: [_member(groups[name], path) for path in weights[name]] for name in _KERAS_ARRAYS}
+    for layer in datasets.values():
+        for dataset in layer:
+            _check_dataset(dataset)
+    return datasets
+
+
+def _names(group: Any, attribute: str) -> list[str]:
+    """The strings of an attribute of a group."""
+    if attribute not in group.attrs:
+        raise InputError(f"has no attribute {attribute!r}, which Keras' save_weights writes; {_REMEDY}")
+    values = group.attrs[attribute].ravel().tolist()
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+
+
+def _member(group: Any, path: str) -> Any:
+    """What is at a path below a group, by hard links alone: soft and external ones may lead out of the file."""
+    import h5py
+
+    item = group
+    for name in filter(None, path.split("/")):
+        if not isinstance(item, h5py.Group) or not item.id.links.exists(name.encode()):
+            raise InputError(f"{path!r} is missing; {_REMEDY}")
+        if item.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            raise InputError(f"{path!r} is a link to elsewhere, which is not followed; {_REMEDY}")
+        item = item[name]
+    return item
+
+
+def _check_dataset(dataset: Any) -> None:
+    """Accept an array of floats whose values are in this file, as they are."""
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
+        raise InputError(f"{dataset.name!r} is not an array; {_REMEDY}")
+    if dataset.dtype.kind != "f" or dataset.dtype.itemsize not in (2, 4, 8):
+        raise InputError(f"{dataset.name!r} is {dataset.dtype}; save float16, float32 or float64 arrays")
+    if dataset.external or dataset.is_virtual:
+        raise InputError(f"the values of {dataset.name!r} are in another file, which is not read; {_REMEDY}")
+    if dataset.id.get_create_plist().get_nfilters():
+        raise InputError(f"{dataset.name!r} is compressed, which Keras never does; undo it with h5repack -f NONE")
+
+
+def _rename(layers: Mapping[str, list[NDArray[np.float32]]]) -> dict[str, NDArray[np.float32]]:
+    """Keras' arrays as ours: the orders of gates and channels agree, kernels are transposed, two biases are one."""
+    import numpy as np
+
+    kernel, bias = layers["softmax"]
+    vector = layers["attlayer"][0]
+    result = {
+        "embed.weight": layers["embedding"][0],
+        "attention_layer.attention_vector": vector.ravel() if vector.shape[1:] == (1,) else vector,
+        "output_layer.0.weight": kernel.T,
+        "output_layer.0.bias": bias,
+    }
+    for number in (0, 1):
+        arrays = layers[f"bi_lstm_{number}"]
+        for suffix, (kernel, recurrent_kernel, bias) in (("_l0", arrays[:3]), ("_l0_reverse", arrays[3:])):
+            result[f"lstm_{number}.weight_ih{suffix}"] = kernel.T
+            result[f"lstm_{number}.weight_hh{suffix}"] = recurrent_kernel.T
+            result[f"lstm_{number}.bias_ih{suffix}"] = bias
+            result[f"lstm_{number}.bias_hh{suffix}"] = np.zeros_like(bias)
+    return result
+
+
+def looks_published(dimensions: Dimensions) -> bool:
+    """Whether a model has the sizes of the published one; its weights may still be others."""
+    return dimensions == PUBLISHED
+
+
+def known_answers(bundle: Bundle) -> list[str]:
+    """Compare a bundle with what the published weights are known to give.
+
+    Returns:
+        One line for each of the seven texts with other classes, and one if the mean embedding differs; empty if all
+        is right.
+    """
+    if not looks_published(bundle.dimensions):
+        return [f"the model has dimensions {vars(bundle.dimensions)}, the published one {vars(PUBLISHED)}"]
+    rows = [bundle.tokenizer.ids(text, _KNOWN_MAXLEN) for text in KNOWN_ANSWERS]
+    with torch.inference_mode():
+        output = bundle.model()(pack_ids(rows))
+    mismatches = []
+    for (text, expected), found in zip(KNOWN_ANSWERS.items(), output.logits.topk(5).indices.tolist(), strict=True):
+        if tuple(found) != expected:
+            mismatches.append(f"{text!r} gives classes {found}, expected {list(expected)}")
+    channels = output.embedding.mean(dim=0)[: len(KNOWN_EMBEDDING)].tolist()
+    # Half a unit of the third decimal, and a little for another order of summation.
+    if not all(abs(value - expected) < 0.00051 for value, expected in zip(channels, KNOWN_EMBEDDING, strict=True)):
+        shown = [round(value, 3) for value in channels]
+        mismatches.append(f"the mean embedding begins {shown}, expected {list(KNOWN_EMBEDDING)}")
+    return mismatches
+
+
+def _line(text: object) -> str:
+    """At most 300 characters of a text or error, in one line."""
+    return " ".join(str(text).split())[:300] or type(text).__name__

@@ -1,0 +1,63 @@
+"""Beam transforms that annotate tweets; import them from here.
+
+>>> import transforms
+>>> outcome = tweets | transforms.AnnotateTweets(model="gs://models/emoji64")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transforms.annotate import AnnotateTweets
+    from transforms.batch import BatchByLength
+    from transforms.fields import FieldMapping, KeptField
+    from transforms.model_handler import TorchMojiModelHandler
+    from transforms.options import ScoreOptions
+    from transforms.read import ReadTweets
+    from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
+    from transforms.score import ScoreBatches
+    from transforms.tokenize import TokenizeTweets
+    from transforms.write import WriteDeadLetters, WriteScores
+
+__all__ = [
+    "AnnotateTweets",
+    "BatchByLength",
+    "DeadLetter",
+    "FieldMapping",
+    "KeptField",
+    "Outcome",
+    "ReadTweets",
+    "ScoreBatches",
+    "ScoreOptions",
+    "TokenizeTweets",
+    "TokenizedTweet",
+    "TorchMojiModelHandler",
+    "Tweet",
+    "WriteDeadLetters",
+    "WriteScores",
+]
+
+_MODULES = {
+    "AnnotateTweets": "annotate",
+    "BatchByLength": "batch",
+    "DeadLetter": "records",
+    "FieldMapping": "fields",
+    "KeptField": "fields",
+    "Outcome": "records",
+    "ReadTweets": "read",
+    "ScoreBatches": "score",
+    "ScoreOptions": "options",
+    "TokenizeTweets": "tokenize",
+    "TokenizedTweet": "records",
+    "TorchMojiModelHandler": "model_handler",
+    "Tweet": "records",
+    "WriteDeadLetters": "write",
+    "WriteScores": "write",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: command lines answer --help without loading Beam."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'transforms' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"transforms.{_MODULES[name]}"), name)

@@ -1,0 +1,90 @@
+"""AnnotateTweets: tokenize, batch, score; the composite that other people's pipelines import."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from torchmoji_core.batching import BatchLimits
+from torchmoji_core.inference.scores import DEFAULT_TOP, valid_unicode
+from transforms.batch import BatchByLength
+from transforms.fields import KeptField
+from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
+from transforms.records import DeadLetter, Outcome, Tweet
+from transforms.score import ScoreBatches
+from transforms.tokenize import TokenizeTweets
+
+
+class AnnotateTweets(beam.PTransform):
+    """Tweets (or plain strings) -> an `Outcome` of Arrow record batches, one row per tweet, and DeadLetters.
+
+    >>> scored, dead = pipeline | beam.Create(["what a day"]) | AnnotateTweets(outputs=("top",))
+    >>> rows = scored | beam.FlatMap(lambda batch: batch.to_pylist())
+
+    The order of rows is that of scoring. A plain string gets the hash of its text as id; make `Tweet`s for ids of
+    your own. The columns are those of the README's table.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        outputs: Iterable[str] = DEFAULT_OUTPUTS,
+        precision: str = "auto",
+        top_k: int = DEFAULT_TOP,
+        embedding_type: str = "float16",
+        keep: Iterable[KeptField] = (),
+        timestamp: bool = False,
+        torch_threads: int | None = None,
+        limits: BatchLimits = BatchLimits(),  # noqa: B008
+        run_id: str = "",
+        progress: str | None = None,
+    ) -> None:
+        """Args are those of `ScoreOptions`, and `limits` of a batch.
+
+        Raises:
+            InputError: for an unknown value, when the pipeline is built.
+        """
+        super().__init__()
+        self._limits = limits
+        self._options = ScoreOptions(
+            model=model,
+            precision=precision,
+            outputs=tuple(outputs),
+            top_k=top_k,
+            embedding_type=embedding_type,
+            keep=tuple(keep),
+            timestamp=timestamp,
+            torch_threads=torch_threads,
+            run_id=run_id,
+            progress=progress,
+        )
+
+    def expand(self, tweets: beam.PCollection[Tweet | str]) -> Outcome:
+        checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_outputs("dead", main="tweets")
+        scored = (
+            checked["tweets"]
+            | "TokenizeTweets" >> TokenizeTweets(self._options.model)
+            | "BatchByLength" >> BatchByLength(self._limits)
+            | "ScoreBatches" >> ScoreBatches(self._options)
+        )
+        dead = (checked["dead"], scored.dead_letters) | "DeadLetters" >> beam.Flatten()
+        return Outcome(scored.results, dead)
+
+
+def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
+    """Other people's pipelines hand over anything: what is no tweet costs its row, not the run."""
+    if isinstance(element, str):
+        text = valid_unicode(element)
+        element = Tweet(hashlib.sha256(text.encode()).hexdigest()[:32], text)
+    if not isinstance(element, Tweet) or not isinstance(element.text, str) or not isinstance(element.id, str):
+        reason = f"not a Tweet with a string as id and text: {type(element).__name__}"
+    elif len(element.extra) != n_extra:
+        reason = f"the tweet has {len(element.extra)} extra values for {n_extra} kept fields"
+    else:
+        yield element._replace(text=valid_unicode(element.text), id=valid_unicode(element.id))
+        return
+    letter = DeadLetter("AnnotateTweets", str(getattr(element, "id", "")), reason, repr(element)[:1000].encode("utf-8", "replace"))
+    yield beam.pvalue.TaggedOutput("dead", letter)

@@ -1,0 +1,218 @@
+"""Which fields of an input record become a tweet: look-up by dotted path, types, kept fields. Pure, no Beam."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference.scores import valid_unicode
+
+DEFAULT_TEXT_FIELDS = ("extended_tweet.full_text", "full_text", "data.text", "text")
+"""Tried in order: the whole text of a tweet in versions 1.1 and 2 of Twitter's API, then the plain name."""
+DEFAULT_ID_FIELDS = ("id_str", "data.id", "id")
+
+KEPT_TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "date": pa.date32(),
+    "json": pa.string(),
+}
+_TWITTER_TIME = "%a %b %d %H:%M:%S %z %Y"
+
+
+@dataclass(frozen=True)
+class KeptField:
+    """An input field that is carried through to a column of the same name."""
+
+    name: str
+    """Dotted path in the input, name of the output column."""
+    kind: str = "string"
+    """One of `KEPT_TYPES`."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise InputError("a kept field needs a name")
+        if self.kind not in KEPT_TYPES:
+            raise InputError(f"kept field {self.name}: type {self.kind!r} is unknown; choose from {', '.join(KEPT_TYPES)}")
+
+    @property
+    def column(self) -> pa.Field:
+        return pa.field(self.name, KEPT_TYPES[self.kind])
+
+
+@dataclass(frozen=True)
+class FieldMapping:
+    """Where a record has its text, id, timestamp, and what else to keep."""
+
+    text: tuple[str, ...] = DEFAULT_TEXT_FIELDS
+    """Candidates; the first that is there and not null is the text."""
+    id: tuple[str, ...] = DEFAULT_ID_FIELDS
+    """Candidates; without any of them the id is a hash of source and position."""
+    timestamp: str | None = None
+    """ISO 8601, Twitter's format, seconds since 1970, or a Parquet timestamp."""
+    keep: tuple[KeptField, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise InputError("the field mapping needs at least one text field")
+        names = [field.name for field in self.keep]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InputError(f"kept field {sorted(twice)[0]!r} is named twice")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All names a record is asked for, and the first part of each dotted one."""
+        paths = [*self.text, *self.id, *([self.timestamp] if self.timestamp else []), *(field.name for field in self.keep)]
+        return tuple(dict.fromkeys(name for path in paths for name in (path, path.partition(".")[0])))
+
+
+class FieldError(ValueError):
+    """A record that is no tweet; the message says why."""
+
+
+def look_up(record: dict[str, Any], path: str) -> Any:
+    """The value under a name, or else under a dotted path of names; None where there is none.
+
+    >>> look_up({"data": {"text": "hi"}}, "data.text")
+    'hi'
+    """
+    if path in record:
+        return record[path]
+    value: Any = record
+    for name in path.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
+def find_text(record: dict[str, Any], mapping: FieldMapping) -> str:
+    """The text of a record.
+
+    Raises:
+        FieldError: if no text field is there, or it is not a string.
+    """
+    for path in mapping.text:
+        value = look_up(record, path)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise FieldError(f"text field {path!r} is {type(value).__name__}, not a string")
+        return valid_unicode(value)
+    raise FieldError(f"no text: none of the fields {', '.join(mapping.text)}")
+
+
+def find_id(record: dict[str, Any], mapping: FieldMapping, source: str, position: int) -> str:
+    """The id of a record as a string.
+
+    Raises:
+        FieldError: if it is neither a string nor an integer: floats lose digits of tweet ids.
+    """
+    for path in mapping.id:
+        value = look_up(record, path)
+        if value is None or value == "":
+            continue
+        if isinstance(value, str):
+            return valid_unicode(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        raise FieldError(f"id field {path!r} is {type(value).__name__}, neither a string nor an integer")
+    return position_id(source, position)
+
+
+def position_id(source: str, position: int) -> str:
+    """The id of a record without one: 32 hexadecimal digits, the same whenever the same file is read.
+
+    >>> position_id("tweets.txt", 0)
+    'e92141e17acbd40d6f8825bfb12038e2'
+    """
+    return hashlib.sha256(f"{source}\0{position}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def find_timestamp(record: dict[str, Any], mapping: FieldMapping) -> int | None:
+    """Microseconds since 1970 in UTC; None where the field is missing or null, or none is asked for.
+
+    Raises:
+        FieldError: if there is a value that is no time.
+    """
+    value = look_up(record, mapping.timestamp) if mapping.timestamp else None
+    return None if value is None or value == "" else to_microseconds(value, mapping.timestamp or "")
+
+
+def to_microseconds(value: Any, name: str) -> int:
+    """A time in any accepted form as microseconds since 1970; times without a zone are in UTC."""
+    try:
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                value = datetime.strptime(value, _TWITTER_TIME) if value[:1].isalpha() else float(value)
+        if isinstance(value, datetime):
+            value = value if value.tzinfo else value.replace(tzinfo=UTC)
+            delta = value - datetime(1970, 1, 1, tzinfo=UTC)
+            return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            microseconds = round(value * 1_000_000)
+            datetime.fromtimestamp(value, UTC)  # raises for what no calendar holds, milliseconds for instance
+            return microseconds
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise FieldError(f"field {name!r} is no time: {str(value)[:40]!r}; expected ISO 8601 or seconds since 1970")
+
+
+def convert_kept(value: Any, field: KeptField) -> Any:
+    """A kept value as its declared type takes it; numbers and booleans may be spelled out, as they are in CSV.
+
+    Raises:
+        FieldError: if it is something else.
+    """
+    if value is None or (value == "" and field.kind not in ("string", "json")):
+        return None
+    try:
+        if field.kind == "json":
+            return valid_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+        if field.kind == "string" and isinstance(value, str | int | float | bool | date):
+            return valid_unicode(value if isinstance(value, str) else json.dumps(value, default=str).strip('"'))
+        if field.kind == "bool" and (isinstance(value, bool) or str(value).lower() in ("true", "false")):
+            return str(value).lower() == "true"
+        if field.kind == "int64" and isinstance(value, int | str) and not isinstance(value, bool):
+            return pa.scalar(int(value), pa.int64()).as_py()
+        if field.kind == "float64" and isinstance(value, int | float | str) and not isinstance(value, bool):
+            return float(value)
+        if field.kind == "timestamp":
+            return to_microseconds(value, field.name)
+        if field.kind == "date" and isinstance(value, str | date):
+            return date.fromisoformat(value) if isinstance(value, str) else date(value.year, value.month, value.day)
+    except (ValueError, OverflowError, RecursionError, pa.ArrowException):
+        pass
+    raise FieldError(f"kept field {field.name!r} is {str(value)[:40]!r}, not of type {field.kind}")
+
+
+def infer_kind(values: Sequence[Any]) -> str:
+    """The type of a kept field that holds all of the values, from a sample of records.
+
+    >>> infer_kind([1, 2.5, None])
+    'float64'
+    """
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds or kinds == {str}:
+        return "string"
+    if kinds == {bool}:
+        return "bool"
+    if kinds == {int}:
+        return "int64"
+    if kinds <= {int, float}:
+        return "float64"
+    if datetime in kinds and kinds <= {datetime}:
+        return "timestamp"
+    return "date" if kinds == {date} else "json"

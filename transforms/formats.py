@@ -1,0 +1,346 @@
+"""File formats as records: text lines, JSON lines, CSV/TSV, Parquet; compressed or not. Pure functions, no Beam.
+
+A reader yields a `Record` for what could be read and a `Damage` for what could not, and goes on behind the damage
+where the format allows. Positions are byte offsets in the uncompressed content, row numbers in Parquet.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import zstandard
+
+from torchmoji_core.errors import InputError
+
+FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
+_FORMAT_OF_SUFFIX = {
+    "txt": "text", "text": "text", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
+    "csv": "csv", "tsv": "tsv", "parquet": "parquet", "pq": "parquet",
+}  # fmt: skip
+_COMPRESSIONS = ("gz", "bz2", "zst", "zstd")
+
+MAX_RECORD_BYTES = 16 << 20
+"""A longer line is damage: nothing a person wrote is that long, and it would have to fit into memory many times."""
+RAW_KEPT = 1 << 20
+"""Bytes of a damaged record that are kept for its dead letter."""
+PARQUET_BATCH_ROWS = 1024
+
+_READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+
+
+class Record(NamedTuple):
+    """One record: fields by name, or the line itself in format text."""
+
+    position: int
+    value: dict[str, Any] | str
+    raw: bytes
+
+
+class Damage(NamedTuple):
+    """Something that could not be read."""
+
+    position: int
+    reason: str
+    raw: bytes
+
+
+def guess_format(path: str) -> tuple[str | None, str | None]:
+    """Format and compression by the name of a file; None for a format that the name does not tell.
+
+    >>> guess_format("a/tweets.jsonl.gz")
+    ('jsonl', 'gz')
+    """
+    parts = path.rsplit("/", 1)[-1].lower().split(".")
+    compression = parts.pop() if len(parts) > 1 and parts[-1] in _COMPRESSIONS else None
+    return (_FORMAT_OF_SUFFIX.get(parts[-1]) if len(parts) > 1 else None), compression
+
+
+def resolve_format(path: str, given: str | None) -> str:
+    """The format to read a file in.
+
+    Raises:
+        InputError: if it is neither given nor told by the name.
+    """
+    if given is not None and given not in FORMATS:
+        raise InputError(f"--format {given!r} is unknown; choose one of {', '.join(FORMATS)}")
+    kind = given or guess_format(path)[0]
+    if kind is None:
+        raise InputError(f"{path}: the name does not tell its format; give --format {{{','.join(FORMATS)}}}")
+    return kind
+
+
+def is_splittable(path: str, kind: str) -> bool:
+    """Whether parts of a file can be read without reading what is before them."""
+    return kind in ("text", "jsonl") and guess_format(path)[1] is None
+
+
+def read_records(
+    file: BinaryIO, path: str, kind: str, start: int = 0, end: int | None = None, columns: tuple[str, ...] | None = None
+) -> Iterator[Record | Damage]:
+    """Read one file, or the part of it that starts in [start, end).
+
+    Args:
+        file: seekable where the format is splittable or Parquet; not decompressed.
+        path: its name, which tells the compression.
+        kind: one of `FORMATS`.
+        start: byte offset (text, jsonl; see `is_splittable`) or row (Parquet) of the part.
+        end: end of the part; None for the end of the file.
+        columns: top-level columns to read, where the format can choose (Parquet); None for all.
+    """
+    if kind == "parquet":
+        return _read_parquet(file, start, end, columns)
+    content = _decompress(file, guess_format(path)[1])
+    if kind in ("csv", "tsv"):
+        return _read_csv(content, "\t" if kind == "tsv" else ",")
+    return _parse_lines(_read_lines(content, start, end), kind)
+
+
+def _decompress(file: BinaryIO, compression: str | None) -> BinaryIO:
+    if compression == "gz":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if compression == "bz2":
+        return bz2.BZ2File(file)
+    if compression is not None:
+        return io.BufferedReader(_ZstandardReader(file), 1 << 17)
+    return file
+
+
+class _ZstandardReader(io.RawIOBase):
+    """Decompresses frame after frame and, unlike the library's own reader, notices a truncated one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._fresh = True
+        self._compressed = b""
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._compressed = self._compressed or self._file.read(1 << 16)
+            if not self._compressed:
+                if self._fresh:
+                    return 0
+                raise EOFError("compressed file ended before the end of its frame")
+            # Small pieces: a frame may expand a thousandfold, and what is decompressed is held.
+            piece, self._compressed = self._compressed[:4096], self._compressed[4096:]
+            self._ready = memoryview(self._frame.decompress(piece))
+            self._fresh = False
+            if self._frame.eof:
+                self._compressed = self._frame.unused_data + self._compressed
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._fresh = True
+        count = min(len(buffer), len(self._ready))
+        buffer[:count] = self._ready[:count]
+        self._ready = self._ready[count:]
+        return count
+
+
+# --- lines ---------------------------------------------------------------------------------------------------------
+
+
+def _read_lines(file: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[Record | Damage]:
+    """Lines that begin in [start, end) as raw bytes with their line ends, bounded in length."""
+    position = start
+    try:
+        if start:
+            # A line belongs to the part it begins in: skip to the first line that begins at or behind `start`.
+            file.seek(start - 1)
+            position = start - 1 + _skip_line(file)
+        while end is None or position < end:
+            line = file.readline(MAX_RECORD_BYTES + 1)
+            if not line:
+                return
+            if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
+                yield Damage(position, f"line is longer than {MAX_RECORD_BYTES >> 20} MiB", line[:RAW_KEPT])
+                position += len(line) + _skip_line(file)
+                continue
+            yield Record(position, "", line)
+            position += len(line)
+    except _READ_ERRORS as error:
+        yield Damage(position, f"the rest of the file cannot be read: {error}", b"")
+
+
+def _skip_line(file: BinaryIO) -> int:
+    skipped = 0
+    while line := file.readline(1 << 16):
+        skipped += len(line)
+        if line.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _parse_lines(lines: Iterator[Record | Damage], kind: str) -> Iterator[Record | Damage]:
+    for line in lines:
+        if isinstance(line, Damage):
+            yield line
+            continue
+        raw = line.raw.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            yield Damage(line.position, f"not UTF-8: {error.reason} at byte {error.start}", raw[:RAW_KEPT])
+            continue
+        if line.position == 0:
+            text = text.removeprefix("\ufeff")
+        if kind == "text":
+            yield Record(line.position, text, raw)
+        elif text and not text.isspace():  # a blank line is no record in JSON lines
+            yield _parse_json(line.position, text, raw)
+
+
+def _parse_json(position: int, text: str, raw: bytes) -> Record | Damage:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return Damage(position, f"not JSON: {error}", raw[:RAW_KEPT])
+    if not isinstance(value, dict):
+        return Damage(position, f"not a JSON object but {_type_name(value)}", raw[:RAW_KEPT])
+    return Record(position, value, raw)
+
+
+def _type_name(value: object) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+# --- CSV -----------------------------------------------------------------------------------------------------------
+
+
+class _CsvLines:
+    """Decoded lines for `csv.reader`, remembering the raw bytes of the record being read."""
+
+    def __init__(self, lines: Iterator[Record | Damage]) -> None:
+        self._lines = lines
+        self.raw = b""
+        self.position = 0
+        self.damage: Damage | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        if isinstance(line, Damage):
+            self.damage = line
+            raise StopIteration
+        if not self.raw:
+            self.position = line.position
+        self.raw += line.raw
+        if len(self.raw) > MAX_RECORD_BYTES:
+            raise csv.Error(f"record is longer than {MAX_RECORD_BYTES >> 20} MiB; is a quote missing its end?")
+        # Bytes that are not UTF-8 become lone surrogates, so that the record's end is found all the same.
+        return line.raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff" if line.position == 0 else "")
+
+
+def _read_csv(file: BinaryIO, delimiter: str) -> Iterator[Record | Damage]:
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    lines = _CsvLines(_read_lines(file))
+    header: list[str] | None = None
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.raw = b""
+        try:
+            row = next(reader)
+        except StopIteration:
+            if lines.damage is None:
+                return
+            yield lines.damage
+            lines.damage = None
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            continue
+        except csv.Error as error:
+            yield Damage(lines.position, f"not {'TSV' if delimiter != ',' else 'CSV'}: {error}", lines.raw[:RAW_KEPT])
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            continue
+        if not row:
+            continue  # a blank line
+        if header is None:
+            header = row
+            continue
+        raw = lines.raw.rstrip(b"\r\n")
+        if len(row) != len(header):
+            reason = f"record has {len(row)} fields, the header {len(header)}"
+            yield Damage(lines.position, reason, raw[:RAW_KEPT])
+        elif any("\udc80" <= character <= "\udcff" for field in row if not field.isascii() for character in field):
+            yield Damage(lines.position, "not UTF-8", raw[:RAW_KEPT])
+        else:
+            yield Record(lines.position, dict(zip(header, row, strict=True)), raw)
+
+
+# --- Parquet -------------------------------------------------------------------------------------------------------
+
+
+def parquet_rows(file: BinaryIO) -> int:
+    """Number of rows, from the footer alone.
+
+    Raises:
+        InputError: if the file is not Parquet, or truncated.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except (pa.ArrowException, OSError, EOFError) as error:
+        raise InputError(f"not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _read_parquet(
+    file: BinaryIO, start: int, end: int | None, columns: tuple[str, ...] | None
+) -> Iterator[Record | Damage]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    errors = (pa.ArrowException, OSError, EOFError)
+    try:
+        parquet = pq.ParquetFile(file)
+    except errors as error:
+        yield Damage(start, f"not a readable Parquet file: {str(error).splitlines()[0]}", b"")
+        return
+    present = parquet.schema_arrow.names
+    wanted = None if columns is None else [name for name in present if name in columns]
+    end = parquet.metadata.num_rows if end is None else end
+    first = 0
+    for group in range(parquet.num_row_groups):
+        after = first + parquet.metadata.row_group(group).num_rows
+        position = first
+        try:
+            if first < end and after > start:
+                batches = parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=wanted)
+                for batch in batches:
+                    part = batch.slice(max(0, start - position), max(0, min(end - position, len(batch))))
+                    yield from _parquet_records(part, max(position, start))
+                    position += len(batch)
+                    if position >= end:
+                        break
+        except errors as error:
+            reason = f"rows {max(position, start)} to {min(after, end) - 1} cannot be read: {str(error).splitlines()[0]}"
+            yield Damage(max(position, start), reason, b"")
+        first = after
+
+
+def _parquet_records(batch: Any, position: int) -> Iterator[Record | Damage]:
+    try:
+        rows: list[dict[str, Any]] | None = batch.to_pylist()
+    except (UnicodeDecodeError, ValueError, OverflowError):  # a string that is not UTF-8, a date outside Python's range
+        rows = None
+    for index in range(len(batch)):
+        if rows is not None:
+            yield Record(position + index, rows[index], b"")
+            continue
+        try:
+            yield Record(position + index, batch.slice(index, 1).to_pylist()[0], b"")
+        except (UnicodeDecodeError, ValueError, OverflowError) as error:
+            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            yield Damage(position + index, reason, b"")

@@ -1,0 +1,75 @@
+"""Names of the counters and distributions of all transforms, in one namespace, and the local progress side channel."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from apache_beam.metrics import Metrics
+
+NAMESPACE = "torchmoji"
+
+READ = "read"
+"""Records met, damaged ones included. read = scored + empty + dead at the end of every run."""
+SCORED = "scored"
+EMPTY = "empty"
+DEAD = "dead"
+TOKENS = "tokens"
+UNKNOWN = "unknown_tokens"
+TRUNCATED = "truncated"
+BYTES_READ = "bytes_read"
+FILES_READ = "files_read"
+BATCHES = "batches"
+BATCH_ROWS = "batch_rows"
+BATCH_TOKENS = "batch_tokens"
+TEXT_TOKENS = "text_tokens"
+FILES_WRITTEN = "files_written"
+ROWS_WRITTEN = "rows_written"
+BYTES_WRITTEN = "bytes_written"
+TOP_PREFIX = "top_"
+"""Followed by a class index: how often that class was the most probable one."""
+
+
+def counter(name: str) -> Metrics.DelegatingCounter:
+    return Metrics.counter(NAMESPACE, name)
+
+
+def distribution(name: str) -> Metrics.DelegatingDistribution:
+    return Metrics.distribution(NAMESPACE, name)
+
+
+class Progress:
+    """Counts of one local run, shared by its processes through small files, for a display while it runs.
+
+    Beam's local runner gives out metrics only at its end. Off where no directory is given, as on clusters.
+    """
+
+    _FORMAT = struct.Struct("<qq")
+
+    def __init__(self, directory: str | None) -> None:
+        self._directory = directory
+        self._rows = self._bytes = 0
+        self._name = f"{os.getpid()}-{id(self)}"
+
+    def add(self, rows: int = 0, bytes_read: int = 0) -> None:
+        """Add to the counts of this process."""
+        if self._directory is None:
+            return
+        self._rows += rows
+        self._bytes += bytes_read
+        try:
+            Path(self._directory, self._name).write_bytes(self._FORMAT.pack(self._rows, self._bytes))
+        except OSError:
+            self._directory = None  # a display is not worth a failure
+
+    @classmethod
+    def total(cls, directory: str) -> tuple[int, int]:
+        """Rows and bytes of all processes so far."""
+        rows = bytes_read = 0
+        for path in Path(directory).iterdir():
+            content = path.read_bytes()
+            if len(content) == cls._FORMAT.size:
+                values = cls._FORMAT.unpack(content)
+                rows, bytes_read = rows + values[0], bytes_read + values[1]
+        return rows, bytes_read

@@ -1,0 +1,62 @@
+"""What to score with and which columns to make: the options that the transforms share. Imports no Beam and no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
+from transforms.fields import KeptField
+
+OUTPUTS = ("text", *SCORE_OUTPUTS)
+DEFAULT_OUTPUTS = ("text", "top", "probabilities", "embedding")
+RESERVED_COLUMNS = (
+    "id", "text", "timestamp", "top_emojis", "top_classes", "probabilities", "embedding", "attention",
+    "n_tokens", "n_unknown", "truncated", "status",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What to score with, and which columns to make."""
+
+    model: str | None = None
+    """Bundle, by path or URI; None for the bundled one."""
+    precision: str = "auto"
+    outputs: tuple[str, ...] = DEFAULT_OUTPUTS
+    top_k: int = DEFAULT_TOP
+    embedding_type: str = "float16"
+    keep: tuple[KeptField, ...] = ()
+    """Types of the values in `Tweet.extra`."""
+    timestamp: bool = False
+    """Whether to write the column timestamp."""
+    torch_threads: int | None = None
+    """Threads of each process; None leaves torch's own choice."""
+    run_id: str = ""
+    """Recorded in the files."""
+    progress: str | None = None
+    """Directory of `metrics.Progress`, in local runs."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: naming the option and its valid values.
+        """
+        for name in self.outputs:
+            if name not in OUTPUTS:
+                raise InputError(f"outputs: {name!r} is unknown; choose from {', '.join(OUTPUTS)}")
+        if not self.outputs:
+            raise InputError(f"outputs: none given; choose from {', '.join(OUTPUTS)}")
+        if self.precision not in PRECISIONS:
+            raise InputError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+        if self.embedding_type not in EMBEDDING_TYPES:
+            raise InputError(
+                f"embedding_type {self.embedding_type!r} is unknown; choose one of {', '.join(EMBEDDING_TYPES)}"
+            )
+        if self.top_k < 1:
+            raise InputError(f"top_k must be at least 1, not {self.top_k}")
+        if self.torch_threads is not None and self.torch_threads < 1:
+            raise InputError(f"torch_threads must be at least 1, not {self.torch_threads}")
+        for field in self.keep:
+            if field.name in RESERVED_COLUMNS:
+                raise InputError(f"kept field {field.name!r} has the name of an output column; leave it out or rename it")

@@ -1,0 +1,108 @@
+"""The records that travel between transforms: NamedTuples with a registered coder."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.coders import Coder, registry
+
+
+class Tweet(NamedTuple):
+    """A text on its way to the model."""
+
+    id: str
+    """From the input, or a stable hash of source and position."""
+    text: str
+    timestamp: int | None = None
+    """Microseconds since 1970 in UTC."""
+    extra: tuple[Any, ...] = ()
+    """Values of the kept fields, in their order."""
+
+
+class TokenizedTweet(NamedTuple):
+    """A tweet with its token ids."""
+
+    tweet: Tweet
+    ids: list[int]
+    """At most maxlen."""
+    length: int
+    """len(ids); 0 for a text without tokens."""
+    truncated: bool
+    """Whether the text had more tokens than ids."""
+    unknown: int
+    """How many ids stand for unknown tokens."""
+
+
+class DeadLetter(NamedTuple):
+    """Something that could not be read or scored."""
+
+    source: str
+    """File, topic, or the step that gave up."""
+    position: str
+    """Byte offset, row, or id within the source."""
+    reason: str
+    raw: bytes
+    """The original bytes where there are any; a long record's first megabyte."""
+
+
+class Outcome(NamedTuple):
+    """The two outputs of a transform that can reject input."""
+
+    results: beam.PCollection[Any]
+    dead_letters: beam.PCollection[DeadLetter]
+
+
+class _RecordCoder(Coder):
+    """Encodes a record as the pickle of a plain tuple; it decodes only what our own workers wrote.
+
+    Pickle because kept fields may hold any type that Arrow knows, which Beam's row coder does not.
+    """
+
+    def __init__(self, kind: type[Any]) -> None:
+        self._kind = kind
+
+    @classmethod
+    def from_type_hint(cls, typehint: type[Any], registry: Any) -> _RecordCoder:
+        return cls(typehint)
+
+    def encode(self, value: Any) -> bytes:
+        return pickle.dumps(tuple(value), protocol=5)
+
+    def decode(self, encoded: bytes) -> Any:
+        return self._kind(*pickle.loads(encoded))
+
+    def to_type_hint(self) -> type[Any]:
+        return self._kind
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _RecordCoder) and other._kind is self._kind
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._kind))
+
+
+class RecordBatchCoder(Coder):
+    """Arrow's IPC stream format: no copy per row, and the schema with its metadata comes along."""
+
+    def encode(self, value: pa.RecordBatch) -> bytes:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, value.schema) as writer:
+            writer.write_batch(value)
+        return bytes(sink.getvalue())
+
+    def decode(self, encoded: bytes) -> pa.RecordBatch:
+        return pa.ipc.open_stream(encoded).read_next_batch()
+
+    def estimate_size(self, value: pa.RecordBatch) -> int:
+        return int(value.nbytes)  # Beam samples sizes at every edge; encoding megabytes for that would be waste
+
+    def to_type_hint(self) -> type[pa.RecordBatch]:
+        return pa.RecordBatch
+
+
+for _kind in (Tweet, TokenizedTweet, DeadLetter):
+    registry.register_coder(_kind, _RecordCoder)
+registry.register_coder(pa.RecordBatch, RecordBatchCoder)
