@@ -158,7 +158,7 @@ def check_known_answers(bundle: Bundle, wanted: str, source: str) -> None:
     """
     from torchmoji_core.checkpoints import KNOWN_ANSWERS, known_answers, looks_published
 
-    if wanted == "no" or wanted == "auto" and not looks_published(bundle.dimensions):
+    if wanted == "no" or (wanted == "auto" and not looks_published(bundle.dimensions)):
         return
     mismatches = known_answers(bundle)
     if not mismatches:

@@ -33,7 +33,7 @@ class BatchLimits:
                 raise InputError(f"{name} must be at least 1, not {value}")
 
 
-def plan_batches(lengths: Sequence[int], limits: BatchLimits = BatchLimits()) -> Iterator[list[int]]:  # noqa: B008
+def plan_batches(lengths: Sequence[int], limits: BatchLimits = BatchLimits()) -> Iterator[list[int]]:
     """Cut rows into batches of similar length, longest first, so that the largest batch comes first.
 
     Args:

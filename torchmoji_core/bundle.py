@@ -60,7 +60,9 @@ class Bundle:
         """
         dimensions = self.dimensions
         if len(self.classes) != dimensions.classes or len(set(self.classes)) != len(self.classes):
-            raise InputError(f"bundle {self.name}: {len(self.classes)} classes for {dimensions.classes} outputs, or one twice")
+            raise InputError(
+                f"bundle {self.name}: {len(self.classes)} classes for {dimensions.classes} outputs, or one twice"
+            )
         if len(self.vocabulary) != dimensions.vocabulary:
             raise InputError(
                 f"bundle {self.name}: the vocabulary has {len(self.vocabulary)} tokens, "
@@ -229,6 +231,8 @@ def parse_config(content: bytes, location: str) -> dict[str, Any]:
     for name, kind in types.items():
         if not isinstance(config.get(name), kind):
             raise InputError(f"bundle {location}: {CONFIG} needs {name!r} as {kind.__name__}")
-    if config["sha256"].keys() != {VOCABULARY, WEIGHTS} or not all(isinstance(label, str) for label in config["classes"]):
+    if config["sha256"].keys() != {VOCABULARY, WEIGHTS} or not all(
+        isinstance(label, str) for label in config["classes"]
+    ):
         raise InputError(f"bundle {location}: {CONFIG} needs class names, and digests of {VOCABULARY} and {WEIGHTS}")
     return config

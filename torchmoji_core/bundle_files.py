@@ -81,7 +81,9 @@ def read_bundle_files(location: str, names: Collection[str] = tuple(_LIMITS)) ->
     if path.is_dir():
         return _collect({name: path / name for name in _LIMITS if (path / name).is_file()}, location, names)
     if not path.exists():
-        raise InputError(f"model {location}: no such directory or file; give a bundle, or leave the option out for the bundled model")
+        raise InputError(
+            f"model {location}: no such directory or file; give a bundle, or leave the option out for the bundled model"
+        )
     with path.open("rb") as file:
         return _read_zip(file, location, names)
 
@@ -162,8 +164,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -185,15 +187,17 @@ def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:
                     archive.writestr(name, content)
             write_atomically(target, buffer.getvalue())
             return
-        if target.is_dir() and any(target.iterdir()) or target.is_file():
-            raise InputError(f"{target} exists already and is not empty; give a new name, a bundle is never overwritten")
+        if (target.is_dir() and any(target.iterdir())) or target.is_file():
+            raise InputError(
+                f"{target} exists already and is not empty; give a new name, a bundle is never overwritten"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
             temporary.chmod(0o755)
-            os.replace(temporary, target)  # replaces an empty directory, fails on any other
+            temporary.replace(target)  # replaces an empty directory, fails on any other
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

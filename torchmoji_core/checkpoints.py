@@ -152,7 +152,7 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except InputError as error:
         raise InputError(f"checkpoint {source}: {error}") from None
-    except Exception as error:  # noqa: BLE001  the readers of zip, pickle and storages have many for a damaged file
+    except Exception as error:
         if forbidden := re.search(r"GLOBAL ([\w.]{1,80})", str(error)):
             raise InputError(
                 f"checkpoint {source}: holds more than tensors ({forbidden[1]}); "
@@ -217,7 +217,7 @@ def _read_keras(content: bytes, source: str) -> dict[str, Tensor]:
                 }
     except InputError as error:
         raise InputError(f"checkpoint {source}: {_line(error)}") from None
-    except Exception as error:  # noqa: BLE001  h5py passes on whatever the HDF5 library finds in a damaged file
+    except Exception as error:
         raise InputError(f"checkpoint {source}: damaged or incomplete ({_line(error)}); download it again") from None
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in _rename(arrays).items()}
 

@@ -29,5 +29,5 @@ def initialize_like_keras(model: TorchMoji) -> None:
                 if name.startswith("bias_ih"):
                     nn.init.ones_(parameter.data[size : 2 * size])
     nn.init.normal_(model.attention_layer.attention_vector, 0, 0.05)
-    nn.init.xavier_uniform_(model.output_layer[0].weight)
-    nn.init.zeros_(model.output_layer[0].bias)
+    nn.init.xavier_uniform_(model.output_layer.get_parameter("0.weight"))
+    nn.init.zeros_(model.output_layer.get_parameter("0.bias"))

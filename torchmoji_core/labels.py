@@ -6,14 +6,14 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 
-DEEPMOJI_EMOJIS = tuple(
-    (
-        "😂 😒 😩 😭 😍 😔 👌 😊 ❤ 😏 😁 🎶 😳 💯 😴 😌 "
-        "☺ 🙌 💕 😑 😅 🙏 😕 😘 ♥ 😐 💁 😞 🙈 😫 ✌ 😎 "
-        "😡 👍 😢 😪 😋 😤 ✋ 😷 👏 👀 🔫 😣 😈 😓 💔 ♡ "
-        "🎧 🙊 😉 💀 😖 😄 😜 😠 🙅 💪 👊 💜 💖 💙 😬 ✨"
-    ).split()
+# fmt: off
+DEEPMOJI_EMOJIS = (
+    "😂", "😒", "😩", "😭", "😍", "😔", "👌", "😊", "❤", "😏", "😁", "🎶", "😳", "💯", "😴", "😌",
+    "☺", "🙌", "💕", "😑", "😅", "🙏", "😕", "😘", "♥", "😐", "💁", "😞", "🙈", "😫", "✌", "😎",
+    "😡", "👍", "😢", "😪", "😋", "😤", "✋", "😷", "👏", "👀", "🔫", "😣", "😈", "😓", "💔", "♡",
+    "🎧", "🙊", "😉", "💀", "😖", "😄", "😜", "😠", "🙅", "💪", "👊", "💜", "💖", "💙", "😬", "✨",
 )
+# fmt: on
 """Output i of a DeepMoji model is entry i. One code point each, without variation selectors. The order is that of the
 emoji list the published model was trained with; the port's `emoji_codes.json` is wrong at 36, 44 and 47."""
 
@@ -27,7 +27,7 @@ def alias(label: str) -> str:
     """
     import emoji
 
-    short_code = emoji.demojize(label, delimiters=("", ""))
+    short_code: str = emoji.demojize(label, delimiters=("", ""))
     if short_code == label and len(label) == 1 and not label.isascii():
         return unicodedata.name(label, label).lower().replace(" ", "_")
     return short_code

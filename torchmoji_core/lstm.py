@@ -37,6 +37,7 @@ class HardSigmoidLSTM(nn.Module):
             self.register_parameter(f"weight_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size, hidden_size)))
             self.register_parameter(f"bias_ih_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
             self.register_parameter(f"bias_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
+
     def forward(self, sequence: PackedSequence) -> PackedSequence:
         """Run both directions from zero states.
 

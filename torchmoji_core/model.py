@@ -63,7 +63,11 @@ class TorchMoji(nn.Module):
         super().__init__()
         self.dimensions = dimensions
         self.embedding_dropout = embedding_dropout
-        self.embed = nn.Embedding(dimensions.vocabulary, dimensions.embedding, _weight=torch.empty(dimensions.vocabulary, dimensions.embedding))
+        self.embed = nn.Embedding(
+            dimensions.vocabulary,
+            dimensions.embedding,
+            _weight=torch.empty(dimensions.vocabulary, dimensions.embedding),
+        )
         self.lstm_0 = HardSigmoidLSTM(dimensions.embedding, dimensions.hidden)
         self.lstm_1 = HardSigmoidLSTM(2 * dimensions.hidden, dimensions.hidden)
         self.attention_layer = AttentionWeightedAverage(dimensions.channels)
@@ -111,7 +115,9 @@ def dimensions_of(state: Mapping[str, Tensor]) -> Dimensions:
         hidden = state["lstm_0.weight_hh_l0"].shape[1]
         classes = state["output_layer.0.weight"].shape[0]
     except (KeyError, ValueError, IndexError) as error:
-        raise InputError(f"these are not the weights of a torchMoji model: {error} is missing or has another shape") from None
+        raise InputError(
+            f"these are not the weights of a torchMoji model: {error} is missing or has another shape"
+        ) from None
     dimensions = Dimensions(vocabulary, embedding, hidden, classes)
     with torch.device("meta"):
         expected = TorchMoji(dimensions).state_dict()

@@ -42,7 +42,7 @@ _AFTER_EMAIL = "|".join(
         r"\S",
     )
 )
-# Case-insensitive although texts are lower-cased: it also makes [a-z] match the dotless i, as the vocabulary's builder did.
+# Case-insensitive although texts are lower-cased: [a-z] then matches the dotless i too, as it did for the vocabulary.
 _TOKEN = re.compile(f"{_URL}|{_AFTER_EMAIL}", re.IGNORECASE)
 _TOKEN_OR_EMAIL = re.compile(rf"{_URL}|\b{_LOCAL_PART}{_DOMAIN}|{_AFTER_EMAIL}", re.IGNORECASE)
 _LOCAL_PART_RUN = re.compile(_LOCAL_PART, re.IGNORECASE)

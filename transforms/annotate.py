@@ -63,7 +63,9 @@ class AnnotateTweets(beam.PTransform):
         )
 
     def expand(self, tweets: beam.PCollection[Tweet | str]) -> Outcome:
-        checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_outputs("dead", main="tweets")
+        checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_outputs(
+            "dead", main="tweets"
+        )
         scored = (
             checked["tweets"]
             | "TokenizeTweets" >> TokenizeTweets(self._options.model)
@@ -86,5 +88,7 @@ def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOut
     else:
         yield element._replace(text=valid_unicode(element.text), id=valid_unicode(element.id))
         return
-    letter = DeadLetter("AnnotateTweets", str(getattr(element, "id", "")), reason, repr(element)[:1000].encode("utf-8", "replace"))
+    letter = DeadLetter(
+        "AnnotateTweets", str(getattr(element, "id", "")), reason, repr(element)[:1000].encode("utf-8", "replace")
+    )
     yield beam.pvalue.TaggedOutput("dead", letter)

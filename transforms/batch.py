@@ -1,4 +1,4 @@
-"""BatchByLength: tokenized tweets -> lists of similar length, within the bundle. The buckets are in core's `batching`."""
+"""BatchByLength: tokenized tweets -> lists of similar length, within the bundle. Core's `batching` has the buckets."""
 
 from __future__ import annotations
 

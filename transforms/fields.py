@@ -43,7 +43,9 @@ class KeptField:
         if not self.name:
             raise InputError("a kept field needs a name")
         if self.kind not in KEPT_TYPES:
-            raise InputError(f"kept field {self.name}: type {self.kind!r} is unknown; choose from {', '.join(KEPT_TYPES)}")
+            raise InputError(
+                f"kept field {self.name}: type {self.kind!r} is unknown; choose from {', '.join(KEPT_TYPES)}"
+            )
 
     @property
     def column(self) -> pa.Field:
@@ -72,7 +74,12 @@ class FieldMapping:
     @property
     def columns(self) -> tuple[str, ...]:
         """All names a record is asked for, and the first part of each dotted one."""
-        paths = [*self.text, *self.id, *([self.timestamp] if self.timestamp else []), *(field.name for field in self.keep)]
+        paths = [
+            *self.text,
+            *self.id,
+            *([self.timestamp] if self.timestamp else []),
+            *(field.name for field in self.keep),
+        ]
         return tuple(dict.fromkeys(name for path in paths for name in (path, path.partition(".")[0])))
 
 
@@ -180,7 +187,9 @@ def convert_kept(value: Any, field: KeptField) -> Any:
         return None
     try:
         if field.kind == "json":
-            return valid_unicode(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+            return valid_unicode(
+                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            )
         if field.kind == "string" and isinstance(value, str | int | float | bool | date):
             return valid_unicode(value if isinstance(value, str) else json.dumps(value, default=str).strip('"'))
         if field.kind == "bool" and (isinstance(value, bool) or str(value).lower() in ("true", "false")):

@@ -106,7 +106,7 @@ def _decompress(file: BinaryIO, compression: str | None) -> BinaryIO:
     if compression == "gz":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if compression == "bz2":
-        return bz2.BZ2File(file)
+        return bz2.BZ2File(file)  # type: ignore[return-value]
     if compression is not None:
         return io.BufferedReader(_ZstandardReader(file), 1 << 17)
     return file
@@ -325,7 +325,9 @@ def _read_parquet(
                     if position >= end:
                         break
         except errors as error:
-            reason = f"rows {max(position, start)} to {min(after, end) - 1} cannot be read: {str(error).splitlines()[0]}"
+            reason = (
+                f"rows {max(position, start)} to {min(after, end) - 1} cannot be read: {str(error).splitlines()[0]}"
+            )
             yield Damage(max(position, start), reason, b"")
         first = after
 

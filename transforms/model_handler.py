@@ -75,7 +75,9 @@ class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, Predictio
             yield PredictionResult(example, prediction, scorer.fingerprint)
 
     def get_num_bytes(self, batch: Sequence[str | Tweet | TokenizedTweet]) -> int:
-        return sum(4 * example.length if isinstance(example, TokenizedTweet) else len(_text(example)) for example in batch)
+        return sum(
+            4 * example.length if isinstance(example, TokenizedTweet) else len(_text(example)) for example in batch
+        )
 
     def get_metrics_namespace(self) -> str:
         return metrics.NAMESPACE

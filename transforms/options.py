@@ -59,4 +59,6 @@ class ScoreOptions:
             raise InputError(f"torch_threads must be at least 1, not {self.torch_threads}")
         for field in self.keep:
             if field.name in RESERVED_COLUMNS:
-                raise InputError(f"kept field {field.name!r} has the name of an output column; leave it out or rename it")
+                raise InputError(
+                    f"kept field {field.name!r} has the name of an output column; leave it out or rename it"
+                )

@@ -58,7 +58,9 @@ def match_files(patterns: list[str]) -> list[FileMetadata]:
             (result,) = FileSystems.match([pattern])
         except (BeamIOError, ValueError, ImportError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"input {pattern}: cannot be listed ({reason}); check the address, and this package's extras") from None
+            raise InputError(
+                f"input {pattern}: cannot be listed ({reason}); check the address, and this package's extras"
+            ) from None
         if not result.metadata_list:
             raise InputError(f"input {pattern}: no file matches; check the path, and quote globs in the shell")
         found.update({metadata.path: metadata for metadata in result.metadata_list})
@@ -168,7 +170,9 @@ class _ReadParts(beam.DoFn):
         except (OSError, BeamIOError) as error:
             # The file was there when it was split and is not now, or access to it was lost.
             read.inc()
-            yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(part.path, str(part.start), f"cannot be opened: {error}", b""))
+            yield beam.pvalue.TaggedOutput(
+                DEAD, DeadLetter(part.path, str(part.start), f"cannot be opened: {error}", b"")
+            )
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)
 

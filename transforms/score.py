@@ -27,6 +27,7 @@ from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
 
 _LOGGER = logging.getLogger(__name__)
 
+
 class ScoredBatch(NamedTuple):
     """Result of one batch: record batches of what was scored (one, unless a row failed), dead letters for the rest."""
 
@@ -116,7 +117,8 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
             self._progress = metrics.Progress(self._options.progress)
         self._progress.add(rows=len(batch))
         letters = tuple(
-            DeadLetter("score", row.tweet.id, f"cannot be scored: {error}", row.tweet.text.encode()) for row, error in dead
+            DeadLetter("score", row.tweet.id, f"cannot be scored: {error}", row.tweet.text.encode())
+            for row, error in dead
         )
         return [ScoredBatch(tuple(parts), letters)]
 

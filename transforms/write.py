@@ -83,7 +83,9 @@ class WriteScores(beam.PTransform):
         """
         super().__init__()
         if rows_per_file < 1 or rows_per_group < 1:
-            raise InputError(f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}")
+            raise InputError(
+                f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
+            )
         self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file))
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[WrittenFile]:
@@ -102,7 +104,12 @@ class WriteDeadLetters(beam.PTransform):
         self._do_fn = _WriteJsonLines(output, run_id)
 
     def expand(self, letters: beam.PCollection[DeadLetter]) -> beam.PCollection[WrittenFile]:
-        return letters | "WriteJsonLines" >> beam.ParDo(self._do_fn) | "CommitFiles" >> _CommitFiles(count_rows=False)
+        return (
+            letters
+            | "Count" >> beam.Map(_count_dead)
+            | "WriteJsonLines" >> beam.ParDo(self._do_fn)
+            | "CommitFiles" >> _CommitFiles(count_rows=False)
+        )
 
 
 class _WriteFiles(beam.DoFn):
@@ -146,8 +153,12 @@ class _WriteFiles(beam.DoFn):
     def _close(self, window: Any) -> WrittenFile:
         part = self._parts.pop(window)
         part.close()
-        (size,) = (metadata.size_in_bytes for metadata in FileSystems.match([part.temporary])[0].metadata_list)
-        return WrittenFile(part.temporary, part.final, part.rows, size)
+        found = FileSystems.match([part.temporary])[0].metadata_list
+        if not found:
+            raise RunError(
+                f"{part.temporary} is gone before it could be renamed; was the output removed while running?"
+            )
+        return WrittenFile(part.temporary, part.final, part.rows, found[0].size_in_bytes)
 
 
 def window_directory(window: Any) -> str:
@@ -218,6 +229,11 @@ class _ParquetPart(_Part):
 # --- dead letters --------------------------------------------------------------------------------------------------
 
 
+def _count_dead(letter: DeadLetter) -> DeadLetter:
+    metrics.counter(metrics.DEAD).inc()
+    return letter
+
+
 class _WriteJsonLines(_WriteFiles):
     suffix = ".jsonl"
     directory = DEAD_LETTERS
@@ -229,7 +245,6 @@ class _WriteJsonLines(_WriteFiles):
         return _JsonLinesPart(temporary, final)
 
     def split(self, element: DeadLetter, rows: int) -> tuple[DeadLetter, None]:
-        metrics.counter(metrics.DEAD).inc()
         return element, None
 
 
@@ -265,7 +280,12 @@ class _CommitFiles(beam.PTransform):
         window = beam.WindowInto(
             GlobalWindows(), trigger=Repeatedly(AfterCount(1)), accumulation_mode=AccumulationMode.DISCARDING
         )
-        return files | "Rewindow" >> window | "ReshuffleNames" >> beam.Reshuffle() | "Rename" >> beam.Map(commit, self._count_rows)
+        return (
+            files
+            | "Rewindow" >> window
+            | "ReshuffleNames" >> beam.Reshuffle()
+            | "Rename" >> beam.Map(commit, self._count_rows)
+        )
 
 
 def commit(file: WrittenFile, count_rows: bool = True) -> WrittenFile:
@@ -281,7 +301,9 @@ def commit(file: WrittenFile, count_rows: bool = True) -> WrittenFile:
                 FileSystems.mkdirs(directory)
             FileSystems.rename([file.temporary], [file.final])
         elif not FileSystems.exists(file.final):
-            raise RunError(f"{file.temporary} is gone before it could be renamed; was the output removed while running?")
+            raise RunError(
+                f"{file.temporary} is gone before it could be renamed; was the output removed while running?"
+            )
     except (BeamIOError, OSError) as error:
         raise RunError(f"{file.final} cannot be put in place: {error}") from error
     metrics.counter(metrics.FILES_WRITTEN).inc()

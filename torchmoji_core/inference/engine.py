@@ -12,6 +12,7 @@ number of rows and threads. (With one to three rows MKL uses other kernels, whic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ class Engine:
             ValueError: if there are no rows, a row is empty, or they are not sorted.
         """
         lengths = [len(row) for row in rows]
-        if not lengths or lengths[-1] == 0 or any(a < b for a, b in zip(lengths, lengths[1:], strict=False)):
+        if not lengths or lengths[-1] == 0 or any(a < b for a, b in pairwise(lengths)):
             raise ValueError("rows must be sorted longest first, and hold at least one token each")
         flat = torch.tensor([index for row in rows for index in row])
         if int(flat.min()) < 0 or int(flat.max()) >= self.dimensions.vocabulary:

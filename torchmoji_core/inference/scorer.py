@@ -15,6 +15,7 @@ from torchmoji_core.vocabulary import UNKNOWN
 if TYPE_CHECKING:
     from torchmoji_core.bundle import Bundle
 
+
 class Scorer:
     """A model ready to score; loading it takes a moment, so keep one. Threads may share it."""
 

@@ -101,12 +101,18 @@ class Scores:
         items = pa.StructArray.from_arrays([names, pa.array(values[~empty].ravel())], fields=list(kind.value_type))
         return _lists(items, np.where(empty, 0, indices.shape[1]), empty, kind)
 
-    def _attention_column(self, kind: pa.ListType, tokens: Sequence[Sequence[str]], empty: NDArray[np.bool_]) -> pa.Array:
+    def _attention_column(
+        self, kind: pa.ListType, tokens: Sequence[Sequence[str]], empty: NDArray[np.bool_]
+    ) -> pa.Array:
         import pyarrow as pa
 
         present = np.arange(self.attention.shape[1])[None, :] < self.n_tokens[:, None]
-        words = [valid_unicode(token) for row, n in zip(tokens, self.n_tokens.tolist(), strict=True) for token in row[:n]]
-        items = pa.StructArray.from_arrays([pa.array(words, pa.string()), pa.array(self.attention[present])], fields=list(kind.value_type))
+        words = [
+            valid_unicode(token) for row, n in zip(tokens, self.n_tokens.tolist(), strict=True) for token in row[:n]
+        ]
+        items = pa.StructArray.from_arrays(
+            [pa.array(words, pa.string()), pa.array(self.attention[present])], fields=list(kind.value_type)
+        )
         return _lists(items, self.n_tokens, empty, kind)
 
 

@@ -7,7 +7,6 @@ gives the same gradient as one training pair per emoji at a fraction of the cost
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -71,6 +70,8 @@ class LabelledCorpus:
 
 WARM_UP_STEPS = 200
 
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class Pretraining:
     """One training run; `run` continues from the checkpoint if there is one."""
@@ -125,7 +126,9 @@ class Pretraining:
                 self.step += 1
                 if self.step % 50 == 0:
                     if not math.isfinite(loss):
-                        raise RunError(f"loss is {loss} at step {self.step}; lower --learning_rate (last checkpoint kept)")
+                        raise RunError(
+                            f"loss is {loss} at step {self.step}; lower --learning_rate (last checkpoint kept)"
+                        )
                     report({"step": self.step, "loss": loss, "rows/s": len(rows) / (time.perf_counter() - started)})
                 if self.checkpoint is not None and time.monotonic() - saved > self.options.checkpoint_seconds:
                     self._save(self.checkpoint)
@@ -176,7 +179,12 @@ class Pretraining:
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued."""
         options = {name: value for name, value in asdict(self.options).items() if name != "checkpoint_seconds"}
-        return {**options, **asdict(self.model.dimensions), "texts": len(self.data.corpus), "tokens": len(self.data.corpus.ids)}
+        return {
+            **options,
+            **asdict(self.model.dimensions),
+            "texts": len(self.data.corpus),
+            "tokens": len(self.data.corpus.ids),
+        }
 
     def _save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +197,7 @@ class Pretraining:
             "optimizer": self.optimizer.state_dict(),
         }
         torch.save(state, temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     def _resume(self, path: Path) -> None:
         try:
@@ -199,18 +207,20 @@ class Pretraining:
             raise InputError(f"checkpoint {path}: cannot be read ({error}); delete it to start afresh") from None
         if identity != self._identity():
             changed = sorted(name for name, value in self._identity().items() if identity.get(name) != value)
-            raise InputError(f"checkpoint {path} is of a run with other {', '.join(changed)}; delete it or give another")
+            raise InputError(
+                f"checkpoint {path} is of a run with other {', '.join(changed)}; delete it or give another"
+            )
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     """An exponential moving average that forgets faster at first, so that it is not held back by the start."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
+    def update(averages: _Tensors, weights: _Tensors, updates: Tensor | int) -> None:
         n = int(updates)
         torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
 

@@ -1,0 +1,170 @@
+"""The options of `python -m pipelines.score`. Imports neither Beam nor torch, so that --help is fast."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from torchmoji_core.batching import BatchLimits
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES
+from transforms.fields import DEFAULT_ID_FIELDS, DEFAULT_TEXT_FIELDS, KEPT_TYPES, FieldMapping, KeptField
+from transforms.formats import FORMATS
+from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ScoreOptions
+
+SAMPLE = Path(__file__).parent / "sample" / "posts.jsonl"
+LOCAL_RUNNER = "DirectRunner"
+IF_EXISTS = ("rerun", "replace", "append", "fail")
+PROGRESS = ("auto", "bar", "lines", "off")
+DEFAULT_ROWS_PER_FILE = 100_000
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """A validated command line."""
+
+    inputs: tuple[str, ...]
+    output: str
+    format: str | None
+    fields: FieldMapping
+    keep_without_type: tuple[str, ...]
+    """Kept fields whose type is to be told from the data."""
+    score: ScoreOptions
+    limits: BatchLimits
+    rows_per_file: int
+    max_dead_fraction: float
+    if_exists: str
+    dry_run: bool
+    progress: str
+    runner: str
+    local_workers: int
+    """Processes of a local run."""
+
+    @property
+    def is_local(self) -> bool:
+        return self.runner == LOCAL_RUNNER
+
+
+# fmt: off
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="python -m pipelines.score",
+        description="Score tweets: emoji distributions and embeddings of texts, to Parquet.",
+        epilog="Other options go to Apache Beam and its runner, e.g. --runner=FlinkRunner --flink_master=HOST:PORT. "
+        "Exit status: 0 done, 1 failed, 2 wrong options or input, 3 too many dead letters.",
+        allow_abbrev=False,
+    )
+    add = result.add_argument_group("input").add_argument
+    add("--input", nargs="+", action="extend", metavar="GLOB",
+        help="files, globs or URIs, several times if wanted (default: the bundled sample of 360 posts)")
+    add("--format", choices=FORMATS, help="format of all inputs (default: by their names, less .gz, .bz2, .zst)")
+    add("--text_field", default=",".join(DEFAULT_TEXT_FIELDS), metavar="PATHS",
+        help="field with the text; dots go into nested fields; the first of several (default: %(default)s)")
+    add("--id_field", default=",".join(DEFAULT_ID_FIELDS), metavar="PATHS",
+        help="field with the id; without one, ids are hashes of file and position (default: %(default)s)")
+    add("--timestamp_field", metavar="PATH",
+        help="field with the time, written as column timestamp: ISO 8601, Twitter's format, or seconds since 1970")
+    add("--keep_fields", default="", metavar="FIELDS",
+        help=f"fields to carry through, name or name:type; types: {', '.join(KEPT_TYPES)} (default: as in the data)")
+    add = result.add_argument_group("output").add_argument
+    add("--output", default="./scored", metavar="DIR", help="directory to write to (default: %(default)s)")
+    add("--outputs", default=",".join(DEFAULT_OUTPUTS), metavar="COLUMNS",
+        help=f"any of {','.join(OUTPUTS)} (default: %(default)s)")
+    add("--top_k", type=int, default=DEFAULT_TOP, metavar="K", help="classes in the top column (default: %(default)s)")
+    add("--embedding_type", choices=EMBEDDING_TYPES, default="float16",
+        help="float16 rounds by at most 0.00025 and halves the size (default: %(default)s)")
+    add("--rows_per_file", type=int, default=DEFAULT_ROWS_PER_FILE, metavar="N",
+        help="rows at which a new file begins (default: %(default)s)")
+    add("--if_exists", choices=IF_EXISTS, default="rerun",
+        help="if DIR holds results: rerun replaces those of the same command and refuses others, replace replaces all, "
+        "append adds, fail refuses (default: %(default)s)")
+    add("--max_dead_fraction", type=float, default=0.1, metavar="F",
+        help="exit with status 3 if more of what was read than this became dead letters (default: %(default)s)")
+    add = result.add_argument_group("model").add_argument
+    add("--model", metavar="BUNDLE", help="bundle: directory, .zip, or URI of either (default: the bundled model)")
+    add("--precision", choices=PRECISIONS, default="auto", help="arithmetic of the model (default: %(default)s)")
+    add = result.add_argument_group("run").add_argument
+    add("--runner", default=LOCAL_RUNNER,
+        help="DirectRunner runs on this machine; others are those of Beam (default: %(default)s)")
+    add("--direct_num_workers", type=int, default=1, metavar="N",
+        help="processes of a local run, 0 for one a core (default: %(default)s)")
+    add("--torch_threads", type=int, metavar="N", help="threads of each process (default: the cores shared out)")
+    add("--max_batch_rows", type=int, default=BatchLimits.max_rows, metavar="N", help="(default: %(default)s)")
+    add("--max_batch_tokens", type=int, default=BatchLimits.max_tokens, metavar="N", help="(default: %(default)s)")
+    add("--progress", choices=PROGRESS, default="auto",
+        help="bar: a progress bar; lines: one every ten seconds; auto: a bar on a terminal (default: %(default)s)")
+    add("--dry_run", action="store_true", help="check everything, print the plan and stop")
+    return result
+# fmt: on
+
+
+def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
+    """Parse and validate; what is not ours is returned for Beam.
+
+    Raises:
+        InputError: naming the option at fault and its valid values.
+    """
+    options, rest = parser().parse_known_args(arguments)
+    stray = [argument for argument in rest if not argument.startswith("-")]
+    if stray and rest[0] == stray[0]:
+        raise InputError(f"argument {stray[0]!r} belongs to no option; inputs are given with --input")
+    fields, keep_without_type = _field_mapping(options)
+    if not 0 <= options.max_dead_fraction <= 1:
+        raise InputError(f"--max_dead_fraction must lie between 0 and 1, not {options.max_dead_fraction}")
+    if options.rows_per_file < 1:
+        raise InputError(f"--rows_per_file must be at least 1, not {options.rows_per_file}")
+    if options.direct_num_workers < 0:
+        raise InputError(f"--direct_num_workers must be at least 0, not {options.direct_num_workers}")
+    cores = _cores()
+    workers = options.direct_num_workers or cores
+    local = options.runner == LOCAL_RUNNER
+    config = ScoreConfig(
+        inputs=tuple(options.input or [str(SAMPLE)]),
+        output=options.output.rstrip("/") or "/",
+        format=options.format,
+        fields=fields,
+        keep_without_type=keep_without_type,
+        score=ScoreOptions(
+            model=options.model,
+            precision=options.precision,
+            outputs=tuple(_names(options.outputs)),
+            top_k=options.top_k,
+            embedding_type=options.embedding_type,
+            keep=fields.keep,
+            timestamp=fields.timestamp is not None,
+            # One thread a core in all: more threads than cores slow each other down.
+            torch_threads=options.torch_threads or (max(1, cores // workers) if local else None),
+        ),
+        limits=BatchLimits(max_rows=options.max_batch_rows, max_tokens=options.max_batch_tokens),
+        rows_per_file=options.rows_per_file,
+        max_dead_fraction=options.max_dead_fraction,
+        if_exists=options.if_exists,
+        dry_run=options.dry_run,
+        progress=options.progress,
+        runner=options.runner,
+        local_workers=workers,
+    )
+    return config, rest
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _field_mapping(options: argparse.Namespace) -> tuple[FieldMapping, tuple[str, ...]]:
+    kept = [name.partition(":") for name in _names(options.keep_fields)]
+    fields = FieldMapping(
+        text=tuple(_names(options.text_field)),
+        id=tuple(_names(options.id_field)),
+        timestamp=options.timestamp_field,
+        keep=tuple(KeptField(name, kind or "string") for name, _, kind in kept),
+    )
+    return fields, tuple(name for name, _, kind in kept if not kind)

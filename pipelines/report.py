@@ -1,0 +1,113 @@
+"""What a run tells people: progress while it runs, a summary at its end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from transforms import metrics
+
+LINE_SECONDS = 10.0
+POLL_SECONDS = 0.5
+
+
+class ProgressDisplay:
+    """Shows the counts that a local run's processes leave in a directory; a context manager around the run."""
+
+    def __init__(self, total_bytes: int, mode: str) -> None:
+        """Args:
+        total_bytes: size of all input.
+        mode: bar, lines, off, or auto for a bar on a terminal and lines elsewhere.
+        """
+        self.directory = tempfile.mkdtemp(prefix="torchmoji-progress-")
+        self._total = total_bytes
+        self._mode = ("bar" if sys.stderr.isatty() else "lines") if mode == "auto" else mode
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._bar if self._mode == "bar" else self._lines, daemon=True)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._mode != "off":
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._mode != "off":
+            self._thread.join()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _bar(self) -> None:
+        with tqdm(total=self._total, unit="B", unit_scale=True, desc="read", file=sys.stderr) as bar:
+            while True:
+                stopped = self._stop.wait(POLL_SECONDS)
+                rows, bytes_read = metrics.Progress.total(self.directory)
+                bar.set_postfix_str(f"{rows:,} tweets scored, {self._rate(rows):,.0f}/s", refresh=False)
+                bar.update(min(bytes_read, self._total) - bar.n)
+                bar.refresh()
+                if stopped:
+                    return
+
+    def _lines(self) -> None:
+        while not self._stop.wait(LINE_SECONDS):
+            rows, bytes_read = metrics.Progress.total(self.directory)
+            share = bytes_read / self._total if self._total else 1.0
+            print(
+                f"{rows:,} tweets scored, {share:.0%} of the input read, {self._rate(rows):,.0f} tweets/s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _rate(self, rows: int) -> float:
+        return rows / max(time.monotonic() - self._started, 1e-9)
+
+
+def counters(result: Any) -> dict[str, int]:
+    """Our counters of a finished run by name, summed over steps."""
+    totals: dict[str, int] = {}
+    for counter in result.metrics().query()["counters"]:
+        if counter.key.metric.namespace == metrics.NAMESPACE:
+            name = counter.key.metric.name
+            totals[name] = totals.get(name, 0) + int(counter.result)
+    return totals
+
+
+def summary(counts: dict[str, int], classes: Sequence[str], seconds: float, fingerprint: str, output: str) -> str:
+    """The end of a run in a few lines."""
+
+    def get(name: str) -> int:
+        return counts.get(name, 0)
+
+    rows = get(metrics.SCORED) + get(metrics.EMPTY)
+    tops = {label: get(f"{metrics.TOP_PREFIX}{index}") for index, label in enumerate(classes)}
+    commonest = sorted(tops.items(), key=lambda item: -item[1])[:10]
+    shown = "  ".join(f"{label} {count / max(get(metrics.SCORED), 1):.1%}" for label, count in commonest if count)
+    return "\n".join(
+        [
+            f"read        {get(metrics.READ):,} from {get(metrics.FILES_READ):,} file(s)",
+            f"scored      {get(metrics.SCORED):,}",
+            f"empty       {get(metrics.EMPTY):,} without tokens",
+            f"dead        {get(metrics.DEAD):,} dead letters",
+            f"tokens      {get(metrics.TOKENS):,}, {_share(get(metrics.UNKNOWN), get(metrics.TOKENS))} unknown; "
+            f"{_share(get(metrics.TRUNCATED), rows)} of texts truncated",
+            f"speed       {rows / max(seconds, 1e-9):,.0f} tweets/s over {seconds:.1f} s, start-up included",
+            f"written     {get(metrics.ROWS_WRITTEN):,} rows in {get(metrics.FILES_WRITTEN):,} file(s), "
+            f"{get(metrics.BYTES_WRITTEN):,} bytes, in {output}",
+            f"model       fingerprint {fingerprint}",
+            f"commonest   {shown or 'none'}",
+        ]
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "none"

@@ -1,0 +1,179 @@
+"""python -m pipelines.score: tweets in, emoji distributions and embeddings in Parquet out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, run_command
+from pipelines.options import parse
+from torchmoji_core import __version__
+from torchmoji_core.errors import RunError
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+    from pipelines.plan import Plan
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = None) -> None:
+    """Add the whole job to a pipeline: read, annotate, write scores and dead letters."""
+    import apache_beam as beam
+
+    from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores
+
+    config, score = plan.config, plan.config.score
+    read = pipeline | "ReadTweets" >> ReadTweets(list(config.inputs), config.format, config.fields, progress)
+    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(
+        **_fields(score) | {"limits": config.limits, "progress": progress}
+    )
+    annotated.results | "WriteScores" >> WriteScores(config.output, plan.run_id, config.rows_per_file)
+    dead = (read.dead_letters, annotated.dead_letters) | "DeadLetters" >> beam.Flatten()
+    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id)
+
+
+def _fields(options: Any) -> dict[str, Any]:
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+
+
+def set_up_logging() -> None:
+    """Warnings to standard error, without what Beam logs on the root logger about extras nobody asked for."""
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.ERROR)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, handlers=[handler])
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, plan, run, report. Returns the exit status."""
+    config, rest = parse(arguments)
+    set_up_logging()
+
+    from pipelines.plan import make_plan
+    from pipelines.runners import make_runner, pipeline_options
+
+    options = pipeline_options(config, rest)
+    plan = make_plan(config)
+    print(plan.describe(), flush=True)
+    if config.dry_run:
+        print("dry run: nothing was scored or written")
+        return DONE
+    return run(plan, make_runner(config, options), options)
+
+
+def run(plan: Plan, runner: Any, options: Any) -> int:
+    """Run a plan to its end and account for every record.
+
+    Raises:
+        RunError: if the run fails, or its counts do not add up. What it has written by then is removed.
+    """
+    import apache_beam as beam
+
+    from pipelines import manifest, report
+    from transforms import metrics
+
+    config = plan.config
+    started, clock = datetime.now(UTC), time.monotonic()
+    mode = config.progress if config.is_local else "off"
+    try:
+        with report.ProgressDisplay(plan.input_bytes, mode) as display:
+            pipeline = beam.Pipeline(runner=runner, options=options)
+            build_pipeline(pipeline, plan, display.directory if mode != "off" else None)
+            result = pipeline.run()
+            result.wait_until_finish()
+        counts = report.counters(result)
+        reconcile(counts)
+        dead_fraction = counts.get(metrics.DEAD, 0) / max(counts.get(metrics.READ, 0), 1)
+        too_many = dead_fraction > config.max_dead_fraction
+        for earlier in plan.replaced:
+            manifest.remove_run(config.output, earlier["run_id"])
+        manifest.write(config.output, _manifest(plan, counts, started, "too many dead letters" if too_many else "done"))
+    except BaseException as error:
+        _clean_up(plan)
+        if isinstance(error, Exception):
+            raise RunError(explain(error, config.output)) from error
+        raise
+    manifest.remove_temporary(config.output, plan.run_id)
+    seconds = time.monotonic() - clock
+    print(report.summary(counts, plan.bundle.classes, seconds, plan.bundle.fingerprint, config.output))
+    if too_many:
+        print(
+            f"too many dead letters: {dead_fraction:.1%} of what was read, above --max_dead_fraction "
+            f"{config.max_dead_fraction:.1%}; reasons are in {config.output}/_dead_letters",
+            file=sys.stderr,
+        )
+        return TOO_MANY_DEAD_LETTERS
+    return DONE
+
+
+def reconcile(counts: dict[str, int]) -> None:
+    """Check that every record met is scored, empty or dead, and every row is in a file.
+
+    Raises:
+        RunError: with the figures.
+    """
+    from transforms import metrics
+
+    read, scored, empty, dead, rows = (
+        counts.get(name, 0)
+        for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
+    )
+    if read != scored + empty + dead or rows != scored + empty:
+        raise RunError(
+            f"the counts do not add up: read {read}, scored {scored}, empty {empty}, dead {dead}, rows written {rows}; "
+            "this is a fault of the program, and the results were removed"
+        )
+
+
+def explain(error: BaseException, output: str) -> str:
+    """One line for a failed run. The local runner's worker processes give errors as text only, so text is searched."""
+    text = str(error)
+    if isinstance(error, RunError) and "\n" not in text:
+        return text.partition(" [while running")[0]
+    if "No space left on device" in text or "Errno 28" in text:
+        return f"disk full while writing {output}; free space and run again, nothing was left under a final name"
+    if "MemoryError" in text or isinstance(error, MemoryError):
+        return "out of memory; lower --max_batch_tokens or --direct_num_workers"
+    lines = [line for line in text.splitlines() if "torchmoji_core.errors." in line]
+    if lines:
+        return lines[-1].partition("torchmoji_core.errors.")[2].partition(": ")[2].partition(" [while running")[0]
+    _LOGGER.error("the run failed", exc_info=error)
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+
+
+def _clean_up(plan: Plan) -> None:
+    from pipelines import manifest
+
+    try:
+        manifest.remove_run(plan.config.output, plan.run_id)
+        manifest.remove_temporary(plan.config.output, plan.run_id)
+    except Exception as error:  # the output may be gone or unwritable, and the first error is the one to report
+        _LOGGER.warning("could not clean up %s: %s", plan.config.output, error)
+
+
+def _manifest(plan: Plan, counts: dict[str, int], started: datetime, status: str) -> dict[str, Any]:
+    from pipelines import manifest
+
+    config = plan.config
+    return {
+        "version": manifest.VERSION,
+        "run_id": plan.run_id,
+        "status": status,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code_version": __version__,
+        "identity": manifest.identity(config),
+        "model": {"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
+        "inputs": [{"path": path, "bytes": size, "format": kind} for path, size, kind in plan.files],
+        "files": [{"path": path, "bytes": size} for path, size in manifest.files_of_run(config.output, plan.run_id)],
+        "counts": counts,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
