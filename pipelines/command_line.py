@@ -6,11 +6,18 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Any, get_type_hints
+from typing import Any, NoReturn, get_type_hints
 
 from torchmoji_core.errors import InputError, RunError
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS = range(4)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are `InputError`s, one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message.removeprefix('argument ')}; --help lists all options")
 
 
 def run_command(main: Callable[[list[str]], int]) -> int:

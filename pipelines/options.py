@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.command_line import OneLineParser
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
@@ -49,7 +50,7 @@ class ScoreConfig:
 
 # fmt: off
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
+    result = OneLineParser(
         prog="python -m pipelines.score",
         description="Score tweets: emoji distributions and embeddings of texts, to Parquet.",
         epilog="Other options go to Apache Beam and its runner, e.g. --runner=FlinkRunner --flink_master=HOST:PORT. "

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command_line import add_dataclass_options, run_command
+from pipelines.command_line import OneLineParser, add_dataclass_options, run_command
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     from torchmoji_core.training.pretraining import PretrainingOptions
 
-    result = argparse.ArgumentParser(
+    result = OneLineParser(
         prog="python -m pipelines.pretrain",
         description="Train a model to predict emojis, as DeepMoji was made, and write it as a bundle.",
         allow_abbrev=False,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+from typing import Any
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, StandardOptions
-from apache_beam.runners.runner import PipelineRunner
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipelines.options import ScoreConfig
 from torchmoji_core.errors import InputError
@@ -17,15 +20,15 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
     """Options for Beam.
 
     Raises:
-        InputError: if a local run is given an option that neither we nor Beam know. Other runners have options that
-            only their job servers know, so those are passed on.
+        InputError: if Beam refuses a value, or a local run is given an option that neither we nor Beam know. Other
+            runners have options that only their job servers know, so those are passed on.
     """
-    options = PipelineOptions([*rest, f"--runner={config.runner}"])
-    unknown = unknown_options(rest)
+    unknown = sorted(_parsed(rest, retain_unknown_options=True).keys() - _parsed(rest).keys())
     if unknown and config.is_local:
-        raise InputError(f"option {unknown[0]} is unknown, to this program and to Beam; --help lists ours")
+        raise InputError(f"option --{unknown[0]} is unknown, to this program and to Beam; --help lists ours")
     if unknown:
-        _LOGGER.warning("passed on to %s unchecked: %s", config.runner, " ".join(unknown))
+        _LOGGER.warning("passed on to %s unchecked: --%s", config.runner, " --".join(unknown))
+    options = PipelineOptions([*rest, f"--runner={config.runner}"])
     if config.is_local:
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers = config.local_workers
@@ -36,22 +39,35 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
     return options
 
 
-def unknown_options(arguments: list[str]) -> list[str]:
-    """Those of the arguments that no option class of Beam knows."""
-    unknown = PipelineOptions(arguments).view_as(StandardOptions).get_all_options(retain_unknown_options=True).keys()
-    known = PipelineOptions(arguments).get_all_options().keys()
-    extra = unknown - known
-    return [argument for argument in arguments if argument.startswith("--") and argument[2:].partition("=")[0] in extra]
+def _parsed(arguments: list[str], retain_unknown_options: bool = False) -> dict[str, Any]:
+    """Beam's options by name, its complaints about values as one line, and none about unknown names."""
+    logger = logging.getLogger("apache_beam.options.pipeline_options")
+    level, complaint = logger.level, io.StringIO()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options = PipelineOptions(arguments)
+            return options.get_all_options(retain_unknown_options=retain_unknown_options)
+    except SystemExit:
+        raise InputError(complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from None
+    finally:
+        logger.setLevel(level)
 
 
-def make_runner(config: ScoreConfig, options: PipelineOptions) -> PipelineRunner | str:
-    """Beam's in-process runner for a local run, the name of the runner for any other.
+def make_runner(config: ScoreConfig, options: PipelineOptions) -> PipelineRunner:
+    """Beam's in-process runner for a local run, otherwise the one of that name.
 
-    Beam's own DirectRunner would first try to download another engine. It also hands its options to worker processes
-    only in this way.
+    Beam's own DirectRunner would first try to download another engine. Options reach worker processes only in the
+    provision info.
+
+    Raises:
+        InputError: if Beam has no runner of that name.
     """
     if not config.is_local:
-        return config.runner
+        try:
+            return create_runner(config.runner)
+        except (ValueError, ImportError) as error:
+            raise InputError(f"--runner {config.runner}: {str(error).splitlines()[0]}") from None
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle

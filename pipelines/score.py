@@ -58,12 +58,13 @@ def main(arguments: list[str]) -> int:
     from pipelines.runners import make_runner, pipeline_options
 
     options = pipeline_options(config, rest)
+    runner = make_runner(config, options)
     plan = make_plan(config)
     print(plan.describe(), flush=True)
     if config.dry_run:
         print("dry run: nothing was scored or written")
         return DONE
-    return run(plan, make_runner(config, options), options)
+    return run(plan, runner, options)
 
 
 def run(plan: Plan, runner: Any, options: Any) -> int:

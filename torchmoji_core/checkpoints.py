@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 import re
 import stat
 import warnings
@@ -151,14 +152,16 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # on a file that is then refused: its error shall be one line
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except InputError as error:
-        raise InputError(f"checkpoint {source}: {error}") from None
+        raise InputError(f"checkpoint {source}: {_line(error)}") from None
     except Exception as error:
         if forbidden := re.search(r"GLOBAL ([\w.]{1,80})", str(error)):
             raise InputError(
                 f"checkpoint {source}: holds more than tensors ({forbidden[1]}); "
                 f"refused, and nothing in it was run; {_REMEDY}"
             ) from None
-        raise InputError(f"checkpoint {source}: damaged or incomplete ({_line(error)}); download it again") from None
+        # torch's advice on a pickle it refuses is to read it without restriction: not for a stranger's file.
+        reason = "a malformed pickle" if isinstance(error, pickle.UnpicklingError) else _line(error)
+        raise InputError(f"checkpoint {source}: damaged or incomplete ({reason}); download it again") from None
     if not isinstance(state, dict):
         raise InputError(f"checkpoint {source}: holds a {type(state).__name__}, not a state dict; {_REMEDY}")
     for name, tensor in state.items():

@@ -1,0 +1,50 @@
+# make score    install everything into .venv and score the bundled sample
+# make test     install everything and run ruff, mypy and the whole test suite
+# make lint     ruff and mypy alone
+# make format   let ruff format the code
+# make bench    the benchmarks, minutes each; figures go to benchmarks/results/
+# make dist     sdist and wheel into dist/
+# make clean    remove what the others made, .venv included
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: score test lint format bench dist clean
+.DELETE_ON_ERROR:
+
+score: .venv/installed
+	$(BIN)/python -m pipelines.score --runner=DirectRunner
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed-dev
+	$(BIN)/python -m benchmarks.tokenizer
+	$(BIN)/python -m benchmarks.memory
+
+dist: .venv/installed-dev
+	$(BIN)/python -m build --outdir dist .
+
+clean:
+	rm -rf .venv build dist *.egg-info scored
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml setup.py constraints.txt | .venv/bin/python
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: pyproject.toml setup.py constraints.txt | .venv/bin/python
+	$(PIP) --editable '.[dev]'
+	touch $@ .venv/installed
