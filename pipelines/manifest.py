@@ -99,5 +99,10 @@ def remove_temporary(output: str, run_id: str) -> None:
     directory = f"{output}/{TEMPORARY}"
     if FileSystems.exists(f"{directory}/{run_id}"):
         FileSystems.delete([f"{directory}/{run_id}"])
+    remove_empty(directory)
+
+
+def remove_empty(directory: str) -> None:
+    """Delete a directory, with its directories, if no file is in it."""
     if FileSystems.exists(directory) and not FileSystems.match([f"{directory}/**"])[0].metadata_list:
         FileSystems.delete([directory])

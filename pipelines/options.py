@@ -12,7 +12,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES
 from transforms.fields import DEFAULT_ID_FIELDS, DEFAULT_TEXT_FIELDS, KEPT_TYPES, FieldMapping, KeptField
-from transforms.formats import FORMATS
+from transforms.formats import FORMATS, absolute
 from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ScoreOptions
 
 SAMPLE = Path(__file__).parent / "sample" / "posts.jsonl"
@@ -122,7 +122,7 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
     workers = options.direct_num_workers or cores
     local = options.runner == LOCAL_RUNNER
     config = ScoreConfig(
-        inputs=tuple(options.input or [str(SAMPLE)]),
+        inputs=tuple(absolute(pattern) for pattern in options.input or [str(SAMPLE)]),
         output=options.output.rstrip("/") or "/",
         format=options.format,
         fields=fields,
@@ -136,7 +136,9 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
             keep=fields.keep,
             timestamp=fields.timestamp is not None,
             # One thread a core in all: more threads than cores slow each other down.
-            torch_threads=options.torch_threads or (max(1, cores // workers) if local else None),
+            torch_threads=max(1, cores // workers)
+            if options.torch_threads is None and local
+            else options.torch_threads,
         ),
         limits=BatchLimits(max_rows=options.max_batch_rows, max_tokens=options.max_batch_tokens),
         rows_per_file=options.rows_per_file,

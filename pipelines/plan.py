@@ -136,6 +136,18 @@ def _check_fields(config: ScoreConfig, files: tuple[tuple[str, int, str], ...]) 
     )
 
 
+def _probe(output: str) -> None:
+    """Write a file where results will be written, and leave no trace of it."""
+    existed = FileSystems.exists(output)
+    name = f"probe-{uuid.uuid4().hex}"
+    with FileSystems.create(f"{output}/{TEMPORARY}/{name}") as file:
+        file.write(b"")
+    FileSystems.delete([f"{output}/{TEMPORARY}/{name}"])
+    manifest.remove_empty(f"{output}/{TEMPORARY}")
+    if not existed:
+        manifest.remove_empty(output)
+
+
 def _check_output(config: ScoreConfig) -> tuple[manifest.Manifest, ...]:
     """Make sure that the output can be written, and settle what happens to results that are there.
 
@@ -156,11 +168,8 @@ def _check_output(config: ScoreConfig) -> tuple[manifest.Manifest, ...]:
                 "give another --output, or --if_exists replace or append"
             )
         replaced = earlier
-    probe = f"{config.output}/{TEMPORARY}/probe-{uuid.uuid4().hex}"
     try:
-        with FileSystems.create(probe) as file:
-            file.write(b"")
-        FileSystems.delete([probe])
+        _probe(config.output)
     except (BeamIOError, OSError, ValueError, ImportError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise InputError(f"output {config.output} cannot be written ({reason}); check path and permissions") from None

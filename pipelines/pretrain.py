@@ -89,6 +89,10 @@ def main(arguments: list[str]) -> int:
     training_options = PretrainingOptions(**{name: getattr(options, name) for name in names})
     if options.output.exists():
         raise InputError(f"--output {options.output} exists already; give a new name")
+    try:
+        card = options.card.read_text() if options.card else f"# {options.name}\n"
+    except OSError as error:
+        raise InputError(f"--card {options.card}: cannot be read ({error.strerror})") from None
     if options.threads:
         torch.set_num_threads(options.threads)
     vocabulary = Vocabulary.load(options.vocabulary)
@@ -116,7 +120,7 @@ def main(arguments: list[str]) -> int:
         state={name: tensor.half() for name, tensor in model.state_dict().items()},
         maxlen=options.maxlen,
         provenance=provenance,
-        card=(options.card.read_text() if options.card else f"# {options.name}\n") + "\n" + _figures(provenance),
+        card=card + "\n" + _figures(provenance),
     )
     bundle.save(options.output)
     print(f"wrote {options.output}, fingerprint {bundle.fingerprint}")

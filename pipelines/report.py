@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -22,12 +20,13 @@ POLL_SECONDS = 0.5
 class ProgressDisplay:
     """Shows the counts that a local run's processes leave in a directory; a context manager around the run."""
 
-    def __init__(self, total_bytes: int, mode: str) -> None:
+    def __init__(self, directory: str, total_bytes: int, mode: str) -> None:
         """Args:
+        directory: where `metrics.Progress` leaves its counts.
         total_bytes: size of all input.
         mode: bar, lines, off, or auto for a bar on a terminal and lines elsewhere.
         """
-        self.directory = tempfile.mkdtemp(prefix="torchmoji-progress-")
+        self._directory = directory
         self._total = total_bytes
         self._mode = ("bar" if sys.stderr.isatty() else "lines") if mode == "auto" else mode
         self._stop = threading.Event()
@@ -45,13 +44,12 @@ class ProgressDisplay:
         self._stop.set()
         if self._mode != "off":
             self._thread.join()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _bar(self) -> None:
         with tqdm(total=self._total, unit="B", unit_scale=True, desc="read", file=sys.stderr) as bar:
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
-                rows, bytes_read = metrics.Progress.total(self.directory)
+                rows, bytes_read = metrics.Progress.total(self._directory)
                 bar.set_postfix_str(f"{rows:,} tweets scored, {self._rate(rows):,.0f}/s", refresh=False)
                 bar.update(min(bytes_read, self._total) - bar.n)
                 bar.refresh()
@@ -60,7 +58,7 @@ class ProgressDisplay:
 
     def _lines(self) -> None:
         while not self._stop.wait(LINE_SECONDS):
-            rows, bytes_read = metrics.Progress.total(self.directory)
+            rows, bytes_read = metrics.Progress.total(self._directory)
             share = bytes_read / self._total if self._total else 1.0
             print(
                 f"{rows:,} tweets scored, {share:.0%} of the input read, {self._rate(rows):,.0f} tweets/s",
@@ -78,7 +76,7 @@ def counters(result: Any) -> dict[str, int]:
     for counter in result.metrics().query()["counters"]:
         if counter.key.metric.namespace == metrics.NAMESPACE:
             name = counter.key.metric.name
-            totals[name] = totals.get(name, 0) + int(counter.result)
+            totals[name] = totals.get(name, 0) + int(counter.result or 0)  # None is how some runners say 0
     return totals
 
 

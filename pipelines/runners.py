@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import shlex
+import sys
 from typing import Any
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, WorkerOptions
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipelines.options import ScoreConfig
@@ -30,10 +32,9 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         _LOGGER.warning("passed on to %s unchecked: --%s", config.runner, " --".join(unknown))
     options = PipelineOptions([*rest, f"--runner={config.runner}"])
     if config.is_local:
-        direct = options.view_as(DirectOptions)
-        direct.direct_num_workers = config.local_workers
-        if config.local_workers > 1 and direct.direct_running_mode == "in_memory":
-            direct.direct_running_mode = "multi_processing"
+        options.view_as(DirectOptions).direct_num_workers = config.local_workers
+        if not options.view_as(WorkerOptions).default_sdk_harness_log_level:
+            options.view_as(WorkerOptions).default_sdk_harness_log_level = "ERROR"
     # All code is in installed modules; nothing of the main session has to travel.
     options.view_as(SetupOptions).save_main_session = False
     return options
@@ -54,11 +55,16 @@ def _parsed(arguments: list[str], retain_unknown_options: bool = False) -> dict[
         logger.setLevel(level)
 
 
-def make_runner(config: ScoreConfig, options: PipelineOptions) -> PipelineRunner:
+def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) -> PipelineRunner:
     """Beam's in-process runner for a local run, otherwise the one of that name.
 
     Beam's own DirectRunner would first try to download another engine. Options reach worker processes only in the
     provision info.
+
+    Args:
+        config: the run.
+        options: for Beam.
+        worker_log: file for what worker processes of a local run print; the runner reports their errors by itself.
 
     Raises:
         InputError: if Beam has no runner of that name.
@@ -71,7 +77,12 @@ def make_runner(config: ScoreConfig, options: PipelineOptions) -> PipelineRunner
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
+    from apache_beam.transforms.environments import EmbeddedPythonEnvironment, SubprocessSDKEnvironment
 
+    environment = EmbeddedPythonEnvironment.default()
+    if config.local_workers > 1:
+        command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
+        environment = SubprocessSDKEnvironment.from_command_string(f"{command} 2>>{shlex.quote(worker_log)}")
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
-    return fn_runner.FnApiRunner(provision_info=provision)
+    return fn_runner.FnApiRunner(default_environment=environment, provision_info=provision)

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, run_command
 from pipelines.options import parse
 from torchmoji_core import __version__
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import RunError, TorchMojiError
 
 if TYPE_CHECKING:
     import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import PipelineRunner
 
     from pipelines.plan import Plan
 
 _LOGGER = logging.getLogger(__name__)
+
+WORKER_LOG = "workers.log"
 
 
 def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = None) -> None:
@@ -43,9 +50,9 @@ def _fields(options: Any) -> dict[str, Any]:
 
 
 def set_up_logging() -> None:
-    """Warnings to standard error, without what Beam logs on the root logger about extras nobody asked for."""
+    """Warnings to standard error, but those of Beam's local runner: it logs what it then raises, and we explain."""
     handler = logging.StreamHandler()
-    handler.addFilter(lambda record: record.name != "root" or record.levelno >= logging.ERROR)
+    handler.addFilter(lambda record: record.name != "root" and not record.name.startswith("apache_beam.runners."))
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, handlers=[handler])
 
 
@@ -58,17 +65,24 @@ def main(arguments: list[str]) -> int:
     from pipelines.runners import make_runner, pipeline_options
 
     options = pipeline_options(config, rest)
-    runner = make_runner(config, options)
-    plan = make_plan(config)
-    print(plan.describe(), flush=True)
-    if config.dry_run:
-        print("dry run: nothing was scored or written")
-        return DONE
-    return run(plan, runner, options)
+    with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
+        runner = make_runner(config, options, f"{scratch}/{WORKER_LOG}")
+        plan = make_plan(config)
+        print(plan.describe(), flush=True)
+        if config.dry_run:
+            print("dry run: nothing was scored or written")
+            return DONE
+        return run(plan, runner, options, scratch)
 
 
-def run(plan: Plan, runner: Any, options: Any) -> int:
+def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: str) -> int:
     """Run a plan to its end and account for every record.
+
+    Args:
+        plan: what to do.
+        runner: where.
+        options: for Beam.
+        scratch: local directory for progress counts and the log of worker processes.
 
     Raises:
         RunError: if the run fails, or its counts do not add up. What it has written by then is removed.
@@ -81,24 +95,26 @@ def run(plan: Plan, runner: Any, options: Any) -> int:
     config = plan.config
     started, clock = datetime.now(UTC), time.monotonic()
     mode = config.progress if config.is_local else "off"
+    progress = Path(scratch, "progress")
+    progress.mkdir()
     try:
-        with report.ProgressDisplay(plan.input_bytes, mode) as display:
+        with report.ProgressDisplay(str(progress), plan.input_bytes, mode):
             pipeline = beam.Pipeline(runner=runner, options=options)
-            build_pipeline(pipeline, plan, display.directory if mode != "off" else None)
+            build_pipeline(pipeline, plan, str(progress) if mode != "off" else None)
             result = pipeline.run()
             result.wait_until_finish()
         counts = report.counters(result)
         reconcile(counts)
         dead_fraction = counts.get(metrics.DEAD, 0) / max(counts.get(metrics.READ, 0), 1)
         too_many = dead_fraction > config.max_dead_fraction
-        for earlier in plan.replaced:
-            manifest.remove_run(config.output, earlier["run_id"])
         manifest.write(config.output, _manifest(plan, counts, started, "too many dead letters" if too_many else "done"))
     except BaseException as error:
         _clean_up(plan)
         if isinstance(error, Exception):
-            raise RunError(explain(error, config.output)) from error
+            raise RunError(explain(error, config.output, Path(scratch, WORKER_LOG))) from error
         raise
+    for earlier in plan.replaced:
+        manifest.remove_run(config.output, earlier["run_id"])
     manifest.remove_temporary(config.output, plan.run_id)
     seconds = time.monotonic() - clock
     print(report.summary(counts, plan.bundle.classes, seconds, plan.bundle.fingerprint, config.output))
@@ -131,20 +147,25 @@ def reconcile(counts: dict[str, int]) -> None:
         )
 
 
-def explain(error: BaseException, output: str) -> str:
-    """One line for a failed run. The local runner's worker processes give errors as text only, so text is searched."""
+def explain(error: BaseException, output: str, worker_log: Path | None = None) -> str:
+    """One line for a failed run; what is not foreseen is logged with its traceback as well.
+
+    Worker processes hand over their errors as text only, so it is the text that is searched.
+    """
     text = str(error)
-    if isinstance(error, RunError) and "\n" not in text:
-        return text.partition(" [while running")[0]
     if "No space left on device" in text or "Errno 28" in text:
         return f"disk full while writing {output}; free space and run again, nothing was left under a final name"
+    if "File too large" in text or "Errno 27" in text:
+        return f"a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit"
     if "MemoryError" in text or isinstance(error, MemoryError):
         return "out of memory; lower --max_batch_tokens or --direct_num_workers"
-    lines = [line for line in text.splitlines() if "torchmoji_core.errors." in line]
-    if lines:
-        return lines[-1].partition("torchmoji_core.errors.")[2].partition(": ")[2].partition(" [while running")[0]
+    ours = re.search(r"torchmoji_core\.errors\.\w+: (.*)", text)
+    if ours or isinstance(error, TorchMojiError):
+        return (ours[1] if ours else text).partition(" [while running")[0]
     _LOGGER.error("the run failed", exc_info=error)
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
+    if worker_log is not None and worker_log.exists() and (log := worker_log.read_text(errors="replace")):
+        _LOGGER.error("the workers' last words:\n%s", log[-2000:])
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
 
 
 def _clean_up(plan: Plan) -> None:

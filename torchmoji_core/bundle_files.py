@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from torchmoji_core.errors import InputError
 
@@ -77,7 +78,21 @@ def read_bundle_files(location: str, names: Collection[str] = tuple(_LIMITS)) ->
         if location.split("?")[0].endswith(".zip"):
             return _read_zip(io.BytesIO(read_uri(location, sum(_LIMITS.values()))), location, names)
         return _read_remote_directory(location.rstrip("/"), names)
-    path = Path(location.removeprefix("file://")).expanduser()
+    path = local_path(location)
+    try:
+        return _read_local(path, location, names)
+    except OSError as error:
+        raise InputError(f"model {location}: cannot be read ({error.strerror or error})") from None
+
+
+def local_path(location: str) -> Path:
+    """A path, or the path of a file:// URI."""
+    if location.startswith("file://"):
+        return Path(unquote(location.removeprefix("file://")))
+    return Path(location).expanduser()
+
+
+def _read_local(path: Path, location: str, names: Collection[str]) -> dict[str, bytes]:
     if path.is_dir():
         return _collect({name: path / name for name in _LIMITS if (path / name).is_file()}, location, names)
     if not path.exists():

@@ -15,13 +15,12 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from torchmoji_core.bundle_files import is_remote, read_uri
+from torchmoji_core.bundle_files import is_remote, local_path, read_uri
 from torchmoji_core.errors import InputError
 from torchmoji_core.model import Dimensions, dimensions_of, pack_ids
 
@@ -82,7 +81,7 @@ def fetch_checkpoint(source: str) -> bytes:
     """
     if is_remote(source):
         return read_uri(source, LARGEST_FILE)
-    path = Path(source.removeprefix("file://")).expanduser()
+    path = local_path(source)
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

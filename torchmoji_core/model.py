@@ -111,13 +111,13 @@ def dimensions_of(state: Mapping[str, Tensor]) -> Dimensions:
         InputError: if the names are not the published ones, or the shapes do not fit together.
     """
     try:
-        vocabulary, embedding = state["embed.weight"].shape
-        hidden = state["lstm_0.weight_hh_l0"].shape[1]
-        classes = state["output_layer.0.weight"].shape[0]
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(
-            f"these are not the weights of a torchMoji model: {error} is missing or has another shape"
-        ) from None
+        (vocabulary, embedding), (_, hidden), (classes, _) = (
+            state[name].shape for name in ("embed.weight", "lstm_0.weight_hh_l0", "output_layer.0.weight")
+        )
+    except KeyError as error:
+        raise InputError(f"these are not the weights of a torchMoji model: {error} is missing") from None
+    except ValueError:
+        raise InputError("these are not the weights of a torchMoji model: a matrix has another shape") from None
     dimensions = Dimensions(vocabulary, embedding, hidden, classes)
     with torch.device("meta"):
         expected = TorchMoji(dimensions).state_dict()

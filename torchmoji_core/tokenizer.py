@@ -87,7 +87,7 @@ class _ChunkCache(dict[str, tuple[int, ...]]):
 
     def __missing__(self, chunk: str) -> tuple[int, ...]:
         ids = tuple(self.encode(chunk))
-        if self._capacity and len(chunk) <= _LONGEST_CACHED_CHUNK:
+        if self._capacity and max(len(chunk), len(ids)) <= _LONGEST_CACHED_CHUNK:  # NFKC can make 18 of one
             if len(self) >= self._capacity:
                 self.clear()
             self[chunk] = ids

@@ -71,7 +71,10 @@ class Vocabulary(Mapping[str, int]):
         ordered = sorted(mapping.items(), key=lambda item: item[1])
         if [index for _, index in ordered] != list(range(len(ordered))):
             raise InputError(f"{source}: ids must run from 0 to {len(ordered) - 1} without gaps or repeats")
-        return cls(token for token, _ in ordered)
+        try:
+            return cls(token for token, _ in ordered)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:

@@ -63,9 +63,9 @@ class AnnotateTweets(beam.PTransform):
         )
 
     def expand(self, tweets: beam.PCollection[Tweet | str]) -> Outcome:
-        checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_outputs(
-            "dead", main="tweets"
-        )
+        checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_output_types(
+            Tweet, dead=DeadLetter
+        ).with_outputs("dead", main="tweets")
         scored = (
             checked["tweets"]
             | "TokenizeTweets" >> TokenizeTweets(self._options.model)
@@ -83,8 +83,8 @@ def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOut
         element = Tweet(hashlib.sha256(text.encode()).hexdigest()[:32], text)
     if not isinstance(element, Tweet) or not isinstance(element.text, str) or not isinstance(element.id, str):
         reason = f"not a Tweet with a string as id and text: {type(element).__name__}"
-    elif len(element.extra) != n_extra:
-        reason = f"the tweet has {len(element.extra)} extra values for {n_extra} kept fields"
+    elif not isinstance(element.extra, tuple | list) or len(element.extra) != n_extra:
+        reason = f"the tweet has not {n_extra} extra values, one for each kept field, but {str(element.extra)[:40]}"
     else:
         yield element._replace(text=valid_unicode(element.text), id=valid_unicode(element.id))
         return

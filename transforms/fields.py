@@ -161,7 +161,9 @@ def to_microseconds(value: Any, name: str) -> int:
     try:
         if isinstance(value, str):
             try:
-                value = datetime.fromisoformat(value)
+                # Digits alone are a number, unless they may be a date: milliseconds would pass for one of another age.
+                is_number = value.isdecimal() and len(value) != len("YYYYMMDD")
+                value = float(value) if is_number else datetime.fromisoformat(value)
             except ValueError:
                 value = datetime.strptime(value, _TWITTER_TIME) if value[:1].isalpha() else float(value)
         if isinstance(value, datetime):
@@ -213,7 +215,8 @@ def infer_kind(values: Sequence[Any]) -> str:
     >>> infer_kind([1, 2.5, None])
     'float64'
     """
-    kinds = {type(value) for value in values if value is not None}
+    # Where pandas is installed, Parquet's nanoseconds come as its own kind of datetime.
+    kinds = {datetime if isinstance(value, datetime) else type(value) for value in values if value is not None}
     if not kinds or kinds == {str}:
         return "string"
     if kinds == {bool}:

@@ -11,8 +11,9 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
@@ -62,6 +63,12 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
     return (_FORMAT_OF_SUFFIX.get(parts[-1]) if len(parts) > 1 else None), compression
 
 
+def absolute(path: str) -> str:
+    """A local path or glob as an absolute one, so that a file has one name, and ids hold, wherever a run is started."""
+    path = path.removeprefix("file://")
+    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - links are to stay as given
+
+
 def resolve_format(path: str, given: str | None) -> str:
     """The format to read a file in.
 
@@ -106,18 +113,23 @@ def _decompress(file: BinaryIO, compression: str | None) -> BinaryIO:
     if compression == "gz":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
     if compression == "bz2":
-        return bz2.BZ2File(file)  # type: ignore[return-value]
+        return io.BufferedReader(_FrameReader(file, bz2.BZ2Decompressor), 1 << 17)
     if compression is not None:
-        return io.BufferedReader(_ZstandardReader(file), 1 << 17)
+        return io.BufferedReader(_FrameReader(file, zstandard.ZstdDecompressor().decompressobj), 1 << 17)
     return file
 
 
-class _ZstandardReader(io.RawIOBase):
-    """Decompresses frame after frame and, unlike the library's own reader, notices a truncated one."""
+class _FrameReader(io.RawIOBase):
+    """Decompresses frame after frame.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Unlike the libraries' own readers it notices a truncated frame of zstandard, and a damaged one of bzip2 behind
+    the first, where the rest of the file would pass for garbage to be ignored.
+    """
+
+    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]) -> None:
         self._file = file
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._new_frame = new_frame
+        self._frame = new_frame()
         self._fresh = True
         self._compressed = b""
         self._ready = memoryview(b"")
@@ -138,7 +150,7 @@ class _ZstandardReader(io.RawIOBase):
             self._fresh = False
             if self._frame.eof:
                 self._compressed = self._frame.unused_data + self._compressed
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
+                self._frame = self._new_frame()
                 self._fresh = True
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
@@ -156,14 +168,15 @@ def _read_lines(file: BinaryIO, start: int = 0, end: int | None = None) -> Itera
         if start:
             # A line belongs to the part it begins in: skip to the first line that begins at or behind `start`.
             file.seek(start - 1)
-            position = start - 1 + _skip_line(file)
+            position = start - 1 + _skip_line(file, None if end is None else end - start + 1)
         while end is None or position < end:
             line = file.readline(MAX_RECORD_BYTES + 1)
             if not line:
                 return
             if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
                 yield Damage(position, f"line is longer than {MAX_RECORD_BYTES >> 20} MiB", line[:RAW_KEPT])
-                position += len(line) + _skip_line(file)
+                position += len(line)
+                position += _skip_line(file, None if end is None else end - position)
                 continue
             yield Record(position, "", line)
             position += len(line)
@@ -171,9 +184,10 @@ def _read_lines(file: BinaryIO, start: int = 0, end: int | None = None) -> Itera
         yield Damage(position, f"the rest of the file cannot be read: {error}", b"")
 
 
-def _skip_line(file: BinaryIO) -> int:
+def _skip_line(file: BinaryIO, limit: int | None) -> int:
+    """Skip the rest of a line, or `limit` bytes of it: parts of one endless line must not each read it to its end."""
     skipped = 0
-    while line := file.readline(1 << 16):
+    while (limit is None or skipped < limit) and (line := file.readline(1 << 16)):
         skipped += len(line)
         if line.endswith(b"\n"):
             break
@@ -222,7 +236,7 @@ class _CsvLines:
 
     def __init__(self, lines: Iterator[Record | Damage]) -> None:
         self._lines = lines
-        self.raw = b""
+        self.raw = bytearray()  # grows by thousands of lines where a quote is missing its end
         self.position = 0
         self.damage: Damage | None = None
 
@@ -249,18 +263,22 @@ def _read_csv(file: BinaryIO, delimiter: str) -> Iterator[Record | Damage]:
     header: list[str] | None = None
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        lines.raw = b""
+        lines.raw = bytearray()
         try:
             row = next(reader)
-        except StopIteration:
-            if lines.damage is None:
+        except (StopIteration, csv.Error) as error:
+            damages = [lines.damage] if lines.damage is not None else []
+            if isinstance(error, csv.Error):  # first, and what cut the record short after it
+                reason = f"not {'TSV' if delimiter != ',' else 'CSV'}: {error}"
+                damages.insert(0, Damage(lines.position, reason, bytes(lines.raw[:RAW_KEPT])))
+            if header is None and damages:  # the next record would pass for the header
+                reason = f"the header cannot be read, so the file cannot: {damages[0].reason}"
+                yield damages[0]._replace(reason=reason)
                 return
-            yield lines.damage
+            if not damages:
+                return
+            yield from damages
             lines.damage = None
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
-            continue
-        except csv.Error as error:
-            yield Damage(lines.position, f"not {'TSV' if delimiter != ',' else 'CSV'}: {error}", lines.raw[:RAW_KEPT])
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             continue
         if not row:
@@ -268,7 +286,7 @@ def _read_csv(file: BinaryIO, delimiter: str) -> Iterator[Record | Damage]:
         if header is None:
             header = row
             continue
-        raw = lines.raw.rstrip(b"\r\n")
+        raw = bytes(lines.raw).rstrip(b"\r\n")
         if len(row) != len(header):
             reason = f"record has {len(row)} fields, the header {len(header)}"
             yield Damage(lines.position, reason, raw[:RAW_KEPT])
@@ -319,8 +337,9 @@ def _read_parquet(
             if first < end and after > start:
                 batches = parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=wanted)
                 for batch in batches:
-                    part = batch.slice(max(0, start - position), max(0, min(end - position, len(batch))))
-                    yield from _parquet_records(part, max(position, start))
+                    skipped = min(max(0, start - position), len(batch))
+                    part = batch.slice(skipped, min(end - position, len(batch)) - skipped)
+                    yield from _parquet_records(part, position + skipped)
                     position += len(batch)
                     if position >= end:
                         break

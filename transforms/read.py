@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
@@ -22,7 +22,16 @@ from transforms.fields import (
     look_up,
     position_id,
 )
-from transforms.formats import RAW_KEPT, Damage, Record, is_splittable, parquet_rows, read_records, resolve_format
+from transforms.formats import (
+    RAW_KEPT,
+    Damage,
+    Record,
+    absolute,
+    is_splittable,
+    parquet_rows,
+    read_records,
+    resolve_format,
+)
 from transforms.records import DeadLetter, Outcome, Tweet
 
 DEAD = "dead"
@@ -53,7 +62,7 @@ def match_files(patterns: list[str]) -> list[FileMetadata]:
         InputError: if a pattern matches nothing, or its filesystem cannot be reached.
     """
     found: dict[str, FileMetadata] = {}
-    for pattern in patterns:
+    for pattern in map(absolute, patterns):
         try:
             (result,) = FileSystems.match([pattern])
         except (BeamIOError, ValueError, ImportError) as error:
@@ -117,12 +126,18 @@ class ReadTweets(beam.PTransform):
             | "Patterns" >> beam.Create([self._patterns], reshuffle=False)
             | "MatchFiles" >> beam.FlatMap(_match)
             | "ReshuffleFiles" >> beam.Reshuffle()
-            | "SplitFiles" >> beam.ParDo(_SplitFiles(self._format)).with_outputs(DEAD, main="parts")
+            | "SplitFiles"
+            >> beam.ParDo(_SplitFiles(self._format))
+            .with_output_types(Any, dead=DeadLetter)
+            .with_outputs(DEAD, main="parts")
         )
         read = (
             split["parts"]
             | "ReshuffleParts" >> beam.Reshuffle()
-            | "ReadParts" >> beam.ParDo(_ReadParts(self._fields, self._progress)).with_outputs(DEAD, main="tweets")
+            | "ReadParts"
+            >> beam.ParDo(_ReadParts(self._fields, self._progress))
+            .with_output_types(Tweet, dead=DeadLetter)
+            .with_outputs(DEAD, main="tweets")
         )
         dead = (split[DEAD], read[DEAD]) | "DeadLetters" >> beam.Flatten()
         return Outcome(read["tweets"], dead)

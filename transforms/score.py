@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 import numpy as np
@@ -25,6 +25,7 @@ from transforms import metrics
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
 
+T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -47,7 +48,10 @@ class ScoreBatches(beam.PTransform):
         unpacked = (
             batches
             | "RunInference" >> RunInference(handler)
-            | "Unpack" >> beam.FlatMap(_unpack).with_outputs("dead", main="rows")
+            | "Unpack"
+            >> beam.FlatMap(_unpack)
+            .with_output_types(pa.RecordBatch, dead=DeadLetter)
+            .with_outputs("dead", main="rows")
         )
         return Outcome(unpacked["rows"], unpacked["dead"])
 
@@ -78,7 +82,7 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
     if options.timestamp:
         fields.append(pa.field("timestamp", pa.timestamp("us", tz="UTC")))
     outputs = [output for output in options.outputs if output != "text"]
-    fields += list(score_schema(scorer.classes, scorer.dimension, outputs, options.embedding_type))
+    fields += list(score_schema(scorer.classes, outputs, options.embedding_type))
     metadata = {
         "torchmoji.bundle": name,
         "torchmoji.fingerprint": scorer.fingerprint,
@@ -109,15 +113,19 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
     def run_inference(
         self, batch: Sequence[TokenizedTweet], model: LoadedModel, inference_args: dict[str, Any] | None = None
     ) -> Iterable[ScoredBatch]:
-        scored, dead = bisect(list(batch), lambda rows: model.scorer.score_ids([row.ids for row in rows]))
-        for rows, scores in scored:
+        def score(rows: list[TokenizedTweet]) -> tuple[Scores, pa.RecordBatch]:
+            scores = model.scorer.score_ids([row.ids for row in rows])
+            return scores, _to_record_batch(rows, scores, model, self._options)
+
+        scored, dead = bisect(list(batch), score)
+        for rows, (scores, _) in scored:
             _count(rows, scores)
-        parts = [_to_record_batch(rows, scores, model, self._options) for rows, scores in scored]
+        parts = [part for _, (_, part) in scored]
         if self._progress is None:
             self._progress = metrics.Progress(self._options.progress)
         self._progress.add(rows=len(batch))
         letters = tuple(
-            DeadLetter("score", row.tweet.id, f"cannot be scored: {error}", row.tweet.text.encode())
+            DeadLetter("score", row.tweet.id, f"cannot be scored: {error}", row.tweet.text.encode("utf-8", "replace"))
             for row, error in dead
         )
         return [ScoredBatch(tuple(parts), letters)]
@@ -149,8 +157,8 @@ def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
 
 
 def bisect(
-    rows: list[TokenizedTweet], score: Callable[[list[TokenizedTweet]], Scores]
-) -> tuple[list[tuple[list[TokenizedTweet], Scores]], list[tuple[TokenizedTweet, Exception]]]:
+    rows: list[TokenizedTweet], score: Callable[[list[TokenizedTweet]], T]
+) -> tuple[list[tuple[list[TokenizedTweet], T]], list[tuple[TokenizedTweet, Exception]]]:
     """Score rows, halving a batch that fails until each failing row stands alone.
 
     Returns:

@@ -153,23 +153,28 @@ class _WriteFiles(beam.DoFn):
     def _close(self, window: Any) -> WrittenFile:
         part = self._parts.pop(window)
         part.close()
-        found = FileSystems.match([part.temporary])[0].metadata_list
-        if not found:
+        try:
+            # Not `match`: it would take brackets in the name of the output for a glob.
+            size = FileSystems.get_filesystem(part.temporary).size(part.temporary)
+        except (BeamIOError, OSError) as error:
             raise RunError(
                 f"{part.temporary} is gone before it could be renamed; was the output removed while running?"
-            )
-        return WrittenFile(part.temporary, part.final, part.rows, found[0].size_in_bytes)
+            ) from error
+        return WrittenFile(part.temporary, part.final, part.rows, size)
 
 
 def window_directory(window: Any) -> str:
-    """Directory of a window's files below the output; none for the global window.
+    """Directory of a window's files below the output; none for the global window, or one before all dates.
 
     >>> window_directory(IntervalWindow(0, 3600))
     'date=1970-01-01/hour=00'
     """
     if not isinstance(window, IntervalWindow):
         return ""
-    start = datetime.fromtimestamp(float(window.start), UTC)
+    try:
+        start = datetime.fromtimestamp(float(window.start), UTC)
+    except (ValueError, OverflowError, OSError):
+        return ""  # elements that were given no timestamp are in a window before all dates
     return f"date={start:%Y-%m-%d}/hour={start:%H}"
 
 
@@ -252,7 +257,8 @@ class _JsonLinesPart(_Part):
     def __init__(self, temporary: str, final: str) -> None:
         super().__init__(temporary, final)
         file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
-        self._file = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
+        self._file = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def write(self, element: DeadLetter) -> None:
         line = element._asdict() | {

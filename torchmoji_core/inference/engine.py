@@ -6,7 +6,8 @@ one buffer, so nothing is concatenated. Results agree with the readable model to
 
 A row's result does not depend on its neighbours, to the last bit: every reduction runs over one row alone, and every
 matrix product has a multiple of four rows, for which the libraries sum each row in the same order whatever the
-number of rows and threads. (With one to three rows MKL uses other kernels, which differ by an ulp or two.)
+number of rows and threads. (With one to three rows MKL uses other kernels, which differ by an ulp or two; so do the
+fourth row of each four and the others with odd numbers of columns, so the output layer's columns are rounded up too.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
@@ -25,6 +27,7 @@ from torchmoji_core.model import dimensions_of
 
 _DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
 _ROW_MULTIPLE = 4
+_COLUMN_MULTIPLE = 16
 
 
 class EngineOutput(NamedTuple):
@@ -67,8 +70,9 @@ class Engine:
         self._layers = [_fold_layer(weights, name, self.dimensions.hidden) for name in ("lstm_0", "lstm_1")]
         # As a product with four equal columns, because a single column would go to another kernel.
         self._attention = weights["attention_layer.attention_vector"][:, None].repeat(1, _ROW_MULTIPLE)
-        self._output = weights["output_layer.0.weight"].t().contiguous()
-        self._output_bias = weights["output_layer.0.bias"]
+        unused = -self.dimensions.classes % _COLUMN_MULTIPLE
+        self._output = pad(weights["output_layer.0.weight"].t(), (0, unused)).contiguous()
+        self._output_bias = pad(weights["output_layer.0.bias"], (0, unused))
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Sequence[int]]) -> EngineOutput:
@@ -91,7 +95,7 @@ class Engine:
         self._run_layer(self._layers[0], features, slice(4 * hidden, None), 2 * hidden, batch_sizes)
         self._run_layer(self._layers[1], features, slice(2 * hidden, 4 * hidden), 0, batch_sizes)
         embedding, attention = self._attend(features, batch_sizes)
-        logits = torch.addmm(self._output_bias, embedding, self._output)[: len(rows)]
+        logits = torch.addmm(self._output_bias, embedding, self._output)[: len(rows), : self.dimensions.classes]
         return EngineOutput(logits.softmax(dim=1), embedding[: len(rows)], attention)
 
     def _run_layer(

@@ -51,6 +51,9 @@ class Scorer:
         """
         if isinstance(texts, str):
             raise TypeError("score takes a list of texts; for one text give [text]")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"score takes texts, not {type(text).__name__}; give '' for a missing text")
         return self.score_ids([self.tokenizer.ids(text, self.maxlen + 1) for text in texts])
 
     def score_ids(self, rows: Sequence[Sequence[int]]) -> Scores:

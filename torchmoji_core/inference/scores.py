@@ -72,7 +72,7 @@ class Scores:
         """
         import pyarrow as pa
 
-        schema = score_schema(self.classes, self.embedding.shape[1], outputs, embedding_type)
+        schema = score_schema(self.classes, outputs, embedding_type)
         empty = self.n_tokens == 0
         columns: dict[str, pa.Array] = {
             "n_tokens": pa.array(self.n_tokens),
@@ -84,9 +84,10 @@ class Scores:
             name = top_column(self.classes)[0]
             columns[name] = self._top_column(schema.field(name).type, top_k, empty)
         if "probabilities" in outputs:
-            columns["probabilities"] = _fixed_size_lists(self.probabilities, empty)
+            columns["probabilities"] = _vectors(self.probabilities, empty, schema.field("probabilities").type)
         if "embedding" in outputs:
-            columns["embedding"] = _fixed_size_lists(self.embedding.astype(embedding_type), empty)
+            values = self.embedding.astype(embedding_type)
+            columns["embedding"] = _vectors(values, empty, schema.field("embedding").type)
         if "attention" in outputs:
             if tokens is None:
                 raise ValueError("attention needs the tokens of each text")
@@ -121,8 +122,11 @@ def top_column(classes: Sequence[str]) -> tuple[str, str]:
     return ("top_emojis", "emoji") if are_emojis(classes) else ("top_classes", "class")
 
 
-def score_schema(classes: Sequence[str], dimension: int, outputs: Sequence[str], embedding_type: str) -> pa.Schema:
+def score_schema(classes: Sequence[str], outputs: Sequence[str], embedding_type: str) -> pa.Schema:
     """The Arrow schema of scores; columns that depend on tokens are null in rows without any.
+
+    Vectors are plain lists although their length is fixed: a null in a fixed-size list, as a text without tokens
+    has, makes a Parquet file that Arrow can write and not read.
 
     Raises:
         InputError: for an unknown output or embedding type.
@@ -138,8 +142,8 @@ def score_schema(classes: Sequence[str], dimension: int, outputs: Sequence[str],
     kind = pa.float16() if embedding_type == "float16" else pa.float32()
     fields = {
         "top": pa.field(name, pa.list_(pa.struct([(item, pa.string()), ("probability", pa.float32())]))),
-        "probabilities": pa.field("probabilities", pa.list_(pa.float32(), len(classes))),
-        "embedding": pa.field("embedding", pa.list_(kind, dimension)),
+        "probabilities": pa.field("probabilities", pa.list_(pa.float32())),
+        "embedding": pa.field("embedding", pa.list_(kind)),
         "attention": pa.field("attention", pa.list_(pa.struct([("token", pa.string()), ("weight", pa.float32())]))),
     }
     return pa.schema(
@@ -165,10 +169,11 @@ def valid_unicode(text: str) -> str:
     return text
 
 
-def _fixed_size_lists(values: NDArray[np.floating], empty: NDArray[np.bool_]) -> pa.Array:
+def _vectors(values: NDArray[np.floating], empty: NDArray[np.bool_], kind: pa.ListType) -> pa.Array:
     import pyarrow as pa
 
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=pa.array(empty))
+    present = values[~empty] if empty.any() else values
+    return _lists(pa.array(present.ravel()), np.where(empty, 0, values.shape[1]), empty, kind)
 
 
 def _lists(items: pa.Array, lengths: NDArray[np.integer], empty: NDArray[np.bool_], kind: pa.ListType) -> pa.Array:

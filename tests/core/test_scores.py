@@ -1,0 +1,209 @@
+"""Scores as lists and as Arrow columns."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torchmoji_core.bundle import Bundle
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference.scores import (
+    EMBEDDING_TYPES,
+    SCORE_OUTPUTS,
+    Scores,
+    score_schema,
+    top_column,
+    valid_unicode,
+)
+
+EMOJIS = ("😂", "😒", "❤", "😭")
+
+
+def make_scores(rows: list[list[float] | None], classes: tuple[str, ...] = EMOJIS) -> Scores:
+    """Made-up scores; None is a text without tokens. Row i of the others has i + 1 tokens."""
+    n, width = len(rows), len(classes)
+    probabilities = np.full((n, width), np.nan, np.float32)
+    embedding = np.full((n, 3), np.nan, np.float32)
+    n_tokens = np.array([0 if row is None else index + 1 for index, row in enumerate(rows)], np.int32)
+    attention = np.zeros((n, max(n_tokens, default=0)), np.float32)
+    for index, row in enumerate(rows):
+        if row is not None:
+            probabilities[index] = row
+            embedding[index] = [index, -0.1, 0.123456]
+            attention[index, : index + 1] = np.arange(1, index + 2) / sum(range(index + 2))
+    return Scores(classes, probabilities, embedding, attention, n_tokens, n_tokens // 2, n_tokens > 2)
+
+
+SCORES = make_scores([[0.1, 0.2, 0.3, 0.4], None, [0.4, 0.1, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25]])
+TOKENS = [["a"], [], ["b", "c", "d"], ["e", "f", "g", "h", "cut off"]]
+
+
+def test_top_is_most_probable_first_and_equal_ones_in_class_order() -> None:
+    top = SCORES.top(3)
+    assert [[label for label, _ in row] for row in top] == [
+        ["😭", "❤", "😒"],
+        [],
+        ["😂", "❤", "😒"],
+        ["😂", "😒", "❤"],
+    ]
+    assert [value for _, value in top[0]] == pytest.approx([0.4, 0.3, 0.2])
+    assert all(type(value) is float for row in top for _, value in row)
+
+
+@pytest.mark.parametrize(("k", "expected"), [(1, 1), (4, 4), (9, 4)])
+def test_top_gives_no_more_classes_than_there_are(k: int, expected: int) -> None:
+    assert [len(row) for row in SCORES.top(k)] == [expected, 0, expected, expected]
+    column = SCORES.to_arrow(["top"], top_k=k)["top_emojis"]
+    assert [row and len(row) for row in column.to_pylist()] == [expected, None, expected, expected]
+
+
+def test_arrow_columns_hold_the_scores() -> None:
+    batch = SCORES.to_arrow(SCORE_OUTPUTS, top_k=2, tokens=TOKENS)
+    batch.validate(full=True)
+    assert batch.schema.equals(score_schema(EMOJIS, SCORE_OUTPUTS, "float32"))
+    columns = batch.to_pydict()
+    assert list(columns) == [
+        "top_emojis",
+        "probabilities",
+        "embedding",
+        "attention",
+        "n_tokens",
+        "n_unknown",
+        "truncated",
+        "status",
+    ]
+    assert columns["status"] == ["scored", "empty", "scored", "scored"]
+    assert columns["n_tokens"] == [1, 0, 3, 4]
+    assert columns["n_unknown"] == [0, 0, 1, 2]
+    assert columns["truncated"] == [False, False, True, True]
+    for name in ("top_emojis", "probabilities", "embedding", "attention"):
+        assert [value is None for value in columns[name]] == [False, True, False, False], name
+    for index in (0, 2, 3):
+        assert columns["probabilities"][index] == SCORES.probabilities[index].tolist()
+        assert columns["embedding"][index] == SCORES.embedding[index].tolist()
+        assert [(item["emoji"], item["probability"]) for item in columns["top_emojis"][index]] == SCORES.top(2)[index]
+
+
+def test_attention_is_aligned_with_the_tokens() -> None:
+    column = SCORES.to_arrow(["attention"], tokens=TOKENS)["attention"].to_pylist()
+    assert column[1] is None
+    for index in (0, 2, 3):
+        assert [item["token"] for item in column[index]] == TOKENS[index][: index + 1]
+        weights = [item["weight"] for item in column[index]]
+        assert weights == SCORES.attention[index, : index + 1].tolist()
+        assert sum(weights) == pytest.approx(1)
+
+
+def test_attention_of_real_texts_is_aligned_with_their_tokens(bundle: Bundle) -> None:
+    texts = ["love", "", "I love my dog!!! \ud800", "so sad"]
+    scores = bundle.score(texts)
+    tokens = [bundle.tokenizer.tokens(text, bundle.maxlen) for text in texts]
+    column = scores.to_arrow(["attention"], tokens=tokens)["attention"].to_pylist()
+    assert [row and [item["token"] for item in row] for row in column] == [
+        ["love"],
+        None,
+        ["i", "love", "my", "dog", "!!", "\ufffd"],
+        ["so", "sad"],
+    ]
+
+
+def test_attention_needs_tokens_of_every_text() -> None:
+    with pytest.raises(ValueError, match="needs the tokens"):
+        SCORES.to_arrow(["attention"])
+    with pytest.raises(ValueError):
+        SCORES.to_arrow(["attention"], tokens=TOKENS[:-1])
+    with pytest.raises(ValueError):
+        SCORES.to_arrow(["attention"], tokens=[["a"], [], ["b"], ["e", "f", "g", "h"]])
+
+
+@pytest.mark.parametrize("embedding_type", EMBEDDING_TYPES)
+def test_embedding_types(bundle: Bundle, embedding_type: str) -> None:
+    scores = bundle.score(["I love my dog", "", "sad cat"])
+    batch = scores.to_arrow(["embedding"], embedding_type=embedding_type)
+    kind = pa.float16() if embedding_type == "float16" else pa.float32()
+    assert batch.schema.field("embedding").type.value_type == kind
+    column = batch["embedding"].to_pylist()
+    assert column[1] is None
+    for index in (0, 2):
+        difference = np.abs(np.array(column[index], np.float64) - scores.embedding[index])
+        assert difference.max() <= (2.5e-4 if embedding_type == "float16" else 0)
+        assert np.abs(scores.embedding[index]).max() <= 1
+
+
+@given(st.floats(-1, 1, width=32))
+@settings(max_examples=200, deadline=None)
+def test_float16_rounds_by_what_is_said(value: float) -> None:
+    assert abs(float(np.float16(value)) - value) <= 2.5e-4
+
+
+@pytest.mark.parametrize("rows", [[], [None], [None, None]], ids=["no rows", "an empty row", "empty rows"])
+def test_columns_of_nothing(rows: list[None]) -> None:
+    batch = make_scores(list(rows)).to_arrow(SCORE_OUTPUTS, tokens=[[] for _ in rows])
+    batch.validate(full=True)
+    assert batch.num_rows == len(rows)
+    assert batch["probabilities"].null_count == len(rows)
+
+
+@pytest.mark.parametrize("embedding_type", EMBEDDING_TYPES)
+def test_parquet_gives_the_columns_back(embedding_type: str) -> None:
+    batch = SCORES.to_arrow(SCORE_OUTPUTS, embedding_type=embedding_type, tokens=TOKENS)
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_batches([batch]), file)
+    table = pq.read_table(file)
+    assert table.schema.equals(batch.schema)
+    assert table.to_pylist() == batch.to_pylist()
+
+
+@pytest.mark.parametrize("output", SCORE_OUTPUTS)
+def test_each_output_is_one_column(output: str) -> None:
+    names = score_schema(EMOJIS, [output], "float32").names
+    assert len(names) == 5 and names[1:] == ["n_tokens", "n_unknown", "truncated", "status"]
+    assert SCORES.to_arrow([output], tokens=TOKENS).schema.names == names
+
+
+def test_other_classes_have_another_column() -> None:
+    scores = make_scores([[0.1, 0.9]], classes=("joy", "anger"))
+    assert top_column(scores.classes) == ("top_classes", "class")
+    item = scores.to_arrow(["top"], top_k=1)["top_classes"].to_pylist()[0][0]
+    assert item == {"class": "anger", "probability": pytest.approx(0.9)}
+
+
+def test_unknown_options_list_the_valid_ones() -> None:
+    with pytest.raises(InputError, match="'logits' is unknown; choose from top, probabilities, embedding, attention"):
+        SCORES.to_arrow(["top", "logits"])
+    with pytest.raises(InputError, match="'bfloat16' is unknown; choose one of float16, float32"):
+        SCORES.to_arrow(["embedding"], embedding_type="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("naïve 😀\x00", "naïve 😀\x00"),
+        ("a\ud800b", "a\ufffdb"),
+        ("a\udc00b", "a\ufffdb"),
+        ("\ud800", "\ufffd"),
+        ("\udfff\ud800", "\ufffd\ufffd"),
+        ("😀\ud83d", "😀\ufffd"),
+    ],
+    ids=ascii,
+)
+def test_lone_surrogates_become_valid(text: str, expected: str) -> None:
+    assert valid_unicode(text) == expected
+
+
+lone_surrogates = st.text(st.one_of(st.sampled_from("\ud83d\udbff"), st.characters(max_codepoint=0xD7FF)), max_size=12)
+
+
+@given(lone_surrogates)
+@settings(max_examples=100, deadline=None)
+def test_making_a_text_valid_does_not_change_its_ids(bundle: Bundle, text: str) -> None:
+    valid = valid_unicode(text)
+    valid.encode()
+    assert bundle.tokenizer.ids(valid) == bundle.tokenizer.ids(text)

@@ -1,0 +1,170 @@
+"""The same rows on every runner and with any number of workers; failures that leave nothing half done."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.score import explain, reconcile
+from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
+from torchmoji_core.errors import RunError
+
+Score = Callable[..., Finished]
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """Several files of several formats, with some records that are none."""
+    directory = tmp_path / "in"
+    directory.mkdir()
+    rows = posts(3000)
+    write_lines(directory / "a.jsonl", [*rows[:1000], "not json", *rows[1000:1500]])
+    pq.write_table(pa.Table.from_pylist(rows[1500:]), directory / "b.parquet", row_group_size=400)
+    return directory
+
+
+@pytest.fixture
+def reference(shell_score: Score, inputs: Path, tmp_path: Path) -> pa.Table:
+    """What one worker in one process gives."""
+    assert shell_score("--input", f"{inputs}/*", "--output", "one").status == 0
+    table = read_scores(tmp_path / "one")
+    assert table["id"].to_pylist() == sorted(row["id"] for row in posts(3000))  # type: ignore[index]
+    return table
+
+
+def test_two_workers_give_the_same_rows(shell_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
+    finished = shell_score("--input", f"{inputs}/*", "--output", "two", "--direct_num_workers", "2")
+    assert finished.status == 0, finished.err
+    assert read_scores(tmp_path / "two").equals(reference)
+
+
+def test_batch_limits_do_not_matter(shell_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
+    finished = shell_score(
+        "--input", f"{inputs}/*", "--output", "small", "--max_batch_rows", "7", "--torch_threads", "1"
+    )
+    assert finished.status == 0, finished.err
+    assert read_scores(tmp_path / "small").equals(reference)
+
+
+@pytest.fixture
+def worker_pool() -> Iterator[str]:
+    """A pool of Beam workers in a process of its own, as beside a Flink task manager."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    module = "apache_beam.runners.worker.worker_pool_main"
+    command = [sys.executable, "-m", module, f"--service_port={port}"]
+    pool = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"localhost:{port}"
+    finally:
+        pool.kill()
+        pool.wait()
+
+
+def test_a_portable_runner_gives_the_same_rows(
+    shell_score: Score, inputs: Path, reference: pa.Table, worker_pool: str, tmp_path: Path
+) -> None:
+    finished = shell_score(
+        "--input", f"{inputs}/*", "--output", str(tmp_path / "portable"), "--runner", "PortableRunner",
+        "--job_endpoint=embed", "--environment_type=EXTERNAL", f"--environment_config={worker_pool}",
+    )  # fmt: skip
+    assert finished.status == 0, finished.err
+    assert read_scores(tmp_path / "portable").equals(reference)
+
+
+def test_no_other_engine_is_looked_for(shell_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    finished = shell_score("--runner=DirectRunner")
+    assert finished.status == 0, finished.err
+    assert "prism" not in (finished.out + finished.err).lower()
+    assert not (tmp_path / "home" / ".apache_beam").exists()
+
+
+def _assert_failed(finished: Finished, expected: str) -> None:
+    assert finished.status == 1, finished
+    assert finished.err.splitlines()[-1].startswith("failed: "), finished.err
+    assert expected in finished.err.splitlines()[-1]
+    assert "Traceback" not in finished.err
+
+
+def test_a_file_that_cannot_grow(shell_score: Score, tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", posts(3000))
+    finished = shell_score(
+        "--input", "in.jsonl", "--output", "out",
+        preparation=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
+    )  # fmt: skip
+    _assert_failed(finished, "out")
+    assert not list((tmp_path / "out").glob("**/*.parquet"))
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk(shell_score: Score, tmp_path: Path, workers: str) -> None:
+    write_lines(tmp_path / "in.jsonl", posts(3000))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "none", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        finished = shell_score("--input", "in.jsonl", "--output", "disk/out", "--direct_num_workers", workers)
+        _assert_failed(finished, "disk full")
+        assert not list(disk.glob("**/*.parquet"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_output_is_removed_while_running(model: str, tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", posts(20_000))
+    command = [sys.executable, "-m", "pipelines.score", "--model", model, "--input", "in.jsonl", "--output", "out"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("out/_tmp/*/*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    shutil.rmtree(tmp_path / "out")
+    out, err = process.communicate(timeout=120)
+    _assert_failed(Finished(process.returncode, out, err), "was the output removed while running?")
+    assert not list(tmp_path.glob("out/**/*.parquet"))
+
+
+def test_counts_that_do_not_add_up_fail_the_run() -> None:
+    good = {"read": 5, "scored": 3, "empty": 1, "dead": 1, "rows_written": 4}
+    reconcile(good)
+    for name in good:
+        with pytest.raises(RunError, match="do not add up"):
+            reconcile(good | {name: 2})
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device"), "disk full"),
+        (RuntimeError("Traceback ...\nOSError: [Errno 28] No space left on device\n"), "disk full"),
+        (RunError("x is gone [while running 'Write']"), "x is gone"),
+        (RuntimeError("Traceback ...\ntorchmoji_core.errors.RunError: x is gone [while running 'W']\n"), "x is gone"),
+        (MemoryError(), "--max_batch_tokens"),
+    ],
+)
+def test_failures_are_explained_in_one_line(error: BaseException, expected: str) -> None:
+    line = explain(error, "out")
+    assert expected in line and "\n" not in line and "while running" not in line

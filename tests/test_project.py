@@ -1,0 +1,116 @@
+"""Promises of the project as a whole: the direction of imports, start-up, what is in the packages."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {
+    "torchmoji_core": {"torchmoji_core"},
+    "transforms": {"torchmoji_core", "transforms"},
+    "pipelines": {"torchmoji_core", "transforms", "pipelines"},
+}
+OURS = set(ALLOWED)
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of all modules that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_go_one_way(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        names = imported(file)
+        assert names & OURS <= ALLOWED[package], file
+        if package == "torchmoji_core":
+            assert "apache_beam" not in names, file
+
+
+@pytest.mark.parametrize("command", ["score", "convert", "pretrain"])
+def test_help_needs_neither_beam_nor_torch(command: str) -> None:
+    program = (
+        f"import sys, pipelines.{command} as m\n"
+        "try: m.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'apache_beam', 'torch'} & sys.modules.keys(), sys.modules.keys()\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert f"python -m pipelines.{command}" in finished.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist and the wheel, built from what git knows."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode()
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(source)]
+    finished = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    (sdist,), (wheel,) = target.glob("*.tar.gz"), target.glob("*.whl")
+    return sdist, wheel
+
+
+NEEDED = (
+    "pipelines/score.py",
+    "pipelines/sample/posts.jsonl",
+    "transforms/annotate.py",
+    "torchmoji_core/inference/engine.py",
+    "torchmoji_core/training/pretraining.py",
+    "torchmoji_core/py.typed",
+    "torchmoji_core/bundles/emoji64-small/model.safetensors",
+    "torchmoji_core/bundles/emoji64-small/vocabulary.json",
+    "torchmoji_core/bundles/emoji64-small/config.json",
+    "torchmoji_core/bundles/emoji64-small/MODEL_CARD.md",
+)
+
+
+def test_distributions_hold_all_packages_and_the_model(distributions: tuple[Path, Path]) -> None:
+    sdist, wheel = distributions
+    with tarfile.open(sdist) as archive:
+        in_sdist = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(wheel) as archive_:
+        in_wheel = set(archive_.namelist())
+    for name in NEEDED:
+        assert name in in_sdist and name in in_wheel, name
+    assert "setup.py" in in_sdist
+    assert {name.partition("/")[0] for name in in_wheel} <= OURS | {f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+
+
+def test_the_sdist_installs_and_runs_elsewhere(distributions: tuple[Path, Path], tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target", str(target)]
+    subprocess.run([sys.executable, *install, str(distributions[0])], check=True, capture_output=True)
+    program = (
+        f"import sys; sys.path.insert(0, {str(target)!r})\n"
+        "import torchmoji_core, transforms, pipelines\n"
+        f"assert torchmoji_core.__file__.startswith({str(target)!r})\n"
+        "print(torchmoji_core.load_bundle().score(['so happy today']).top(1))"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_model_is_small_enough_for_the_repository() -> None:
+    for bundle in (ROOT / "torchmoji_core" / "bundles").iterdir():
+        assert sum(file.stat().st_size for file in bundle.iterdir()) <= 12_000_000, bundle

@@ -1,0 +1,306 @@
+"""ReadTweets on the in-process runner: every record of every file once, as a tweet or as a dead letter."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from apache_beam.io.filesystem import FileMetadata
+
+from tests.transforms.conftest import Ran, Run, make_texts
+from torchmoji_core.errors import InputError
+from transforms import metrics
+from transforms.fields import FieldMapping, KeptField, position_id
+from transforms.read import FilePart, ReadTweets, _ReadParts, match_files, split_file
+from transforms.records import DeadLetter, Tweet
+
+
+def jsonl(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def rows_of(prefix: str, n: int) -> list[dict[str, Any]]:
+    return [{"id": f"{prefix}-{index}", "text": text} for index, text in enumerate(make_texts(n))]
+
+
+def tweets_of(rows: list[dict[str, Any]]) -> list[Tweet]:
+    return [Tweet(row["id"], row["text"]) for row in rows]
+
+
+def read(run: Run, *patterns: Path | str, **arguments: Any) -> Ran:
+    def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
+        outcome = pipeline | "ReadTweets" >> ReadTweets([str(pattern) for pattern in patterns], **arguments)
+        return {"tweets": outcome.results, "dead": outcome.dead_letters}
+
+    return run(build)
+
+
+def assert_reconciles(ran: Ran) -> None:
+    assert ran.count(metrics.READ) == len(ran["tweets"]) + len(ran["dead"])
+
+
+def test_all_formats_in_one_run(run: Run, tmp_path: Path) -> None:
+    rows = {name: rows_of(name, 20) for name in ("jsonl", "csv", "tsv", "parquet", "gz", "bz2", "zst")}
+    lines = make_texts(20, seed=5)
+    for name, delimiter in (("csv", ","), ("tsv", "\t")):
+        file = io.StringIO()
+        writer = csv.DictWriter(file, ["id", "text"], delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows[name])
+        (tmp_path / f"x.{name}").write_text(file.getvalue())
+    pq.write_table(pa.Table.from_pylist(rows["parquet"]), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_bytes(jsonl(rows["jsonl"]))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(jsonl(rows["gz"])))
+    (tmp_path / "b.jsonl.bz2").write_bytes(bz2.compress(jsonl(rows["bz2"])))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(jsonl(rows["zst"])))
+    (tmp_path / "x.txt").write_text("\n".join(lines))
+
+    ran = read(run, tmp_path / "*")
+
+    named = [tweet for tweet in ran["tweets"] if "-" in tweet.id]
+    assert sorted(named) == sorted(tweet for some in rows.values() for tweet in tweets_of(some))
+    assert sorted(tweet.text for tweet in ran["tweets"] if "-" not in tweet.id) == sorted(lines)
+    assert all(type(tweet) is Tweet for tweet in ran["tweets"])
+    assert ran["dead"] == []
+    assert_reconciles(ran)
+    assert ran.count(metrics.READ) == 160
+    assert ran.count(metrics.FILES_READ) == 8
+    assert ran.count(metrics.BYTES_READ) == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_files_that_several_patterns_match_are_read_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl(rows_of(name, 3)))
+    monkeypatch.chdir(tmp_path)
+    ran = read(run, tmp_path / "*.jsonl", tmp_path / "one.jsonl", tmp_path / "t*", "*.jsonl", "./two.jsonl")
+    assert sorted(ran["tweets"]) == sorted(
+        tweets_of([row for name in ("one", "two", "three") for row in rows_of(name, 3)])
+    )
+    assert ran.count(metrics.FILES_READ) == 3
+
+
+def test_match_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    for name in ("b.txt", "a.txt", "deep/c.txt", "deep/deeper/d.txt"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.chdir(tmp_path)
+
+    def names(*patterns: str) -> list[str]:
+        found = match_files(list(patterns))
+        assert all(isinstance(metadata, FileMetadata) for metadata in found)
+        return [str(Path(metadata.path).relative_to(tmp_path)) for metadata in found]
+
+    assert names("*.txt") == ["a.txt", "b.txt"]
+    assert names(f"{tmp_path}/**.txt") == ["a.txt", "b.txt", "deep/c.txt", "deep/deeper/d.txt"]
+    assert names("b.txt", f"file://{tmp_path}/a.txt") == ["a.txt", "b.txt"]
+    assert match_files(["a.txt"])[0].size_in_bytes == 5
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("nothing-*.jsonl", "no file matches"),
+        ("/no/such/file.jsonl", "no file matches"),
+        ("nosuch://bucket/x.jsonl", "cannot be listed.*extras"),
+    ],
+)
+def test_patterns_that_match_nothing(pattern: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        match_files([pattern])
+    assert pattern in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pattern_that_matches_nothing_fails_the_run(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("hello")
+    with pytest.raises(Exception, match="no file matches"):
+        read(run, tmp_path / "x.txt", tmp_path / "y.txt")
+
+
+def test_a_truncated_file_among_good_ones(run: Run, tmp_path: Path) -> None:
+    good, cut = rows_of("good", 30), rows_of("cut", 2000)
+    (tmp_path / "good.jsonl").write_bytes(jsonl(good))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(jsonl(cut))[:-2000])
+    pq.write_table(pa.Table.from_pylist(cut), tmp_path / "whole.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-100])
+    (tmp_path / "whole.parquet").unlink()
+
+    ran = read(run, tmp_path / "*")
+
+    found = {tweet.id for tweet in ran["tweets"]}
+    assert {row["id"] for row in good} < found
+    n_cut = len(found) - len(good)
+    assert 0 < n_cut < 2000
+    assert found == {row["id"] for row in (*good, *cut[:n_cut])}
+    letters = {Path(letter.source).name: letter for letter in ran["dead"]}
+    assert len(ran["dead"]) == len(letters) == 2
+    assert int(letters["cut.jsonl.gz"].position) == len(jsonl(cut[:n_cut]))
+    assert "cannot be read" in letters["cut.jsonl.gz"].reason
+    assert "not a readable Parquet file" in letters["cut.parquet"].reason
+    assert_reconciles(ran)
+
+
+def test_what_is_no_tweet_is_a_dead_letter(run: Run, tmp_path: Path) -> None:
+    lines = [
+        b'{"id": "1", "text": "fine"}',
+        b'{"id": "2"}',
+        b'{"id": 3.5, "text": "float"}',
+        b'{"id": "4", "text": ["list"]}',
+        b"not json",
+        b"\xff\xfe",
+        b'{"id": "7", "text": "no number", "likes": "many"}',
+        b'{"id": "8", "text": "no time", "at": "yesterday"}',
+        b'{"id": "9", "text": "kept", "likes": "12", "at": "2024-03-21T08:58:32Z"}',
+        b"",
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    ran = read(run, path, fields=FieldMapping(timestamp="at", keep=(KeptField("likes", "int64"),)))
+    assert sorted(ran["tweets"]) == [Tweet("1", "fine", None, (None,)), Tweet("9", "kept", 1711011512_000000, (12,))]
+    assert {letter.raw for letter in ran["dead"]} == set(lines[1:8])
+    assert all(type(letter) is DeadLetter and letter.source == str(path) for letter in ran["dead"])
+    content = path.read_bytes()
+    assert all(content[int(letter.position) :].startswith(letter.raw) for letter in ran["dead"])
+    assert_reconciles(ran)
+    assert ran.count(metrics.READ) == 9
+
+
+def test_dead_rows_of_parquet_have_their_content(run: Run, tmp_path: Path) -> None:
+    rows = [{"id": "1", "text": "fine"}, {"id": "2", "text": None}, {"id": "3", "text": "also"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    ran = read(run, tmp_path / "x.parquet")
+    (letter,) = ran["dead"]
+    assert (letter.position, json.loads(letter.raw)) == ("1", rows[1])
+    assert_reconciles(ran)
+
+
+def test_missing_columns_make_dead_letters(run: Run, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["a", "b", "c"]}), tmp_path / "x.parquet")
+    ran = read(run, tmp_path / "x.parquet")
+    assert sorted(letter.position for letter in ran["dead"]) == ["0", "1", "2"]
+    assert all("no text" in letter.reason for letter in ran["dead"])
+    assert_reconciles(ran)
+
+
+def test_nested_columns(run: Run, tmp_path: Path) -> None:
+    rows = [{"data": {"text": "deep", "id": "7", "lang": "en"}, "user": {"name": "ann", "x": 1}, "unused": "u"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    (tmp_path / "x.jsonl").write_bytes(jsonl(rows))
+    fields = FieldMapping(keep=(KeptField("data.lang"), KeptField("user", "json")))
+    ran = read(run, tmp_path / "x.*", fields=fields)
+    assert ran["tweets"] == [Tweet("7", "deep", None, ("en", '{"name": "ann", "x": 1}'))] * 2
+
+
+def test_unreadable_files_are_one_dead_letter_each(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.docx").write_text("what is this")
+    (tmp_path / "x.txt").write_text("hello\n")
+    ran = read(run, tmp_path / "*")
+    assert [tweet.text for tweet in ran["tweets"]] == ["hello"]
+    (letter,) = ran["dead"]
+    assert letter.source == str(tmp_path / "x.docx")
+    assert "does not tell its format" in letter.reason
+    assert_reconciles(ran)
+
+
+def test_a_given_format_is_used_for_all_files(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.log").write_text("hello\nworld\n")
+    ran = read(run, tmp_path / "x.log", format="text")
+    assert sorted(tweet.text for tweet in ran["tweets"]) == ["hello", "world"]
+
+
+def test_a_file_that_vanishes_after_it_was_found(run: Run, tmp_path: Path) -> None:
+    part = FilePart(str(tmp_path / "gone.txt"), "text", 0, 10, 10)
+
+    def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
+        read = (
+            pipeline
+            | beam.Create([part])
+            | beam.ParDo(_ReadParts(FieldMapping(), None)).with_outputs("dead", main="tweets")
+        )
+        return {"tweets": read["tweets"], "dead": read["dead"]}
+
+    ran = run(build)
+    (letter,) = ran["dead"]
+    assert letter.source == part.path
+    assert "cannot be opened" in letter.reason
+    assert_reconciles(ran)
+
+
+def test_ids_are_stable_and_unique(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("same\n" * 50)
+    whole = read(run, tmp_path / "*.txt")
+    assert len({tweet.id for tweet in whole["tweets"]}) == 100
+    monkeypatch.setattr("transforms.read.PART_BYTES", 17)
+    monkeypatch.chdir(tmp_path)
+    again = read(run, "*.txt")
+    assert sorted(again["tweets"]) == sorted(whole["tweets"])
+    assert position_id(str(tmp_path / "a.txt"), 5) in {tweet.id for tweet in whole["tweets"]}
+
+
+def test_a_big_file_is_read_in_parts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of("row", 300)
+    path = tmp_path / "big.jsonl"
+    path.write_bytes("\ufeff".encode() + jsonl(rows) + b'{"id": "bad"}\n')
+    monkeypatch.setattr("transforms.read.PART_BYTES", 1000)
+    parts = list(split_file(str(path), path.stat().st_size, "jsonl"))
+    assert len(parts) > 20
+    assert sum(part.bytes_ for part in parts) == path.stat().st_size
+    ran = read(run, path)
+    assert sorted(ran["tweets"]) == sorted(tweets_of(rows))
+    assert len(ran["dead"]) == 1
+    assert ran.count(metrics.BYTES_READ) == path.stat().st_size
+    assert_reconciles(ran)
+
+
+@pytest.mark.parametrize("group", [3, 16, 1000])
+def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_of("row", 100)
+    path = tmp_path / "big.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
+    monkeypatch.setattr("transforms.read.PART_ROWS", 7)
+    assert len(list(split_file(str(path), path.stat().st_size, "parquet"))) == 15
+    ran = read(run, path)
+    assert sorted(ran["tweets"]) == sorted(tweets_of(rows))
+    assert_reconciles(ran)
+
+
+def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transforms.read.PART_BYTES", 10)
+    for name, kind in (("x.jsonl.gz", "jsonl"), ("x.csv", "csv")):
+        assert list(split_file(name, 1000, kind)) == [FilePart(name, kind, 0, None, 1000)]
+
+
+@pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "empty.csv", "empty.jsonl.gz"])
+def test_empty_files(name: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    ran = read(run, tmp_path / name)
+    assert (ran["tweets"], ran["dead"], ran.count(metrics.READ)) == ([], [], 0)
+    assert ran.count(metrics.FILES_READ) == 1
+
+
+def test_progress_is_left_in_its_directory(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "progress").mkdir()
+    (tmp_path / "x.txt").write_text("hello\n" * 10)
+    read(run, tmp_path / "x.txt", progress=str(tmp_path / "progress"))
+    assert metrics.Progress.total(str(tmp_path / "progress")) == (0, 60)
+
+
+def test_types_of_the_outputs_are_known() -> None:
+    """So that Beam uses the coders of `records`; with an unknown type it pickles."""
+    outcome = beam.Pipeline() | ReadTweets(["x.txt"])
+    assert outcome.results.element_type is Tweet
+    assert outcome.dead_letters.element_type is DeadLetter
