@@ -30,6 +30,7 @@ format: .venv/installed-dev
 
 bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.tokenizer
+	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.memory
 
 dist: .venv/installed-dev

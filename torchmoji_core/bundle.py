@@ -19,7 +19,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS, read_bundle_files, write_bundle_files
+from torchmoji_core.bundle_files import (
+    CARD,
+    CONFIG,
+    VOCABULARY,
+    WEIGHTS,
+    is_remote,
+    local_path,
+    read_bundle_files,
+    write_bundle_files,
+)
 from torchmoji_core.errors import InputError
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
 from torchmoji_core.vocabulary import Vocabulary
@@ -68,13 +77,7 @@ class Bundle:
                 f"bundle {self.name}: the vocabulary has {len(self.vocabulary)} tokens, "
                 f"the embedding {dimensions.vocabulary} rows; they belong to different models"
             )
-        if type(self.maxlen) is not int or self.maxlen < 1:
-            raise InputError(f"bundle {self.name}: maxlen must be a positive integer, not {self.maxlen!r}")
-        if self.tokenizer_version != TOKENIZER_VERSION:
-            raise InputError(
-                f"bundle {self.name} was made for tokenizer {self.tokenizer_version!r}; "
-                f"this version has {TOKENIZER_VERSION!r}: use the version of this package that made it"
-            )
+        _check_reading(self.name, self.maxlen, self.tokenizer_version)
 
     @cached_property
     def dimensions(self) -> Dimensions:
@@ -152,7 +155,9 @@ class Bundle:
         Raises:
             InputError: if the target exists and is not empty, or cannot be written.
         """
-        write_bundle_files({name: content for name, content in self._files.items() if content}, Path(path))
+        if is_remote(str(path)):
+            raise InputError(f"{path}: a bundle is written to a local path; save it there, then copy it")
+        write_bundle_files({name: content for name, content in self._files.items() if content}, local_path(str(path)))
 
 
 def load_bundle(source: str | Path | None = None) -> Bundle:
@@ -172,7 +177,7 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
     config, files = _read_verified(location, (CONFIG, VOCABULARY, WEIGHTS, CARD))
     try:
         state = load(files[WEIGHTS])
-    except (SafetensorError, ValueError, RuntimeError) as error:
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:  # KeyError: a number format torch lacks
         raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
     bundle = Bundle(
         name=config["name"],
@@ -196,7 +201,18 @@ def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
     """
     location = _location(source)
     config, files = _read_verified(location, (CONFIG, VOCABULARY))
+    _check_reading(config["name"], config["maxlen"], config["tokenizer"])
     return Tokenizer(Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}")), config["maxlen"]
+
+
+def _check_reading(name: str, maxlen: int, tokenizer_version: str) -> None:
+    if type(maxlen) is not int or maxlen < 1:
+        raise InputError(f"bundle {name}: maxlen must be a positive integer, not {maxlen!r}")
+    if tokenizer_version != TOKENIZER_VERSION:
+        raise InputError(
+            f"bundle {name} was made for tokenizer {tokenizer_version!r}; "
+            f"this version has {TOKENIZER_VERSION!r}: use the version of this package that made it"
+        )
 
 
 def _location(source: str | Path | None) -> str:
@@ -231,6 +247,8 @@ def parse_config(content: bytes, location: str) -> dict[str, Any]:
     for name, kind in types.items():
         if not isinstance(config.get(name), kind):
             raise InputError(f"bundle {location}: {CONFIG} needs {name!r} as {kind.__name__}")
+    if not config["name"].isprintable():
+        raise InputError(f"bundle {location}: {CONFIG} needs a name of one line, not {config['name']!r}")
     if config["sha256"].keys() != {VOCABULARY, WEIGHTS} or not all(
         isinstance(label, str) for label in config["classes"]
     ):

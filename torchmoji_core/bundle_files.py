@@ -13,8 +13,8 @@ import os
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -86,10 +86,17 @@ def read_bundle_files(location: str, names: Collection[str] = tuple(_LIMITS)) ->
 
 
 def local_path(location: str) -> Path:
-    """A path, or the path of a file:// URI."""
+    """A path, or the path of a file:// URI.
+
+    Raises:
+        InputError: if it begins with the home of a user who is not there.
+    """
     if location.startswith("file://"):
         return Path(unquote(location.removeprefix("file://")))
-    return Path(location).expanduser()
+    try:
+        return Path(location).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{location}: {error}") from None
 
 
 def _read_local(path: Path, location: str, names: Collection[str]) -> dict[str, bytes]:
@@ -144,7 +151,9 @@ def _read_zip(file: BinaryIO, location: str, names: Collection[str]) -> dict[str
                 if len(files[name]) > _LIMITS[name]:
                     raise InputError(f"bundle {location}: {name} is larger than {_LIMITS[name]} bytes")
             return files
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, zlib.error, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and its decompressors raise many kinds for a damaged file
         raise InputError(f"model {location}: neither a bundle directory nor a readable .zip of one ({error})") from None
 
 
@@ -161,14 +170,20 @@ def _read_remote_directory(location: str, names: Collection[str]) -> dict[str, b
 
 
 def _read_cached(uri: str, digest: str, limit: int) -> bytes:
-    path = cache_directory() / digest if len(digest) == 64 and digest.isalnum() else None
-    if path is not None and path.is_file():
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() == digest:
-            return content
+    """Read through the cache; one that cannot be read or written, or has no home, is done without."""
+    path = None
+    if len(digest) == 64 and digest.isalnum():
+        with suppress(RuntimeError):
+            path = cache_directory() / digest
+    if path is not None:
+        with suppress(OSError):
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() == digest:
+                return content
     content = read_uri(uri, limit)
     if path is not None and hashlib.sha256(content).hexdigest() == digest:
-        write_atomically(path, content)
+        with suppress(OSError):
+            write_atomically(path, content)
     return content
 
 

@@ -6,8 +6,8 @@ one buffer, so nothing is concatenated. Results agree with the readable model to
 
 A row's result does not depend on its neighbours, to the last bit: every reduction runs over one row alone, and every
 matrix product has a multiple of four rows, for which the libraries sum each row in the same order whatever the
-number of rows and threads. (With one to three rows MKL uses other kernels, which differ by an ulp or two; so do the
-fourth row of each four and the others with odd numbers of columns, so the output layer's columns are rounded up too.)
+number of rows and threads. (With one to three rows MKL uses other kernels, which differ by an ulp or two. With some
+numbers of columns it sums the fourth row of each four in another order: the output layer's columns are rounded up.)
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Measurements: each module prints a table and writes benchmarks/results/NAME.json. Never asserted in the tests."""

@@ -1,0 +1,642 @@
+"""A bundle survives storage in every form, and whatever is not one is refused in one line."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import io
+import json
+import os
+import shutil
+import struct
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import Tensor
+
+from torchmoji_core.bundle import FORMAT, Bundle, load_bundle, load_tokenizer
+from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS, write_atomically
+from torchmoji_core.errors import InputError
+from torchmoji_core.tokenizer import TOKENIZER_VERSION
+from torchmoji_core.vocabulary import Vocabulary
+
+MakeBundle = Callable[..., Bundle]
+TEXTS = ["I love my dog", "", "so sad :("]
+
+
+def error_of(load: Callable[[], object]) -> str:
+    """The message of the InputError that a call raises, which is one line."""
+    with pytest.raises(InputError) as error:
+        load()
+    message = str(error.value)
+    assert message.strip() and "\n" not in message and "\r" not in message
+    return message
+
+
+def assert_same(loaded: Bundle, bundle: Bundle) -> None:
+    for name in ("name", "classes", "maxlen", "provenance", "tokenizer_version", "fingerprint", "dimensions"):
+        assert getattr(loaded, name) == getattr(bundle, name), name
+    assert loaded.vocabulary.tokens == bundle.vocabulary.tokens
+    assert loaded.state.keys() == bundle.state.keys()
+    for name, tensor in bundle.state.items():
+        assert loaded.state[name].dtype == tensor.dtype
+        assert torch.equal(loaded.state[name], tensor), name
+    np.testing.assert_array_equal(loaded.score(TEXTS).probabilities, bundle.score(TEXTS).probabilities)
+
+
+@pytest.fixture
+def directory(bundle: Bundle, tmp_path: Path) -> Path:
+    """A saved bundle, free to be spoilt."""
+    bundle.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture(scope="module")
+def archive(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("archive") / "saved.zip"
+    bundle.save(path)
+    return path.read_bytes()
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def change_config(directory: Path, **changes: Any) -> None:
+    """Change fields of config.json; None takes one out."""
+    config = json.loads((directory / CONFIG).read_text()) | changes
+    config = {name: value for name, value in config.items() if value is not None}
+    (directory / CONFIG).write_text(json.dumps(config))
+
+
+def replace_file(directory: Path, name: str, content: bytes) -> None:
+    """Put another file into a bundle, with its digest."""
+    (directory / name).write_bytes(content)
+    digests = json.loads((directory / CONFIG).read_text())["sha256"]
+    change_config(directory, sha256=digests | {name: hashlib.sha256(content).hexdigest()})
+
+
+# --- saving and loading -------------------------------------------------------------------------------------------
+
+FORMS = ["saved", "saved.zip", "new/folder/saved", "new/folder/saved.zip", "with.dots"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("as_text", [False, True], ids=["path", "text"])
+def test_round_trip(bundle: Bundle, tmp_path: Path, form: str, as_text: bool) -> None:
+    path = tmp_path / form
+    bundle.save(str(path) if as_text else path)
+    loaded = load_bundle(str(path) if as_text else path)
+    assert_same(loaded, bundle)
+    assert loaded.card == bundle.card
+    assert path.is_file() == form.endswith(".zip")
+
+
+def test_round_trip_of_half_precision(bundle: Bundle, tmp_path: Path) -> None:
+    half = Bundle(
+        bundle.name, bundle.classes, bundle.vocabulary, {name: tensor.half() for name, tensor in bundle.state.items()}
+    )
+    half.save(tmp_path / "half")
+    assert_same(load_bundle(tmp_path / "half"), half)
+    assert half.fingerprint != bundle.fingerprint
+    assert all(parameter.dtype == torch.float32 for parameter in half.model().parameters())
+    np.testing.assert_allclose(
+        half.score(TEXTS).probabilities, bundle.score(TEXTS).probabilities, rtol=0, atol=0.02
+    )
+
+
+def test_the_fingerprint_survives_storage(bundle: Bundle, tmp_path: Path) -> None:
+    assert len(bundle.fingerprint) == 64
+    bundle.save(tmp_path / "first")
+    load_bundle(tmp_path / "first").save(tmp_path / "second.zip")
+    load_bundle(tmp_path / "second.zip").save(tmp_path / "third")
+    for name in ("first", "second.zip", "third"):
+        assert load_bundle(tmp_path / name).fingerprint == bundle.fingerprint
+    assert files_of(tmp_path / "first") == files_of(tmp_path / "third")
+
+
+def test_the_order_of_the_weights_does_not_change_the_fingerprint(bundle: Bundle) -> None:
+    state = dict(reversed(bundle.state.items()))
+    state["embed.weight"] = state["embed.weight"].t().contiguous().t()
+    other = Bundle(
+        bundle.name, bundle.classes, bundle.vocabulary, state, bundle.maxlen, bundle.provenance, "another card"
+    )
+    assert other.fingerprint == bundle.fingerprint
+
+
+def test_any_change_of_a_weight_changes_the_fingerprint(bundle: Bundle) -> None:
+    seen = {bundle.fingerprint}
+    for name, tensor in bundle.state.items():
+        changed = tensor.clone()
+        changed.view(-1)[-1] = torch.nextafter(changed.view(-1)[-1], torch.tensor(torch.inf))
+        seen.add(Bundle(bundle.name, bundle.classes, bundle.vocabulary, {**bundle.state, name: changed}).fingerprint)
+    assert len(seen) == 1 + len(bundle.state)
+
+
+def test_whatever_decides_a_score_is_in_the_fingerprint(bundle: Bundle) -> None:
+    tokens = bundle.vocabulary.tokens
+    swapped = Vocabulary((*tokens[:-2], tokens[-1], tokens[-2]))
+    others = [
+        Bundle(bundle.name, bundle.classes, bundle.vocabulary, bundle.state, maxlen=29),
+        Bundle(bundle.name, bundle.classes[::-1], bundle.vocabulary, bundle.state),
+        Bundle(bundle.name, bundle.classes, swapped, bundle.state),
+        Bundle(bundle.name, bundle.classes, bundle.vocabulary, bundle.state),
+    ]
+    assert len({other.fingerprint for other in others}) == 4
+
+
+def test_a_file_uri_is_a_path(directory: Path, bundle: Bundle) -> None:
+    assert load_bundle(directory.as_uri()).fingerprint == bundle.fingerprint
+
+
+def test_home_is_understood(directory: Path, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(directory.parent))
+    assert load_bundle("~/saved").fingerprint == bundle.fingerprint
+
+
+def test_the_card_is_optional(directory: Path) -> None:
+    (directory / CARD).unlink()
+    assert load_bundle(directory).card == ""
+
+
+def test_a_tokenizer_is_loaded_without_the_weights(directory: Path, bundle: Bundle) -> None:
+    (directory / WEIGHTS).write_bytes(b"not read")
+    tokenizer, maxlen = load_tokenizer(directory)
+    assert maxlen == bundle.maxlen
+    assert tokenizer.ids(TEXTS[0]) == bundle.tokenizer.ids(TEXTS[0])
+
+
+def test_a_model_is_its_own_copy(bundle: Bundle) -> None:
+    fingerprint = bundle.score(TEXTS).probabilities.copy()
+    with torch.no_grad():
+        for parameter in bundle.model().parameters():
+            parameter.fill_(0)
+    np.testing.assert_array_equal(bundle.scorer().score(TEXTS).probabilities, fingerprint)
+
+
+# --- targets ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["target", "target.zip"])
+def test_nothing_is_overwritten(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    bundle.save(target)
+    before = target.stat().st_mtime_ns
+    assert "exists already" in error_of(lambda: bundle.save(target))
+    assert target.stat().st_mtime_ns == before
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_empty_directory_is_filled(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    bundle.save(tmp_path / "empty")
+    assert load_bundle(tmp_path / "empty").fingerprint == bundle.fingerprint
+
+
+@pytest.mark.parametrize("name", ["file/target", "file/target.zip", "file"])
+def test_a_target_that_cannot_be_is_named(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in error_of(lambda: bundle.save(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["target", "target.zip"])
+def test_a_full_disk_leaves_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert "No space left" in error_of(lambda: bundle.save(tmp_path / name))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_uri_is_no_target(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Path("s3://bucket/x") would be a directory called s3: here."""
+    monkeypatch.chdir(tmp_path)
+    assert "s3://bucket/x" in error_of(lambda: bundle.save("s3://bucket/x"))
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "maxlen", "version", "reason"),
+    [
+        (63, 30, TOKENIZER_VERSION, "63 classes for 64 outputs"),
+        (64, 0, TOKENIZER_VERSION, "maxlen must be a positive integer, not 0"),
+        (64, True, TOKENIZER_VERSION, "maxlen must be a positive integer, not True"),
+        (64, 30, "other-7", "made for tokenizer 'other-7'"),
+    ],
+)
+def test_parts_that_do_not_belong_together(
+    bundle: Bundle, classes: int, maxlen: int, version: str, reason: str
+) -> None:
+    assert reason in error_of(
+        lambda: Bundle(
+            "odd",
+            bundle.classes[:classes],
+            bundle.vocabulary,
+            bundle.state,
+            maxlen,
+            tokenizer_version=version,
+        )
+    )
+
+
+def test_a_class_given_twice(bundle: Bundle) -> None:
+    twice = (*bundle.classes[:-1], bundle.classes[0])
+    assert "one twice" in error_of(lambda: Bundle("odd", twice, bundle.vocabulary, bundle.state))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def other_weights(directory: Path, **changes: Tensor) -> None:
+    state = dict(load_bundle(directory).state)
+    state.update({name.replace("__", "."): tensor for name, tensor in changes.items()})
+    replace_file(directory, WEIGHTS, save(state))
+
+
+def safetensors_of(dtype: str) -> bytes:
+    """A file whose header is sound, with a number format that torch may not have."""
+    header = json.dumps({"embed.weight": {"dtype": dtype, "shape": [16, 8], "data_offsets": [0, 128]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(128)
+
+
+BAD_DIRECTORIES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (shutil.rmtree, "no such directory or file"),
+    "empty": (lambda path: [file.unlink() for file in path.iterdir()], f"{CONFIG}, {VOCABULARY}, {WEIGHTS} missing"),
+    "no config": (lambda path: (path / CONFIG).unlink(), f"{CONFIG} missing"),
+    "no vocabulary": (lambda path: (path / VOCABULARY).unlink(), f"{VOCABULARY} missing"),
+    "no weights": (lambda path: (path / WEIGHTS).unlink(), f"{WEIGHTS} missing"),
+    "a directory as weights": (
+        lambda path: ((path / WEIGHTS).unlink(), (path / WEIGHTS).mkdir()),
+        f"{WEIGHTS} missing",
+    ),
+    "damaged weights": (lambda path: flip_a_byte(path / WEIGHTS), f"{WEIGHTS} does not match the SHA-256"),
+    "cut weights": (lambda path: (path / WEIGHTS).write_bytes(b""), f"{WEIGHTS} does not match the SHA-256"),
+    "damaged vocabulary": (lambda path: flip_a_byte(path / VOCABULARY), f"{VOCABULARY} does not match the SHA-256"),
+    "config is not JSON": (lambda path: (path / CONFIG).write_text("{"), "not JSON"),
+    "config is not UTF-8": (lambda path: (path / CONFIG).write_bytes(b'{"\xff": 1}'), "not JSON"),
+    "config is too deep": (lambda path: (path / CONFIG).write_text("[" * 200_000), "not JSON"),
+    "config is a list": (lambda path: (path / CONFIG).write_text("[]"), "format is 'list'"),
+    "another format": (lambda path: change_config(path, format="bundle-9"), f"format is 'bundle-9', this version reads '{FORMAT}'"),
+    "no format": (lambda path: change_config(path, format=None), "format is None"),
+    "no name": (lambda path: change_config(path, name=None), "needs 'name' as str"),
+    "name of two lines": (lambda path: change_config(path, name="a\nb", maxlen=0), "name"),
+    "classes as text": (lambda path: change_config(path, classes="😂"), "needs 'classes' as list"),
+    "classes as numbers": (lambda path: change_config(path, classes=list(range(64))), "class names"),
+    "too few classes": (lambda path: change_config(path, classes=["joy"]), "1 classes for 64 outputs"),
+    "a class twice": (lambda path: change_config(path, classes=["joy"] * 64), "one twice"),
+    "maxlen as text": (lambda path: change_config(path, maxlen="30"), "needs 'maxlen' as int"),
+    "maxlen as truth": (lambda path: change_config(path, maxlen=True), "maxlen must be a positive integer"),
+    "maxlen negative": (lambda path: change_config(path, maxlen=-1), "maxlen must be a positive integer"),
+    "provenance as text": (lambda path: change_config(path, provenance="me"), "needs 'provenance' as dict"),
+    "no digests": (lambda path: change_config(path, sha256={}), "digests"),
+    "digests as numbers": (lambda path: change_config(path, sha256={VOCABULARY: 1, WEIGHTS: 2}), "SHA-256"),
+    "a digest too many": (
+        lambda path: change_config(path, sha256={VOCABULARY: "", WEIGHTS: "", "../x": ""}),
+        "digests",
+    ),
+    "another tokenizer": (lambda path: change_config(path, tokenizer="deepmoji-9"), "tokenizer 'deepmoji-9'"),
+    "vocabulary too small": (
+        lambda path: replace_file(path, VOCABULARY, Vocabulary(load_tokenizer(path)[0].vocabulary.tokens[:-1]).to_json().encode()),
+        "belong to different models",
+    ),
+    "vocabulary of another kind": (lambda path: replace_file(path, VOCABULARY, b'{"a": 0}'), "special tokens"),
+    "weights of another size": (
+        lambda path: other_weights(path, embed__weight=torch.zeros(11, 6)),
+        "the embedding 11 rows; they belong to different models",
+    ),
+    "weights of another shape": (lambda path: other_weights(path, embed__weight=torch.zeros(40)), "another shape"),
+    "weights with others": (lambda path: other_weights(path, extra=torch.zeros(1)), "unknown ['extra']"),
+    "weights are no safetensors": (lambda path: replace_file(path, WEIGHTS, b"\x80\x04."), f"{WEIGHTS} cannot be read"),
+    "weights with a huge header": (lambda path: replace_file(path, WEIGHTS, b"\xff" * 64), f"{WEIGHTS} cannot be read"),
+    "weights in an unknown number format": (lambda path: replace_file(path, WEIGHTS, safetensors_of("F8_E8M0")), "model"),
+    "weights in no number format": (lambda path: replace_file(path, WEIGHTS, safetensors_of("F7")), f"{WEIGHTS} cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_DIRECTORIES)
+def test_a_bad_directory_is_refused_in_one_line(directory: Path, name: str) -> None:
+    spoil, reason = BAD_DIRECTORIES[name]
+    spoil(directory)
+    message = error_of(lambda: load_bundle(directory))
+    assert reason in message
+
+
+@pytest.mark.parametrize("name", ["another tokenizer", "maxlen negative", "maxlen as truth", "name of two lines"])
+def test_a_tokenizer_alone_is_checked_too(directory: Path, name: str) -> None:
+    spoil, reason = BAD_DIRECTORIES[name]
+    spoil(directory)
+    assert reason in error_of(lambda: load_tokenizer(directory))
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "nowhere",
+        "nowhere.zip",
+        "nowhere/bundle",
+        "x" * 300,
+        "~no_such_user_here/bundle",
+        "a\0b",
+        "file:///nowhere/bundle",
+        "bogus://host/bundle",
+        "http://",
+        "http://[/bundle",
+        "/dev/null",
+        __file__,
+        __file__ + "/bundle",
+    ],
+    ids=lambda location: ascii(location)[:30],
+)
+def test_a_location_that_is_none_is_refused_in_one_line(location: str) -> None:
+    assert location[:4] in error_of(lambda: load_bundle(location))
+    error_of(lambda: load_tokenizer(location))
+
+
+# --- archives -----------------------------------------------------------------------------------------------------
+
+
+def zip_of(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "compression",
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
+    ids=["stored", "deflated", "bzip2", "lzma"],
+)
+@pytest.mark.parametrize("folder", ["", "folder/"])
+def test_any_zip_of_the_files_will_do(
+    directory: Path, bundle: Bundle, tmp_path: Path, compression: int, folder: str
+) -> None:
+    members = {f"{folder}{name}": content for name, content in files_of(directory).items()}
+    (tmp_path / "made.zip").write_bytes(zip_of(members, compression))
+    assert_same(load_bundle(tmp_path / "made.zip"), bundle)
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({}, "not a bundle"),
+        ({"readme.txt": b"hello"}, "not a bundle"),
+        ({CONFIG: b"{}"}, f"{VOCABULARY}, {WEIGHTS} missing"),
+        ({f"a/b/{name}": b"{}" for name in (CONFIG, VOCABULARY, WEIGHTS)}, "not a bundle"),
+        ({name: b"{}" for name in (CONFIG, VOCABULARY, WEIGHTS)}, "format is None"),
+    ],
+    ids=["empty", "other content", "config only", "too deep", "empty files"],
+)
+def test_a_zip_of_something_else_is_refused(tmp_path: Path, members: dict[str, bytes], reason: str) -> None:
+    (tmp_path / "other.zip").write_bytes(zip_of(members))
+    assert reason in error_of(lambda: load_bundle(tmp_path / "other.zip"))
+
+
+def test_nothing_is_extracted(directory: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "a" / "b"
+    work.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    files = files_of(directory)
+    outside = {f"../{name}": b"outside" for name in ("x", "y.json")} | {f"{tmp_path}/absolute": b"outside"}
+    (work / "good.zip").write_bytes(zip_of(outside | files))
+    (work / "all_outside.zip").write_bytes(zip_of({f"../../{name}": content for name, content in files.items()}))
+    before = sorted(tmp_path.rglob("*"))
+    assert load_bundle("good.zip").fingerprint == bundle.fingerprint
+    error_of(lambda: load_bundle("all_outside.zip"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@given(
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
+    where=st.sampled_from(["anywhere", "directory", "headers"]),
+    cut=st.one_of(st.none(), st.none(), st.floats(0, 1)),
+    compression=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]),
+)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_zip_is_noticed(
+    tmp_path: Path,
+    archive: bytes,
+    bundle: Bundle,
+    damage: list[tuple[float, int]],
+    where: str,
+    cut: float | None,
+    compression: int,
+) -> None:
+    """Whatever bytes are changed: it is refused in one line, or what is read is what was written."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        # The card has no digest, and a checksum of the archive does not cover all that says where it is.
+        content = bytearray(zip_of({name: file.read(name) for name in (CONFIG, VOCABULARY, WEIGHTS)}, compression))
+    names = [start for start in range(len(content)) if content[start : start + 2] == b"PK"]
+    for place, value in damage:
+        if where == "anywhere":
+            position = int(place * len(content))
+        elif where == "directory":
+            position = len(content) - 1 - int(place * 250)
+        else:
+            position = min(names[int(place * len(names))] + value % 60, len(content) - 1)
+        content[position] = value
+    if cut is not None:
+        del content[int(cut * len(content)) :]
+    path = tmp_path / "damaged.zip"
+    path.write_bytes(content)
+    try:
+        loaded = load_bundle(path)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert loaded.fingerprint == bundle.fingerprint
+
+
+def test_a_member_name_that_is_no_text_is_refused(tmp_path: Path, archive: bytes) -> None:
+    name = "vocabulary.jsön".encode()
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        members = {member: file.read(member) for member in file.namelist()}
+    content = zip_of(members | {name.decode(): b""}).replace(name, name[:-2] + b"\xff\xff")
+    (tmp_path / "odd.zip").write_bytes(content)
+    assert "zip" in error_of(lambda: load_bundle(tmp_path / "odd.zip"))
+
+
+# --- remote bundles -----------------------------------------------------------------------------------------------
+
+
+class Server:
+    """A web server on this machine, and what was asked of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.requests: list[str] = []
+        requests = self.requests
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                requests.append(self.path)
+                super().do_GET()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        handler = functools.partial(Handler, directory=str(root))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+
+    def asked(self) -> list[str]:
+        """The files asked for since the last call."""
+        asked = sorted(path.rpartition("/")[2] for path in self.requests)
+        self.requests.clear()
+        return asked
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Serves tmp_path/www; the cache is tmp_path/cache."""
+    monkeypatch.setenv("TORCHMOJI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    (tmp_path / "www").mkdir()
+    server = Server(tmp_path / "www")
+    yield server
+    server.close()
+
+
+def test_a_remote_directory_is_cached(bundle: Bundle, server: Server, tmp_path: Path) -> None:
+    bundle.save(server.root / "model")
+    assert_same(load_bundle(f"{server.address}/model"), bundle)
+    assert server.asked() == [CONFIG, WEIGHTS, VOCABULARY]
+    assert_same(load_bundle(f"{server.address}/model/"), bundle)
+    assert server.asked() == [CONFIG]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_a_remote_zip_is_read(bundle: Bundle, server: Server) -> None:
+    bundle.save(server.root / "model.zip")
+    assert_same(load_bundle(f"{server.address}/model.zip"), bundle)
+    assert_same(load_bundle(f"{server.address}/model.zip?version=1"), bundle)
+
+
+def test_a_damaged_cache_is_noticed(bundle: Bundle, server: Server, tmp_path: Path) -> None:
+    bundle.save(server.root / "model")
+    load_bundle(f"{server.address}/model")
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    server.asked()
+    assert_same(load_bundle(f"{server.address}/model"), bundle)
+    assert server.asked() == [CONFIG, WEIGHTS, VOCABULARY]
+    load_bundle(f"{server.address}/model")
+    assert server.asked() == [CONFIG]
+
+
+def test_a_replaced_remote_bundle_is_not_mixed_with_the_cached_one(
+    make_bundle: MakeBundle, bundle: Bundle, server: Server
+) -> None:
+    bundle.save(server.root / "model")
+    load_bundle(f"{server.address}/model")
+    shutil.rmtree(server.root / "model")
+    other = make_bundle(seed=2)
+    other.save(server.root / "model")
+    assert_same(load_bundle(f"{server.address}/model"), other)
+
+
+def test_a_tokenizer_is_loaded_without_fetching_the_weights(bundle: Bundle, server: Server) -> None:
+    bundle.save(server.root / "model")
+    assert load_tokenizer(f"{server.address}/model")[1] == bundle.maxlen
+    assert server.asked() == [CONFIG, VOCABULARY]
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(
+    bundle: Bundle, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TORCHMOJI_CACHE", str(tmp_path / "file" / "cache"))
+    bundle.save(server.root / "model")
+    assert_same(load_bundle(f"{server.address}/model"), bundle)
+
+
+def spoil_remote(name: str, root: Path) -> None:
+    if name == "no config":
+        (root / CONFIG).unlink()
+    elif name == "no weights":
+        (root / WEIGHTS).unlink()
+    elif name == "damaged weights":
+        flip_a_byte(root / WEIGHTS)
+    elif name == "a web page":
+        (root / CONFIG).write_text("<!doctype html>\n<title>Sign in</title>")
+    elif name == "digests that are paths":
+        change_config(root, sha256={VOCABULARY: "../" * 20 + "0000", WEIGHTS: "/" * 64})
+    elif name == "digests that are none":
+        change_config(root, sha256="abc")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("no config", "404"),
+        ("no weights", "404"),
+        ("damaged weights", "does not match the SHA-256"),
+        ("a web page", "not that of a bundle"),
+        ("digests that are paths", "does not match the SHA-256"),
+        ("digests that are none", "not that of a bundle"),
+    ],
+)
+def test_a_bad_remote_directory_is_refused_in_one_line(
+    bundle: Bundle, server: Server, tmp_path: Path, name: str, reason: str
+) -> None:
+    bundle.save(server.root / "model")
+    spoil_remote(name, server.root / "model")
+    assert reason in error_of(lambda: load_bundle(f"{server.address}/model"))
+    for path in (tmp_path / "cache").glob("*"):  # and what is kept is what it is called
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+def test_a_missing_remote_zip_is_refused_in_one_line(server: Server) -> None:
+    assert "404" in error_of(lambda: load_bundle(f"{server.address}/model.zip"))
+
+
+def test_a_remote_zip_that_is_none_is_refused_in_one_line(server: Server) -> None:
+    (server.root / "model.zip").write_text("<!doctype html>\n")
+    assert "zip" in error_of(lambda: load_bundle(f"{server.address}/model.zip"))
+
+
+def test_a_server_that_is_gone_is_refused_in_one_line(server: Server) -> None:
+    server.close()
+    message = error_of(lambda: load_bundle(f"{server.address}/model"))
+    assert "cannot be read" in message
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdopen", fail)
+    with pytest.raises(OSError):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
