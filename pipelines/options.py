@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.command_line import OneLineParser
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.inference import PRECISIONS, available_cores
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES
 from transforms.fields import DEFAULT_ID_FIELDS, DEFAULT_TEXT_FIELDS, KEPT_TYPES, FieldMapping, KeptField
 from transforms.formats import FORMATS, absolute
@@ -91,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
         help="DirectRunner runs on this machine; others are those of Beam (default: %(default)s)")
     add("--direct_num_workers", type=int, default=1, metavar="N",
         help="processes of a local run, 0 for one a core (default: %(default)s)")
-    add("--torch_threads", type=int, metavar="N", help="threads of each process (default: the cores shared out)")
+    add("--threads", type=int, metavar="N", help="scoring threads of each process (default: the cores shared out)")
     add("--max_batch_rows", type=int, default=BatchLimits.max_rows, metavar="N", help="(default: %(default)s)")
     add("--max_batch_tokens", type=int, default=BatchLimits.max_tokens, metavar="N", help="(default: %(default)s)")
     add("--progress", choices=PROGRESS, default="auto",
@@ -118,7 +118,7 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
         raise InputError(f"--rows_per_file must be at least 1, not {options.rows_per_file}")
     if options.direct_num_workers < 0:
         raise InputError(f"--direct_num_workers must be at least 0, not {options.direct_num_workers}")
-    cores = _cores()
+    cores = available_cores()
     workers = options.direct_num_workers or cores
     local = options.runner == LOCAL_RUNNER
     config = ScoreConfig(
@@ -136,9 +136,7 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
             keep=fields.keep,
             timestamp=fields.timestamp is not None,
             # One thread a core in all: more threads than cores slow each other down.
-            torch_threads=max(1, cores // workers)
-            if options.torch_threads is None and local
-            else options.torch_threads,
+            threads=max(1, cores // workers) if options.threads is None and local else options.threads,
         ),
         limits=BatchLimits(max_rows=options.max_batch_rows, max_tokens=options.max_batch_tokens),
         rows_per_file=options.rows_per_file,
@@ -150,12 +148,6 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
         local_workers=workers,
     )
     return config, rest
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _names(text: str) -> list[str]:

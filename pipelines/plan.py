@@ -50,7 +50,7 @@ class Plan:
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
         kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
-        workers = f"{config.local_workers} process(es), {config.score.torch_threads} torch thread(s) each"
+        workers = f"{config.local_workers} process(es), {config.score.threads} thread(s) each"
         lines = [
             f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes, format {kinds}",
             *shown,

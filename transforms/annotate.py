@@ -37,7 +37,7 @@ class AnnotateTweets(beam.PTransform):
         embedding_type: str = "float16",
         keep: Iterable[KeptField] = (),
         timestamp: bool = False,
-        torch_threads: int | None = None,
+        threads: int | None = None,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
         run_id: str = "",
         progress: str | None = None,
@@ -57,7 +57,7 @@ class AnnotateTweets(beam.PTransform):
             embedding_type=embedding_type,
             keep=tuple(keep),
             timestamp=timestamp,
-            torch_threads=torch_threads,
+            threads=threads,
             run_id=run_id,
             progress=progress,
         )

@@ -37,7 +37,7 @@ class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, Predictio
         model: str | None = None,
         precision: str = "auto",
         top_k: int = DEFAULT_TOP,
-        torch_threads: int | None = None,
+        threads: int | None = None,
         min_batch_size: int = 64,
         max_batch_size: int = 512,
     ) -> None:
@@ -45,10 +45,10 @@ class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, Predictio
         model: bundle, by path or URI; None for the bundled one.
         precision: one of `torchmoji_core.inference.PRECISIONS`.
         top_k: classes in `Prediction.top`.
-        torch_threads: threads of each process; None leaves torch's own choice.
+        threads: batches that a process scores at the same time; None for one a core.
         min_batch_size, max_batch_size: bounds for Beam's batching.
         """
-        self._options = ScoreOptions(model, precision, top_k=top_k, torch_threads=torch_threads)
+        self._options = ScoreOptions(model, precision, top_k=top_k, threads=threads)
         self._model = model
         if not 0 < min_batch_size <= max_batch_size:
             raise InputError(f"batch sizes must be 0 < {min_batch_size} <= {max_batch_size}")

@@ -31,8 +31,8 @@ class ScoreOptions:
     """Types of the values in `Tweet.extra`."""
     timestamp: bool = False
     """Whether to write the column timestamp."""
-    torch_threads: int | None = None
-    """Threads of each process; None leaves torch's own choice."""
+    threads: int | None = None
+    """Batches that a process scores at the same time; None for one a core."""
     run_id: str = ""
     """Recorded in the files."""
     progress: str | None = None
@@ -55,8 +55,8 @@ class ScoreOptions:
             )
         if self.top_k < 1:
             raise InputError(f"top_k must be at least 1, not {self.top_k}")
-        if self.torch_threads is not None and self.torch_threads < 1:
-            raise InputError(f"torch_threads must be at least 1, not {self.torch_threads}")
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be at least 1, not {self.threads}")
         for field in self.keep:
             if field.name in RESERVED_COLUMNS:
                 raise InputError(

@@ -142,17 +142,10 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
 
 
 def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
-    """Load a bundle for scoring in this process, setting torch's threads if the options say so."""
-    import torch
-
-    if options.torch_threads is not None:
-        torch.set_num_threads(options.torch_threads)
+    """Load a bundle for scoring in this process."""
     bundle = load_bundle(model)
-    loaded = LoadedModel(Scorer(bundle, options.precision), bundle.name, options)
-    _LOGGER.info(
-        "model %s, fingerprint %s, precision %s, %d torch threads",
-        bundle.name, bundle.fingerprint[:12], loaded.scorer.precision, torch.get_num_threads(),
-    )  # fmt: skip
+    loaded = LoadedModel(Scorer(bundle, options.precision, options.threads), bundle.name, options)
+    _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], loaded.scorer.precision)
     return loaded
 
 

@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import io
 import json
-import os
 import shutil
 import struct
 import threading
@@ -635,7 +634,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fdopen", fail)
+    monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

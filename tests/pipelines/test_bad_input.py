@@ -44,7 +44,7 @@ def assert_refused(finished: Finished, expected: str, tmp_path: Path) -> None:
         ("--input in.jsonl --rows_per_file 0", "rows_per_file"),
         ("--input in.jsonl --max_batch_rows 0", "max_rows"),
         ("--input in.jsonl --max_dead_fraction 2", "--max_dead_fraction"),
-        ("--input in.jsonl --torch_threads 0", "torch_threads"),
+        ("--input in.jsonl --threads 0", "threads"),
         ("--input in.jsonl --direct_num_workers -1", "--direct_num_workers"),
         ("--input in.jsonl --no_such_option", "--no_such_option"),
         ("--input in.jsonl --no_such_option=5", "--no_such_option"),

@@ -119,7 +119,7 @@ def test_settings_for_beam() -> None:
         ({"min_batch_size": 9, "max_batch_size": 8}, "batch sizes"),
         ({"precision": "int4"}, "precision 'int4' is unknown"),
         ({"top_k": 0}, "top_k"),
-        ({"torch_threads": -1}, "torch_threads"),
+        ({"threads": -1}, "threads"),
     ],
     ids=str,
 )

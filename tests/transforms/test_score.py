@@ -330,13 +330,13 @@ def test_inference_arguments_are_refused() -> None:
         handler.validate_inference_args({"temperature": 1})
 
 
-def test_torch_threads_are_set_when_the_model_is_loaded(model: str) -> None:
+def test_threads_are_set_when_the_model_is_loaded(model: str) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
         load_model(model, ScoreOptions(model))
         assert torch.get_num_threads() == 2
-        load_model(model, ScoreOptions(model, torch_threads=1))
+        load_model(model, ScoreOptions(model, threads=1))
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -355,7 +355,7 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         ({"precision": "fp8"}, "precision 'fp8' is unknown; choose one of auto"),
         ({"embedding_type": "float64"}, "embedding_type 'float64' is unknown; choose one of float16, float32"),
         ({"top_k": 0}, "top_k must be at least 1"),
-        ({"torch_threads": 0}, "torch_threads must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
         ({"keep": (KeptField("embedding"),)}, "kept field 'embedding' has the name of an output column"),
     ],
     ids=lambda value: str(value)[:30],

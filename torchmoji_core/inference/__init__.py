@@ -1,7 +1,14 @@
 """The fast way to run a model: `engine` runs packed rows, `scorer` takes texts in any order, `scores` is what it gives.
 
-Nothing is imported here, so that names of options are known without loading torch.
+No module is imported here, so that the names of options are known without loading torch.
 """
+
+import os
 
 PRECISIONS = ("auto", "fp32", "fp64")
 """`auto` is the fastest that stays within 1e-5 of float64; today that is fp32."""
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,14 +1,22 @@
-"""Texts or token ids in any order in, `Scores` in the same order out: tokenizing, sorting, batching, restoring."""
+"""Texts or token ids in any order in, `Scores` in the same order out: tokenizing, sorting, batching, restoring.
+
+Parallel by batches, one thread each, and not inside a batch: the threads of a single operation wait for each other
+hundreds of times in a batch, which costs much and, on a machine that has other things to do, almost everything.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from torchmoji_core.batching import plan_batches
-from torchmoji_core.inference.engine import Engine
+from torchmoji_core.batching import BatchLimits, plan_batches
+from torchmoji_core.inference import available_cores
+from torchmoji_core.inference.engine import Engine, EngineOutput
 from torchmoji_core.inference.scores import Scores
 from torchmoji_core.vocabulary import UNKNOWN
 
@@ -16,13 +24,18 @@ if TYPE_CHECKING:
     from torchmoji_core.bundle import Bundle
 
 
+_FEWEST_ROWS = 16
+"""Rows for which it is not worth while to start another thread."""
+
+
 class Scorer:
     """A model ready to score; loading it takes a moment, so keep one. Threads may share it."""
 
-    def __init__(self, bundle: Bundle, precision: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, precision: str = "auto", threads: int | None = None) -> None:
         """Args:
             bundle: the model.
             precision: one of `torchmoji_core.inference.PRECISIONS`.
+            threads: batches that are scored at the same time; None for one a core.
 
         Raises:
             InputError: for another precision.
@@ -32,6 +45,8 @@ class Scorer:
         self.tokenizer = bundle.tokenizer
         self.fingerprint = bundle.fingerprint
         self._engine = Engine(bundle.state, precision)
+        self._threads = available_cores() if threads is None else threads
+        self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
 
     @property
     def precision(self) -> str:
@@ -67,8 +82,14 @@ class Scorer:
         probabilities = np.full((len(rows), len(self.classes)), np.nan, np.float32)
         embedding = np.full((len(rows), self.dimension), np.nan, np.float32)
         attention = np.zeros((len(rows), max(lengths, default=0)), np.float32)
-        for batch in plan_batches(lengths):
-            output = self._engine.run([read[index] for index in batch])
+        share = math.ceil(len(rows) / self._threads)
+        limits = BatchLimits(max_rows=min(max(share, _FEWEST_ROWS), BatchLimits.max_rows))
+
+        def run(batch: list[int]) -> EngineOutput:
+            return self._engine.run([read[index] for index in batch])
+
+        batches = list(plan_batches(lengths, limits))
+        for batch, output in zip(batches, self._pool.map(run, batches), strict=True):
             probabilities[batch] = output.probabilities.numpy()
             embedding[batch] = output.embedding.numpy()
             attention[batch, : output.attention.shape[1]] = output.attention.numpy()

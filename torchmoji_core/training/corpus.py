@@ -90,6 +90,6 @@ def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
     """Class indices of each row -> float32 [rows, classes] of zeros and ones."""
     targets = torch.zeros(len(labels), classes)
     lengths = [len(row) for row in labels]
-    rows = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor(lengths))
+    rows = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor(lengths, dtype=torch.int64))
     targets[rows, torch.tensor([index for row in labels for index in row], dtype=torch.int64)] = 1
     return targets

@@ -13,6 +13,7 @@ def top_k_accuracy(probabilities: NDArray[np.floating], labels: NDArray[np.integ
         probabilities: [rows, classes].
         labels: [rows], class indices.
     """
+    k = min(k, probabilities.shape[1])
     top = np.argpartition(-probabilities, k - 1, axis=1)[:, :k]
     return float((top == labels[:, None]).any(axis=1).mean())
 

@@ -84,6 +84,9 @@ class Pretraining:
         data: what to train on.
         options: how.
         checkpoint: file to save to every `checkpoint_seconds` and to resume from.
+
+        Raises:
+            InputError: if the data holds no tokens.
         """
         self.data, self.options, self.checkpoint = data, options, checkpoint
         torch.manual_seed(options.seed)
@@ -95,6 +98,8 @@ class Pretraining:
         self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(options.averaging))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate, fused=True)
         rows = int((data.corpus.lengths > 0).sum())
+        if rows == 0:
+            raise InputError("no text of the training data has a token; nothing can be learnt from it")
         self.steps_per_epoch = math.ceil(rows / options.batch_size)
         self.total_steps = max(1, round(options.epochs * self.steps_per_epoch))
         self.step = 0
@@ -125,10 +130,6 @@ class Pretraining:
                 loss = self._train_on(rows)
                 self.step += 1
                 if self.step % 50 == 0:
-                    if not math.isfinite(loss):
-                        raise RunError(
-                            f"loss is {loss} at step {self.step}; lower --learning_rate (last checkpoint kept)"
-                        )
                     report({"step": self.step, "loss": loss, "rows/s": len(rows) / (time.perf_counter() - started)})
                 if self.checkpoint is not None and time.monotonic() - saved > self.options.checkpoint_seconds:
                     self._save(self.checkpoint)
@@ -167,7 +168,12 @@ class Pretraining:
         with torch.no_grad():
             embedding = self.model.embed.weight
             embedding.grad.add_(embedding, alpha=options.embedding_l2)  # type: ignore[union-attr]
-        nn.utils.clip_grad_norm_(self.model.parameters(), options.gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.gradient_norm)
+        if not (loss.isfinite() and norm.isfinite()):  # before the step, so that no checkpoint can hold its outcome
+            raise RunError(
+                f"loss is {float(loss.detach())}, its gradient {float(norm)}, at step {self.step + 1}; "
+                "lower --learning_rate (last checkpoint kept)"
+            )
         self.optimizer.step()
         self.average.update_parameters(self.model)
         return float(loss.detach())
