@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def test_planned_batches_hold_every_row_with_tokens_once(lengths: list[int], lim
 @moderate
 def test_planned_batches_are_not_cut_without_need(lengths: list[int], limits: BatchLimits) -> None:
     batches = [[lengths[row] for row in batch] for batch in plan_batches(lengths, limits)]
-    for batch, following in zip(batches, batches[1:], strict=False):
+    for batch, following in pairwise(batches):
         assert len(batch) == limits.max_rows or sum(batch) + following[0] > limits.max_tokens
 
 

@@ -95,7 +95,7 @@ def test_results_are_those_of_the_readable_model_at_any_size(make_state: MakeSta
     assert_rows_close(run(Engine(state), POOL), expected, atol=1e-5)
 
 
-chosen_rows = st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=40)
+chosen_rows = st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=25)
 some_limits = st.builds(BatchLimits, max_rows=st.integers(1, 20), max_tokens=st.integers(1, 200))
 
 
@@ -107,7 +107,7 @@ def in_batches(engine: Engine, chosen: list[int], limits: BatchLimits) -> list[R
 
 
 @given(chosen_rows, some_limits)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_row_alone_is_a_row_in_any_batch(state: dict[str, Tensor], chosen: list[int], limits: BatchLimits) -> None:
     engine = Engine(state)
     alone = [run(engine, [POOL[index]])[0] for index in chosen]

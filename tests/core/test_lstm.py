@@ -51,7 +51,9 @@ def test_gradients_are_those_of_the_formulas(lengths: list[int], scale: float) -
     data = packed.data.clone().requires_grad_()
 
     def run(data: Tensor, *parameters: Tensor) -> Tensor:
-        return lstm(packed._replace(data=data)).data  # the parameters are the layer's own: gradcheck moves them in place
+        return lstm(
+            packed._replace(data=data)
+        ).data  # the parameters are the layer's own: gradcheck moves them in place
 
     assert torch.autograd.gradcheck(run, (data, *lstm.parameters()), eps=1e-6, atol=1e-7)
 
@@ -140,7 +142,9 @@ def test_steps_join_each_token_to_the_one_before_it(reverse: bool) -> None:
         (step, row) for step, size in enumerate(batch_sizes) for row in range(size)
     )}  # fmt: skip
     joined = {
-        (start + row, previous + row) for start, _, previous, rows in steps_of(batch_sizes, reverse) for row in range(rows)
+        (start + row, previous + row)
+        for start, _, previous, rows in steps_of(batch_sizes, reverse)
+        for row in range(rows)
     }
     expected = set()
     for row, length in enumerate(lengths):

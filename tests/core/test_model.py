@@ -77,7 +77,9 @@ def test_attention_of_unsorted_rows_comes_in_the_order_given(model: TorchMoji) -
 
 def test_parameter_names_and_shapes_are_the_published_ones() -> None:
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in TorchMoji(Dimensions(50_000, 256, 512, 64)).state_dict().items()}
+        shapes = {
+            name: tuple(value.shape) for name, value in TorchMoji(Dimensions(50_000, 256, 512, 64)).state_dict().items()
+        }
     expected: dict[str, tuple[int, ...]] = {"embed.weight": (50_000, 256)}
     for layer, width in (("lstm_0", 256), ("lstm_1", 1024)):
         for suffix in ("", "_reverse"):

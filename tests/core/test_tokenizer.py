@@ -20,8 +20,7 @@ from torchmoji_core.token_rules import shorten
 from torchmoji_core.tokenizer import Tokenizer, chunks
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
 
-WORDS = "a b c i s good soo don't :) :( <3 ! !! . .. - , ? ' 3 a-b _ __ #a".split()
-VOCABULARY = Vocabulary((*SPECIAL_TOKENS, *WORDS))
+VOCABULARY = Vocabulary((*SPECIAL_TOKENS, *"abcis_!.-,?'", "good", "soo", "don't", ":)", "<3", "!!", "..", "a-b", "#a"))
 TOKENIZER = Tokenizer(VOCABULARY)
 
 # --- what texts are made of ---------------------------------------------------------------------------------------
@@ -52,9 +51,9 @@ FRAGMENTS = [
 SPACES = [" ", "  ", "\t", "\n"]
 PIECES = [ASCII_SYMBOLS, LETTERS, TAG_PARTS, UNUSUAL, FRAGMENTS]
 
-mixed_text = st.lists(
-    st.one_of(*map(st.sampled_from, [*PIECES, SPACES]), st.characters(codec=None)), max_size=60
-).map("".join)
+mixed_text = st.lists(st.one_of(*map(st.sampled_from, [*PIECES, SPACES]), st.characters(codec=None)), max_size=60).map(
+    "".join
+)
 """Everything at once, with white space."""
 
 few_pieces = st.lists(st.sampled_from([*ASCII_SYMBOLS, *"ab1é\u0301\u0316", *FRAGMENTS]), min_size=1, max_size=4)
@@ -148,7 +147,7 @@ def test_examples(name: str) -> None:
 
 
 @given(mixed_text)
-@moderate(500)
+@moderate(400)
 def test_any_text_is_tokenized_as_by_the_oracle(text: str) -> None:
     assert TOKENIZER.tokens(text) == oracle_tokens(text)
     assert TOKENIZER.ids(text) == oracle_ids(text, VOCABULARY)
@@ -167,7 +166,7 @@ def test_any_characters_are_tokenized_as_by_the_oracle(text: str) -> None:
 @example("#a@b.c#" * 60)
 @example("a@b.c" + "\u0301\u0316" * 200)
 @example("http://" + "x@y.z!" * 60 + "é" + "x@y.z" * 60)
-@moderate(120)
+@moderate(100)
 def test_long_chunks_are_tokenized_as_by_the_oracle(text: str) -> None:
     assert TOKENIZER.tokens(text) == oracle_tokens(text)
 
@@ -205,7 +204,7 @@ runs = st.lists(st.tuples(st.sampled_from("ab!"), st.integers(1, 30)), max_size=
 @example("aaabaaaaa")
 @example("aaaaaaaaabaaabaaaa")
 @example("éaaaa")
-@moderate(500)
+@moderate(300)
 def test_shorten_is_the_textual_replacement(token: str) -> None:
     assert shorten(token) == oracle_shorten(token)
 
@@ -298,10 +297,10 @@ def test_a_limit_spares_the_rest_of_a_long_chunk() -> None:
 
 
 REPEATED = [
-    "a", "1", ".", "!", "#", "@", "<", ">", "-", "_", "'", ":", "/", "\\", "^", "|", "$",
-    "a!", "a.", "a-", "a_", "a'", "a@", "a#", "a.@", "@-.", "@a", "##a", "a@b.", "a@b.c", "a@b.c-", "x.@y.-@", "+.", "=a+",
-    "aaab", "aaabbbb", "<3", "</", "</3", "http://", "https:/", "www", "www.", "\\n", "<br>", "mr.", "o.o", ">:", ":-", "-_",
-    "\u0301", "\u0301\u0316", "a\u0316\u0301\u0327", "é", "“", "…", "´", "ı.", "가", "😀", "👩\u200d", "\ufe0f", "\ud800", "\x00", "Σ'",
+    "a", "1", ".", "!", "#", "@", "<", "-", "_", "'", ":", "/", "\\", "^", "$",
+    "a!", "a.", "a-", "a_", "a'", "a#", "a.@", "@-.", "@a", "##a", "a@b.", "a@b.c", "a@b.c-", "x.@y.-@", "=a+",
+    "aaab", "<3", "</", "</3", "http://", "https:/", "www.", "\\n", "<br>", "mr.", "o.o", ">:", ":-", "-_",
+    "\u0301", "\u0301\u0316", "a\u0316\u0301\u0327", "é", "…", "´", "ı.", "가", "👩\u200d", "\ufe0f", "\ud800", "Σ'",
 ]  # fmt: skip
 
 
@@ -332,7 +331,7 @@ def test_cost_is_linear(pattern: str) -> None:
     assert_linear(lambda length: repeat(pattern, length))
 
 
-@pytest.mark.parametrize("pattern", ["a.", "a-", ".", "-", "a@", "a@b.", "a+", "1", "_a"], ids=ascii)
+@pytest.mark.parametrize("pattern", ["a.", ".", "-", "a@", "a@b.", "_a"], ids=ascii)
 def test_cost_is_linear_when_an_email_ends_it(pattern: str) -> None:
     assert_linear(lambda length: repeat(pattern, length, "@b.c"))
     assert_linear(lambda length: repeat(pattern, length, "@b.-"))

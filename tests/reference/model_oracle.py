@@ -58,7 +58,7 @@ def lstm_direction(x: Array, weight_ih: Array, weight_hh: Array, bias_ih: Array,
 
 
 def bidirectional_lstm(x: Array, state: State, prefix: str = "") -> Array:
-    """[tokens, input] -> [tokens, 2 * hidden]: forward states, then backward states, both in the order of the tokens."""
+    """[tokens, input] -> [tokens, 2 * hidden]: forward and backward states, both in the order of the tokens."""
 
     def parameters(suffix: str) -> tuple[Array, ...]:
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")

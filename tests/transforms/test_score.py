@@ -330,16 +330,14 @@ def test_inference_arguments_are_refused() -> None:
         handler.validate_inference_args({"temperature": 1})
 
 
-def test_threads_are_set_when_the_model_is_loaded(model: str) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_neither_results_nor_torch(threads: int, run: Run, bundle: Bundle, model: str) -> None:
+    """A setting of our own must not slow down or speed up the rest of somebody's process."""
+    texts = named(make_texts(80))
     before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        load_model(model, ScoreOptions(model))
-        assert torch.get_num_threads() == 2
-        load_model(model, ScoreOptions(model, threads=1))
-        assert torch.get_num_threads() == 1
-    finally:
-        torch.set_num_threads(before)
+    ran = score(run, [tokenized(bundle, texts)], ScoreOptions(model, outputs=ALL, threads=threads))
+    assert_scores(rows_of(ran), texts, bundle, ALL)
+    assert torch.get_num_threads() == before
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

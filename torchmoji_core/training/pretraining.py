@@ -67,6 +67,11 @@ class LabelledCorpus:
     labels: NDArray[np.int64]
     """[texts], the one label that scores are measured against."""
 
+    def head(self, rows: int) -> LabelledCorpus:
+        """The first `rows` texts."""
+        offsets = self.corpus.offsets[: rows + 1]
+        return LabelledCorpus(Corpus(self.corpus.ids[: offsets[-1]], offsets), self.targets[:rows], self.labels[:rows])
+
 
 WARM_UP_STEPS = 200
 
