@@ -136,7 +136,7 @@ def _figures(provenance: dict[str, Any]) -> str:
     for name, scores in provenance["scores"].items():
         figures = " | ".join(f"{value:.3f}" for value in scores.values())
         lines.append(f"| {name} | {provenance['texts'][name]:,} | {figures} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n\nOver the first {SCORED_TEXTS:,} texts of a split that has more.\n"
 
 
 if __name__ == "__main__":

@@ -25,6 +25,15 @@ COMMON_WORDS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order; and on a busy machine two threads wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with golden files and data, which is not part of the repository."""
@@ -96,12 +105,3 @@ def golden_model(shared: Path) -> Iterator[GoldenModel]:
         golden = GoldenModel(module.state_dict(), rows, file["probabilities"], file["embedding"], file["attention"])
     yield golden
     golden.state.clear()  # 90 MB
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums in one order: what two runs must share to agree to the last bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -17,6 +17,7 @@ from tests.reference.tokenizer_oracle import oracle_ids
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import Scores
 from torchmoji_core.model import pack_ids
 from torchmoji_core.vocabulary import UNKNOWN
@@ -104,6 +105,16 @@ def test_a_text_alone_is_a_text_among_others_to_the_last_bit(bundle: Bundle, alo
         for place, index in enumerate(chosen):
             for value, expected in zip(row_of(scores, place), alone[index], strict=True):
                 np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_number_of_threads_does_not_matter(bundle: Bundle, threads: int) -> None:
+    texts = TEXTS * 20
+    expected = bundle.score(texts)
+    scores = Scorer(bundle, threads=threads).score(texts)
+    for index in range(len(texts)):
+        for value, expected_value in zip(row_of(scores, index), row_of(expected, index), strict=True):
+            np.testing.assert_allclose(value, expected_value, rtol=0, atol=1e-5)
 
 
 def test_texts_without_tokens_are_rows_of_nan(bundle: Bundle) -> None:

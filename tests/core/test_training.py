@@ -184,12 +184,8 @@ def assert_same_weights(one: TorchMoji, other: TorchMoji) -> None:
 @pytest.fixture(scope="module")
 def finished() -> tuple[TorchMoji, Reports]:
     """A run that nothing interrupted."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     reports: Reports = []
-    model = pretraining().run(reports.append, DATA)
-    torch.set_num_threads(before)
-    return model, reports
+    return pretraining().run(reports.append, DATA), reports
 
 
 def test_training_learns(finished: tuple[TorchMoji, Reports]) -> None:
@@ -211,15 +207,13 @@ def test_rare_and_unseen_tokens_share_the_embedding_of_the_unknown_one(finished:
         assert torch.equal(weight[token], weight[UNKNOWN]) == (counts[token] < OPTIONS.min_count)
 
 
-def test_the_seed_decides(one_thread: None) -> None:
+def test_the_seed_decides() -> None:
     first, again, other = (pretraining(epochs=1, seed=seed).run(lambda _: None) for seed in (1, 1, 2))
     assert_same_weights(first, again)
     assert not torch.equal(first.lstm_0.weight_hh_l0, other.lstm_0.weight_hh_l0)
 
 
-def test_an_interrupted_run_is_continued_to_the_last_bit(
-    tmp_path: Path, one_thread: None, finished: tuple[TorchMoji, Reports]
-) -> None:
+def test_an_interrupted_run_is_continued_to_the_last_bit(tmp_path: Path, finished: tuple[TorchMoji, Reports]) -> None:
     path = tmp_path / "made" / "checkpoint.pt"
     with pytest.raises(Interrupted):
         pretraining(path).run(interrupt_at(50))
@@ -231,7 +225,7 @@ def test_an_interrupted_run_is_continued_to_the_last_bit(
     assert [file.name for file in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_run_interrupted_twice(tmp_path: Path, one_thread: None, finished: tuple[TorchMoji, Reports]) -> None:
+def test_a_run_interrupted_twice(tmp_path: Path, finished: tuple[TorchMoji, Reports]) -> None:
     path = tmp_path / "checkpoint.pt"
     for step in (50, 100):
         with pytest.raises(Interrupted):
@@ -239,7 +233,7 @@ def test_a_run_interrupted_twice(tmp_path: Path, one_thread: None, finished: tup
     assert_same_weights(pretraining(path).run(lambda _: None), finished[0])
 
 
-def test_a_run_interrupted_between_epochs(tmp_path: Path, one_thread: None) -> None:
+def test_a_run_interrupted_between_epochs(tmp_path: Path) -> None:
     """While the validation scores are reported."""
 
     def report(values: dict[str, float]) -> None:
