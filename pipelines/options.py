@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument_group("input").add_argument
     add("--input", nargs="+", action="extend", metavar="GLOB",
-        help="files, globs or URIs, several times if wanted (default: the bundled sample of 360 posts)")
+        help="files, directories, globs or URIs, several if wanted (default: the bundled sample of 360 posts)")
     add("--format", choices=FORMATS, help="format of all inputs (default: by their names, less .gz, .bz2, .zst)")
     add("--text_field", default=",".join(DEFAULT_TEXT_FIELDS), metavar="PATHS",
         help="field with the text; dots go into nested fields; the first of several (default: %(default)s)")
@@ -118,6 +118,8 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
         raise InputError(f"--rows_per_file must be at least 1, not {options.rows_per_file}")
     if options.direct_num_workers < 0:
         raise InputError(f"--direct_num_workers must be at least 0, not {options.direct_num_workers}")
+    if set(options.output) & set("*?["):
+        raise InputError(f"--output {options.output} holds one of the glob characters *?[; give another name")
     cores = available_cores()
     workers = options.direct_num_workers or cores
     local = options.runner == LOCAL_RUNNER

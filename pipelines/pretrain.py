@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.command_line import OneLineParser, add_dataclass_options, run_command
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
+from torchmoji_core.training.options import PretrainingOptions
 
 if TYPE_CHECKING:
     from torchmoji_core.tokenizer import Tokenizer
@@ -23,8 +24,6 @@ SCORED_TEXTS = 50_000
 
 
 def parser() -> argparse.ArgumentParser:
-    from torchmoji_core.training.pretraining import PretrainingOptions
-
     result = OneLineParser(
         prog="python -m pipelines.pretrain",
         description="Train a model to predict emojis, as DeepMoji was made, and write it as a bundle.",
@@ -86,7 +85,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.bundle import Bundle
     from torchmoji_core.model import Dimensions
     from torchmoji_core.tokenizer import Tokenizer
-    from torchmoji_core.training.pretraining import Pretraining, PretrainingOptions, evaluate
+    from torchmoji_core.training.pretraining import Pretraining, evaluate
     from torchmoji_core.vocabulary import Vocabulary
 
     names = [field.name for field in dataclasses.fields(PretrainingOptions)]

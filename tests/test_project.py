@@ -107,7 +107,9 @@ def test_the_sdist_installs_and_runs_elsewhere(distributions: tuple[Path, Path],
         f"assert torchmoji_core.__file__.startswith({str(target)!r})\n"
         "print(torchmoji_core.load_bundle().score(['so happy today']).top(1))"
     )
-    finished = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stderr
 
 

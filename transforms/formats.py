@@ -64,9 +64,15 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
 
 
 def absolute(path: str) -> str:
-    """A local path or glob as an absolute one, so that a file has one name, and ids hold, wherever a run is started."""
+    """A local path or glob as an absolute one, so that a file has one name, and ids hold, wherever a run is started.
+
+    A directory stands for the files in it.
+    """
     path = path.removeprefix("file://")
-    return path if "://" in path else os.path.abspath(path)  # noqa: PTH100 - links are to stay as given
+    if "://" in path:
+        return path
+    path = os.path.abspath(path)  # noqa: PTH100 - links are to stay as given
+    return f"{path}/*" if os.path.isdir(path) else path  # noqa: PTH112
 
 
 def resolve_format(path: str, given: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -54,6 +55,13 @@ def test_top_is_most_probable_first_and_equal_ones_in_class_order() -> None:
     ]
     assert [value for _, value in top[0]] == pytest.approx([0.4, 0.3, 0.2])
     assert all(type(value) is float for row in top for _, value in row)
+
+
+def test_many_equal_ones_are_in_class_order_too() -> None:
+    probabilities = [2.0, 1.0, 1.0, 1.0] * 16
+    classes = tuple(f"class {index}" for index in range(64))
+    labels = [label for label, _ in make_scores([probabilities], classes).top(64)[0]]
+    assert labels == sorted(classes, key=lambda label: -probabilities[classes.index(label)])
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 1), (4, 4), (9, 4)])
@@ -172,6 +180,20 @@ def test_other_classes_have_another_column() -> None:
     assert top_column(scores.classes) == ("top_classes", "class")
     item = scores.to_arrow(["top"], top_k=1)["top_classes"].to_pylist()[0][0]
     assert item == {"class": "anger", "probability": pytest.approx(0.9)}
+
+
+def test_more_values_than_a_column_can_count_are_refused() -> None:
+    """A million full-size embeddings: offsets of 32 bits would wrap around without a word."""
+    scores = make_scores([[0.1, 0.2, 0.3, 0.4]])
+    million = 1_000_000
+    many = replace(
+        scores,
+        probabilities=np.broadcast_to(scores.probabilities, (million, 4)),
+        embedding=np.broadcast_to(np.float32(0), (million, 2304)),
+        n_tokens=np.ones(million, np.int32),
+    )
+    with pytest.raises(ValueError, match="fewer texts at a time"):
+        many.to_arrow(["embedding"])
 
 
 def test_unknown_options_list_the_valid_ones() -> None:

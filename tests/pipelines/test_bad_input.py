@@ -53,6 +53,7 @@ def assert_refused(finished: Finished, expected: str, tmp_path: Path) -> None:
         ("--input in.jsonl --runner NoRunner", "NoRunner"),
         ("--input in.jsonl --output in.jsonl", "cannot be written"),
         ("--input in.jsonl --output /proc/nothing", "cannot be written"),
+        ("--input in.jsonl --output out[1]", "glob characters"),
     ],
 )
 def test_wrong_options(run_score: Score, tmp_path: Path, arguments: str, expected: str) -> None:

@@ -49,9 +49,7 @@ def test_two_workers_give_the_same_rows(shell_score: Score, inputs: Path, refere
 
 
 def test_batch_limits_do_not_matter(shell_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
-    finished = shell_score(
-        "--input", f"{inputs}/*", "--output", "small", "--max_batch_rows", "7", "--threads", "1"
-    )
+    finished = shell_score("--input", f"{inputs}/*", "--output", "small", "--max_batch_rows", "7", "--threads", "1")
     assert finished.status == 0, finished.err
     assert read_scores(tmp_path / "small").equals(reference)
 

@@ -22,6 +22,7 @@ import zstandard
 
 from tests.pipelines.conftest import Finished, posts, read_dead_letters, read_scores, write_lines
 from torchmoji_core.bundle import Bundle
+from transforms.fields import position_id
 
 Score = Callable[..., Finished]
 
@@ -109,6 +110,17 @@ def test_every_format_gives_the_same_rows(run_score: Score, tmp_path: Path, name
     assert run_score("--input", "reference.jsonl", "--output", "a").status == 0
     assert run_score("--input", name, "--output", "b").status == 0
     assert read_scores(tmp_path / "a").equals(read_scores(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("given", ["in", "in/", "in/*", "./in/a.jsonl in/b.jsonl"])
+def test_inputs_may_be_directories_globs_and_lists(run_score: Score, tmp_path: Path, given: str) -> None:
+    (tmp_path / "in").mkdir()
+    write_lines(tmp_path / "in" / "a.jsonl", posts(3))
+    write_lines(tmp_path / "in" / "b.jsonl", [{"text": "so happy"}])
+    assert run_score("--input", *given.split(), "--output", "out").status == 0
+    ids = read_scores(tmp_path / "out")["id"].to_pylist()
+    path = str(tmp_path / "in" / "b.jsonl")
+    assert sorted(ids) == sorted(["post-00000", "post-00001", "post-00002", position_id(path, 0)])
 
 
 def test_text_lines_have_stable_ids(run_score: Score, tmp_path: Path) -> None:

@@ -69,10 +69,19 @@ class Scores:
             top_k: classes in the top column.
             embedding_type: float16 or float32. Components lie in [-1, 1], so float16 rounds by at most 2.5e-4.
             tokens: the tokens of each text; needed for attention.
+
+        Raises:
+            InputError: for an unknown output or embedding type.
+            ValueError: for attention without tokens, or more values in a column than its 32-bit offsets can count.
         """
         import pyarrow as pa
 
         schema = score_schema(self.classes, outputs, embedding_type)
+        for name in outputs:
+            if name != "top" and getattr(self, name).size > np.iinfo(np.int32).max:
+                raise ValueError(
+                    f"{len(self)} texts give more {name} values than a column holds; fewer texts at a time"
+                )
         empty = self.n_tokens == 0
         columns: dict[str, pa.Array] = {
             "n_tokens": pa.array(self.n_tokens),
