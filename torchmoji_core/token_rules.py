@@ -18,35 +18,41 @@ from text_unidecode import unidecode
 
 # --- splitting -----------------------------------------------------------------------------------------------------
 
-_LOCAL_PART = r"[a-z0-9_.+-]+"
-_DOMAIN = r"@[a-z0-9-]+\.[a-z0-9.-]+\b"
-_URL = r"(?:https?://|www\.)[a-z0-9$-_@.&+!*(),]+"
-_MENTION = r"@[a-z0-9_]+"
+# The rules ignore case although texts are lower-cased: folding brings capitals back (™ is TM), and Python's
+# case-insensitive [a-z], which the vocabulary was built with, matches the dotless i and three more. All that is
+# written out, because a pattern without the flag skips at once what cannot match, and is a third faster.
+_LETTER = "a-zA-Z\u0130\u0131\u017f\u212a"
+_WORD = f"[{_LETTER}]+"
+_TAG = f"[{_LETTER}0-9_]+"
+_S = "[sS\u017f]"
+_LOCAL_PART = f"[{_LETTER}0-9_.+-]+"
+_DOMAIN = rf"@[{_LETTER}0-9-]+\.[{_LETTER}0-9.-]+\b"
+_URL = rf"(?:[hH][tT][tT][pP]{_S}?://|[wW][wW][wW]\.)[{_LETTER}0-9$-_@.&+!*(),]+"
 _REPEATABLE = ".!,?'\":)(-_=/*&;%~$+<>[]{}^|\\`§´ˇ°€"  # commonest first
 
 _AFTER_EMAIL = "|".join(
     (
-        r"[a-z]+[-_][a-z]+",  # red-haired, CUSTOM_BREAK
-        r"#[a-z0-9_]+",
-        _MENTION,
+        f"{_WORD}[-_]{_WORD}",  # red-haired, CUSTOM_BREAK
+        f"#{_TAG}",
+        f"@{_TAG}",
         r"(?:<+/?3+)+",  # hearts, whole and broken
-        r"-_-|x_x|\^_\^|o\.o|o_o|\(:|\):|\);|\(;",
-        r"(?:>?:|[=;])[-,^'\"]?(?:d+|p+|v+|\)+|o+|\(+|3+|/+|\|+|\\+)",  # eyes, nose, one mouth repeated
-        r"[a-z]+'[a-z]+",
-        r"mr\.|ms\.|mrs\.|dr\.|prof\.",
-        r"\b(?<!\.)(?:[a-z]\.){2,}",
-        r"[0-9]+",
-        r"[a-z]+",
+        r"-_-|\^_\^|[oO]\.[oO]|\(:|\):|\);|\(;",
+        # eyes, nose, one mouth repeated
+        r"(?:>?:|[=;])[-,^'\"]?(?:[dD]+|[pP]+|[vV]+|\)+|[oO]+|\(+|3+|/+|\|+|\\+)",
+        f"{_WORD}'{_WORD}",
+        rf"[mM][rR]\.|[mM]{_S}\.|[mM][rR]{_S}\.|[dD][rR]\.|[pP][rR][oO][fF]\.",
+        rf"\b(?<!\.)(?:[{_LETTER}]\.){{2,}}",
+        "[0-9]+",
+        _WORD,
         "|".join(re.escape(symbol) + "+" for symbol in _REPEATABLE),
-        r"#+(?=#[a-z0-9_]+)|@+(?=@[a-z0-9_]+)|#+|@+",  # the last # or @ belongs to the tag behind it
+        f"#+(?=#{_TAG})|@+(?=@{_TAG})|#+|@+",  # the last # or @ belongs to the tag behind it
         r"\S",
     )
 )
-# Case-insensitive although texts are lower-cased: [a-z] then matches the dotless i too, as it did for the vocabulary.
-_TOKEN = re.compile(f"{_URL}|{_AFTER_EMAIL}", re.IGNORECASE)
-_TOKEN_OR_EMAIL = re.compile(rf"{_URL}|\b{_LOCAL_PART}{_DOMAIN}|{_AFTER_EMAIL}", re.IGNORECASE)
-_LOCAL_PART_RUN = re.compile(_LOCAL_PART, re.IGNORECASE)
-_DOMAIN_HERE = re.compile(_DOMAIN, re.IGNORECASE)
+_TOKEN = re.compile(f"{_URL}|{_AFTER_EMAIL}")
+_TOKEN_OR_EMAIL = re.compile(rf"{_URL}|\b{_LOCAL_PART}{_DOMAIN}|{_AFTER_EMAIL}")
+_LOCAL_PART_RUN = re.compile(_LOCAL_PART)
+_DOMAIN_HERE = re.compile(_DOMAIN)
 
 _LONG_CHUNK = 256
 
@@ -123,7 +129,7 @@ def _order_marks(chunk: str) -> str:
 # --- tokens --------------------------------------------------------------------------------------------------------
 
 _LONG_RUN = re.compile(r"(.)\1\1+")
-# Not case-insensitive, unlike the split: a mention or URL with a dotless i directly behind its mark stays a word.
+# Plain letters only, unlike in the split: a mention or URL with a dotless i directly behind its mark stays a word.
 _MENTION_INSIDE = re.compile(r"@[a-zA-Z0-9_]+")
 _URL_INSIDE = re.compile(r"(?:https?://|www\.)[a-zA-Z0-9$-_@.&+!*(),]+")
 
@@ -139,6 +145,9 @@ def shorten(token: str) -> str:
     """
     if not token.isascii() or not _LONG_RUN.search(token):
         return token
+    characters = _LONG_RUN.findall(token)
+    if len(set(characters)) == len(characters):  # no run can bite into another
+        return _LONG_RUN.sub(r"\1\1", token)
     replaced: dict[str, list[int]] = {}
     for run in _LONG_RUN.finditer(token):
         replaced.setdefault(run[1], []).append(len(run[0]))
@@ -167,18 +176,26 @@ def _shortened_lengths(lengths: list[int]) -> dict[int, int]:
     return {original: length for length, members in originals.items() for original in members}
 
 
-def chunk_tokens(chunk: str) -> Iterator[str]:
-    """Tokens of one white-space chunk of a lower-cased text, ready for look-up in the vocabulary."""
+def chunk_tokens(chunk: str) -> Iterable[str]:
+    """Tokens of one white-space chunk of a lower-cased text, ready for look-up; of a long chunk, one at a time.
+
+    >>> list(chunk_tokens("@ann,sooo"))
+    ['CUSTOM_AT', ',', 'soo']
+    """
     if chunk.isascii() and chunk.isalpha():  # most chunks are plain words, and no other rule applies to those
-        yield shorten(chunk)
-        return
-    for token in split_chunk(fold_chunk(chunk)):
-        token = shorten(token)
-        if token.isdecimal():  # what int() accepts, other scripts' digits included
-            yield "CUSTOM_NUMBER"
-        elif "@" in token and _MENTION_INSIDE.search(token):
-            yield "CUSTOM_AT"
-        elif ("://" in token or "www." in token) and _URL_INSIDE.search(token):
-            yield "CUSTOM_URL"
-        else:
-            yield token
+        return (shorten(chunk),)
+    folded = fold_chunk(chunk)
+    tokens = split_chunk(folded)
+    if _LONG_RUN.search(folded):
+        tokens = map(shorten, tokens)
+    return map(_replace_special, tokens)
+
+
+def _replace_special(token: str) -> str:
+    if token.isdecimal():  # what int() accepts, other scripts' digits included
+        return "CUSTOM_NUMBER"
+    if "@" in token and _MENTION_INSIDE.search(token):
+        return "CUSTOM_AT"
+    if ("://" in token or "www." in token) and _URL_INSIDE.search(token):
+        return "CUSTOM_URL"
+    return token

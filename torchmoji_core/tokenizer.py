@@ -8,8 +8,8 @@ cache from chunk to ids gives the same ids as no cache.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable
+from itertools import chain, islice
 
 from torchmoji_core.token_rules import chunk_tokens
 from torchmoji_core.vocabulary import UNKNOWN, Vocabulary
@@ -57,7 +57,7 @@ class Tokenizer:
         >>> Tokenizer(vocabulary).tokens("@ann sooooo good!!! 100%")
         ['CUSTOM_AT', 'soo', 'good', '!!', 'CUSTOM_NUMBER', '%']
         """
-        return list(islice((token for chunk in chunks(text) for token in chunk_tokens(chunk)), limit))
+        return list(islice(chain.from_iterable(map(chunk_tokens, chunks(text))), limit))
 
     def ids(self, text: str, limit: int | None = None) -> list[int]:
         """The token ids of a text, 1 for unknown tokens; all of them, or the first `limit`."""
@@ -68,16 +68,13 @@ class Tokenizer:
                 ids += cache[chunk]
             return ids
         for chunk in chunks(text):
-            if len(chunk) > _LONGEST_CACHED_CHUNK:
-                ids += islice(cache.encode(chunk), limit - len(ids))  # a chunk of a megabyte is not read to its end
-            else:
-                ids += cache[chunk]
+            ids += islice(cache[chunk], limit - len(ids)) if len(chunk) > _LONGEST_CACHED_CHUNK else cache[chunk]
             if len(ids) >= limit:
                 break
         return ids[:limit]
 
 
-class _ChunkCache(dict[str, tuple[int, ...]]):
+class _ChunkCache(dict[str, Iterable[int]]):
     """Chunk -> ids, filled on demand. When full it is emptied: as fast as an LRU here, without its bookkeeping."""
 
     def __init__(self, vocabulary: Vocabulary, capacity: int) -> None:
@@ -85,14 +82,13 @@ class _ChunkCache(dict[str, tuple[int, ...]]):
         self._get = {token: index for index, token in enumerate(vocabulary.tokens)}.get
         self._capacity = capacity
 
-    def __missing__(self, chunk: str) -> tuple[int, ...]:
-        ids = tuple(self.encode(chunk))
-        if self._capacity and max(len(chunk), len(ids)) <= _LONGEST_CACHED_CHUNK:  # NFKC can make 18 of one
+    def __missing__(self, chunk: str) -> Iterable[int]:
+        get = self._get
+        if len(chunk) > _LONGEST_CACHED_CHUNK:  # not cached, and one by one: with a limit it is not read to its end
+            return (get(token, UNKNOWN) for token in chunk_tokens(chunk))
+        ids = tuple([get(token, UNKNOWN) for token in chunk_tokens(chunk)])
+        if self._capacity and len(ids) <= _LONGEST_CACHED_CHUNK:  # NFKC can make 18 characters of one
             if len(self) >= self._capacity:
                 self.clear()
             self[chunk] = ids
         return ids
-
-    def encode(self, chunk: str) -> Iterator[int]:
-        get = self._get
-        return (get(token, UNKNOWN) for token in chunk_tokens(chunk))
