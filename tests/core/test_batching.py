@@ -63,6 +63,9 @@ def test_buckets_give_every_row_once(lengths: list[int], limits: BatchLimits) ->
         batch = buckets.add((row, length), length)
         if batch is not None:
             batches.append(batch)
+            longest = max(length for _, length in batch) + limits.bucket_width
+            full = len(batch) == limits.max_rows or (len(batch) + 1) * longest > limits.max_tokens
+            assert full or waiting == limits.max_waiting  # nothing leaves before it is due
             waiting -= len(batch)
             assert len({length // limits.bucket_width for _, length in batch}) == 1
         assert waiting < limits.max_waiting

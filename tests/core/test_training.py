@@ -130,6 +130,12 @@ def test_calibration_error() -> None:
     # Ten bins: {.5}, {.6}, {.7, .7}, {.8}
     expected = (0.5 + 0.6 + abs(0.3 - 0.7) + 0.2) / 5
     assert expected_calibration_error(PROBABILITIES + 1e-9, LABELS, bins=10) == pytest.approx(expected, abs=1e-6)
+    # Two bins again: .48 wrong lies in the lower one, .55 wrong and 1 right, the edge, in the upper one
+    halves = np.array([[0.48, 0.3, 0.22], [0.55, 0.25, 0.2], [1.0, 0.0, 0.0]])
+    expected = (0.48 + abs((0 - 0.55) + (1 - 1.0))) / 3
+    assert expected_calibration_error(halves, np.array([1, 1, 0]), bins=2) == pytest.approx(expected)
+    apart = np.array([[0.48, 0.3, 0.22], [0.55, 0.25, 0.2]])  # wrong and right: in one bin they would cancel
+    assert expected_calibration_error(apart, np.array([1, 0]), bins=2) == pytest.approx((0.48 + 0.45) / 2)
     assert expected_calibration_error(np.eye(3), np.array([0, 1, 2])) == 0
     assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
 
