@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipelines.command_line import run_command
+from pipelines.command_line import OneLineParser, run_command
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(
+    result = OneLineParser(
         prog="python -m pipelines.convert",
         description="Convert torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf5 to a bundle.",
         allow_abbrev=False,
