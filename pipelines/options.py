@@ -13,13 +13,12 @@ from torchmoji_core.inference import PRECISIONS, available_cores
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES
 from transforms.fields import DEFAULT_ID_FIELDS, DEFAULT_TEXT_FIELDS, KEPT_TYPES, FieldMapping, KeptField
 from transforms.formats import FORMATS, absolute
-from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ScoreOptions
+from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ROWS_PER_FILE, ScoreOptions
 
 SAMPLE = Path(__file__).parent / "sample" / "posts.jsonl"
 LOCAL_RUNNER = "DirectRunner"
 IF_EXISTS = ("rerun", "replace", "append", "fail")
 PROGRESS = ("auto", "bar", "lines", "off")
-DEFAULT_ROWS_PER_FILE = 100_000
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--top_k", type=int, default=DEFAULT_TOP, metavar="K", help="classes in the top column (default: %(default)s)")
     add("--embedding_type", choices=EMBEDDING_TYPES, default="float16",
         help="float16 rounds by at most 0.00025 and halves the size (default: %(default)s)")
-    add("--rows_per_file", type=int, default=DEFAULT_ROWS_PER_FILE, metavar="N",
+    add("--rows_per_file", type=int, default=ROWS_PER_FILE, metavar="N",
         help="rows at which a new file begins (default: %(default)s)")
     add("--if_exists", choices=IF_EXISTS, default="rerun",
         help="if DIR holds results: rerun replaces those of the same command and refuses others, replace replaces all, "

@@ -7,14 +7,14 @@ import itertools
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from pipelines import manifest
 from pipelines.options import ScoreConfig
-from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
 from transforms.fields import FieldError, KeptField, find_text, infer_kind, look_up
 from transforms.formats import Record, is_splittable, read_records, resolve_format
@@ -23,6 +23,17 @@ from transforms.write import TEMPORARY
 
 SAMPLED_RECORDS = 1000
 SAMPLED_FILES = 20
+
+
+class ModelFacts(NamedTuple):
+    """What the launcher needs to know of a model; its weights are loaded again where they are used."""
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    channels: int
+    """Width of an embedding."""
+    maxlen: int
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Plan:
     run_id: str
     files: tuple[tuple[str, int, str], ...]
     """Path, bytes and format of each input."""
-    bundle: Bundle
+    model: ModelFacts
     replaced: tuple[manifest.Manifest, ...]
     """Earlier results in the output that this run will replace."""
 
@@ -44,7 +55,7 @@ class Plan:
 
     def describe(self) -> str:
         """The plan in a few lines, for people."""
-        config, bundle = self.config, self.bundle
+        config, model = self.config, self.model
         kinds = ", ".join(sorted({kind for _, _, kind in self.files}))
         paths = [path for path, _, _ in self.files]
         shown = [f"    {path}" for path in paths[:10]]
@@ -54,8 +65,8 @@ class Plan:
         lines = [
             f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes, format {kinds}",
             *shown,
-            f"model       {bundle.name}, fingerprint {bundle.fingerprint[:12]}, {len(bundle.classes)} classes, "
-            f"embedding of {bundle.dimensions.channels} channels, reads {bundle.maxlen} tokens of a text, "
+            f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
+            f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "
             f"precision {config.score.precision}",
             f"output      {config.output}: {', '.join(config.score.outputs)}; "
             f"embeddings as {config.score.embedding_type}; up to {config.rows_per_file:,} rows a file",
@@ -77,11 +88,17 @@ def make_plan(config: ScoreConfig) -> Plan:
         for metadata in match_files(list(config.inputs))
     )
     config = _check_fields(config, files)
-    bundle = load_bundle(config.score.model)
+    model = _check_model(config.score.model)
     replaced = _check_output(config)
     run_id = uuid.uuid4().hex[:12]
     config = dataclasses.replace(config, score=dataclasses.replace(config.score, run_id=run_id))
-    return Plan(config, run_id, files, bundle, replaced)
+    return Plan(config, run_id, files, model, replaced)
+
+
+def _check_model(source: str | None) -> ModelFacts:
+    """Load a model whole, since only then is it known to be sound, and let go of its weights."""
+    bundle = load_bundle(source)
+    return ModelFacts(bundle.name, bundle.fingerprint, bundle.classes, bundle.dimensions.channels, bundle.maxlen)
 
 
 def _sample(files: tuple[tuple[str, int, str], ...]) -> Iterator[Iterator[Record]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import re
 import sys
@@ -38,15 +37,11 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     config, score = plan.config, plan.config.score
     read = pipeline | "ReadTweets" >> ReadTweets(list(config.inputs), config.format, config.fields, progress)
     annotated = read.results | "AnnotateTweets" >> AnnotateTweets(
-        **_fields(score) | {"limits": config.limits, "progress": progress}
+        **vars(score) | {"limits": config.limits, "progress": progress}
     )
     annotated.results | "WriteScores" >> WriteScores(config.output, plan.run_id, config.rows_per_file)
     dead = (read.dead_letters, annotated.dead_letters) | "DeadLetters" >> beam.Flatten()
     dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id)
-
-
-def _fields(options: Any) -> dict[str, Any]:
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
 def set_up_logging() -> None:
@@ -117,7 +112,7 @@ def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: s
         manifest.remove_run(config.output, earlier["run_id"])
     manifest.remove_temporary(config.output, plan.run_id)
     seconds = time.monotonic() - clock
-    print(report.summary(counts, plan.bundle.classes, seconds, plan.bundle.fingerprint, config.output))
+    print(report.summary(counts, plan.model.classes, seconds, plan.model.fingerprint, config.output))
     if too_many:
         print(
             f"too many dead letters: {dead_fraction:.1%} of what was read, above --max_dead_fraction "
@@ -190,7 +185,7 @@ def _manifest(plan: Plan, counts: dict[str, int], started: datetime, status: str
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "code_version": __version__,
         "identity": manifest.identity(config),
-        "model": {"name": plan.bundle.name, "fingerprint": plan.bundle.fingerprint},
+        "model": {"name": plan.model.name, "fingerprint": plan.model.fingerprint},
         "inputs": [{"path": path, "bytes": size, "format": kind} for path, size, kind in plan.files],
         "files": [{"path": path, "bytes": size} for path, size in manifest.files_of_run(config.output, plan.run_id)],
         "counts": counts,

@@ -10,6 +10,7 @@ from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_
 from transforms.fields import KeptField
 
 OUTPUTS = ("text", *SCORE_OUTPUTS)
+ROWS_PER_FILE = 100_000
 DEFAULT_OUTPUTS = ("text", "top", "probabilities", "embedding")
 RESERVED_COLUMNS = (
     "id", "text", "timestamp", "top_emojis", "top_classes", "probabilities", "embedding", "attention",
@@ -37,6 +38,11 @@ class ScoreOptions:
     """Recorded in the files."""
     progress: str | None = None
     """Directory of `metrics.Progress`, in local runs."""
+
+    @property
+    def score_outputs(self) -> tuple[str, ...]:
+        """The outputs that come from the model."""
+        return tuple(name for name in self.outputs if name in SCORE_OUTPUTS)
 
     def __post_init__(self) -> None:
         """Raises:

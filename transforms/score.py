@@ -81,8 +81,7 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
     fields += [field.column for field in options.keep]
     if options.timestamp:
         fields.append(pa.field("timestamp", pa.timestamp("us", tz="UTC")))
-    outputs = [output for output in options.outputs if output != "text"]
-    fields += list(score_schema(scorer.classes, outputs, options.embedding_type))
+    fields += list(score_schema(scorer.classes, options.score_outputs, options.embedding_type))
     metadata = {
         "torchmoji.bundle": name,
         "torchmoji.fingerprint": scorer.fingerprint,
@@ -189,8 +188,7 @@ def _to_record_batch(
     if "attention" in options.outputs:
         tokenizer, maxlen = model.scorer.tokenizer, model.scorer.maxlen
         tokens = [tokenizer.tokens(tweet.text, maxlen) for tweet in tweets]
-    outputs = [output for output in options.outputs if output != "text"]
-    scored = scores.to_arrow(outputs, options.top_k, options.embedding_type, tokens)
+    scored = scores.to_arrow(options.score_outputs, options.top_k, options.embedding_type, tokens)
     columns.update(zip(scored.schema.names, scored.columns, strict=True))
     # Scores know whether ids were cut off only if they saw them; the tokenizing step knows.
     columns["truncated"] = pa.array([row.truncated for row in rows])

@@ -28,9 +28,9 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.errors import InputError, RunError
 from transforms import metrics
+from transforms.options import ROWS_PER_FILE
 from transforms.records import DeadLetter
 
-ROWS_PER_FILE = 100_000
 ROWS_PER_GROUP = 4096
 TEMPORARY = "_tmp"
 DEAD_LETTERS = "_dead_letters"

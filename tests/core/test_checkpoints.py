@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.tiny import SMALL, State, make_state, torch_file
 from torchmoji_core import checkpoints
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.checkpoints import (
@@ -32,26 +33,9 @@ from torchmoji_core.checkpoints import (
     read_checkpoint,
 )
 from torchmoji_core.errors import InputError
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.model import Dimensions, ModelOutput, TorchMoji, dimensions_of, pack_ids
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
-
-SMALL = Dimensions(vocabulary=60, embedding=6, hidden=4, classes=64)
-State = dict[str, Tensor]
-
-
-def make_state(dimensions: Dimensions = SMALL, seed: int = 1) -> State:
-    torch.manual_seed(seed)
-    model = TorchMoji(dimensions)
-    initialize_like_keras(model)
-    return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
-
-
-def torch_file(content: object, legacy: bool = False) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    return file.getvalue()
 
 
 def keras_layers(state: State) -> dict[str, dict[str, np.ndarray]]:

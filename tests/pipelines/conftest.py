@@ -13,15 +13,11 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from pipelines import score
 from pipelines.command_line import run_command
+from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
-from torchmoji_core.initialization import initialize_like_keras
-from torchmoji_core.labels import DEEPMOJI_EMOJIS
-from torchmoji_core.model import Dimensions, TorchMoji
-from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 WORDS = [
     "i", "you", "we", "the", "a", "is", "was", "so", "not", "love", "hate", "rain", "sun", "coffee", "bus", "late",
@@ -31,15 +27,12 @@ WORDS = [
 
 @pytest.fixture(scope="session")
 def bundle() -> Bundle:
-    vocabulary = Vocabulary([*SPECIAL_TOKENS, *WORDS])
-    torch.manual_seed(7)
-    model = TorchMoji(Dimensions(len(vocabulary), 6, 4, len(DEEPMOJI_EMOJIS)))
-    initialize_like_keras(model)
-    return Bundle("tiny", DEEPMOJI_EMOJIS, vocabulary, model.state_dict())
+    return tiny_bundle(WORDS, seed=7)
 
 
 @pytest.fixture(scope="session")
 def model(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Where the bundle is."""
     path = tmp_path_factory.mktemp("model") / "tiny"
     bundle.save(path)
     return str(path)

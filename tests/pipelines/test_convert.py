@@ -22,30 +22,15 @@ from torch import Tensor
 
 from pipelines import convert
 from pipelines.command_line import WRONG_INPUT, run_command
+from tests.tiny import SMALL, State, make_state, torch_file
 from torchmoji_core import checkpoints
 from torchmoji_core.bundle import Bundle, load_bundle
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.model import Dimensions, ModelOutput, TorchMoji, pack_ids
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT.parent / "shared" / "golden"
-SMALL = Dimensions(vocabulary=60, embedding=6, hidden=4, classes=64)
-State = dict[str, Tensor]
-
-
-def make_state(dimensions: Dimensions = SMALL) -> State:
-    torch.manual_seed(1)
-    model = TorchMoji(dimensions)
-    initialize_like_keras(model)
-    return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
-
-
-def torch_file(content: object, legacy: bool = False) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    return file.getvalue()
 
 
 def keras_file(state: State) -> bytes:

@@ -13,16 +13,12 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
-import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
-from torchmoji_core.initialization import initialize_like_keras
-from torchmoji_core.labels import DEEPMOJI_EMOJIS
-from torchmoji_core.model import Dimensions, TorchMoji
-from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
 from transforms import metrics
 
 WORDS = [
@@ -151,12 +147,7 @@ Build = Callable[[beam.Pipeline], Mapping[str, beam.PCollection[Any]]]
 
 @pytest.fixture(scope="session")
 def bundle() -> Bundle:
-    """Random weights, large enough that no two texts score alike."""
-    vocabulary = Vocabulary([*SPECIAL_TOKENS, *WORDS])
-    torch.manual_seed(20)
-    model = TorchMoji(Dimensions(vocabulary=len(vocabulary), embedding=6, hidden=4, classes=64))
-    initialize_like_keras(model)
-    return Bundle("tiny", DEEPMOJI_EMOJIS, vocabulary, model.state_dict())
+    return tiny_bundle(WORDS, seed=20)
 
 
 @pytest.fixture(scope="session")
