@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.training.options import PretrainingOptions
 
 if TYPE_CHECKING:
-    from torchmoji_core.tokenizer import Tokenizer
-    from torchmoji_core.training.pretraining import LabelledCorpus
-
+    from torchmoji_core.bundle import Bundle
+    from torchmoji_core.vocabulary import Vocabulary
 
 SCORED_TEXTS = 50_000
 """Texts of each split that the model is scored on at the end; of train, more would cost minutes and tell nothing."""
+FREQUENT = 1_000
+"""Texts of a class, over all splits, from which on it counts in the macro F1 of frequent classes."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,11 +35,21 @@ def parser() -> argparse.ArgumentParser:
         "--data", required=True, help="Parquet with columns text, emoji, emojis (list), split (train/val/test)"
     )
     result.add_argument(
-        "--vocabulary", required=True, help="vocabulary.json: token to id, DeepMoji's special tokens first"
+        "--vocabulary",
+        help="vocabulary.json: token to id, DeepMoji's special tokens first (default: made from the training texts)",
+    )
+    result.add_argument(
+        "--vocabulary_size", type=int, default=50_000, help="most entries of one that is made (default: %(default)s)"
     )
     result.add_argument("--output", required=True, type=Path, help="bundle to write: a new directory, or a new .zip")
     result.add_argument("--name", default="emoji64", help="name of the bundle (default: %(default)s)")
     result.add_argument("--card", type=Path, help="Markdown to put before the figures in the model card")
+    result.add_argument(
+        "--prepared", type=Path, help="directory to keep the tokenized texts in, for further runs (default: none kept)"
+    )
+    result.add_argument(
+        "--teacher", action="append", default=[], help="bundle whose probabilities are learnt too; may be repeated"
+    )
     result.add_argument("--checkpoint", type=Path, help="file to save progress in and to resume from")
     result.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     result.add_argument("--rows", type=int, help="use only the first ROWS rows, for a trial")
@@ -48,44 +60,15 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def read_split(path: str, split: str, tokenizer: Tokenizer, maxlen: int, rows: int | None = None) -> LabelledCorpus:
-    """Read one split of the training data.
-
-    Raises:
-        InputError: if a column is missing, or an emoji is not one of the 64.
-    """
-    import numpy as np
-    import pyarrow.parquet as pq
-
-    from torchmoji_core.training.corpus import Corpus, multi_hot
-    from torchmoji_core.training.pretraining import LabelledCorpus
-
-    try:
-        table = pq.read_table(path, columns=["text", "emoji", "emojis", "split"], filters=[("split", "=", split)])
-    except Exception as error:  # pyarrow raises many kinds; each says what is wrong
-        raise InputError(f"{path}: {error}; expected Parquet with columns text, emoji, emojis, split") from None
-    if rows is not None:
-        table = table.slice(0, rows)
-    if not len(table):
-        raise InputError(f"{path}: no rows with split {split!r}")
-    index = {emoji: number for number, emoji in enumerate(DEEPMOJI_EMOJIS)}
-    try:
-        labels = [index[emoji] for emoji in table["emoji"].to_pylist()]
-        targets = [[index[emoji] for emoji in emojis] for emojis in table["emojis"].to_pylist()]
-    except KeyError as error:
-        raise InputError(f"{path}: {error} is not one of DeepMoji's 64 emojis") from None
-    corpus = Corpus.encode(table["text"].to_pylist(), tokenizer, maxlen)
-    return LabelledCorpus(corpus, multi_hot(targets, len(index)), np.array(labels, np.int64))
-
-
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
+    import numpy as np
     import torch
 
-    from torchmoji_core.bundle import Bundle
+    from torchmoji_core.bundle import Bundle, load_bundle
     from torchmoji_core.model import Dimensions
-    from torchmoji_core.tokenizer import Tokenizer
-    from torchmoji_core.training.pretraining import Pretraining, evaluate
+    from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
+    from torchmoji_core.training.pretraining import Pretraining, evaluate, teach
     from torchmoji_core.vocabulary import Vocabulary
 
     names = [field.name for field in dataclasses.fields(PretrainingOptions)]
@@ -98,21 +81,35 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--card {options.card}: cannot be read ({error.strerror})") from None
     if options.threads:
         torch.set_num_threads(options.threads)
-    vocabulary = Vocabulary.load(options.vocabulary)
-    tokenizer = Tokenizer(vocabulary)
-    splits = {
-        name: read_split(options.data, name, tokenizer, options.maxlen, options.rows)
-        for name in ("train", "val", "test")
-    }
-    dimensions = Dimensions(len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
-    training = Pretraining(dimensions, splits["train"], training_options, options.checkpoint)
-    model = training.run(lambda figures: print(json.dumps(figures), flush=True), splits["val"])
-    scores = {name: evaluate(model, data.head(SCORED_TEXTS)) for name, data in splits.items()}
+    teachers = [load_bundle(source) for source in options.teacher]
+    if options.vocabulary:
+        vocabulary = Vocabulary.load(options.vocabulary)
+    elif teachers:
+        vocabulary = teachers[0].vocabulary
+    else:
+        counts = count_tokens(options.data, options.rows)
+        vocabulary = vocabulary_of(counts, training_options.min_count, options.vocabulary_size)
+    for teacher in teachers:
+        _check_teacher(teacher, vocabulary, options.maxlen)
+    with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
+        prepared = options.prepared or Path(scratch)
+        splits = prepare(options.data, vocabulary, options.maxlen, prepared, options.rows)
+        dimensions = Dimensions(len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
+        models = {teacher.fingerprint: teacher.model() for teacher in teachers}
+        train = teach(splits["train"], models, prepared)
+        training = Pretraining(dimensions, train, training_options, options.checkpoint)
+        print(f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps", flush=True)
+        model = training.run(lambda figures: print(json.dumps(figures), flush=True), splits["val"])
+        labels = np.concatenate([data.labels for data in splits.values()])
+        frequent = np.flatnonzero(np.bincount(labels, minlength=len(DEEPMOJI_EMOJIS)) >= FREQUENT)
+        scores = {name: evaluate(model, data.head(SCORED_TEXTS), frequent) for name, data in splits.items()}
+        texts = {name: len(data) for name, data in splits.items()}
     print(json.dumps(scores))
     provenance: dict[str, Any] = {
         "made_by": "python -m pipelines.pretrain",
         "data": Path(options.data).name,
-        "texts": {name: len(data.corpus) for name, data in splits.items()},
+        "texts": texts,
+        "teachers": {teacher.name: teacher.fingerprint for teacher in teachers},
         "options": dataclasses.asdict(training_options),
         "scores": {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in scores.items()},
     }
@@ -128,6 +125,13 @@ def main(arguments: list[str]) -> int:
     bundle.save(options.output)
     print(f"wrote {options.output}, fingerprint {bundle.fingerprint}")
     return 0
+
+
+def _check_teacher(teacher: Bundle, vocabulary: Vocabulary, maxlen: int) -> None:
+    if tuple(teacher.classes) != tuple(DEEPMOJI_EMOJIS):
+        raise InputError(f"--teacher {teacher.name}: its classes are not DeepMoji's 64 emojis")
+    if list(teacher.vocabulary) != list(vocabulary) or teacher.maxlen != maxlen:
+        raise InputError(f"--teacher {teacher.name}: its vocabulary or maxlen is another; a teacher reads the same ids")
 
 
 def _figures(provenance: dict[str, Any]) -> str:

@@ -57,6 +57,8 @@ class Bundle:
     """Weights under the published names, as stored (float32 or float16)."""
     maxlen: int = DEFAULT_MAXLEN
     """Tokens read of each text; what is behind them has no influence."""
+    multi_label: bool = False
+    """Whether several classes, or none, can hold of a text: probabilities are then of each class by itself."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: free-form, JSON."""
     card: str = ""
@@ -106,6 +108,7 @@ class Bundle:
             "dimensions": vars(self.dimensions),
             "classes": list(self.classes),
             "maxlen": self.maxlen,
+            **({"multi_label": True} if self.multi_label else {}),
             "tokenizer": self.tokenizer_version,
             "provenance": dict(self.provenance),
             "sha256": {
@@ -185,6 +188,7 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
         vocabulary=Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}"),
         state=state,
         maxlen=config["maxlen"],
+        multi_label=config.get("multi_label", False),
         provenance=config["provenance"],
         card=files.get(CARD, b"").decode("utf-8", "replace"),
         tokenizer_version=config["tokenizer"],
@@ -249,6 +253,8 @@ def parse_config(content: bytes, location: str) -> dict[str, Any]:
             raise InputError(f"bundle {location}: {CONFIG} needs {name!r} as {kind.__name__}")
     if not config["name"].isprintable():
         raise InputError(f"bundle {location}: {CONFIG} needs a name of one line, not {config['name']!r}")
+    if not isinstance(config.get("multi_label", False), bool):
+        raise InputError(f"bundle {location}: {CONFIG} needs 'multi_label' as bool")
     if config["sha256"].keys() != {VOCABULARY, WEIGHTS} or not all(
         isinstance(label, str) for label in config["classes"]
     ):

@@ -90,7 +90,11 @@ def steps_of(batch_sizes: list[int], reverse: bool) -> list[tuple[int, int, int,
 
 
 class _Recurrence(torch.autograd.Function):
-    """The recurrence of one direction, given the input projections (biases, slope and offset included)."""
+    """The recurrence of one direction, given the input projections (biases, slope and offset included).
+
+    The dtype of the projections is that of the products and of what is kept: bfloat16 under `torch.autocast`.
+    Everything elementwise is computed in the weights' own dtype, step by step, in buffers that stay in the cache.
+    """
 
     @staticmethod
     def forward(
@@ -99,14 +103,18 @@ class _Recurrence(torch.autograd.Function):
         """projected [tokens, 4 * hidden] and weight_hh [4 * hidden, hidden] -> hidden states [tokens, hidden]."""
         size = weight_hh.shape[1]
         steps = steps_of(batch_sizes, reverse)
-        transposed = weight_hh.t()
-        gates = projected.clone()
-        cells = projected.new_empty(len(projected), size)
-        hidden = torch.empty_like(cells)
+        weight = weight_hh.to(projected.dtype)
+        transposed = weight.t()
+        gates = torch.empty_like(projected)
+        cells = weight_hh.new_empty(len(projected), size)
+        hidden = projected.new_empty(cells.shape)
+        product = torch.empty_like(gates[: batch_sizes[0]])
+        buffer = weight_hh.new_empty(product.shape)
+        tanh_cell = cells.new_empty(batch_sizes[0], size)
         for start, end, previous, rows in steps:
-            gate = gates[start:end]
+            gate = buffer[: end - start].copy_(projected[start:end])
             if rows:
-                gate[:rows].addmm_(hidden[previous : previous + rows], transposed)
+                gate[:rows] += torch.mm(hidden[previous : previous + rows], transposed, out=product[:rows])
             gate[:, : 2 * size].clamp_(0, 1)
             gate[:, 2 * size : 3 * size].tanh_()
             gate[:, 3 * size :].clamp_(0, 1)
@@ -114,43 +122,61 @@ class _Recurrence(torch.autograd.Function):
             cell = torch.mul(i, g, out=cells[start:end])
             if rows:
                 cell[:rows].addcmul_(f[:rows], cells[previous : previous + rows])
-            torch.tanh(cell, out=hidden[start:end])
-            hidden[start:end].mul_(o)
-        ctx.save_for_backward(weight_hh, gates, cells, hidden)  # type: ignore[attr-defined]
+            torch.mul(torch.tanh(cell, out=tanh_cell[: end - start]), o, out=hidden[start:end])
+            gates[start:end] = gate
+        ctx.save_for_backward(weight, gates, cells, hidden)  # type: ignore[attr-defined]
         ctx.steps = steps  # type: ignore[attr-defined]
         return hidden
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_hidden: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        """Back-propagation through time, one step's slice after another in reverse order of computation."""
-        weight_hh, gates, cells, hidden = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, grad_hidden: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """Back-propagation through time, one step's slice after another in reverse order of computation.
+
+        With dh and dc the gradients of a step's hidden and cell states, dc having got its share of dh:
+
+            di = dc g [0 < i < 1]     df = dc c_{t-1} [0 < f < 1]     dg = dc i (1 - g^2)
+            do = dh tanh(c) [0 < o < 1]     dc += dh o (1 - tanh(c)^2)
+            dh_{t-1} = (di, df, dg, do) U     dc_{t-1} = dc f
+        """
+        weight, gates, cells, hidden = ctx.saved_tensors  # type: ignore[attr-defined]
         steps: list[tuple[int, int, int, int]] = ctx.steps  # type: ignore[attr-defined]
-        size = weight_hh.shape[1]
-        grad_gates = torch.zeros_like(gates)  # the forget gate of a row's first step has no gradient
+        size = weight.shape[1]
+        most_rows = max(end - start for start, end, _, _ in steps)
+        grad_gates = torch.empty_like(gates)
         previous_hidden = torch.zeros_like(hidden)
-        grad_from_later: tuple[Tensor, Tensor] | None = None  # of hidden and cell states, for the first rows
+        product = weight.new_empty(most_rows, size)
+        buffer, grad_buffer = (cells.new_empty(most_rows, 4 * size) for _ in range(2))
+        tanh_cells, share = (cells.new_empty(most_rows, size) for _ in range(2))
+        grad_h, grad_c = (cells.new_zeros(most_rows, size) for _ in range(2))  # what comes from later steps
         for start, end, previous, rows in reversed(steps):
-            i, f, g, o = gates[start:end].split(size, dim=1)
-            grad_i, grad_f, grad_g, grad_o = grad_gates[start:end].split(size, dim=1)
-            grad_h = grad_hidden[start:end]
-            if grad_from_later is not None:
-                grad_h = grad_h.clone()
-                grad_h[: len(grad_from_later[0])] += grad_from_later[0]
-            tanh_cell = cells[start:end].tanh()
-            torch.mul(grad_h, tanh_cell, out=grad_o)
-            grad_c = grad_h * o * (1 - tanh_cell * tanh_cell)
-            if grad_from_later is not None:
-                grad_c[: len(grad_from_later[1])] += grad_from_later[1]
-            torch.mul(grad_c, g, out=grad_i)
-            torch.mul(grad_c, i, out=grad_g)
-            grad_g.mul_(1 - g * g)
-            grad_from_later = None
+            count = end - start
+            gate, grad_gate = buffer[:count].copy_(gates[start:end]), grad_buffer[:count]
+            i, f, g, o = gate.split(size, dim=1)
+            grad_i, grad_f, grad_g, grad_o = grad_gate.split(size, dim=1)
+            dh, dc = grad_h[:count], grad_c[:count]
+            dh += grad_hidden[start:end]
+            tanh_cell = torch.tanh(cells[start:end], out=tanh_cells[:count])
+            torch.mul(dh, tanh_cell, out=grad_o)
+            dc += torch.mul(dh, o, out=share[:count])
+            dc.addcmul_(share[:count], tanh_cell.square_(), value=-1)
+            torch.mul(dc, g, out=grad_i)
+            torch.mul(dc, i, out=grad_g)
+            grad_g.addcmul_(torch.mul(grad_g, g, out=share[:count]), g, value=-1)
             if rows:
-                torch.mul(grad_c[:rows], cells[previous : previous + rows], out=grad_f[:rows])
+                torch.mul(dc[:rows], cells[previous : previous + rows], out=grad_f[:rows])
+            grad_f[rows:] = 0  # at a row's first step there is nothing to forget
+            _clamp_backward(grad_gate[:, : 2 * size], gate[:, : 2 * size])
+            _clamp_backward(grad_o, o)
+            low = grad_gates[start:end].copy_(grad_gate)
+            if rows:
                 previous_hidden[start : start + rows] = hidden[previous : previous + rows]
-            for gate, grad_gate in ((i, grad_i), (f, grad_f), (o, grad_o)):
-                grad_gate.mul_((gate > 0) & (gate < 1))  # the clamp
-            if rows:
-                grad_from_later = (grad_gates[start : start + rows] @ weight_hh, grad_c[:rows] * f[:rows])
-        return grad_gates, grad_gates.t() @ previous_hidden, None, None
+                grad_h[:rows] = torch.mm(low[:rows], weight, out=product[:rows])
+                grad_c[:rows] *= f[:rows]
+        trained = ctx.needs_input_grad[1]  # type: ignore[attr-defined]
+        return grad_gates, torch.mm(grad_gates.t(), previous_hidden) if trained else None, None, None
+
+
+def _clamp_backward(gradient: Tensor, clamped: Tensor) -> None:
+    """Zero the gradient in place where a value was clamped to 0 or 1."""
+    torch.ops.aten.hardtanh_backward(gradient, clamped, 0, 1, grad_input=gradient)

@@ -40,6 +40,21 @@ class Dimensions:
         return 4 * self.hidden + self.embedding
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """Probabilities of dropping a channel, in training."""
+
+    embedding: float = 0.0
+    """A channel of the word embedding, for all tokens of a row."""
+    layer: float = 0.0
+    """A channel between the two LSTMs, for all tokens of a row (Gal and Ghahramani, 2016)."""
+    output: float = 0.0
+    """A channel of the tweet embedding, in front of the output layer."""
+
+
+NO_DROPOUT = Dropout()
+
+
 class ModelOutput(NamedTuple):
     """What one pass gives, in the order of the rows before packing."""
 
@@ -54,15 +69,14 @@ class ModelOutput(NamedTuple):
 class TorchMoji(nn.Module):
     """DeepMoji's architecture at any size. A new module's parameters are not initialized: load or initialize them."""
 
-    def __init__(self, dimensions: Dimensions, embedding_dropout: float = 0.0, output_dropout: float = 0.0) -> None:
+    def __init__(self, dimensions: Dimensions, dropout: Dropout = NO_DROPOUT) -> None:
         """Args:
         dimensions: the sizes.
-        embedding_dropout: probability of dropping a whole embedding channel of a row, in training.
-        output_dropout: probability of dropping a channel in front of the output layer, in training.
+        dropout: what is dropped in training.
         """
         super().__init__()
         self.dimensions = dimensions
-        self.embedding_dropout = embedding_dropout
+        self.dropout = dropout
         self.embed = nn.Embedding(
             dimensions.vocabulary,
             dimensions.embedding,
@@ -71,24 +85,25 @@ class TorchMoji(nn.Module):
         self.lstm_0 = HardSigmoidLSTM(dimensions.embedding, dimensions.hidden)
         self.lstm_1 = HardSigmoidLSTM(2 * dimensions.hidden, dimensions.hidden)
         self.attention_layer = AttentionWeightedAverage(dimensions.channels)
-        self.output_dropout = nn.Dropout(output_dropout)
         self.output_layer = nn.Sequential(nn.Linear(dimensions.channels, dimensions.classes))
 
     def forward(self, ids: PackedSequence) -> ModelOutput:
         """Score packed rows; every row has at least one token (see `pack_ids`)."""
-        x = self._drop_channels(self.embed(ids.data).tanh(), ids.batch_sizes)
+        x = self._drop_channels(self.embed(ids.data).tanh(), ids.batch_sizes, self.dropout.embedding)
         layer_0 = self.lstm_0(ids._replace(data=x))
-        layer_1 = self.lstm_1(layer_0)
+        between = self._drop_channels(layer_0.data, ids.batch_sizes, self.dropout.layer)
+        layer_1 = self.lstm_1(layer_0._replace(data=between))
         features = layer_1._replace(data=torch.cat((layer_1.data, layer_0.data, x), dim=1))
         embedding, attention = self.attention_layer(features)
         if ids.unsorted_indices is not None:
             embedding, attention = embedding[ids.unsorted_indices], attention[ids.unsorted_indices]
-        return ModelOutput(self.output_layer(self.output_dropout(embedding)), embedding, attention)
+        kept = nn.functional.dropout(embedding, self.dropout.output, self.training)
+        return ModelOutput(self.output_layer(kept), embedding, attention)
 
-    def _drop_channels(self, x: Tensor, batch_sizes: Tensor) -> Tensor:
-        if not self.training or self.embedding_dropout == 0:
+    def _drop_channels(self, x: Tensor, batch_sizes: Tensor, probability: float) -> Tensor:
+        if not self.training or probability == 0:
             return x
-        keep = 1 - self.embedding_dropout
+        keep = 1 - probability
         mask = x.new_empty(int(batch_sizes[0]), x.shape[1]).bernoulli_(keep) / keep
         return x * torch.cat([mask[:size] for size in batch_sizes.tolist()])
 

@@ -53,10 +53,11 @@ class _Layer(NamedTuple):
 class Engine:
     """A loaded network; calls do not change it, so threads may share one."""
 
-    def __init__(self, state: Mapping[str, Tensor], precision: str = "auto") -> None:
+    def __init__(self, state: Mapping[str, Tensor], precision: str = "auto", multi_label: bool = False) -> None:
         """Args:
             state: weights under the published names, any float type.
             precision: one of `PRECISIONS`.
+            multi_label: whether a probability is of its class by itself (a sigmoid instead of the softmax).
 
         Raises:
             InputError: for another precision, or weights of another model.
@@ -65,6 +66,7 @@ class Engine:
             raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         self.precision = "fp32" if precision == "auto" else precision
         self.dimensions = dimensions_of(state)
+        self._multi_label = multi_label
         weights = {name: tensor.to(_DTYPES[precision]) for name, tensor in state.items()}
         self._table = weights["embed.weight"].tanh()
         self._layers = [_fold_layer(weights, name, self.dimensions.hidden) for name in ("lstm_0", "lstm_1")]
@@ -96,7 +98,8 @@ class Engine:
         self._run_layer(self._layers[1], features, slice(2 * hidden, 4 * hidden), 0, batch_sizes)
         embedding, attention = self._attend(features, batch_sizes)
         logits = torch.addmm(self._output_bias, embedding, self._output)[: len(rows), : self.dimensions.classes]
-        return EngineOutput(logits.softmax(dim=1), embedding[: len(rows)], attention)
+        probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
+        return EngineOutput(probabilities, embedding[: len(rows)], attention)
 
     def _run_layer(
         self, layer: _Layer, features: Tensor, inputs: slice, first_output: int, batch_sizes: list[int]

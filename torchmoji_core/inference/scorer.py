@@ -44,7 +44,7 @@ class Scorer:
         self.maxlen = bundle.maxlen
         self.tokenizer = bundle.tokenizer
         self.fingerprint = bundle.fingerprint
-        self._engine = Engine(bundle.state, precision)
+        self._engine = Engine(bundle.state, precision, bundle.multi_label)
         self._threads = available_cores() if threads is None else threads
         self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
 

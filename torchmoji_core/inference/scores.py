@@ -27,7 +27,7 @@ class Scores:
 
     classes: tuple[str, ...]
     probabilities: NDArray[np.float32]
-    """[n, classes]; a row sums to 1"""
+    """[n, classes]; a row sums to 1, unless several classes can hold of a text"""
     embedding: NDArray[np.float32]
     """[n, dimension]"""
     attention: NDArray[np.float32]

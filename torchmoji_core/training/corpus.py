@@ -1,52 +1,29 @@
-"""A corpus in memory as flat token ids: text i is ids[offsets[i]:offsets[i + 1]]. No Python object per row."""
+"""Token ids of many texts, packed and cut into batches of similar length without a Python loop over rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from torchmoji_core.tokenizer import Tokenizer
+from torchmoji_core.training.ragged import Ragged
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Token ids of many texts, ragged."""
-
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    """[texts + 1]"""
+class Corpus(Ragged):
+    """Texts as token ids."""
 
     @classmethod
-    def encode(cls, texts: Iterable[str], tokenizer: Tokenizer, maxlen: int) -> Corpus:
+    def encode(cls, texts: Iterable[str], tokenizer: Tokenizer, maxlen: int) -> Self:
         """Tokenize texts, keeping the first `maxlen` tokens of each."""
-        chunks: list[NDArray[np.int32]] = []
-        lengths: list[int] = [0]
-        pending: list[int] = []
-        for text in texts:
-            ids = tokenizer.ids(text, maxlen)
-            lengths.append(len(ids))
-            pending += ids
-            if len(pending) >= 1_000_000:
-                chunks.append(np.array(pending, np.int32))
-                pending = []
-        chunks.append(np.array(pending, np.int32))
-        return cls(np.concatenate(chunks), np.cumsum(lengths, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.offsets)
+        return cls.of([tokenizer.ids(text, maxlen) for text in texts])
 
     def pack(self, rows: NDArray[np.integer]) -> tuple[PackedSequence, NDArray[np.integer]]:
-        """Pack texts, longest first, without a Python loop over rows.
+        """Pack texts, longest first.
 
         Returns:
             The packed ids (int64), and the row numbers in the packed order, for labels to follow.
@@ -57,7 +34,7 @@ class Corpus:
         steps = np.arange(lengths[0])
         present = steps[:, None] < lengths[None, :]  # [time, row]: time-major order is the packed order
         positions = (self.offsets[rows][None, :] + steps[:, None])[present]
-        data = torch.from_numpy(self.ids[positions].astype(np.int64))
+        data = torch.from_numpy(self.values[positions].astype(np.int64))
         return PackedSequence(data, torch.from_numpy(present.sum(axis=1))), rows
 
     def batches(
@@ -84,12 +61,3 @@ class Corpus:
         if generator is not None:
             order = generator.permutation(len(batches))
         return (batches[index] for index in order)
-
-
-def multi_hot(labels: Sequence[Sequence[int]], classes: int) -> Tensor:
-    """Class indices of each row -> float32 [rows, classes] of zeros and ones."""
-    targets = torch.zeros(len(labels), classes)
-    lengths = [len(row) for row in labels]
-    rows = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor(lengths, dtype=torch.int64))
-    targets[rows, torch.tensor([index for row in labels for index in row], dtype=torch.int64)] = 1
-    return targets

@@ -44,3 +44,54 @@ def expected_calibration_error(
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     gap = np.bincount(index, weights=right - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
+
+
+THRESHOLDS = np.arange(1, 50) / 100
+"""Probabilities from which on a class is predicted: 0.01 to 0.49, as in Felbo et al., 2017."""
+
+
+def threshold_f1(
+    probabilities: NDArray[np.floating], truth: NDArray[np.bool_], thresholds: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """F1 of each class, one against the rest, when it is predicted from its threshold on, [classes].
+
+    Args:
+        probabilities: [rows, classes].
+        truth: [rows, classes], which classes hold.
+        thresholds: [classes].
+    """
+    predicted = probabilities >= thresholds
+    right = (predicted & truth).sum(axis=0)
+    return 2 * right / np.maximum(predicted.sum(axis=0) + truth.sum(axis=0), 1)
+
+
+def best_thresholds(probabilities: NDArray[np.floating], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """For each class the one of `THRESHOLDS` with the best F1, the lowest of equals, [classes]."""
+    f1 = [threshold_f1(probabilities, truth, np.full(truth.shape[1], threshold)) for threshold in THRESHOLDS]
+    return THRESHOLDS[np.argmax(f1, axis=0)]
+
+
+def classification_scores(
+    probabilities: NDArray[np.floating], truth: NDArray[np.bool_], thresholds: NDArray[np.floating], several: bool
+) -> dict[str, float]:
+    """Scores of a classifier on texts that decided nothing.
+
+    Args:
+        probabilities: [rows, classes].
+        truth: [rows, classes], which classes hold.
+        thresholds: [classes], chosen on other texts.
+        several: whether several or no classes can hold of a text.
+
+    Returns:
+        f1, the class average with thresholds, of two classes that exclude each other that of the second alone (the
+        positive one); and of classes that exclude each other accuracy and macro_f1, for the most probable class.
+    """
+    f1 = threshold_f1(probabilities, truth, thresholds)
+    if several:
+        return {"f1": float(f1.mean())}
+    labels = truth.argmax(axis=1)
+    return {
+        "accuracy": top_k_accuracy(probabilities, labels, 1),
+        "f1": float(f1[1] if len(f1) == 2 else f1.mean()),
+        "macro_f1": macro_f1(probabilities, labels),
+    }

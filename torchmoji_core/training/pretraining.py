@@ -8,41 +8,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.initialization import initialize_like_keras
-from torchmoji_core.model import Dimensions, TorchMoji
+from torchmoji_core.model import Dimensions, Dropout, TorchMoji
+from torchmoji_core.training.checkpointing import load_checkpoint, save_checkpoint
 from torchmoji_core.training.corpus import Corpus
-from torchmoji_core.training.metrics import expected_calibration_error, macro_f1, top_k_accuracy
+from torchmoji_core.training.emoji_corpus import EmojiCorpus
+from torchmoji_core.training.metrics import class_f1, expected_calibration_error, top_k_accuracy
+from torchmoji_core.training.optimization import DivergedError, products_in, resolve_precision, take_step
 from torchmoji_core.training.options import PretrainingOptions
+from torchmoji_core.training.prediction import predict
 from torchmoji_core.vocabulary import UNKNOWN
-
-
-@dataclass(frozen=True)
-class LabelledCorpus:
-    """Texts with their emojis."""
-
-    corpus: Corpus
-    targets: Tensor
-    """[texts, classes], 1 for each emoji the text held."""
-    labels: NDArray[np.int64]
-    """[texts], the one label that scores are measured against."""
-
-    def head(self, rows: int) -> LabelledCorpus:
-        """The first `rows` texts."""
-        offsets = self.corpus.offsets[: rows + 1]
-        return LabelledCorpus(Corpus(self.corpus.ids[: offsets[-1]], offsets), self.targets[:rows], self.labels[:rows])
-
 
 WARM_UP_STEPS = 200
 
@@ -53,7 +40,7 @@ class Pretraining:
     """One training run; `run` continues from the checkpoint if there is one."""
 
     def __init__(
-        self, dimensions: Dimensions, data: LabelledCorpus, options: PretrainingOptions, checkpoint: Path | None = None
+        self, dimensions: Dimensions, data: EmojiCorpus, options: PretrainingOptions, checkpoint: Path | None = None
     ) -> None:
         """Args:
         dimensions: sizes of the model.
@@ -64,23 +51,27 @@ class Pretraining:
         Raises:
             InputError: if the data holds no tokens.
         """
-        self.data, self.options, self.checkpoint = data, options, checkpoint
+        self.options, self.checkpoint = options, checkpoint
+        self.data = (
+            data.capped(options.cap_per_emoji, np.random.default_rng(options.seed)) if options.cap_per_emoji else data
+        )
+        self.precision = resolve_precision(options.precision)
         torch.manual_seed(options.seed)
-        self.model = TorchMoji(dimensions, options.embedding_dropout, options.output_dropout)
+        dropout = Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout)
+        self.model = TorchMoji(dimensions, dropout)
         initialize_like_keras(self.model)
-        counts = np.bincount(data.corpus.ids, minlength=dimensions.vocabulary)
-        self.rare = torch.from_numpy(counts < options.min_count)
-        self.rare[: UNKNOWN + 1] = False
+        self.rare = _rare_tokens(data.corpus, dimensions.vocabulary, options.min_count)
+        self.class_weights = _class_weights(self.data, dimensions.classes, options.class_weight_power)
         self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(options.averaging))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate, fused=True)
-        rows = int((data.corpus.lengths > 0).sum())
-        if rows == 0:
+        self.rows = np.flatnonzero((self.data.corpus.lengths > 0) & (self.data.emojis.lengths > 0))
+        if not len(self.rows):
             raise InputError("no text of the training data has a token; nothing can be learnt from it")
-        self.steps_per_epoch = math.ceil(rows / options.batch_size)
+        self.steps_per_epoch = math.ceil(len(self.rows) / options.batch_size)
         self.total_steps = max(1, round(options.epochs * self.steps_per_epoch))
         self.step = 0
 
-    def run(self, report: Callable[[dict[str, float]], None], validation: LabelledCorpus | None = None) -> TorchMoji:
+    def run(self, report: Callable[[dict[str, float]], None], validation: EmojiCorpus | None = None) -> TorchMoji:
         """Train to the end and return the averaged model, in evaluation mode.
 
         Args:
@@ -97,7 +88,7 @@ class Pretraining:
             epoch = self.step // self.steps_per_epoch
             # One generator per epoch: what a step sees depends on the seed and the step, not on earlier interruptions.
             generator = np.random.default_rng((self.options.seed, epoch))
-            batches = self.data.corpus.batches(np.arange(len(self.data.corpus)), self.options.batch_size, generator)
+            batches = self.data.corpus.batches(self.rows, self.options.batch_size, generator)
             done = self.step - epoch * self.steps_per_epoch
             for index, rows in enumerate(batches):
                 if index < done:
@@ -136,23 +127,17 @@ class Pretraining:
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * self._schedule()
         self.model.train()
-        logits = self.model(packed._replace(data=ids)).logits
-        targets = self.data.targets[torch.from_numpy(rows)]
+        with products_in(self.precision):
+            logits = self.model(packed._replace(data=ids)).logits.float()
+        targets = self.data.targets(rows, self.class_weights, options.teacher_weight)
         loss = -(targets * logits.log_softmax(dim=1)).sum() / targets.sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        with torch.no_grad():
-            embedding = self.model.embed.weight
-            embedding.grad.add_(embedding, alpha=options.embedding_l2)  # type: ignore[union-attr]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), options.gradient_norm)
-        if not (loss.isfinite() and norm.isfinite()):  # before the step, so that no checkpoint can hold its outcome
-            raise RunError(
-                f"loss is {float(loss.detach())}, its gradient {float(norm)}, at step {self.step + 1}; "
-                "lower --learning_rate (last checkpoint kept)"
-            )
-        self.optimizer.step()
+        parameters, table = self.model.parameters(), self.model.embed.weight
+        try:
+            value = take_step(self.optimizer, parameters, loss, options.gradient_norm, table, options.embedding_l2)
+        except DivergedError as error:
+            raise RunError(f"step {self.step + 1}: {error} (--learning_rate); the last checkpoint is kept") from None
         self.average.update_parameters(self.model)
-        return float(loss.detach())
+        return value
 
     def _schedule(self) -> float:
         warm_up = min(1.0, (self.step + 1) / WARM_UP_STEPS)
@@ -164,38 +149,44 @@ class Pretraining:
         return {
             **options,
             **asdict(self.model.dimensions),
-            "texts": len(self.data.corpus),
-            "tokens": len(self.data.corpus.ids),
+            "precision": self.precision,
+            "teachers": len(self.data.teachers),
+            "texts": len(self.data),
+            "tokens": len(self.data.corpus.values),
         }
 
     def _save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
         state = {
-            "identity": self._identity(),
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        torch.save(state, temporary)
-        temporary.replace(path)
+        save_checkpoint(path, self._identity(), state)
 
     def _resume(self, path: Path) -> None:
-        try:
-            state = torch.load(path, weights_only=True)
-            identity = state["identity"]
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise InputError(f"checkpoint {path}: cannot be read ({error}); delete it to start afresh") from None
-        if identity != self._identity():
-            changed = sorted(name for name, value in self._identity().items() if identity.get(name) != value)
-            raise InputError(
-                f"checkpoint {path} is of a run with other {', '.join(changed)}; delete it or give another"
-            )
+        state = load_checkpoint(path, self._identity())
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _rare_tokens(corpus: Corpus, vocabulary: int, min_count: int) -> Tensor:
+    """Which tokens occur fewer than `min_count` times, [vocabulary] of bool; mask and unknown never count as rare."""
+    counts = np.zeros(vocabulary, np.int64)
+    for start in range(0, len(corpus.values), 1 << 24):  # in pieces: the ids may be a mapped file
+        counts += np.bincount(corpus.values[start : start + (1 << 24)], minlength=vocabulary)
+    rare = torch.from_numpy(counts < min_count)
+    rare[: UNKNOWN + 1] = False
+    return rare
+
+
+def _class_weights(data: EmojiCorpus, classes: int, power: float) -> Tensor:
+    """The weight of each class's pairs, [classes]; see `PretrainingOptions.class_weight_power`."""
+    pairs = np.bincount(data.emojis.values, minlength=classes)
+    weights = (np.maximum(pairs, 1) / max(pairs.mean(), 1)) ** -power
+    return torch.from_numpy(weights.astype(np.float32))
 
 
 def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
@@ -209,23 +200,41 @@ def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int]
     return update
 
 
-@torch.inference_mode()
-def predict(model: TorchMoji, corpus: Corpus, batch_size: int = 512) -> NDArray[np.float32]:
-    """Probabilities [texts, classes]; texts without tokens get a uniform row."""
-    classes = model.dimensions.classes
-    probabilities = np.full((len(corpus), classes), 1 / classes, np.float32)
-    for rows in corpus.batches(np.arange(len(corpus)), batch_size):
-        packed, rows = corpus.pack(rows)
-        probabilities[rows] = model(packed).logits.softmax(dim=1).numpy()
-    return probabilities
+def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path) -> EmojiCorpus:
+    """The same data with the probabilities of finished models to learn from.
+
+    Args:
+        data: texts and emojis.
+        teachers: models in evaluation mode by fingerprint; they have the vocabulary of the data.
+        directory: where each model's probabilities are kept as a file, mapped if it is there already.
+    """
+    taught = []
+    for fingerprint, model in teachers.items():
+        path = directory / f"teacher-{fingerprint}.npy"
+        if not path.exists():
+            temporary = path.with_suffix(".tmp")
+            with products_in(resolve_precision("auto")), temporary.open("wb") as stream:
+                np.save(stream, predict(model, data.corpus).astype(np.float16))
+            temporary.replace(path)
+        taught.append(np.load(path, mmap_mode="r"))
+    return replace(data, teachers=tuple(taught))
 
 
-def evaluate(model: TorchMoji, data: LabelledCorpus) -> dict[str, float]:
-    """Top-1 and top-5 accuracy, macro F1 and calibration error of the labels."""
+def evaluate(model: TorchMoji, data: EmojiCorpus, frequent: NDArray[np.integer] | None = None) -> dict[str, float]:
+    """Scores against the labels: top-1 and top-5 accuracy, macro F1, calibration error.
+
+    Args:
+        model: in evaluation mode.
+        data: texts and labels.
+        frequent: classes to report the macro F1 of as well, as `macro_f1_frequent`.
+    """
     probabilities = predict(model, data.corpus)
-    return {
+    f1 = class_f1(probabilities, data.labels)
+    scores = {
         "top1": top_k_accuracy(probabilities, data.labels, 1),
         "top5": top_k_accuracy(probabilities, data.labels, 5),
-        "macro_f1": macro_f1(probabilities, data.labels),
-        "calibration_error": expected_calibration_error(probabilities, data.labels),
+        "macro_f1": float(f1.mean()),
     }
+    if frequent is not None:
+        scores["macro_f1_frequent"] = float(f1[frequent].mean())
+    return scores | {"calibration_error": expected_calibration_error(probabilities, data.labels)}

@@ -1,0 +1,92 @@
+"""python -m pipelines.finetune: make a classifier of labelled texts from a pretrained bundle."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipelines.command_line import OneLineParser, add_dataclass_options, run_command
+from torchmoji_core.errors import InputError
+from torchmoji_core.training.options import FineTuningOptions
+
+
+def parser() -> argparse.ArgumentParser:
+    result = OneLineParser(
+        prog="python -m pipelines.finetune",
+        description="Train a classifier on labelled texts, from a pretrained model, and write it as a bundle that "
+        "pipelines.score runs.",
+        allow_abbrev=False,
+    )
+    result.add_argument("--data", required=True, type=Path, help="texts with labels: .parquet, .csv or .jsonl")
+    result.add_argument("--text_field", default="text", help="column of the texts (default: %(default)s)")
+    result.add_argument(
+        "--label_field", default="label", help="column of the labels: numbers, names, or lists (default: %(default)s)"
+    )
+    result.add_argument(
+        "--split_field",
+        default="split",
+        help="column of train, val, test (default: %(default)s); without it 80, 10 and 10 %% at random",
+    )
+    result.add_argument("--classes", help="names of the classes, separated by commas (default: the labels)")
+    result.add_argument("--model", help="bundle to start from: path or URI (default: the bundled model)")
+    result.add_argument("--output", required=True, type=Path, help="bundle to write: a new directory, or a new .zip")
+    result.add_argument("--name", help="name of the bundle (default: that of the output)")
+    result.add_argument("--checkpoint", type=Path, help="file to save progress in and to resume from")
+    result.add_argument("--threads", type=int, help="torch threads (default: all cores)")
+    result.add_argument("--embedding", type=int, help="embedding channels, for method new (default: the model's)")
+    result.add_argument("--hidden", type=int, help="LSTM channels per direction, for method new (default: the model's)")
+    add_dataclass_options(result, FineTuningOptions)
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    names = [field.name for field in dataclasses.fields(FineTuningOptions)]
+    training_options = FineTuningOptions(**{name: getattr(options, name) for name in names})
+    if options.output.exists():
+        raise InputError(f"--output {options.output} exists already; give a new name")
+    if options.threads is not None and options.threads < 1:
+        raise InputError(f"--threads must be at least 1, not {options.threads}")
+    import torch
+    from tqdm import tqdm
+
+    from torchmoji_core.bundle import load_bundle
+    from torchmoji_core.training.classifier import ClassifierTraining
+    from torchmoji_core.training.labelled_texts import read_labelled_texts
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    classes = options.classes.split(",") if options.classes else ()
+    data = read_labelled_texts(options.data, options.text_field, options.label_field, options.split_field, classes)
+    splits = data.split(training_options.seed)
+    base = load_bundle(options.model)
+    size = None
+    if options.embedding or options.hidden:
+        size = (options.embedding or base.dimensions.embedding, options.hidden or base.dimensions.hidden)
+    training = ClassifierTraining(splits, base, training_options, size=size, checkpoint=options.checkpoint)
+    texts = ", ".join(f"{len(part.texts):,} {name}" for name, part in splits.items())
+    print(
+        f"{texts}; {len(training.classes)} classes; {training.maxlen} tokens a text, {training.added_words:,} words "
+        f"added to the vocabulary",
+        flush=True,
+    )
+    with tqdm(unit=" epochs", file=sys.stderr) as bar:
+
+        def report(figures: dict[str, Any]) -> None:
+            bar.set_description(f"stage {figures['stage']} of {figures['stages']}, {figures['layers']}")
+            bar.set_postfix_str(f"loss {figures['loss']:.4f}, validation {figures['validation_loss']:.4f}")
+            bar.update()
+
+        bundle = training.run(report, options.name or options.output.stem, options.data.name)
+    print(json.dumps(bundle.provenance["scores"]))
+    bundle.save(options.output)
+    print(f"wrote {options.output}, fingerprint {bundle.fingerprint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,49 @@
+"""Checkpoints of a training run: saved whole or not at all, and continued only by the run that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchmoji_core.errors import InputError, RunError
+
+
+def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Replace the checkpoint at `path`; a kill in the middle leaves the one before.
+
+    Args:
+        path: file; its directory is created.
+        identity: what must be equal for a run to go on from it; plain values.
+        state: what the run needs; tensors and plain values.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"identity": dict(identity), **state}, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
+        raise RunError(f"checkpoint {path}: cannot be written ({str(error).splitlines()[0]})") from None
+
+
+def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint, tensors and plain values only.
+
+    Raises:
+        InputError: if it cannot be read, or is of another run.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        found = state.pop("identity")
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"checkpoint {path}: cannot be read ({reason}); delete it to start afresh") from None
+    if found != dict(identity):
+        changed = sorted(name for name in identity.keys() | found.keys() if found.get(name) != identity.get(name))
+        raise InputError(f"checkpoint {path} is of a run with other {', '.join(changed)}; delete it or give another")
+    return state

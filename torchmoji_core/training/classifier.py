@@ -1,0 +1,161 @@
+"""From labelled texts and a pretrained bundle to a bundle of a classifier, with its scores and its model card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from torchmoji_core.bundle import Bundle
+from torchmoji_core.errors import InputError
+from torchmoji_core.model import Dimensions
+from torchmoji_core.tokenizer import Tokenizer
+from torchmoji_core.training.dataset import TweetDataset
+from torchmoji_core.training.finetuning import FineTuning, reading_of, starting_model
+from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot
+from torchmoji_core.training.metrics import best_thresholds, classification_scores
+from torchmoji_core.training.options import FineTuningOptions
+from torchmoji_core.training.prediction import forward
+
+
+class ClassifierTraining:
+    """A task made ready: everything that the user can have got wrong is found here, before any training."""
+
+    def __init__(
+        self,
+        splits: Mapping[str, LabelledTexts],
+        base: Bundle,
+        options: FineTuningOptions,
+        *,
+        size: tuple[int, int] | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        """Args:
+            splits: train, val and test, of which the last may be empty.
+            base: the pretrained model; for method `new` only its vocabulary and size are used.
+            options: how to train.
+            size: embedding and hidden channels of a `new` model, if not those of `base`.
+            checkpoint: file to save to and to resume from.
+
+        Raises:
+            InputError: if a text has no tokens, or a size is given for another method than `new`.
+        """
+        if size is not None and options.method != "new":
+            raise InputError(f"method {options.method!r} keeps the size of the model that it starts from")
+        self.base, self.options, self.splits = base, options, splits
+        self.classes = splits["train"].classes
+        self.multi_label = splits["train"].multi_label
+        vocabulary = base.vocabulary
+        if options.method != "last" and options.extend_vocabulary:
+            counts: Counter[str] = Counter()
+            for text in splits["train"].texts:
+                counts.update(base.tokenizer.tokens(text))
+            vocabulary = vocabulary.extend(counts, options.extend_vocabulary)
+        self.vocabulary = vocabulary
+        tokenizer = Tokenizer(vocabulary)
+        lengths = [len(tokenizer.tokens(text)) for text in splits["train"].texts]
+        self.maxlen, self.batch_size = reading_of(lengths, options)
+        self.data: dict[str, TweetDataset] = {}
+        for name, part in splits.items():
+            try:
+                self.data[name] = TweetDataset.from_texts(
+                    part.texts, part.labels, len(self.classes), tokenizer, self.maxlen
+                )
+            except InputError as error:
+                raise InputError(f"split {name}: {error}") from None
+        embedding, hidden = size or (base.dimensions.embedding, base.dimensions.hidden)
+        dimensions = Dimensions(len(vocabulary), embedding, hidden, len(self.classes))
+        model = starting_model(None if options.method == "new" else base.state, dimensions, options)
+        self.training = FineTuning(
+            model, self.data["train"], self.data["val"], options, checkpoint, batch_size=self.batch_size
+        )
+
+    @property
+    def added_words(self) -> int:
+        return len(self.vocabulary) - len(self.base.vocabulary)
+
+    def run(self, report: Callable[[dict[str, Any]], None], name: str, data_name: str) -> Bundle:
+        """Train, choose thresholds on the validation texts, measure on the test texts, and put it all in a bundle.
+
+        Args:
+            report: see `FineTuning.run`.
+            name: of the bundle.
+            data_name: of the data, for the card.
+        """
+        model = self.training.run(report)
+        # Scores are those of the weights as they are stored.
+        state = {key: tensor.half() for key, tensor in model.state_dict().items()}
+        model.load_state_dict({key: tensor.float() for key, tensor in state.items()})
+        probabilities = {
+            split: probabilities_of(forward(model, data.corpus)[0], self.multi_label)
+            for split, data in self.data.items()
+            if len(data)
+        }
+        truth = {split: one_hot(self.data[split].labels, len(self.classes)) for split in probabilities}
+        thresholds = best_thresholds(probabilities["val"], truth["val"])
+        scores = {
+            split: classification_scores(probabilities[split], truth[split], thresholds, self.multi_label)
+            for split in probabilities
+        }
+        options = asdict(self.options)
+        provenance = {
+            "made_by": "python -m pipelines.finetune",
+            "data": data_name,
+            "base": None if self.options.method == "new" else {self.base.name: self.base.fingerprint},
+            "texts": {split: len(data) for split, data in self.data.items()},
+            "words_added": self.added_words,
+            "batch_size": self.batch_size,
+            "options": {key: value for key, value in options.items() if key != "checkpoint_seconds"},
+            "thresholds": dict(zip(self.classes, thresholds.tolist(), strict=True)),
+            "scores": {split: {key: round(value, 4) for key, value in part.items()} for split, part in scores.items()},
+        }
+        bundle = Bundle(
+            name=name,
+            classes=self.classes,
+            vocabulary=self.vocabulary,
+            state=state,
+            maxlen=self.maxlen,
+            multi_label=self.multi_label,
+            provenance=provenance,
+        )
+        return replace(bundle, card=_card(bundle))
+
+
+def probabilities_of(logits: torch.Tensor, multi_label: bool) -> NDArray[np.float32]:
+    """[rows, classes], as a bundle's scorer gives them."""
+    return (logits.sigmoid() if multi_label else logits.softmax(dim=1)).numpy()
+
+
+def _card(bundle: Bundle) -> str:
+    facts = bundle.provenance
+    base = next(iter(facts["base"])) if facts["base"] else "random weights"
+    several = "several, or none, can hold of a text" if bundle.multi_label else "one of each text"
+    names = list(facts["scores"]["val"])
+    lines = [
+        f"# {bundle.name}",
+        "",
+        f"A classifier of {len(bundle.classes)} classes ({several}): {', '.join(bundle.classes)}.",
+        f"Trained with method `{facts['options']['method']}` from {base} on {facts['data']}; it reads {bundle.maxlen} "
+        f"tokens of a text, {facts['words_added']:,} words were added to the vocabulary.",
+        "",
+        "| split | texts | " + " | ".join(names) + " |",
+        "|---|---|" + "---|" * len(names),
+        *(
+            f"| {split} | {facts['texts'][split]:,} | " + " | ".join(f"{scores[name]:.3f}" for name in names) + " |"
+            for split, scores in facts["scores"].items()
+        ),
+        "",
+        "`f1` is the mean over the classes of one against the rest. A class is predicted from a probability that was "
+        "chosen on the validation texts: "
+        + ", ".join(f"{name} {value:.2f}" for name, value in facts["thresholds"].items())
+        + ".",
+    ]
+    if len(bundle.classes) == 2 and not bundle.multi_label:
+        lines.append(f"With two classes it is that of {bundle.classes[1]!r} alone.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,40 @@
+"""What a model in training says of a whole corpus. Scoring of finished models is the business of `inference`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchmoji_core.model import TorchMoji
+from torchmoji_core.training.corpus import Corpus
+
+BATCH_SIZE = 512
+
+
+@torch.inference_mode()
+def forward(model: TorchMoji, corpus: Corpus, batch_size: int = BATCH_SIZE) -> tuple[Tensor, Tensor]:
+    """Logits [texts, classes] and embeddings [texts, channels], float32; texts without tokens get zeros.
+
+    The model is set to evaluation mode.
+    """
+    model.eval()
+    logits = torch.zeros(len(corpus), model.dimensions.classes)
+    embedding = torch.zeros(len(corpus), model.dimensions.channels)
+    for rows in corpus.batches(np.arange(len(corpus)), batch_size):
+        packed, rows = corpus.pack(rows)
+        output = model(packed)
+        logits[rows], embedding[rows] = output.logits.float(), output.embedding.float()
+    return logits, embedding
+
+
+@torch.inference_mode()
+def predict(model: TorchMoji, corpus: Corpus, batch_size: int = BATCH_SIZE) -> NDArray[np.float32]:
+    """Probabilities [texts, classes] of a model whose classes exclude each other; uniform for texts without tokens."""
+    classes = model.dimensions.classes
+    probabilities = np.full((len(corpus), classes), 1 / classes, np.float32)
+    for rows in corpus.batches(np.arange(len(corpus)), batch_size):
+        packed, rows = corpus.pack(rows)
+        probabilities[rows] = model.eval()(packed).logits.float().softmax(dim=1).numpy()
+    return probabilities
