@@ -1,0 +1,191 @@
+"""Fine-tuning on DeepMoji's benchmark sets and on TweetEval: every set by method, several seeds, mean and spread.
+
+Each run is one line of benchmarks/results/transfer.jsonl; runs that are there already are not repeated, so the
+benchmark can be stopped and continued, and several processes can share the work (--seeds, --methods, --sets).
+The table covers all runs of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.common import RESULTS, TWEETS, machine
+from pipelines.command_line import OneLineParser, run_command
+from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.training.classifier import ClassifierTraining, probabilities_of
+from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot, read_labelled_texts
+from torchmoji_core.training.metrics import class_f1, threshold_f1, top_k_accuracy
+from torchmoji_core.training.options import METHODS, FineTuningOptions
+from torchmoji_core.training.prediction import forward
+
+DATA = TWEETS.parent
+RUNS = RESULTS / "transfer.jsonl"
+FULL_SIZE = (256, 512)
+_OVERLAP_REPORTED = 0.01
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with the metric that others report on it."""
+
+    name: str
+    path: str
+    metric: str
+    balanced: bool = False
+
+
+TASKS = (
+    Task("SE0714", "benchmarks/SE0714.parquet", "f1"),
+    Task("Olympic", "benchmarks/Olympic.parquet", "f1"),
+    Task("PsychExp", "benchmarks/PsychExp.parquet", "f1"),
+    Task("SS-Twitter", "benchmarks/SS-Twitter.parquet", "accuracy"),
+    Task("SS-Youtube", "benchmarks/SS-Youtube.parquet", "accuracy"),
+    Task("SCv1", "benchmarks/SCv1.parquet", "f1", balanced=True),
+    Task("SCv2-GEN", "benchmarks/SCv2-GEN.parquet", "f1", balanced=True),
+    Task("kaggle-insults", "benchmarks/kaggle-insults.parquet", "f1", balanced=True),
+    Task("emotion", "tweeteval/emotion.parquet", "macro_f1"),
+    Task("irony", "tweeteval/irony.parquet", "f1_second"),
+    Task("offensive", "tweeteval/offensive.parquet", "macro_f1"),
+    Task("hate", "tweeteval/hate.parquet", "macro_f1"),
+    *(
+        Task(f"stance-{topic}", f"tweeteval/stance-{topic}.parquet", "f1_second_and_third")
+        for topic in ("abortion", "atheism", "climate", "feminist", "hillary")
+    ),
+)
+
+PAPER = {
+    "SE0714": {"new": 0.21, "full": 0.31, "last": 0.36, "chain-thaw": 0.37},
+    "Olympic": {"new": 0.43, "full": 0.50, "last": 0.61, "chain-thaw": 0.61},
+    "PsychExp": {"new": 0.32, "full": 0.42, "last": 0.56, "chain-thaw": 0.57},
+    "SS-Twitter": {"new": 0.62, "full": 0.85, "last": 0.87, "chain-thaw": 0.88},
+    "SS-Youtube": {"new": 0.75, "full": 0.88, "last": 0.92, "chain-thaw": 0.93},
+    "SCv1": {"new": 0.67, "full": 0.65, "last": 0.68, "chain-thaw": 0.69},
+    "SCv2-GEN": {"new": 0.71, "full": 0.71, "last": 0.74, "chain-thaw": 0.75},
+}
+"""Felbo et al., 2017, table 4: the published weights, trained on 1.2 billion tweets; `new` at full size."""
+
+
+def main(arguments: list[str]) -> int:
+    parser = OneLineParser(prog="python -m benchmarks.transfer", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="bundle to fine-tune (default: the bundled model)")
+    parser.add_argument("--data", type=Path, default=DATA, help="directory with benchmarks/ and tweeteval/")
+    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas (default: all)")
+    parser.add_argument("--sets", default=",".join(task.name for task in TASKS), help="likewise (default: all)")
+    parser.add_argument("--seeds", default="1,2,3,4,5", help="likewise (default: %(default)s)")
+    parser.add_argument("--table", action="store_true", help="only print the table of the runs so far")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if not options.table:
+        RESULTS.mkdir(exist_ok=True)
+        base = load_bundle(options.model)
+        for seed in map(int, options.seeds.split(",")):
+            for method in options.methods.split(","):
+                for task in TASKS:
+                    if task.name in options.sets.split(","):
+                        _run(task, options.data, base, method, seed)
+    print("\n".join(table(_runs())))
+    return 0
+
+
+def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
+    key = {
+        "set": task.name,
+        "method": method,
+        "seed": seed,
+        # A new model shares only the vocabulary with the base.
+        "model": "full size" if method == "new" else base.fingerprint[:12],
+    }
+    if any(key.items() <= run.items() for run in _runs()):
+        return
+    splits = read_labelled_texts(data / task.path, "text", "label").split(seed)
+    apart = _without_overlap(splits["train"], splits["test"])
+    if len(apart.texts) < (1 - _OVERLAP_REPORTED) * len(splits["test"].texts):
+        splits["test without overlap"] = apart
+    samples = min(max(1_000, len(splits["train"].texts)), 5_000)
+    settings = FineTuningOptions(method=method, seed=seed, epoch_samples=samples, balanced=int(task.balanced))
+    size = FULL_SIZE if method == "new" else None
+    started = time.perf_counter()
+    training = ClassifierTraining(splits, base, settings, size=size)
+    epochs: list[dict[str, Any]] = []
+    bundle = training.run(epochs.append, task.name, task.path)
+    seconds = round(time.perf_counter() - started, 1)
+    model = bundle.model()
+    scores = {}
+    for name in splits.keys() - {"train", "val"}:
+        corpus, labels = training.data[name].corpus, training.data[name].labels
+        probabilities = probabilities_of(forward(model, corpus)[0], training.multi_label)
+        thresholds = np.array(list(bundle.provenance["thresholds"].values()))
+        scores[name] = round(_score(task.metric, probabilities, labels, thresholds), 4)
+    line = key | {"metric": task.metric, "scores": scores, "epochs": len(epochs), "seconds": seconds}
+    with RUNS.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _score(
+    metric: str, probabilities: NDArray[np.float32], labels: NDArray[Any], thresholds: NDArray[np.float64]
+) -> float:
+    """f1: class average with thresholds, of two classes the second; the others for the most probable class."""
+    if metric == "f1":
+        f1 = threshold_f1(probabilities, one_hot(labels, probabilities.shape[1]), thresholds)
+        return float(f1[1] if len(f1) == 2 and labels.ndim == 1 else f1.mean())
+    if metric == "accuracy":
+        return top_k_accuracy(probabilities, labels, 1)
+    counted = {"macro_f1": slice(None), "f1_second": slice(1, 2), "f1_second_and_third": slice(1, 3)}[metric]
+    return float(class_f1(probabilities, labels)[counted].mean())
+
+
+def _without_overlap(train: LabelledTexts, test: LabelledTexts) -> LabelledTexts:
+    """The test texts that are no training texts, compared by their letters and digits, without mentions."""
+    seen = {_normal(text) for text in train.texts}
+    kept = [row for row, text in enumerate(test.texts) if _normal(text) not in seen]
+    return replace(test, texts=[test.texts[row] for row in kept], labels=test.labels[kept])
+
+
+def _normal(text: str) -> str:
+    return "".join(filter(str.isalnum, re.sub(r"@\w+", "", text.lower())))
+
+
+def _runs() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+
+
+def table(runs: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: mean ± standard deviation over the seeds, the paper's figure in brackets."""
+    facts = machine()
+    yield "; ".join(f"{key} {value}" for key, value in facts.items())
+    yield "| set | metric | " + " | ".join(METHODS) + " |"
+    yield "|---|---|" + "---|" * len(METHODS)
+    for task in TASKS:
+        of_task = [run for run in runs if run["set"] == task.name]
+        for split in sorted({split for run in of_task for split in run["scores"]}):
+            cells = []
+            for method in METHODS:
+                scores = [run["scores"][split] for run in of_task if run["method"] == method]
+                paper = PAPER.get(task.name, {}).get(method) if split == "test" else None
+                cells.append(_cell(scores) + (f" ({paper:.2f})" if paper else ""))
+            label = task.name if split == "test" else f"{task.name}, {split}"
+            yield f"| {label} | {task.metric} | " + " | ".join(cells) + " |"
+
+
+def _cell(scores: list[float]) -> str:
+    if not scores:
+        return "–"
+    spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.3f}{spread}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

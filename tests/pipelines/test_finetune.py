@@ -1,0 +1,196 @@
+"""The finetune command: labelled texts in, a bundle that score runs out; or one line of error before any training."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import finetune
+from pipelines.command_line import DONE, WRONG_INPUT, run_command
+from tests.tiny import tiny_bundle
+from torchmoji_core.bundle import load_bundle
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["good", "bad", "day", "night", "today", "really", "so"]
+TRAINING = ["--learning_rate", "0.05", "--epoch_samples", "100", "--batch_size", "20", "--most_epochs", "4"]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def make_rows(count: int = 150) -> list[dict[str, Any]]:
+    fillings = ["day", "night today", "so day", "really night", "today"]
+    return [
+        {
+            "body": f"{'good' if number % 2 else 'bad'} {fillings[number % 5]} {fillings[number % 3]}",
+            "mood": "glad" if number % 2 else "sorry",
+            "split": "test" if number % 10 == 0 else "validation" if number % 10 == 5 else "train",
+        }
+        for number in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("base") / "tiny.zip"
+    tiny_bundle(WORDS, seed=1).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(tmp_path_factory.mktemp("data") / "moods.csv", make_rows())
+
+
+def shell(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_finetune_then_score_from_a_shell(tmp_path: Path, base: Path, data: Path) -> None:
+    bundle = tmp_path / "moods"
+    fields = ["--text_field", "body", "--label_field", "mood"]
+    done = shell(
+        "pipelines.finetune", "--data", data, *fields, "--method", "full", "--model", base, "--output", bundle,
+        "--fine_learning_rate", "0.05", *TRAINING,
+    )  # fmt: skip
+    assert done.returncode == DONE, done.stderr
+    assert "120 train, 15 val, 15 test; 2 classes" in done.stdout
+    assert "epochs" in done.stderr
+    scores = json.loads(done.stdout.splitlines()[-2])
+    assert scores["test"]["accuracy"] == 1
+    posts = tmp_path / "posts.jsonl"
+    posts.write_text('{"id": "1", "text": "good good day"}\n{"id": "2", "text": "bad bad night"}\n')
+    scored = shell("pipelines.score", "--input", posts, "--output", tmp_path / "out", "--model", bundle)
+    assert scored.returncode == DONE, scored.stderr
+    rows = {row["id"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
+    assert [rows[key]["top_classes"][0]["class"] for key in "12"] == ["glad", "sorry"]
+    assert not any("emoji" in name for name in rows["1"])
+
+
+# --- one line for each mistake ------------------------------------------------------------------------------------
+
+Mistake = Callable[[list[dict[str, Any]]], object]
+
+
+def edit(row: int, **values: Any) -> Mistake:
+    return lambda rows: rows[row].update(values)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "extra", "message"),
+    [
+        (lambda rows: [row.pop("body") for row in rows], [], "no column 'body'; it has 'mood', 'split'"),
+        (lambda rows: [row.pop("mood") for row in rows], [], "no column 'mood'"),
+        (edit(3, mood="cross"), ["--classes", "sorry,glad"], "row 4: 'mood' is 'cross', outside the classes"),
+        (lambda rows: [row.update(mood="glad") for row in rows], [], "all training texts are of class 'glad'"),
+        (lambda rows: None, ["--classes", "sorry,glad,calm"], "class 'calm' has no training text"),
+        (edit(7, body=""), [], "row 8: 'body' is None, not a text"),
+        (edit(7, body="  "), [], "row 8: the text is empty; remove such rows"),
+        (edit(2, mood=""), [], "row 3: no 'mood'; label or remove such rows"),
+        (edit(2, split="holdout"), [], "row 3: split 'holdout' is unknown"),
+        (lambda rows: None, ["--method", "freeze"], "method 'freeze' is unknown"),
+        (lambda rows: None, ["--patience", "0"], "patience must be above 0"),
+        (lambda rows: None, ["--hidden", "8", "--method", "last"], "'last' keeps the size"),
+        (lambda rows: None, ["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (lambda rows: None, ["--threads", "0"], "--threads must be at least 1"),
+    ],
+)  # fmt: skip
+def test_a_mistake_ends_in_one_line_before_any_training(
+    tmp_path: Path,
+    base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mistake: Mistake,
+    extra: list[str],
+    message: str,
+) -> None:
+    rows = make_rows(60)
+    mistake(rows)
+    path = write_csv(tmp_path / "moods.csv", rows)
+    status, error = command(monkeypatch, capsys, "--data", path, "--output", tmp_path / "out", "--model", base, *extra)
+    assert status == WRONG_INPUT
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("label", [float("nan"), None, 1.5, -1, 7], ids=str)
+def test_a_label_that_is_no_class(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], label: float
+) -> None:
+    labels = [float(number % 2) for number in range(40)]
+    labels[11] = label
+    path = tmp_path / "moods.parquet"
+    pq.write_table(pa.table({"body": ["good day"] * 40, "mood": pa.array(labels, pa.float64())}), path)
+    classes = ["--classes", "no,yes"]
+    status, error = command(
+        monkeypatch, capsys, "--data", path, "--output", tmp_path / "out", "--model", base, *classes
+    )
+    assert (status, error.count("\n")) == (WRONG_INPUT, 1)
+    assert "row 12" in error
+
+
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    fields = ["--text_field", "body", "--label_field", "mood"]
+    monkeypatch.setattr(sys, "argv", ["finetune", *map(str, arguments), *fields])
+    status = run_command(finetune.main)
+    return status, capsys.readouterr().err
+
+
+def test_an_output_that_exists_is_refused(
+    tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, error = command(monkeypatch, capsys, "--data", data, "--output", tmp_path, "--model", base)
+    assert status == WRONG_INPUT and "exists already" in error
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_is_continued_to_the_same_weights(tmp_path: Path, base: Path, data: Path) -> None:
+    """Killed in mid-training, twice; the weights are those of a run that was not."""
+    settings = [
+        "--data", data, "--text_field", "body", "--label_field", "mood", "--model", base, "--threads", 1,
+        "--method", "chain-thaw", "--epoch_samples", 400, "--batch_size", 20, "--most_epochs", 6, "--patience", 6,
+        "--checkpoint_seconds", 0.05, "--name", "moods",
+    ]  # fmt: skip
+    whole = shell("pipelines.finetune", *settings, "--output", tmp_path / "whole")
+    assert whole.returncode == DONE, whole.stderr
+    checkpoint = tmp_path / "checkpoint.pt"
+    resumable = [*settings, "--checkpoint", checkpoint, "--output", tmp_path / "killed"]
+    for _ in range(2):
+        kill_while_training(resumable, checkpoint)
+        assert not (tmp_path / "killed").exists()
+    done = shell("pipelines.finetune", *resumable)
+    assert done.returncode == DONE, done.stderr
+    assert load_bundle(tmp_path / "killed").fingerprint == load_bundle(tmp_path / "whole").fingerprint
+
+
+def kill_while_training(arguments: list[object], checkpoint: Path) -> None:
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    command = [sys.executable, "-m", "pipelines.finetune", *map(str, arguments)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
