@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--output", required=True, type=Path, help="bundle to write: a new directory, or a new .zip")
     result.add_argument("--name", default="emoji64", help="name of the bundle (default: %(default)s)")
-    result.add_argument("--card", type=Path, help="Markdown to put before the figures in the model card")
+    result.add_argument("--card", type=Path, help="Markdown for the model card, whose facts and figures are filled in")
     result.add_argument(
         "--prepared", type=Path, help="directory to keep the tokenized texts in, for further runs (default: none kept)"
     )
@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> int:
 
     from torchmoji_core.bundle import Bundle, load_bundle
     from torchmoji_core.model import Dimensions
+    from torchmoji_core.training.cards import emoji_model_card
     from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
     from torchmoji_core.training.pretraining import Pretraining, evaluate, teach
     from torchmoji_core.vocabulary import Vocabulary
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> int:
     if options.output.exists():
         raise InputError(f"--output {options.output} exists already; give a new name")
     try:
-        card = options.card.read_text() if options.card else f"# {options.name}\n"
+        prose = options.card.read_text() if options.card else ""
     except OSError as error:
         raise InputError(f"--card {options.card}: cannot be read ({error.strerror})") from None
     if options.threads:
@@ -109,7 +110,7 @@ def main(arguments: list[str]) -> int:
         "made_by": "python -m pipelines.pretrain",
         "data": Path(options.data).name,
         "texts": texts,
-        "teachers": {teacher.name: teacher.fingerprint for teacher in teachers},
+        "teachers": {teacher.fingerprint: teacher.name for teacher in teachers},
         "options": dataclasses.asdict(training_options),
         "scores": {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in scores.items()},
     }
@@ -120,8 +121,8 @@ def main(arguments: list[str]) -> int:
         state={name: tensor.half() for name, tensor in model.state_dict().items()},
         maxlen=options.maxlen,
         provenance=provenance,
-        card=card + "\n" + _figures(provenance),
     )
+    bundle = dataclasses.replace(bundle, card=emoji_model_card(bundle, prose))
     bundle.save(options.output)
     print(f"wrote {options.output}, fingerprint {bundle.fingerprint}")
     return 0
@@ -132,14 +133,6 @@ def _check_teacher(teacher: Bundle, vocabulary: Vocabulary, maxlen: int) -> None
         raise InputError(f"--teacher {teacher.name}: its classes are not DeepMoji's 64 emojis")
     if list(teacher.vocabulary) != list(vocabulary) or teacher.maxlen != maxlen:
         raise InputError(f"--teacher {teacher.name}: its vocabulary or maxlen is another; a teacher reads the same ids")
-
-
-def _figures(provenance: dict[str, Any]) -> str:
-    lines = ["| split | texts | top-1 | top-5 | macro F1 | calibration error |", "|---|---|---|---|---|---|"]
-    for name, scores in provenance["scores"].items():
-        figures = " | ".join(f"{value:.3f}" for value in scores.values())
-        lines.append(f"| {name} | {provenance['texts'][name]:,} | {figures} |")
-    return "\n".join(lines) + f"\n\nOver the first {SCORED_TEXTS:,} texts of a split that has more.\n"
 
 
 if __name__ == "__main__":

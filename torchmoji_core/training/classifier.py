@@ -16,6 +16,7 @@ from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.model import Dimensions
 from torchmoji_core.tokenizer import Tokenizer
+from torchmoji_core.training.cards import classifier_card
 from torchmoji_core.training.dataset import TweetDataset
 from torchmoji_core.training.finetuning import FineTuning, reading_of, starting_model
 from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot
@@ -124,38 +125,9 @@ class ClassifierTraining:
             multi_label=self.multi_label,
             provenance=provenance,
         )
-        return replace(bundle, card=_card(bundle))
+        return replace(bundle, card=classifier_card(bundle))
 
 
 def probabilities_of(logits: torch.Tensor, multi_label: bool) -> NDArray[np.float32]:
     """[rows, classes], as a bundle's scorer gives them."""
     return (logits.sigmoid() if multi_label else logits.softmax(dim=1)).numpy()
-
-
-def _card(bundle: Bundle) -> str:
-    facts = bundle.provenance
-    base = next(iter(facts["base"])) if facts["base"] else "random weights"
-    several = "several, or none, can hold of a text" if bundle.multi_label else "one of each text"
-    names = list(facts["scores"]["val"])
-    lines = [
-        f"# {bundle.name}",
-        "",
-        f"A classifier of {len(bundle.classes)} classes ({several}): {', '.join(bundle.classes)}.",
-        f"Trained with method `{facts['options']['method']}` from {base} on {facts['data']}; it reads {bundle.maxlen} "
-        f"tokens of a text, {facts['words_added']:,} words were added to the vocabulary.",
-        "",
-        "| split | texts | " + " | ".join(names) + " |",
-        "|---|---|" + "---|" * len(names),
-        *(
-            f"| {split} | {facts['texts'][split]:,} | " + " | ".join(f"{scores[name]:.3f}" for name in names) + " |"
-            for split, scores in facts["scores"].items()
-        ),
-        "",
-        "`f1` is the mean over the classes of one against the rest. A class is predicted from a probability that was "
-        "chosen on the validation texts: "
-        + ", ".join(f"{name} {value:.2f}" for name, value in facts["thresholds"].items())
-        + ".",
-    ]
-    if len(bundle.classes) == 2 and not bundle.multi_label:
-        lines.append(f"With two classes it is that of {bundle.classes[1]!r} alone.")
-    return "\n".join(lines) + "\n"
