@@ -10,6 +10,7 @@ import torch
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.model import Dimensions, TorchMoji
+from torchmoji_core.vocabulary import Vocabulary
 
 PUBLISHED = Dimensions(vocabulary=50_000, embedding=256, hidden=512, classes=64)
 
@@ -25,4 +26,10 @@ def save_reference_bundle(path: Path, seed: int = 20171004) -> None:
         kind = next(key for key in ("embed", "attention", "output", "weight", "bias") if key in name)
         values = generator.standard_normal(shape, dtype=np.float32) * np.float32(spread[kind])
         state[name] = torch.from_numpy(values)
-    Bundle("reference", DEEPMOJI_EMOJIS, load_bundle().vocabulary, state).save(path)
+    Bundle("reference", DEEPMOJI_EMOJIS, _vocabulary(), state).save(path)
+
+
+def _vocabulary() -> Vocabulary:
+    """The bundled model's, filled up to the published size with entries that no text contains."""
+    tokens = load_bundle().vocabulary.tokens
+    return Vocabulary((*tokens, *(f"filler {number}" for number in range(PUBLISHED.vocabulary - len(tokens)))))

@@ -76,6 +76,15 @@ PAPER = {
 }
 """Felbo et al., 2017, table 4: the published weights, trained on 1.2 billion tweets; `new` at full size."""
 
+LEADERBOARD = {
+    "emotion": (0.647, 0.660, 0.652),
+    "irony": (0.617, 0.628, 0.631),
+    "offensive": (0.523, 0.717, 0.734),
+    "hate": (0.367, 0.526, 0.506),
+    "stance": (0.673, 0.594, 0.654),
+}
+"""SVM, LSTM and fastText of TweetEval's public leaderboard (Barbieri et al., 2020, table 2)."""
+
 
 def main(arguments: list[str]) -> int:
     parser = OneLineParser(prog="python -m benchmarks.transfer", description=__doc__.splitlines()[0])
@@ -163,21 +172,39 @@ def _runs() -> list[dict[str, Any]]:
 
 
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:
-    """Markdown: mean ± standard deviation over the seeds, the paper's figure in brackets."""
+    """Two Markdown tables, mean ± standard deviation over the seeds: each set beside the paper's figures, and
+    TweetEval's tasks beside its leaderboard's."""
     facts = machine()
     yield "; ".join(f"{key} {value}" for key, value in facts.items())
-    yield "| set | metric | " + " | ".join(METHODS) + " |"
-    yield "|---|---|" + "---|" * len(METHODS)
+    yield "| set | metric | seeds | " + " | ".join(METHODS) + " |"
+    yield "|---|---|---|" + "---|" * len(METHODS)
     for task in TASKS:
         of_task = [run for run in runs if run["set"] == task.name]
         for split in sorted({split for run in of_task for split in run["scores"]}):
             cells = []
             for method in METHODS:
-                scores = [run["scores"][split] for run in of_task if run["method"] == method]
                 paper = PAPER.get(task.name, {}).get(method) if split == "test" else None
-                cells.append(_cell(scores) + (f" ({paper:.2f})" if paper else ""))
+                cells.append(_cell(_by_seed(of_task, method, split)) + (f" ({paper:.2f})" if paper else ""))
             label = task.name if split == "test" else f"{task.name}, {split}"
-            yield f"| {label} | {task.metric} | " + " | ".join(cells) + " |"
+            seeds = max(len(_by_seed(of_task, method, split)) for method in METHODS)
+            yield f"| {label} | {task.metric} | {seeds} | " + " | ".join(cells) + " |"
+    yield ""
+    yield "| TweetEval | " + " | ".join(METHODS) + " | SVM | LSTM | fastText |"
+    yield "|---|" + "---|" * (len(METHODS) + 3)
+    for name, others in LEADERBOARD.items():
+        of_task = [run for run in runs if run["set"].split("-")[0] == name]
+        cells = [_cell(_by_seed(of_task, method, "test")) for method in METHODS]
+        yield f"| {name} | " + " | ".join([*cells, *(f"{other:.3f}" for other in others)]) + " |"
+
+
+def _by_seed(runs: list[dict[str, Any]], method: str, split: str) -> list[float]:
+    """The score of each seed, the mean where a task has several sets."""
+    scores: dict[int, list[float]] = {}
+    for run in runs:
+        if run["method"] == method:
+            scores.setdefault(run["seed"], []).append(run["scores"][split])
+    most = max(map(len, scores.values()), default=0)
+    return [statistics.mean(of_seed) for of_seed in scores.values() if len(of_seed) == most]
 
 
 def _cell(scores: list[float]) -> str:

@@ -57,8 +57,8 @@ def classifier_card(bundle: Bundle) -> str:
         f"Trained with method `{facts['options']['method']}` from {base} on {facts['data']}; it reads {bundle.maxlen} "
         f"tokens of a text, {facts['words_added']:,} words were added to the vocabulary.",
         _table(facts["scores"], facts["texts"]),
-        "F1 is the mean over the classes of one against the rest, each predicted from a probability on that was chosen\n"
-        f"on the validation texts: {thresholds}.{alone}",
+        "F1 is the mean over the classes of one against the rest, each predicted from a probability on that was\n"
+        f"chosen on the validation texts: {thresholds}.{alone}",
     ]
     return "\n\n".join(paragraphs) + "\n"
 
