@@ -80,6 +80,8 @@ def main(arguments: list[str]) -> int:
         prose = options.card.read_text() if options.card else ""
     except OSError as error:
         raise InputError(f"--card {options.card}: cannot be read ({error.strerror})") from None
+    if options.threads is not None and options.threads < 1:
+        raise InputError(f"--threads must be at least 1, not {options.threads}")
     if options.threads:
         torch.set_num_threads(options.threads)
     teachers = [load_bundle(source) for source in options.teacher]

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +15,10 @@ import pytest
 
 from pipelines import finetune
 from pipelines.command_line import DONE, WRONG_INPUT, run_command
+from tests.pipelines.shells import kill_while_training, shell
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import load_bundle
 
-ROOT = Path(__file__).parents[2]
 WORDS = ["good", "bad", "day", "night", "today", "really", "so"]
 TRAINING = ["--learning_rate", "0.05", "--epoch_samples", "100", "--batch_size", "20", "--most_epochs", "4"]
 
@@ -57,11 +53,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "moods.csv", make_rows())
-
-
-def shell(module: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_finetune_then_score_from_a_shell(tmp_path: Path, base: Path, data: Path) -> None:
@@ -176,21 +167,8 @@ def test_a_killed_run_is_continued_to_the_same_weights(tmp_path: Path, base: Pat
     checkpoint = tmp_path / "checkpoint.pt"
     resumable = [*settings, "--checkpoint", checkpoint, "--output", tmp_path / "killed"]
     for _ in range(2):
-        kill_while_training(resumable, checkpoint)
+        kill_while_training("pipelines.finetune", resumable, checkpoint)
         assert not (tmp_path / "killed").exists()
     done = shell("pipelines.finetune", *resumable)
     assert done.returncode == DONE, done.stderr
     assert load_bundle(tmp_path / "killed").fingerprint == load_bundle(tmp_path / "whole").fingerprint
-
-
-def kill_while_training(arguments: list[object], checkpoint: Path) -> None:
-    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-    command = [sys.executable, "-m", "pipelines.finetune", *map(str, arguments)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,15 @@ class EmojiCorpus:
     """The classes of each text: one training pair each."""
     labels: NDArray[np.int32]
     """[texts], the one class that scores are measured against."""
-    teachers: tuple[NDArray[np.float16], ...] = ()
-    """[texts, classes] each: probabilities of models to learn from."""
+    teachers: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    """Probabilities of models to learn from, by fingerprint, [texts, classes] each."""
 
     def __len__(self) -> int:
         return len(self.corpus)
 
     def head(self, rows: int) -> EmojiCorpus:
         """The first `rows` texts."""
-        teachers = tuple(teacher[:rows] for teacher in self.teachers)
+        teachers = {fingerprint: taught[:rows] for fingerprint, taught in self.teachers.items()}
         return EmojiCorpus(self.corpus.head(rows), self.emojis.head(rows), self.labels[:rows], teachers)
 
     def targets(self, rows: NDArray[np.integer], class_weights: Tensor, teacher_weight: float = 0.0) -> Tensor:
@@ -64,8 +64,8 @@ class EmojiCorpus:
         targets[which, classes.long()] = class_weights[classes.long()]
         if not self.teachers or not teacher_weight:
             return targets
-        taught = np.mean([teacher[rows] for teacher in self.teachers], axis=0, dtype=np.float32)
-        return (1 - teacher_weight) * targets + teacher_weight * targets.sum(1, keepdim=True) * torch.from_numpy(taught)
+        mean = np.mean([taught[rows] for taught in self.teachers.values()], axis=0, dtype=np.float32)
+        return (1 - teacher_weight) * targets + teacher_weight * targets.sum(1, keepdim=True) * torch.from_numpy(mean)
 
     def capped(self, cap: int, generator: np.random.Generator) -> EmojiCorpus:
         """The same texts with at most `cap` random training pairs of each class; some texts are left with none."""

@@ -131,6 +131,8 @@ def _read_table(path: Path) -> pa.Table:
     import pyarrow.json
     import pyarrow.parquet
 
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     kind = suffixes[-1] if suffixes else ""
     try:

@@ -22,7 +22,8 @@ class PretrainingOptions:
     epochs: float = 5.0
     batch_size: int = 256
     learning_rate: float = 2e-3
-    """Peak of a schedule that rises linearly over the first 200 steps and falls to zero along a cosine."""
+    """Peak of a schedule that rises linearly over the first 200 steps, at most a tenth of all, and falls to zero along
+    a cosine."""
     embedding_dropout: float = 0.1
     layer_dropout: float = 0.0
     output_dropout: float = 0.5

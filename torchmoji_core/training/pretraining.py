@@ -31,7 +31,8 @@ from torchmoji_core.training.options import PretrainingOptions
 from torchmoji_core.training.prediction import predict
 from torchmoji_core.vocabulary import UNKNOWN
 
-WARM_UP_STEPS = 200
+WARM_UP_STEPS, WARM_UP_SHARE = 200, 0.1
+"""The schedule rises over so many steps, or over this share of a run that is short."""
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -135,12 +136,13 @@ class Pretraining:
         try:
             value = take_step(self.optimizer, parameters, loss, options.gradient_norm, table, options.embedding_l2)
         except DivergedError as error:
-            raise RunError(f"step {self.step + 1}: {error} (--learning_rate); the last checkpoint is kept") from None
+            kept = "; the last checkpoint is kept" if self.checkpoint else ""
+            raise RunError(f"step {self.step + 1}: {error} (--learning_rate){kept}") from None
         self.average.update_parameters(self.model)
         return value
 
     def _schedule(self) -> float:
-        warm_up = min(1.0, (self.step + 1) / WARM_UP_STEPS)
+        warm_up = min(1.0, (self.step + 1) / min(WARM_UP_STEPS, math.ceil(self.total_steps * WARM_UP_SHARE)))
         return warm_up * 0.5 * (1 + math.cos(math.pi * self.step / self.total_steps))
 
     def _identity(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class Pretraining:
             **options,
             **asdict(self.model.dimensions),
             "precision": self.precision,
-            "teachers": len(self.data.teachers),
+            "teachers": sorted(self.data.teachers),
             "texts": len(self.data),
             "tokens": len(self.data.corpus.values),
         }
@@ -208,7 +210,7 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
         teachers: models in evaluation mode by fingerprint; they have the vocabulary of the data.
         directory: where each model's probabilities are kept as a file, mapped if it is there already.
     """
-    taught = []
+    taught = {}
     for fingerprint, model in teachers.items():
         path = directory / f"teacher-{fingerprint}.npy"
         if not path.exists():
@@ -216,8 +218,8 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
             with products_in(resolve_precision("auto")), temporary.open("wb") as stream:
                 np.save(stream, predict(model, data.corpus).astype(np.float16))
             temporary.replace(path)
-        taught.append(np.load(path, mmap_mode="r"))
-    return replace(data, teachers=tuple(taught))
+        taught[fingerprint] = np.load(path, mmap_mode="r")
+    return replace(data, teachers=taught)
 
 
 def evaluate(model: TorchMoji, data: EmojiCorpus, frequent: NDArray[np.integer] | None = None) -> dict[str, float]:

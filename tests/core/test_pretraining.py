@@ -1,4 +1,4 @@
-"""Corpora are packed without loss, measures are what they are called, and a run can be interrupted anywhere."""
+"""Pretraining learns, weighs what it is told to, learns from teachers, and can be interrupted anywhere."""
 
 from __future__ import annotations
 
@@ -11,145 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.utils.rnn import pack_sequence
 
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.model import Dimensions, TorchMoji
-from torchmoji_core.tokenizer import Tokenizer
-from torchmoji_core.training.corpus import Corpus, multi_hot
-from torchmoji_core.training.metrics import class_f1, expected_calibration_error, macro_f1, top_k_accuracy
-from torchmoji_core.training.pretraining import LabelledCorpus, Pretraining, PretrainingOptions, evaluate, predict
-from torchmoji_core.vocabulary import UNKNOWN, Vocabulary
-
-# --- corpus -------------------------------------------------------------------------------------------------------
-
-rows_of_ids = st.lists(st.lists(st.integers(0, 1_000_000), max_size=9), max_size=40)
-
-
-def corpus_of(rows: list[list[int]]) -> Corpus:
-    flat = np.array([index for row in rows for index in row], np.int32)
-    return Corpus(flat, np.cumsum([0, *map(len, rows)], dtype=np.int64))
-
-
-@given(st.lists(st.lists(st.integers(0, 1_000_000), min_size=1, max_size=9), min_size=1, max_size=30), st.data())
-@settings(max_examples=60, deadline=None)
-def test_pack_is_pack_sequence(rows: list[list[int]], data: st.DataObject) -> None:
-    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=20))
-    packed, order = corpus_of(rows).pack(np.array(chosen))
-    assert sorted(order.tolist()) == sorted(chosen)
-    expected = pack_sequence([torch.tensor(rows[index]) for index in order])
-    assert torch.equal(packed.data, expected.data) and packed.data.dtype == torch.int64
-    assert torch.equal(packed.batch_sizes, expected.batch_sizes)
-    assert packed.sorted_indices is None and packed.unsorted_indices is None
-
-
-@given(rows_of_ids, st.integers(1, 7), st.sampled_from([None, 1, 2]))
-@settings(max_examples=60, deadline=None)
-def test_batches_hold_every_text_with_tokens_once(rows: list[list[int]], batch_size: int, seed: int | None) -> None:
-    generator = None if seed is None else np.random.default_rng(seed)
-    batches = list(corpus_of(rows).batches(np.arange(len(rows)), batch_size, generator))
-    with_tokens = [index for index, row in enumerate(rows) if row]
-    assert sorted(index for batch in batches for index in batch.tolist()) == with_tokens
-    assert len(batches) == math.ceil(len(with_tokens) / batch_size)
-    assert all(1 <= len(batch) <= batch_size for batch in batches)
-
-
-def test_batches_of_chosen_texts_only() -> None:
-    corpus = corpus_of([[1], [2, 3], [], [4], [5]])
-    batches = list(corpus.batches(np.array([4, 2, 0]), 10))
-    assert [sorted(batch.tolist()) for batch in batches] == [[0, 4]]
-
-
-def test_many_batches_are_nearly_without_padding_and_shuffled() -> None:
-    lengths = np.random.default_rng(1).integers(1, 31, 5_000)
-    corpus = corpus_of([[1] * length for length in lengths])
-    epochs = [list(corpus.batches(np.arange(5_000), 16, np.random.default_rng((1, epoch)))) for epoch in (0, 0, 1)]
-    first, again, other = ([batch.tolist() for batch in epoch] for epoch in epochs)
-    assert first == again != other
-    assert sum(int(np.ptp(lengths[batch])) for batch in first) / len(first) < 2
-    order = [lengths[batch].mean() for batch in first]
-    assert order != sorted(order)
-
-
-def test_texts_are_encoded_as_the_tokenizer_does(vocabulary: Vocabulary) -> None:
-    tokenizer = Tokenizer(vocabulary)
-    texts = ["I love my dog", "", "so sad :( unheard of", "cat " * 9]
-    corpus = Corpus.encode(iter(texts), tokenizer, maxlen=5)
-    assert len(corpus) == 4
-    assert corpus.lengths.tolist() == [4, 0, 5, 5]
-    for index, text in enumerate(texts):
-        ids = corpus.ids[corpus.offsets[index] : corpus.offsets[index + 1]]
-        assert ids.tolist() == tokenizer.ids(text, 5)
-    assert len(Corpus.encode([], tokenizer, 5)) == 0
-
-
-def test_multi_hot() -> None:
-    assert multi_hot([[0, 2], [], [1], [1, 1]], 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0], [0, 1, 0]]
-    assert multi_hot([], 3).shape == (0, 3)
-
-
-# --- measures -----------------------------------------------------------------------------------------------------
-
-PROBABILITIES = np.array(
-    [
-        [0.7, 0.2, 0.1, 0.0],  # says 0, is 0
-        [0.6, 0.3, 0.1, 0.0],  # says 0, is 1
-        [0.1, 0.8, 0.1, 0.0],  # says 1, is 1
-        [0.1, 0.2, 0.7, 0.0],  # says 2, is 0
-        [0.2, 0.3, 0.5, 0.0],  # says 2, is 2
-    ]
-)
-LABELS = np.array([0, 1, 1, 0, 2])
-
-
-@pytest.mark.parametrize(("k", "expected"), [(1, 3 / 5), (2, 4 / 5), (3, 1.0), (4, 1.0), (9, 1.0)])
-def test_top_k_accuracy(k: int, expected: float) -> None:
-    assert top_k_accuracy(PROBABILITIES, LABELS, k) == pytest.approx(expected)
-
-
-def test_f1() -> None:
-    # class 0: 1 right of 2 said and 2 true; class 1: 1 of 1 and 2; class 2: 1 of 2 and 1; class 3: never
-    expected = [2 * 1 / (2 + 2), 2 * 1 / (1 + 2), 2 * 1 / (2 + 1), 0]
-    assert class_f1(PROBABILITIES, LABELS).tolist() == pytest.approx(expected)
-    assert macro_f1(PROBABILITIES, LABELS) == pytest.approx(sum(expected) / 4)
-
-
-def test_f1_of_the_best_and_the_worst() -> None:
-    sure = np.eye(3)
-    assert class_f1(sure, np.array([0, 1, 2])).tolist() == [1, 1, 1]
-    assert class_f1(sure, np.array([1, 2, 0])).tolist() == [0, 0, 0]
-
-
-def test_calibration_error() -> None:
-    # Two bins. (0.5, 1]: .7 right, .6 wrong, .8 right, .7 wrong, and .5, which begins that bin, right.
-    expected = abs((1 - 0.7) + (0 - 0.6) + (1 - 0.8) + (0 - 0.7) + (1 - 0.5)) / 5
-    assert expected_calibration_error(PROBABILITIES, LABELS, bins=2) == pytest.approx(expected)
-    # Ten bins: {.5}, {.6}, {.7, .7}, {.8}
-    expected = (0.5 + 0.6 + abs(0.3 - 0.7) + 0.2) / 5
-    assert expected_calibration_error(PROBABILITIES + 1e-9, LABELS, bins=10) == pytest.approx(expected, abs=1e-6)
-    # Two bins again: .48 wrong lies in the lower one, .55 wrong and 1 right, the edge, in the upper one
-    halves = np.array([[0.48, 0.3, 0.22], [0.55, 0.25, 0.2], [1.0, 0.0, 0.0]])
-    expected = (0.48 + abs((0 - 0.55) + (1 - 1.0))) / 3
-    assert expected_calibration_error(halves, np.array([1, 1, 0]), bins=2) == pytest.approx(expected)
-    apart = np.array([[0.48, 0.3, 0.22], [0.55, 0.25, 0.2]])  # wrong and right: in one bin they would cancel
-    assert expected_calibration_error(apart, np.array([1, 0]), bins=2) == pytest.approx((0.48 + 0.45) / 2)
-    assert expected_calibration_error(np.eye(3), np.array([0, 1, 2])) == 0
-    assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
-
-
-# --- pretraining --------------------------------------------------------------------------------------------------
+from torchmoji_core.training.corpus import Corpus
+from torchmoji_core.training.emoji_corpus import EmojiCorpus
+from torchmoji_core.training.options import PretrainingOptions
+from torchmoji_core.training.prediction import predict
+from torchmoji_core.training.pretraining import Pretraining, evaluate, teach
+from torchmoji_core.training.ragged import Ragged
+from torchmoji_core.vocabulary import UNKNOWN
 
 CLASSES = 3
 OPTIONS = PretrainingOptions(
-    epochs=7, batch_size=8, learning_rate=0.05, averaging=0.9, min_count=2, checkpoint_seconds=1e-9
+    epochs=7, batch_size=8, learning_rate=0.02, averaging=0.9, min_count=2, checkpoint_seconds=1e-9
 )
 Reports = list[dict[str, float]]
 
 
-def make_data(texts: int = 150, seed: int = 1) -> LabelledCorpus:
+def make_data(texts: int = 150, seed: int = 1) -> EmojiCorpus:
     """Texts whose class is that of their last word; some without tokens."""
     generator = np.random.default_rng(seed)
     rows, labels = [], []
@@ -158,14 +39,14 @@ def make_data(texts: int = 150, seed: int = 1) -> LabelledCorpus:
         length = int(generator.integers(1, 4)) if number % 15 else 0
         rows.append([*generator.integers(15, 30, length).tolist(), 10 + label] if length else [])
         labels.append(label)
-    return LabelledCorpus(corpus_of(rows), multi_hot([[label] for label in labels], CLASSES), np.array(labels))
+    return EmojiCorpus(Corpus.of(rows), Ragged.of([[label] for label in labels]), np.array(labels, np.int32))
 
 
 DATA = make_data()
 DIMENSIONS = Dimensions(vocabulary=40, embedding=4, hidden=3, classes=CLASSES)
 
 
-def pretraining(checkpoint: Path | None = None, data: LabelledCorpus = DATA, **changes: Any) -> Pretraining:
+def pretraining(checkpoint: Path | None = None, data: EmojiCorpus = DATA, **changes: Any) -> Pretraining:
     return Pretraining(DIMENSIONS, data, replace(OPTIONS, **changes), checkpoint)
 
 
@@ -208,7 +89,7 @@ def test_training_learns(finished: tuple[TorchMoji, Reports]) -> None:
 
 def test_rare_and_unseen_tokens_share_the_embedding_of_the_unknown_one(finished: tuple[TorchMoji, Reports]) -> None:
     weight = finished[0].embed.weight
-    counts = np.bincount(DATA.corpus.ids, minlength=40)
+    counts = np.bincount(DATA.corpus.values, minlength=40)
     for token in range(UNKNOWN + 1, 40):
         assert torch.equal(weight[token], weight[UNKNOWN]) == (counts[token] < OPTIONS.min_count)
 
@@ -305,28 +186,24 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, content: bytes) -> No
         pretraining(checkpoint, epochs=1).run(lambda _: None)
 
 
-def spoilt_data(value: float) -> LabelledCorpus:
-    """Targets of which one, in the middle of an epoch, makes the loss no number."""
-    targets = DATA.targets.clone()
-    targets[int(DATA.corpus.lengths.argmax()), 0] = value
-    return replace(DATA, targets=targets)
-
-
 def test_data_without_tokens_is_refused() -> None:
+    nothing = EmojiCorpus(Corpus.of([[], []]), Ragged.of([[0], [1]]), np.array([0, 1], np.int32))
     with pytest.raises(InputError, match="no text of the training data has a token"):
-        pretraining(data=LabelledCorpus(corpus_of([[], []]), multi_hot([[0], [1]], CLASSES), np.array([0, 1])))
+        pretraining(data=nothing)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=["nan", "inf"])
 def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(tmp_path: Path, value: float) -> None:
     """Even where the run would end, or save, before it next reports."""
     path = tmp_path / "checkpoint.pt"
-    with pytest.raises(RunError, match=r"loss is .* at step \d+; lower"):
-        pretraining(path, data=spoilt_data(value), epochs=1).run(lambda _: None)
-    if path.exists():
-        saved = torch.load(path, weights_only=True)
-        assert all(tensor.isfinite().all() for tensor in saved["model"].values())
-        assert all(tensor.isfinite().all() for tensor in saved["average"].values())
+    taught = np.full((len(DATA), CLASSES), 1 / CLASSES, np.float16)
+    taught[int(DATA.corpus.lengths.argmax()), 0] = value  # in the middle of an epoch
+    with pytest.raises(RunError, match=r"step \d+: the loss is .*lower the learning rate.*the last checkpoint is kept"):
+        pretraining(path, data=replace(DATA, teachers={"spoilt": taught}), epochs=1).run(lambda _: None)
+    saved = torch.load(path, weights_only=True)
+    assert saved["step"] > 0
+    assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+    assert all(tensor.isfinite().all() for tensor in saved["average"].values())
 
 
 def test_predictions_come_in_the_order_of_the_texts(finished: tuple[TorchMoji, Reports]) -> None:
@@ -376,3 +253,71 @@ def test_word_dropout_reads_words_as_unknown(monkeypatch: pytest.MonkeyPatch) ->
     assert len(plain) == len(dropping)
     rare = float((plain == UNKNOWN).double().mean())
     assert 0.3 < float((dropping == UNKNOWN).double().mean()) - rare < 0.5
+
+
+# --- targets ------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_counts_once_for_each_of_its_emojis_by_their_weight() -> None:
+    data = EmojiCorpus(Corpus.of([[10], [11], [12]]), Ragged.of([[0, 2], [], [1]]), np.array([0, 1, 1], np.int32))
+    targets = data.targets(np.array([2, 0]), torch.tensor([1.0, 2.0, 4.0]))
+    assert targets.tolist() == [[0, 2, 0], [1, 0, 4]]
+
+
+def test_teachers_get_their_share_of_a_texts_weight() -> None:
+    taught = {"a": np.array([[0.5, 0.5, 0]], np.float16), "b": np.array([[0, 0.5, 0.5]], np.float16)}
+    data = EmojiCorpus(Corpus.of([[10]]), Ragged.of([[0, 2]]), np.zeros(1, np.int32), taught)
+    targets = data.targets(np.array([0]), torch.tensor([1.0, 1.0, 3.0]), teacher_weight=0.5)
+    # weight 4 of the text, half of it spread as (.25, .5, .25)
+    assert targets.tolist() == [[0.5 * 1 + 2 * 0.25, 2 * 0.5, 0.5 * 3 + 2 * 0.25]]
+
+
+def test_a_cap_draws_from_the_pairs_of_frequent_emojis() -> None:
+    emojis = [[0], [0, 1], [0], [2, 0], [0], [1]]
+    data = EmojiCorpus(Corpus.of([[10]] * 6), Ragged.of(emojis), np.zeros(6, np.int32))
+    draws = [data.capped(2, np.random.default_rng(seed)).emojis for seed in range(40)]
+    for draw in draws:
+        assert np.bincount(draw.values).tolist() == [2, 2, 1]
+        for row, given in enumerate(emojis):
+            assert set(draw[row].tolist()) <= set(given)
+    kept = {row for draw in draws for row in range(6) if 0 in draw[row].tolist()}
+    assert kept == {0, 1, 2, 3, 4}
+
+
+def test_a_class_weight_makes_rare_emojis_likelier() -> None:
+    generator = np.random.default_rng(3)
+    labels = (generator.random(400) < 0.1).astype(np.int32)  # nothing in the texts tells the two apart
+    rows = generator.integers(15, 30, (400, 3)).tolist()
+    data = EmojiCorpus(Corpus.of(rows), Ragged.of(labels[:, None].tolist()), labels)
+    plain, weighted = (
+        predict(pretraining(data=data, epochs=3, class_weight_power=power).run(lambda _: None), data.corpus).mean(
+            axis=0
+        )
+        for power in (0.0, 1.0)
+    )
+    assert plain[1] < 0.15 and weighted[1] > 2 * plain[1]
+
+
+def test_a_pupil_learns_what_its_teacher_says(tmp_path: Path, finished: tuple[TorchMoji, Reports]) -> None:
+    """Labels are of no use here, so all that it knows it has from the teacher."""
+    noise = np.random.default_rng(5).integers(CLASSES, size=len(DATA)).astype(np.int32)
+    useless = EmojiCorpus(DATA.corpus, Ragged.of(noise[:, None].tolist()), noise)
+    taught = teach(useless, {"fingerprint": finished[0]}, tmp_path)
+    pupil = pretraining(data=taught, teacher_weight=1.0).run(lambda _: None)
+    assert evaluate(pupil, DATA)["top1"] > 0.7
+    (path,) = tmp_path.iterdir()
+    again = teach(useless, {"fingerprint": finished[0]}, tmp_path)
+    assert isinstance(again.teachers["fingerprint"], np.memmap) and path.name == "teacher-fingerprint.npy"
+
+
+def test_a_run_with_another_teacher_does_not_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    taught = np.full((len(DATA), CLASSES), 1 / CLASSES, np.float16)
+    pretraining(path, data=replace(DATA, teachers={"one": taught}), epochs=1).run(lambda _: None)
+    with pytest.raises(InputError, match="other teachers"):
+        pretraining(path, data=replace(DATA, teachers={"other": taught}), epochs=1).run(lambda _: None)
+
+
+def test_frequent_classes_have_a_macro_f1_of_their_own(finished: tuple[TorchMoji, Reports]) -> None:
+    scores = [evaluate(finished[0], DATA, np.array([index]))["macro_f1_frequent"] for index in range(CLASSES)]
+    assert evaluate(finished[0], DATA)["macro_f1"] == pytest.approx(sum(scores) / CLASSES)

@@ -1,0 +1,120 @@
+"""The pretrain command: texts with emojis in, a bundle with a card that it fills itself; a kill costs little."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipelines.command_line import DONE, WRONG_INPUT
+from tests.pipelines.shells import kill_while_training, shell
+from torchmoji_core.bundle import load_bundle
+
+MOODS = {"❤": "love", "😂": "funny", "😢": "sad", "😡": "angry"}
+SMALL = ["--embedding", "8", "--hidden", "6", "--min_count", "1", "--threads", "1", "--learning_rate", "0.02"]
+
+
+def make_rows(count: int = 240) -> list[dict[str, Any]]:
+    generator = random.Random(1)
+    rows = []
+    for number in range(count):
+        emoji = generator.choice(list(MOODS))
+        words = [MOODS[emoji], *generator.choices(["the", "day", "is", "my", "dog", "so"], k=4)]
+        generator.shuffle(words)
+        split = "val" if number % 10 == 1 else "test" if number % 10 == 2 else "train"
+        emojis = [emoji, "✨"] if number % 7 == 0 else [emoji]
+        rows.append({"text": " ".join(words), "emoji": emoji, "emojis": emojis, "split": split})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "emojis.parquet"
+    pq.write_table(pa.Table.from_pylist(make_rows()), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle made by the command, from a vocabulary of its own."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher"
+    settings = ["--name", "teacher", "--epochs", 25, "--batch_size", 16, *SMALL]
+    done = shell("pipelines.pretrain", "--data", data, "--output", path, *settings)
+    assert done.returncode == DONE, done.stderr
+    return path
+
+
+def test_a_bundle_that_knows_its_emojis(teacher: Path) -> None:
+    bundle = load_bundle(str(teacher))
+    assert bundle.provenance["scores"]["test"]["top1"] > 0.8
+    assert bundle.provenance["texts"] == {"train": 192, "val": 24, "test": 24}
+    assert set(bundle.vocabulary) > {*MOODS.values(), "dog"}
+    (top,) = bundle.score(["my dog is so funny"]).top(1)
+    assert top[0][0] == "😂"
+    # The card is filled from what was measured.
+    assert "# teacher" in bundle.card and "embedding 8" in bundle.card
+    assert f"| test | 24 | {bundle.provenance['scores']['test']['top1']:.3f} |" in bundle.card
+
+
+def test_a_pupil_of_a_teacher_with_a_card_of_its_own(data: Path, teacher: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text("**Limits.** It knows four moods.\n")
+    done = shell(
+        "pipelines.pretrain", "--data", data, "--output", tmp_path / "pupil", "--teacher", teacher, "--card", card,
+        "--prepared", tmp_path / "prepared", "--epochs", 1, *SMALL,
+    )  # fmt: skip
+    assert done.returncode == DONE, done.stderr
+    pupil, taught_by = load_bundle(str(tmp_path / "pupil")), load_bundle(str(teacher))
+    assert pupil.vocabulary.tokens == taught_by.vocabulary.tokens
+    assert pupil.provenance["teachers"] == {taught_by.fingerprint: "teacher"}
+    assert "It knows four moods." in pupil.card and "70% of each target" in pupil.card
+    assert (tmp_path / "prepared" / f"teacher-{taught_by.fingerprint}.npy").exists()
+
+
+def test_a_killed_run_is_continued_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    settings = ["--data", data, "--epochs", 40, "--batch_size", 32, "--checkpoint_seconds", 0.05, *SMALL]
+    whole = shell("pipelines.pretrain", *settings, "--output", tmp_path / "whole")
+    assert whole.returncode == DONE, whole.stderr
+    checkpoint = tmp_path / "checkpoint.pt"
+    resumable = [*settings, "--checkpoint", checkpoint, "--output", tmp_path / "killed"]
+    for _ in range(2):
+        kill_while_training("pipelines.pretrain", resumable, checkpoint)
+        assert not (tmp_path / "killed").exists()
+    assert torch.load(checkpoint, weights_only=True)["step"] > 0
+    done = shell("pipelines.pretrain", *resumable)
+    assert done.returncode == DONE, done.stderr
+    assert load_bundle(str(tmp_path / "killed")).fingerprint == load_bundle(str(tmp_path / "whole")).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("rows", "extra", "message"),
+    [
+        ([{"text": "a", "emoji": "❤", "split": "train"}], [], "no column 'emojis'"),
+        ([{"text": "a", "emoji": "x", "emojis": ["x"], "split": "train"}], [], "'x' is not one of DeepMoji's 64"),
+        ([{"text": "a", "emoji": "❤", "emojis": ["❤"], "split": "train"}], [], "no rows with split 'val'"),
+        (None, ["--learning_rate", "0"], "learning_rate must be above 0"),
+        (None, ["--teacher_weight", "2"], "teacher_weight must be between 0 and 1"),
+        (None, ["--card", "nowhere.md"], "--card nowhere.md: cannot be read"),
+        (None, ["--vocabulary", "nowhere.json"], "nowhere.json"),
+        (None, ["--teacher", "nowhere"], "nowhere"),
+        (None, ["--maxlen", "20", "--teacher", "TEACHER"], "--teacher teacher: its vocabulary or maxlen is another"),
+        (None, ["--threads", "0"], "--threads must be at least 1"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_before_any_training(
+    tmp_path: Path, data: Path, teacher: Path, rows: list[dict[str, Any]] | None, extra: list[str], message: str
+) -> None:
+    path = data
+    if rows is not None:
+        path = tmp_path / "emojis.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    extra = [str(teacher) if value == "TEACHER" else value for value in extra]
+    done = shell("pipelines.pretrain", "--data", path, "--output", tmp_path / "out", "--embedding", 4, *extra)
+    assert done.returncode == WRONG_INPUT
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
