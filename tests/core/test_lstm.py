@@ -119,6 +119,27 @@ def test_input_is_left_as_it_is() -> None:
     assert torch.equal(packed.data, before)
 
 
+def test_bfloat16_products_give_nearly_the_same_states_and_gradients() -> None:
+    """As training under autocast has them: weights and their gradients stay float32."""
+    rows = [row.float() for row in make_rows([9, 6, 6, 3, 1], inputs=12)]
+    weights = torch.randn(25, 32, generator=torch.Generator().manual_seed(4))
+    results = []
+    for enabled in (False, True):
+        lstm, packed = make_lstm(12, 16, scale=0.3).float(), pack_sequence(rows)
+        data = packed.data.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            output = lstm(packed._replace(data=data)).data
+        (output.float() * weights).sum().backward()
+        gradients = [data.grad, *(parameter.grad for parameter in lstm.parameters())]
+        assert all(gradient is not None and gradient.dtype == torch.float32 for gradient in gradients)
+        results.append([output.detach().float(), *gradients])
+    exact, rough = results
+    assert output.dtype == torch.bfloat16
+    for one, other in zip(exact, rough, strict=True):
+        assert one is not None and other is not None
+        assert 0 < float((one - other).norm() / one.norm()) < 0.02  # a bfloat16 has 8 bits: 0.4 % each
+
+
 def test_training_steps_lower_the_loss() -> None:
     lstm, packed = make_lstm(scale=0.3), pack_sequence(make_rows([5, 4, 2]))
     target = torch.rand(11, 8, dtype=torch.float64) - 0.5
