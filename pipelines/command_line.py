@@ -40,9 +40,10 @@ def run_command(main: Callable[[list[str]], int]) -> int:
 
 
 def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
-    """Add one option for each field of a dataclass, with its type and default."""
+    """Add one option for each field of a dataclass, with its type, default and, from its metadata, help."""
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
+        meaning = field.metadata["help"].replace("%", "%%")
         parser.add_argument(
-            f"--{field.name}", type=types[field.name], default=field.default, help=f"(default: {field.default})"
+            f"--{field.name}", type=types[field.name], default=field.default, help=f"{meaning} (default: %(default)s)"
         )
