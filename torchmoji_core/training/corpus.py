@@ -28,7 +28,7 @@ class Corpus(Ragged):
         Returns:
             The packed ids (int64), and the row numbers in the packed order, for labels to follow.
         """
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        lengths = self.lengths_of(rows)
         order = np.argsort(-lengths, kind="stable")
         rows, lengths = rows[order], lengths[order]
         steps = np.arange(lengths[0])
@@ -47,7 +47,7 @@ class Corpus(Ragged):
             batch_size: texts in a batch.
             generator: shuffles rows and batches; without one the order is by length.
         """
-        rows = rows[self.lengths[rows] > 0]
+        rows = rows[self.lengths_of(rows) > 0]
         group = len(rows) or 1
         if generator is not None:
             rows = generator.permutation(rows)
@@ -55,7 +55,7 @@ class Corpus(Ragged):
         batches: list[NDArray[np.integer]] = []
         for start in range(0, len(rows), group):
             part = rows[start : start + group]
-            part = part[np.argsort(self.lengths[part], kind="stable")]
+            part = part[np.argsort(self.lengths_of(part), kind="stable")]
             batches += [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
         order: Sequence[int] | NDArray[np.integer] = range(len(batches))
         if generator is not None:

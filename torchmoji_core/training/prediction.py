@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,11 +32,26 @@ def forward(model: TorchMoji, corpus: Corpus, batch_size: int = BATCH_SIZE) -> t
 
 
 @torch.inference_mode()
-def predict(model: TorchMoji, corpus: Corpus, batch_size: int = BATCH_SIZE) -> NDArray[np.float32]:
-    """Probabilities [texts, classes] of a model whose classes exclude each other; uniform for texts without tokens."""
+def predict(
+    model: TorchMoji, corpus: Corpus, batch_size: int = BATCH_SIZE, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Probabilities of a model whose classes exclude each other; uniform for texts without tokens.
+
+    The model is set to evaluation mode.
+
+    Args:
+        model: the model.
+        corpus: the texts.
+        batch_size: texts of a batch.
+        out: [texts, classes] of any float type to write them to, a mapped file for example; None for a new array of
+            float32.
+    """
+    model.eval()
     classes = model.dimensions.classes
-    probabilities = np.full((len(corpus), classes), 1 / classes, np.float32)
+    if out is None:
+        out = np.empty((len(corpus), classes), np.float32)
+    out[:] = 1 / classes
     for rows in corpus.batches(np.arange(len(corpus)), batch_size):
         packed, rows = corpus.pack(rows)
-        probabilities[rows] = model.eval()(packed).logits.float().softmax(dim=1).numpy()
-    return probabilities
+        out[rows] = model(packed).logits.float().softmax(dim=1).numpy()
+    return out

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
@@ -215,8 +216,10 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
         path = directory / f"teacher-{fingerprint}.npy"
         if not path.exists():
             temporary = path.with_suffix(".tmp")
-            with products_in(resolve_precision("auto")), temporary.open("wb") as stream:
-                np.save(stream, predict(model, data.corpus).astype(np.float16))
+            mapped = open_memmap(temporary, "w+", np.float16, (len(data), model.dimensions.classes))
+            with products_in(resolve_precision("auto")):
+                predict(model, data.corpus, out=mapped)
+            mapped.flush()
             temporary.replace(path)
         taught[fingerprint] = np.load(path, mmap_mode="r")
     return replace(data, teachers=taught)

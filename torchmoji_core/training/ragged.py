@@ -40,6 +40,10 @@ class Ragged:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
+    def lengths_of(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The lengths of some rows, without a look at the others."""
+        return self.offsets[rows + 1] - self.offsets[rows]
+
     def head(self, rows: int) -> Self:
         """The first rows."""
         offsets = self.offsets[: rows + 1]
@@ -47,7 +51,7 @@ class Ragged:
 
     def cells(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """All values of some rows, and for each the position of its row in `rows`."""
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        starts, lengths = self.offsets[rows], self.lengths_of(rows)
         which = np.repeat(np.arange(len(rows)), lengths)
         within = np.arange(len(which)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return which, self.values[starts[which] + within]
