@@ -50,6 +50,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--teacher", action="append", default=[], help="bundle whose probabilities are learnt too; may be repeated"
     )
+    result.add_argument(
+        "--start",
+        help="bundle to go on from; it decides vocabulary, --embedding and --hidden (default: random weights)",
+    )
     result.add_argument("--checkpoint", type=Path, help="file to save progress in and to resume from")
     result.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     result.add_argument("--rows", type=int, help="use only the first ROWS rows, for a trial")
@@ -84,34 +88,39 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--threads must be at least 1, not {options.threads}")
     if options.threads:
         torch.set_num_threads(options.threads)
+    start = load_bundle(options.start) if options.start else None
     teachers = [load_bundle(source) for source in options.teacher]
+    models = [*([start] if start else []), *teachers]
     if options.vocabulary:
         vocabulary = Vocabulary.load(options.vocabulary)
-    elif teachers:
-        vocabulary = teachers[0].vocabulary
+    elif models:
+        vocabulary = models[0].vocabulary
     else:
         counts = count_tokens(options.data, options.rows)
         vocabulary = vocabulary_of(counts, training_options.min_count, options.vocabulary_size)
-    for teacher in teachers:
-        _check_teacher(teacher, vocabulary, options.maxlen)
+    for model in models:
+        _check_reads_the_same(model, vocabulary, options.maxlen)
     with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
         prepared = options.prepared or Path(scratch)
         splits = prepare(options.data, vocabulary, options.maxlen, prepared, options.rows)
         dimensions = Dimensions(len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
-        models = {teacher.fingerprint: teacher.model() for teacher in teachers}
-        train = teach(splits["train"], models, prepared)
-        training = Pretraining(dimensions, train, training_options, options.checkpoint)
+        if start:
+            dimensions = start.dimensions
+        taught_by = {teacher.fingerprint: teacher.model() for teacher in teachers}
+        train = teach(splits["train"], taught_by, prepared)
+        training = Pretraining(dimensions, train, training_options, options.checkpoint, start.state if start else None)
         print(f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps", flush=True)
-        model = training.run(lambda figures: print(json.dumps(figures), flush=True), splits["val"])
+        trained = training.run(lambda figures: print(json.dumps(figures), flush=True), splits["val"])
         labels = np.concatenate([data.labels for data in splits.values()])
         frequent = np.flatnonzero(np.bincount(labels, minlength=len(DEEPMOJI_EMOJIS)) >= FREQUENT)
-        scores = {name: evaluate(model, data.head(SCORED_TEXTS), frequent) for name, data in splits.items()}
+        scores = {name: evaluate(trained, data.head(SCORED_TEXTS), frequent) for name, data in splits.items()}
         texts = {name: len(data) for name, data in splits.items()}
     print(json.dumps(scores))
     provenance: dict[str, Any] = {
         "made_by": "python -m pipelines.pretrain",
         "data": Path(options.data).name,
         "texts": texts,
+        "start": {start.fingerprint: start.name} if start else None,
         "teachers": {teacher.fingerprint: teacher.name for teacher in teachers},
         "options": dataclasses.asdict(training_options),
         "scores": {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in scores.items()},
@@ -120,7 +129,7 @@ def main(arguments: list[str]) -> int:
         name=options.name,
         classes=DEEPMOJI_EMOJIS,
         vocabulary=vocabulary,
-        state={name: tensor.half() for name, tensor in model.state_dict().items()},
+        state={name: tensor.half() for name, tensor in trained.state_dict().items()},
         maxlen=options.maxlen,
         provenance=provenance,
     )
@@ -130,11 +139,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _check_teacher(teacher: Bundle, vocabulary: Vocabulary, maxlen: int) -> None:
-    if tuple(teacher.classes) != tuple(DEEPMOJI_EMOJIS):
-        raise InputError(f"--teacher {teacher.name}: its classes are not DeepMoji's 64 emojis")
-    if list(teacher.vocabulary) != list(vocabulary) or teacher.maxlen != maxlen:
-        raise InputError(f"--teacher {teacher.name}: its vocabulary or maxlen is another; a teacher reads the same ids")
+def _check_reads_the_same(model: Bundle, vocabulary: Vocabulary, maxlen: int) -> None:
+    if tuple(model.classes) != tuple(DEEPMOJI_EMOJIS):
+        raise InputError(f"model {model.name}: its classes are not DeepMoji's 64 emojis")
+    if list(model.vocabulary) != list(vocabulary) or model.maxlen != maxlen:
+        raise InputError(
+            f"model {model.name}: its vocabulary or maxlen is another; what is learnt from must read the same ids"
+        )
 
 
 if __name__ == "__main__":

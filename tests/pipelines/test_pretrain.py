@@ -76,6 +76,20 @@ def test_a_pupil_of_a_teacher_with_a_card_of_its_own(data: Path, teacher: Path, 
     assert (tmp_path / "prepared" / f"teacher-{taught_by.fingerprint}.npy").exists()
 
 
+def test_training_goes_on_from_a_bundle(data: Path, teacher: Path, tmp_path: Path) -> None:
+    settings = ["--epochs", "0.01", "--min_count", "1", "--learning_rate", "1e-9", "--name", "later"]
+    done = shell(
+        "pipelines.pretrain", "--data", data, "--start", teacher, "--output", tmp_path / "later.zip", *settings
+    )
+    assert done.returncode == DONE, done.stderr
+    later, before = load_bundle(str(tmp_path / "later.zip")), load_bundle(str(teacher))
+    assert later.provenance["start"] == {before.fingerprint: "teacher"}
+    assert (later.dimensions, later.vocabulary.tokens) == (before.dimensions, before.vocabulary.tokens)
+    for name, tensor in later.state.items():
+        torch.testing.assert_close(tensor, before.state[name], atol=2e-3, rtol=0)
+    assert "from the weights of teacher" in later.card
+
+
 def test_a_killed_run_is_continued_to_the_same_weights(data: Path, tmp_path: Path) -> None:
     settings = ["--data", data, "--epochs", 40, "--batch_size", 32, "--checkpoint_seconds", 0.05, *SMALL]
     whole = shell("pipelines.pretrain", *settings, "--output", tmp_path / "whole")
@@ -102,7 +116,7 @@ def test_a_killed_run_is_continued_to_the_same_weights(data: Path, tmp_path: Pat
         (None, ["--card", "nowhere.md"], "--card nowhere.md: cannot be read"),
         (None, ["--vocabulary", "nowhere.json"], "nowhere.json"),
         (None, ["--teacher", "nowhere"], "nowhere"),
-        (None, ["--maxlen", "20", "--teacher", "TEACHER"], "--teacher teacher: its vocabulary or maxlen is another"),
+        (None, ["--maxlen", "20", "--teacher", "TEACHER"], "model teacher: its vocabulary or maxlen is another"),
         (None, ["--threads", "0"], "--threads must be at least 1"),
     ],
 )

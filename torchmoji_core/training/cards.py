@@ -27,6 +27,7 @@ def emoji_model_card(bundle: Bundle, prose: str) -> str:
     teachers = " and ".join(f"{name} ({fingerprint[:12]})" for fingerprint, name in facts["teachers"].items())
     share = f"{facts['options']['teacher_weight']:.0%}"
     taught = f"; {share} of each target are probabilities of {teachers}" if teachers else ""
+    start = f", from the weights of {next(iter(facts['start'].values()))}" if facts.get("start") else ""
     paragraphs = [
         f"# {bundle.name}",
         f"DeepMoji's architecture: embedding {size.embedding}, two bidirectional LSTMs of {size.hidden} a direction, "
@@ -34,8 +35,8 @@ def emoji_model_card(bundle: Bundle, prose: str) -> str:
         f"{size.vocabulary:,} tokens. It reads {bundle.maxlen} tokens of a text.\n"
         "Stored as float16, run in float32.",
         prose.strip(),
-        f"**Training.** {facts['options']['epochs']:g} epochs of {facts['data']}, a text counting once for each of its "
-        f"emojis; Adam on a cosine schedule,\nmoving average of the weights{taught}. All options stand in config.json.",
+        f"**Training.** {facts['options']['epochs']:g} epochs of {facts['data']}{start}, a text counting once for each "
+        f"of its emojis;\nAdam on a cosine schedule, moving average of the weights{taught}. All options stand in config.json.",
         _table(facts["scores"], facts["texts"]),
         "Over the first 50,000 texts of a split that has more. Frequent classes are those of 1,000 texts or more.",
     ]

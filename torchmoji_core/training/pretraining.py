@@ -42,13 +42,19 @@ class Pretraining:
     """One training run; `run` continues from the checkpoint if there is one."""
 
     def __init__(
-        self, dimensions: Dimensions, data: EmojiCorpus, options: PretrainingOptions, checkpoint: Path | None = None
+        self,
+        dimensions: Dimensions,
+        data: EmojiCorpus,
+        options: PretrainingOptions,
+        checkpoint: Path | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Args:
-        dimensions: sizes of the model.
-        data: what to train on.
-        options: how.
-        checkpoint: file to save to every `checkpoint_seconds` and to resume from.
+            dimensions: sizes of the model.
+            data: what to train on.
+            options: how.
+            checkpoint: file to save to every `checkpoint_seconds` and to resume from.
+            start: weights to begin with, of a model of these dimensions; None for Keras' initialization.
 
         Raises:
             InputError: if the data holds no tokens.
@@ -62,6 +68,9 @@ class Pretraining:
         dropout = Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout)
         self.model = TorchMoji(dimensions, dropout)
         initialize_like_keras(self.model)
+        if start is not None:
+            self.model.load_state_dict({name: tensor.float() for name, tensor in start.items()})
+        self.start = float(self.model.get_parameter("output_layer.0.weight").detach().double().sum())  # a checksum
         self.rare = _rare_tokens(data.corpus, dimensions.vocabulary, options.min_count)
         self.class_weights = _class_weights(self.data, dimensions.classes, options.class_weight_power)
         self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(options.averaging))
@@ -153,6 +162,7 @@ class Pretraining:
             **options,
             **asdict(self.model.dimensions),
             "precision": self.precision,
+            "start": self.start,
             "teachers": sorted(self.data.teachers),
             "texts": len(self.data),
             "tokens": len(self.data.corpus.values),
