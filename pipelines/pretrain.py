@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.model import Dimensions
     from torchmoji_core.training.cards import emoji_model_card
     from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
-    from torchmoji_core.training.pretraining import Pretraining, evaluate, teach
+    from torchmoji_core.training.pretraining import Pretraining, calibrate, evaluate, teach
     from torchmoji_core.vocabulary import Vocabulary
 
     names = [field.name for field in dataclasses.fields(PretrainingOptions)]
@@ -111,6 +111,7 @@ def main(arguments: list[str]) -> int:
         training = Pretraining(dimensions, train, training_options, options.checkpoint, start.state if start else None)
         print(f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps", flush=True)
         trained = training.run(lambda figures: print(json.dumps(figures), flush=True), splits["val"])
+        temperature = calibrate(trained, training.data, splits["val"], training_options.tilt)
         labels = np.concatenate([data.labels for data in splits.values()])
         frequent = np.flatnonzero(np.bincount(labels, minlength=len(DEEPMOJI_EMOJIS)) >= FREQUENT)
         scores = {name: evaluate(trained, data.head(SCORED_TEXTS), frequent) for name, data in splits.items()}
@@ -123,6 +124,7 @@ def main(arguments: list[str]) -> int:
         "start": {start.fingerprint: start.name} if start else None,
         "teachers": {teacher.fingerprint: teacher.name for teacher in teachers},
         "options": dataclasses.asdict(training_options),
+        "temperature": temperature,
         "scores": {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in scores.items()},
     }
     bundle = Bundle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,7 @@ from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.emoji_corpus import EmojiCorpus
 from torchmoji_core.training.options import PretrainingOptions
 from torchmoji_core.training.prediction import predict
-from torchmoji_core.training.pretraining import Pretraining, evaluate, teach
+from torchmoji_core.training.pretraining import TEMPERATURES, Pretraining, calibrate, evaluate, teach
 from torchmoji_core.training.ragged import Ragged
 from torchmoji_core.vocabulary import UNKNOWN
 
@@ -321,3 +322,32 @@ def test_a_run_with_another_teacher_does_not_go_on_from_the_checkpoint(tmp_path:
 def test_frequent_classes_have_a_macro_f1_of_their_own(finished: tuple[TorchMoji, Reports]) -> None:
     scores = [evaluate(finished[0], DATA, np.array([index]))["macro_f1_frequent"] for index in range(CLASSES)]
     assert evaluate(finished[0], DATA)["macro_f1"] == pytest.approx(sum(scores) / CLASSES)
+
+
+def test_a_temperature_mends_the_confidence_and_keeps_the_order(finished: tuple[TorchMoji, Reports]) -> None:
+    model = copy.deepcopy(finished[0])
+    with torch.no_grad():  # far too sure of itself
+        for parameter in model.output_layer.parameters():
+            parameter *= 1.5 / 0.95
+    before, sure = predict(model, DATA.corpus), evaluate(model, DATA)
+    temperature = calibrate(model, DATA, DATA)
+    after = predict(model, DATA.corpus)
+    assert temperature in TEMPERATURES and temperature != 1
+    assert (after.argsort(axis=1) == before.argsort(axis=1)).all()
+    rows, labels = np.arange(len(DATA)), DATA.labels
+    assert np.log(after[rows, labels]).mean() > np.log(before[rows, labels]).mean()
+    assert evaluate(model, DATA)["top1"] == sure["top1"]
+
+
+def test_a_tilt_makes_rare_emojis_likelier_by_the_power_of_their_frequency(
+    finished: tuple[TorchMoji, Reports],
+) -> None:
+    emojis = Ragged.of([[0]] * 100 + [[1]] * 40 + [[2]] * 10)
+    counted = replace(DATA, emojis=emojis)
+    plain, tilted = copy.deepcopy(finished[0]), copy.deepcopy(finished[0])
+    temperatures = calibrate(plain, counted, DATA), calibrate(tilted, counted, DATA, tilt=0.5)
+    odds = []
+    for model, temperature in zip((plain, tilted), temperatures, strict=True):
+        probabilities = predict(model, DATA.corpus)[DATA.corpus.lengths > 0]
+        odds.append(temperature * np.log(probabilities[:, [0, 1]] / probabilities[:, [2]]))
+    np.testing.assert_allclose(odds[1] - odds[0], np.tile(-0.5 * np.log([10, 4]), (len(odds[0]), 1)), atol=1e-3)

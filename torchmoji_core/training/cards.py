@@ -36,8 +36,9 @@ def emoji_model_card(bundle: Bundle, prose: str) -> str:
         "Stored as float16, run in float32.",
         prose.strip(),
         f"**Training.** {facts['options']['epochs']:g} epochs of {facts['data']}{start}, a text counting once for each "
-        f"of its emojis;\nAdam on a cosine schedule, moving average of the weights{taught}. All options stand in "
-        "config.json.",
+        f"of its emojis;\nAdam on a cosine schedule, moving average of the weights{taught}. Then\n"
+        f"a tilt of {facts['options']['tilt']:g} towards rare emojis and a temperature of {facts['temperature']:g}, "
+        "the one that fits the validation texts. All options stand in config.json.",
         _table(facts["scores"], facts["texts"]),
         "Over the first 50,000 texts of a split that has more. Frequent classes are those of 1,000 texts or more.",
     ]

@@ -53,6 +53,11 @@ class PretrainingOptions:
         "share of the teachers' probabilities in the targets, if there are teachers; the emojis of the text have the "
         "rest (Hinton et al., 2015, at temperature 1)",
     )
+    tilt: float = _option(
+        0.0,
+        "after training, log(pairs of an emoji / mean over emojis) times this is taken from its logit, so that rare "
+        "emojis become likelier (Menon et al., 2021)",
+    )
     averaging: float = _option(
         0.999, "decay per step of the exponential moving average of the weights that becomes the model"
     )
@@ -63,7 +68,7 @@ class PretrainingOptions:
     def __post_init__(self) -> None:
         dropouts = ("embedding_dropout", "layer_dropout", "output_dropout", "word_dropout")
         _check(self, share=(*dropouts, "averaging"), positive=("epochs", "batch_size", *_POSITIVE))
-        _check(self, not_negative=("embedding_l2", "cap_per_emoji", "class_weight_power"))
+        _check(self, not_negative=("embedding_l2", "cap_per_emoji", "class_weight_power", "tilt"))
         if not 0 <= self.teacher_weight <= 1:
             raise InputError(f"teacher_weight must be between 0 and 1, not {self.teacher_weight}")
 

@@ -18,6 +18,7 @@ import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
 from torchmoji_core.errors import InputError, RunError
@@ -29,12 +30,16 @@ from torchmoji_core.training.emoji_corpus import EmojiCorpus
 from torchmoji_core.training.metrics import class_f1, expected_calibration_error, top_k_accuracy
 from torchmoji_core.training.optimization import DivergedError, products_in, resolve_precision, take_step
 from torchmoji_core.training.options import PretrainingOptions
-from torchmoji_core.training.prediction import predict
+from torchmoji_core.training.prediction import forward, predict
 from torchmoji_core.vocabulary import UNKNOWN
 
 WARM_UP_STEPS, WARM_UP_SHARE = 200, 0.1
 """The schedule rises over so many steps, or over this share of a run that is short."""
 
+TEMPERATURES = [percent / 100 for percent in range(50, 201)]
+
+_NOT_OF_THE_RUN = ("checkpoint_seconds", "tilt")
+"""Options that do not decide how the weights are trained."""
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -68,9 +73,10 @@ class Pretraining:
         dropout = Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout)
         self.model = TorchMoji(dimensions, dropout)
         initialize_like_keras(self.model)
+        self.start = None
         if start is not None:
             self.model.load_state_dict({name: tensor.float() for name, tensor in start.items()})
-        self.start = float(self.model.get_parameter("output_layer.0.weight").detach().double().sum())  # a checksum
+            self.start = float(start["output_layer.0.weight"].double().sum())  # a checksum
         self.rare = _rare_tokens(data.corpus, dimensions.vocabulary, options.min_count)
         self.class_weights = _class_weights(self.data, dimensions.classes, options.class_weight_power)
         self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(options.averaging))
@@ -157,7 +163,7 @@ class Pretraining:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued."""
-        options = {name: value for name, value in asdict(self.options).items() if name != "checkpoint_seconds"}
+        options = {name: value for name, value in asdict(self.options).items() if name not in _NOT_OF_THE_RUN}
         return {
             **options,
             **asdict(self.model.dimensions),
@@ -233,6 +239,36 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
             temporary.replace(path)
         taught[fingerprint] = np.load(path, mmap_mode="r")
     return replace(data, teachers=taught)
+
+
+def calibrate(model: TorchMoji, train: EmojiCorpus, validation: EmojiCorpus, tilt: float = 0.0) -> float:
+    """Change the output layer of a finished model, in place, so that its probabilities can be believed.
+
+    First log(pairs of an emoji / mean over emojis) times `tilt` is taken from its logit, which makes rare emojis
+    likelier (logit adjustment: Menon et al., 2021). Then all logits are divided by the temperature that gives the
+    labels of the validation texts the highest likelihood (Guo et al., 2017); it changes no order.
+
+    Args:
+        model: a finished model.
+        train: where emojis are counted.
+        validation: what the temperature is chosen on.
+        tilt: 0 for none, 1 for emojis as if each had been as frequent as the others.
+
+    Returns:
+        The temperature.
+    """
+    layer = model.output_layer[0]
+    assert isinstance(layer, torch.nn.Linear)
+    pairs = np.bincount(train.emojis.values, minlength=model.dimensions.classes)
+    with torch.no_grad():
+        layer.bias.sub_(tilt * torch.from_numpy(np.log(np.maximum(pairs, 1) / max(pairs.mean(), 1))).float())
+        logits, _ = forward(model, validation.corpus)
+        labels = torch.from_numpy(validation.labels[:].astype(np.int64))
+        losses = [float(cross_entropy(logits / temperature, labels)) for temperature in TEMPERATURES]
+        temperature = TEMPERATURES[int(np.argmin(losses))]
+        layer.weight.div_(temperature)
+        layer.bias.div_(temperature)
+    return temperature
 
 
 def evaluate(model: TorchMoji, data: EmojiCorpus, frequent: NDArray[np.integer] | None = None) -> dict[str, float]:
