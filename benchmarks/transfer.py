@@ -90,7 +90,9 @@ def main(arguments: list[str]) -> int:
     parser = OneLineParser(prog="python -m benchmarks.transfer", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="bundle to fine-tune (default: the bundled model)")
     parser.add_argument("--data", type=Path, default=DATA, help="directory with benchmarks/ and tweeteval/")
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas (default: all)")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help="separated by commas (default: all); full@0.001 has another rate"
+    )
     parser.add_argument("--sets", default=",".join(task.name for task in TASKS), help="likewise (default: all)")
     parser.add_argument("--seeds", default="1,2,3,4,5", help="likewise (default: %(default)s)")
     parser.add_argument("--table", action="store_true", help="only print the table of the runs so far")
@@ -109,6 +111,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
+    name, _, rate = method.partition("@")
     key = {
         "set": task.name,
         "method": method,
@@ -123,7 +126,9 @@ def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
     if len(apart.texts) < (1 - _OVERLAP_REPORTED) * len(splits["test"].texts):
         splits["test without overlap"] = apart
     samples = min(max(1_000, len(splits["train"].texts)), 5_000)
-    settings = FineTuningOptions(method=method, seed=seed, epoch_samples=samples, balanced=int(task.balanced))
+    settings = FineTuningOptions(method=name, seed=seed, epoch_samples=samples, balanced=int(task.balanced))
+    if rate:
+        settings = replace(settings, fine_learning_rate=float(rate))
     size = FULL_SIZE if method == "new" else None
     started = time.perf_counter()
     training = ClassifierTraining(splits, base, settings, size=size)
@@ -132,11 +137,11 @@ def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
     seconds = round(time.perf_counter() - started, 1)
     model = bundle.model()
     scores = {}
-    for name in splits.keys() - {"train", "val"}:
-        corpus, labels = training.data[name].corpus, training.data[name].labels
+    for split in splits.keys() - {"train", "val"}:
+        corpus, labels = training.data[split].corpus, training.data[split].labels
         probabilities = probabilities_of(forward(model, corpus)[0], training.multi_label)
         thresholds = np.array(list(bundle.provenance["thresholds"].values()))
-        scores[name] = round(_score(task.metric, probabilities, labels, thresholds), 4)
+        scores[split] = round(_score(task.metric, probabilities, labels, thresholds), 4)
     line = key | {"metric": task.metric, "scores": scores, "epochs": len(epochs), "seconds": seconds}
     with RUNS.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
@@ -176,42 +181,45 @@ def table(runs: list[dict[str, Any]]) -> Iterator[str]:
     TweetEval's tasks beside its leaderboard's."""
     facts = machine()
     yield "; ".join(f"{key} {value}" for key, value in facts.items())
-    yield "| set | metric | seeds | " + " | ".join(METHODS) + " |"
-    yield "|---|---|---|" + "---|" * len(METHODS)
+    methods = list(dict.fromkeys([*METHODS, *sorted(run["method"] for run in runs)]))
+    yield "| set | metric | " + " | ".join(methods) + " |"
+    yield "|---|---|" + "---|" * len(methods)
     for task in TASKS:
         of_task = [run for run in runs if run["set"] == task.name]
         for split in sorted({split for run in of_task for split in run["scores"]}):
             cells = []
-            for method in METHODS:
+            for method in methods:
                 paper = PAPER.get(task.name, {}).get(method) if split == "test" else None
                 cells.append(_cell(_by_seed(of_task, method, split)) + (f" ({paper:.2f})" if paper else ""))
             label = task.name if split == "test" else f"{task.name}, {split}"
-            seeds = max(len(_by_seed(of_task, method, split)) for method in METHODS)
-            yield f"| {label} | {task.metric} | {seeds} | " + " | ".join(cells) + " |"
+            yield f"| {label} | {task.metric} | " + " | ".join(cells) + " |"
     yield ""
-    yield "| TweetEval | " + " | ".join(METHODS) + " | SVM | LSTM | fastText |"
-    yield "|---|" + "---|" * (len(METHODS) + 3)
+    yield "| TweetEval | " + " | ".join(methods) + " | SVM | LSTM | fastText |"
+    yield "|---|" + "---|" * (len(methods) + 3)
     for name, others in LEADERBOARD.items():
-        of_task = [run for run in runs if run["set"].split("-")[0] == name]
-        cells = [_cell(_by_seed(of_task, method, "test")) for method in METHODS]
+        sets = [task.name for task in TASKS if task.name.split("-")[0] == name]
+        cells = [
+            _cell(_by_seed([run for run in runs if run["set"] in sets], method, "test", len(sets)))
+            for method in methods
+        ]
         yield f"| {name} | " + " | ".join([*cells, *(f"{other:.3f}" for other in others)]) + " |"
 
 
-def _by_seed(runs: list[dict[str, Any]], method: str, split: str) -> list[float]:
-    """The score of each seed, the mean where a task has several sets."""
+def _by_seed(runs: list[dict[str, Any]], method: str, split: str, sets: int = 1) -> list[float]:
+    """The score of each seed: the mean over a task's sets, of seeds that have them all."""
     scores: dict[int, list[float]] = {}
     for run in runs:
         if run["method"] == method:
             scores.setdefault(run["seed"], []).append(run["scores"][split])
-    most = max(map(len, scores.values()), default=0)
-    return [statistics.mean(of_seed) for of_seed in scores.values() if len(of_seed) == most]
+    return [statistics.mean(of_seed) for of_seed in scores.values() if len(of_seed) == sets]
 
 
 def _cell(scores: list[float]) -> str:
+    """Mean, spread and, in brackets, number of seeds."""
     if not scores:
         return "–"
     spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
-    return f"{statistics.mean(scores):.3f}{spread}"
+    return f"{statistics.mean(scores):.3f}{spread} [{len(scores)}]"
 
 
 if __name__ == "__main__":

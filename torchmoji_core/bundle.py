@@ -57,13 +57,13 @@ class Bundle:
     """Weights under the published names, as stored (float32 or float16)."""
     maxlen: int = DEFAULT_MAXLEN
     """Tokens read of each text; what is behind them has no influence."""
-    multi_label: bool = False
-    """Whether several classes, or none, can hold of a text: probabilities are then of each class by itself."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where the weights come from: free-form, JSON."""
     card: str = ""
     """The model card, Markdown."""
     tokenizer_version: str = TOKENIZER_VERSION
+    multi_label: bool = False
+    """Whether several classes, or none, can hold of a text: probabilities are then of each class by itself."""
 
     def __post_init__(self) -> None:
         """Raises:
