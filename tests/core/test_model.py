@@ -16,13 +16,13 @@ from torch.nn.utils.rnn import PackedSequence
 from tests.core.conftest import GoldenModel
 from tests.reference.model_oracle import float64_state, oracle_forward
 from torchmoji_core.errors import InputError
-from torchmoji_core.model import Dimensions, TorchMoji, dimensions_of, pack_ids
+from torchmoji_core.model import Dimensions, Dropout, TorchMoji, dimensions_of, pack_ids
 
 MakeState = Callable[..., dict[str, Tensor]]
 
 
 def load(state: dict[str, Tensor], **dropout: float) -> TorchMoji:
-    model = TorchMoji(dimensions_of(state), **dropout)
+    model = TorchMoji(dimensions_of(state), Dropout(**dropout))
     model.load_state_dict(state)
     return model.eval()
 
@@ -111,7 +111,7 @@ def test_ids_outside_the_vocabulary_are_refused(model: TorchMoji) -> None:
 
 def test_dropout_acts_in_training_only(state: dict[str, Tensor]) -> None:
     ids = pack_ids([[11, 12, 13], [14]])
-    plain, dropping = load(state), load(state, embedding_dropout=0.5, output_dropout=0.5)
+    plain, dropping = load(state), load(state, embedding=0.5, layer=0.5, output=0.5)
     assert torch.equal(plain(ids).logits, dropping(ids).logits)
     dropping.train()
     torch.manual_seed(1)
@@ -119,7 +119,7 @@ def test_dropout_acts_in_training_only(state: dict[str, Tensor]) -> None:
 
 
 def test_embedding_dropout_takes_whole_channels_of_a_row(make_state: MakeState) -> None:
-    model = load(make_state(embedding=200), embedding_dropout=0.25).train()
+    model = load(make_state(embedding=200), embedding=0.25).train()
     seen: list[Tensor] = []
 
     def remember(module: Any, inputs: tuple[PackedSequence], output: Any) -> None:

@@ -86,7 +86,9 @@ def test_training_goes_on_from_a_bundle(data: Path, teacher: Path, tmp_path: Pat
     assert later.provenance["start"] == {before.fingerprint: "teacher"}
     assert (later.dimensions, later.vocabulary.tokens) == (before.dimensions, before.vocabulary.tokens)
     for name, tensor in later.state.items():
-        torch.testing.assert_close(tensor, before.state[name], atol=2e-3, rtol=0)
+        if name.startswith("output_layer"):  # divided by a new temperature
+            tensor = tensor.float() * later.provenance["temperature"]
+        torch.testing.assert_close(tensor.float(), before.state[name].float(), atol=5e-3, rtol=0)
     assert "from the weights of teacher" in later.card
 
 
