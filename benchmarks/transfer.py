@@ -1,12 +1,13 @@
 """Fine-tuning on DeepMoji's benchmark sets and on TweetEval: every set by method, several seeds, mean and spread.
 
-Each run is one line of benchmarks/results/transfer.jsonl; runs that are there already are not repeated, so the
+Each run is one line of benchmarks/results/transfer.jsonl, which is part of the repository; runs that are there already are not repeated, so the
 benchmark can be stopped and continued, and several processes can share the work (--seeds, --methods, --sets).
 The table covers all runs of the file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import statistics
@@ -25,6 +26,7 @@ from benchmarks.common import RESULTS, TWEETS, machine
 from pipelines.command_line import OneLineParser, run_command
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.training.classifier import ClassifierTraining, probabilities_of
+from torchmoji_core.training.finetuning import OUTPUT_LAYER
 from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot, read_labelled_texts
 from torchmoji_core.training.metrics import class_f1, threshold_f1, top_k_accuracy
 from torchmoji_core.training.options import METHODS, FineTuningOptions
@@ -118,7 +120,7 @@ def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
         "method": method,
         "seed": seed,
         # A new model shares only the vocabulary with the base.
-        "model": "full size" if method == "new" else base.fingerprint[:12],
+        "model": "full size" if method == "new" else _body(base),
     }
     if any(key.items() <= run.items() for run in _runs()):
         return
@@ -147,6 +149,15 @@ def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
     with RUNS.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
     print(json.dumps(line), file=sys.stderr, flush=True)
+
+
+def _body(base: Bundle) -> str:
+    """Digest of what fine-tuning keeps of a model: vocabulary and weights, without the output layer."""
+    digest = hashlib.sha256(base.vocabulary.to_json().encode())
+    for name, tensor in sorted(base.state.items()):
+        if not name.startswith(OUTPUT_LAYER):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _score(
