@@ -1,8 +1,8 @@
 """Fine-tuning on DeepMoji's benchmark sets and on TweetEval: every set by method, several seeds, mean and spread.
 
-Each run is one line of benchmarks/results/transfer.jsonl, which is part of the repository; runs that are there already are not repeated, so the
-benchmark can be stopped and continued, and several processes can share the work (--seeds, --methods, --sets).
-The table covers all runs of the file.
+Each run is one line of benchmarks/results/transfer.jsonl, which is part of the repository; runs that are there already
+are not repeated, so the benchmark can be stopped and continued, and several processes can share the work (--seeds,
+--methods, --sets). The table covers all runs of the file.
 """
 
 from __future__ import annotations
