@@ -103,9 +103,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
         prepared = options.prepared or Path(scratch)
         splits = prepare(options.data, vocabulary, options.maxlen, prepared, options.rows)
-        dimensions = Dimensions(len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
-        if start:
-            dimensions = start.dimensions
+        sizes = (len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
+        dimensions = start.dimensions if start else Dimensions(*sizes)
         taught_by = {teacher.fingerprint: teacher.model() for teacher in teachers}
         train = teach(splits["train"], taught_by, prepared)
         training = Pretraining(dimensions, train, training_options, options.checkpoint, start.state if start else None)

@@ -263,7 +263,7 @@ def calibrate(model: TorchMoji, train: EmojiCorpus, validation: EmojiCorpus, til
     with torch.no_grad():
         layer.bias.sub_(tilt * torch.from_numpy(np.log(np.maximum(pairs, 1) / max(pairs.mean(), 1))).float())
         logits, _ = forward(model, validation.corpus)
-        labels = torch.from_numpy(validation.labels[:].astype(np.int64))
+        labels = torch.from_numpy(validation.labels.astype(np.int64))
         losses = [float(cross_entropy(logits / temperature, labels)) for temperature in TEMPERATURES]
         temperature = TEMPERATURES[int(np.argmin(losses))]
         layer.weight.div_(temperature)
