@@ -7,12 +7,15 @@ import json
 import os
 import platform
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
+from benchmarks.reference_bundle import save_reference_bundle
 from pipelines.options import SAMPLE
+from torchmoji_core.bundle import Bundle, load_bundle
 
 TWEETS = Path(__file__).parents[2] / "shared" / "data" / "emoji_tweets.parquet"
 RESULTS = Path(__file__).parent / "results"
@@ -30,6 +33,13 @@ def texts(count: int, path: str | None = None) -> tuple[list[str], str]:
     generator = random.Random(1)
     made_up = {" ".join(generator.choices(words, k=generator.randint(3, 25))): None for _ in range(count)}
     return list(made_up), f"words of the sample in random order, {len(made_up):,} distinct texts"
+
+
+def reference_bundle() -> Bundle:
+    """Random weights of the published size, as they are when loaded from files."""
+    with tempfile.TemporaryDirectory() as directory:
+        save_reference_bundle(Path(directory, "reference"))
+        return load_bundle(Path(directory, "reference"))
 
 
 def machine() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pipelines.command_line import OneLineParser
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS, available_cores
+from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES
 from transforms.fields import DEFAULT_ID_FIELDS, DEFAULT_TEXT_FIELDS, KEPT_TYPES, FieldMapping, KeptField
 from transforms.formats import FORMATS, absolute
@@ -84,7 +85,10 @@ def parser() -> argparse.ArgumentParser:
         help="exit with status 3 if more of what was read than this became dead letters (default: %(default)s)")
     add = result.add_argument_group("model").add_argument
     add("--model", metavar="BUNDLE", help="bundle: directory, .zip, or URI of either (default: the bundled model)")
-    add("--precision", choices=PRECISIONS, default="auto", help="arithmetic of the model (default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="auto",
+        help="of the products; auto: the fastest that the processor has instructions for (default: %(default)s)")
+    add("--cache_mb", type=int, default=DEFAULT_CACHE_MB, metavar="MB",
+        help="bound of each process's cache of recent results; 0 scores repeated texts again (default: %(default)s)")
     add = result.add_argument_group("run").add_argument
     add("--runner", default=LOCAL_RUNNER,
         help="DirectRunner runs on this machine; others are those of Beam (default: %(default)s)")
@@ -135,6 +139,7 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
             top_k=options.top_k,
             embedding_type=options.embedding_type,
             keep=fields.keep,
+            cache_mb=options.cache_mb,
             timestamp=fields.timestamp is not None,
             # One thread a core in all: more threads than cores slow each other down.
             threads=max(1, cores // workers) if options.threads is None and local else options.threads,

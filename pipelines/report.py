@@ -98,6 +98,7 @@ def summary(counts: dict[str, int], classes: Sequence[str], seconds: float, fing
             f"dead        {get(metrics.DEAD):,} dead letters",
             f"tokens      {get(metrics.TOKENS):,}, {_share(get(metrics.UNKNOWN), get(metrics.TOKENS))} unknown; "
             f"{_share(get(metrics.TRUNCATED), rows)} of texts truncated",
+            f"reused      {get(metrics.REUSED):,} had the same tokens as a recent text and were not scored again",
             f"speed       {rows / max(seconds, 1e-9):,.0f} tweets/s over {seconds:.1f} s, start-up included",
             f"written     {get(metrics.ROWS_WRITTEN):,} rows in {get(metrics.FILES_WRITTEN):,} file(s), "
             f"{get(metrics.BYTES_WRITTEN):,} bytes, in {output}",

@@ -9,6 +9,7 @@ from typing import Any
 import apache_beam as beam
 
 from torchmoji_core.batching import BatchLimits
+from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, valid_unicode
 from transforms.batch import BatchByLength
 from transforms.fields import KeptField
@@ -38,6 +39,7 @@ class AnnotateTweets(beam.PTransform):
         keep: Iterable[KeptField] = (),
         timestamp: bool = False,
         threads: int | None = None,
+        cache_mb: int = DEFAULT_CACHE_MB,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
         run_id: str = "",
         progress: str | None = None,
@@ -58,6 +60,7 @@ class AnnotateTweets(beam.PTransform):
             keep=tuple(keep),
             timestamp=timestamp,
             threads=threads,
+            cache_mb=cache_mb,
             run_id=run_id,
             progress=progress,
         )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP
 from transforms import metrics
 from transforms.options import ScoreOptions
@@ -38,6 +39,7 @@ class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, Predictio
         precision: str = "auto",
         top_k: int = DEFAULT_TOP,
         threads: int | None = None,
+        cache_mb: int = DEFAULT_CACHE_MB,
         min_batch_size: int = 64,
         max_batch_size: int = 512,
     ) -> None:
@@ -46,9 +48,10 @@ class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, Predictio
         precision: one of `torchmoji_core.inference.PRECISIONS`.
         top_k: classes in `Prediction.top`.
         threads: batches that a process scores at the same time; None for one a core.
+        cache_mb: bound of a process's cache of recent results, in megabytes; 0 scores every row by itself.
         min_batch_size, max_batch_size: bounds for Beam's batching.
         """
-        self._options = ScoreOptions(model, precision, top_k=top_k, threads=threads)
+        self._options = ScoreOptions(model, precision, top_k=top_k, threads=threads, cache_mb=cache_mb)
         self._model = model
         if not 0 < min_batch_size <= max_batch_size:
             raise InputError(f"batch sizes must be 0 < {min_batch_size} <= {max_batch_size}")

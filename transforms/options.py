@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
 from transforms.fields import KeptField
 
@@ -34,6 +35,8 @@ class ScoreOptions:
     """Whether to write the column timestamp."""
     threads: int | None = None
     """Batches that a process scores at the same time; None for one a core."""
+    cache_mb: int = DEFAULT_CACHE_MB
+    """Bound of each process's cache of recent results, in megabytes; 0 scores every row by itself."""
     run_id: str = ""
     """Recorded in the files."""
     progress: str | None = None
@@ -63,6 +66,8 @@ class ScoreOptions:
             raise InputError(f"top_k must be at least 1, not {self.top_k}")
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be at least 1, not {self.threads}")
+        if self.cache_mb < 0:
+            raise InputError(f"cache_mb must be at least 0, not {self.cache_mb}")
         for field in self.keep:
             if field.name in RESERVED_COLUMNS:
                 raise InputError(

@@ -88,6 +88,7 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
         "torchmoji.classes": json.dumps(scorer.classes, ensure_ascii=False),
         "torchmoji.tokenizer": TOKENIZER_VERSION,
         "torchmoji.precision": scorer.precision,
+        "torchmoji.arithmetic": scorer.arithmetic,
         "torchmoji.maxlen": str(scorer.maxlen),
         "torchmoji.version": __version__,
         "torchmoji.run_id": options.run_id,
@@ -143,8 +144,8 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
 def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
     """Load a bundle for scoring in this process."""
     bundle = load_bundle(model)
-    loaded = LoadedModel(Scorer(bundle, options.precision, options.threads), bundle.name, options)
-    _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], loaded.scorer.precision)
+    loaded = LoadedModel(Scorer(bundle, options.precision, options.threads, options.cache_mb), bundle.name, options)
+    _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], loaded.scorer.arithmetic)
     return loaded
 
 
@@ -201,6 +202,7 @@ def _count(rows: list[TokenizedTweet], scores: Scores) -> None:
     metrics.counter(metrics.EMPTY).inc(int((~with_tokens).sum()))
     metrics.counter(metrics.TOKENS).inc(int(scores.n_tokens.sum()))
     metrics.counter(metrics.UNKNOWN).inc(int(scores.n_unknown.sum()))
+    metrics.counter(metrics.REUSED).inc(int(scores.reused.sum()))
     metrics.counter(metrics.TRUNCATED).inc(sum(row.truncated for row in rows))
     metrics.counter(metrics.BATCHES).inc()
     metrics.distribution(metrics.BATCH_ROWS).update(len(rows))

@@ -62,13 +62,13 @@ POOL = [
 
 
 def test_golden_forward(golden_model: GoldenModel) -> None:
-    engine = Engine(golden_model.state)
+    engine = Engine(golden_model.state, "fp32")
     weights = [row[: len(ids)] for row, ids in zip(golden_model.attention, golden_model.rows, strict=True)]
     expected = list(zip(golden_model.probabilities, golden_model.embedding, weights, strict=True))
     assert_rows_close(run(engine, golden_model.rows), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "atol"), [("auto", 1e-5), ("fp32", 1e-5), ("fp64", 1e-12)])
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-5), ("fp64", 1e-12), ("bf16", 0.02), ("int8", 0.02)])
 def test_results_are_those_of_the_formulas(state: dict[str, Tensor], precision: str, atol: float) -> None:
     parameters = float64_state(state)
     assert_rows_close(run(Engine(state, precision), POOL), [oracle_forward(parameters, row) for row in POOL], atol)
@@ -92,7 +92,7 @@ def test_results_are_those_of_the_readable_model_at_any_size(make_state: MakeSta
         output = model.eval()(pack_ids(POOL))
     attention = [weights[: len(row)] for weights, row in zip(output.attention, POOL, strict=True)]
     expected = list(zip(output.logits.softmax(dim=1), output.embedding, attention, strict=True))
-    assert_rows_close(run(Engine(state), POOL), expected, atol=1e-5)
+    assert_rows_close(run(Engine(state, "fp32"), POOL), expected, atol=1e-5)
 
 
 chosen_rows = st.lists(st.integers(0, len(POOL) - 1), min_size=1, max_size=25)
@@ -106,10 +106,13 @@ def in_batches(engine: Engine, chosen: list[int], limits: BatchLimits) -> list[R
     return [results[place] for place in range(len(chosen))]
 
 
-@given(chosen_rows, some_limits)
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "int8"])
+@given(chosen=chosen_rows, limits=some_limits)
 @settings(max_examples=40, deadline=None)
-def test_a_row_alone_is_a_row_in_any_batch(state: dict[str, Tensor], chosen: list[int], limits: BatchLimits) -> None:
-    engine = Engine(state)
+def test_a_row_alone_is_a_row_in_any_batch(
+    state: dict[str, Tensor], precision: str, chosen: list[int], limits: BatchLimits
+) -> None:
+    engine = Engine(state, precision)
     alone = [run(engine, [POOL[index]])[0] for index in chosen]
     assert_rows_close(in_batches(engine, chosen, limits), alone, atol=1e-5)
 
@@ -118,7 +121,7 @@ needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="eq
 
 
 @needs_mkl
-@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "int8"])
 @pytest.mark.parametrize("classes", [1, 2, 3, 5, 6, 7, 9, 11, 16, 64])
 def test_a_row_alone_is_a_row_in_any_batch_to_the_last_bit(make_state: MakeState, classes: int, precision: str) -> None:
     """With a few odd numbers of columns, MKL sums the fourth row of each four in another order."""
@@ -132,12 +135,26 @@ def test_a_row_alone_is_a_row_in_any_batch_to_the_last_bit(make_state: MakeState
 
 
 @needs_mkl
-@pytest.mark.parametrize("hidden", [3, 8, 13, 24])
-def test_sizes_do_not_matter_for_that(make_state: MakeState, hidden: int) -> None:
-    engine = Engine(make_state(hidden=hidden, embedding=hidden + 1, classes=10))
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("hidden", [3, 8, 13, 24, 32, 65])
+def test_sizes_do_not_matter_for_that(make_state: MakeState, hidden: int, precision: str) -> None:
+    engine = Engine(make_state(hidden=hidden, embedding=hidden + 1, classes=10), precision)
     alone = [run(engine, [row])[0] for row in POOL]
     for count in range(1, len(POOL)):
         assert_rows_equal(run(engine, POOL[count:] + POOL[:count]), alone[count:] + alone[:count])
+
+
+@pytest.mark.parametrize(("precision", "same", "cosine"), [("bf16", 0.98, 0.9999), ("int8", 0.95, 0.999)])
+def test_lower_precisions_say_much_the_same(
+    golden_model: GoldenModel, precision: str, same: float, cosine: float
+) -> None:
+    """At full size, where more is summed; benchmarks/fidelity.py measures it on more texts."""
+    rows = run(Engine(golden_model.state, precision), golden_model.rows)
+    probabilities, embedding = (np.stack([row[part] for row in rows]) for part in (0, 1))
+    expected = golden_model.embedding
+    assert (probabilities.argmax(axis=1) == golden_model.probabilities.argmax(axis=1)).mean() >= same
+    lengths = np.linalg.norm(embedding, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((embedding * expected).sum(axis=1) / lengths).min() >= cosine
 
 
 def test_huge_logits_give_numbers(state: dict[str, Tensor]) -> None:

@@ -106,7 +106,7 @@ def test_several_classes_can_hold_of_a_text(tmp_path: Path) -> None:
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.multi_label
     assert bundle.provenance["scores"]["test"]["f1"] > 0.9
-    both, neither = bundle.score(["sun and rain", "snow and more"]).probabilities
+    both, neither = bundle.score(["sun and rain", "snow and more"], "fp32").probabilities
     assert min(both) > 0.5 > max(neither)
     with torch.inference_mode():
         output = bundle.model()(_packed(bundle, "sun and rain")).logits.sigmoid()[0]

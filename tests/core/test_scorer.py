@@ -54,7 +54,7 @@ def alone(bundle: Bundle) -> list[tuple[Any, ...]]:
     return [row_of(bundle.score([text]), 0) for text in TEXTS]
 
 
-@pytest.mark.parametrize(("precision", "atol"), [("auto", 1e-5), ("fp32", 1e-5), ("fp64", 1e-6)])
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-5), ("fp64", 1e-6), ("bf16", 0.02), ("int8", 0.02)])
 def test_scores_are_those_of_the_formulas(bundle: Bundle, precision: str, atol: float) -> None:
     scores = bundle.score(TEXTS, precision)
     parameters = float64_state(bundle.state)
@@ -77,7 +77,7 @@ def test_scores_are_those_of_the_formulas(bundle: Bundle, precision: str, atol: 
 
 def test_scores_are_those_of_the_readable_model(bundle: Bundle) -> None:
     rows = [[11, 12, 13], [14], [15, 16]]
-    scores = bundle.scorer().score_ids(rows)
+    scores = bundle.scorer("fp32").score_ids(rows)
     with torch.inference_mode():
         output = bundle.model()(pack_ids(rows))
     np.testing.assert_allclose(scores.probabilities, output.logits.softmax(dim=1), rtol=0, atol=1e-5)
@@ -115,6 +115,23 @@ def test_the_number_of_threads_does_not_matter(bundle: Bundle, threads: int) -> 
     for index in range(len(texts)):
         for value, expected_value in zip(row_of(scores, index), row_of(expected, index), strict=True):
             np.testing.assert_allclose(value, expected_value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1])
+@given(calls=st.lists(st.lists(st.integers(0, len(TEXTS) - 1), max_size=12), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_what_was_scored_before_does_not_matter(
+    bundle: Bundle, alone: list[tuple[Any, ...]], calls: list[list[int]], cache_mb: int
+) -> None:
+    scorer = Scorer(bundle, threads=1, cache_mb=cache_mb)
+    seen: set[int] = set(EMPTY)
+    for chosen in calls:
+        scores = scorer.score([TEXTS[index] for index in chosen])
+        for place, index in enumerate(chosen):
+            for value, expected in zip(row_of(scores, place), alone[index], strict=True):
+                np.testing.assert_array_equal(value, expected)
+            assert scores.reused[place] == (cache_mb > 0 and index in seen and index not in EMPTY)
+            seen.add(index)
 
 
 def test_texts_without_tokens_are_rows_of_nan(bundle: Bundle) -> None:
@@ -176,7 +193,8 @@ def test_an_unknown_precision_lists_the_valid_ones(bundle: Bundle) -> None:
 
 def test_a_scorer_tells_what_it_is(bundle: Bundle) -> None:
     scorer = bundle.scorer()
-    assert scorer.precision == "fp32"
+    assert scorer.precision in ("fp32", "bf16", "int8")
+    assert scorer.precision in scorer.arithmetic
     assert bundle.scorer("fp64").precision == "fp64"
     assert (scorer.dimension, scorer.maxlen, scorer.classes) == (26, 30, bundle.classes)
     assert scorer.fingerprint == bundle.fingerprint

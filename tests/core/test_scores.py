@@ -38,7 +38,7 @@ def make_scores(rows: list[list[float] | None], classes: tuple[str, ...] = EMOJI
             probabilities[index] = row
             embedding[index] = [index, -0.1, 0.123456]
             attention[index, : index + 1] = np.arange(1, index + 2) / sum(range(index + 2))
-    return Scores(classes, probabilities, embedding, attention, n_tokens, n_tokens // 2, n_tokens > 2)
+    return Scores(classes, probabilities, embedding, attention, n_tokens, n_tokens // 2, n_tokens > 2, n_tokens < 0)
 
 
 SCORES = make_scores([[0.1, 0.2, 0.3, 0.4], None, [0.4, 0.1, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25]])

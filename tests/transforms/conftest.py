@@ -226,10 +226,11 @@ def assert_scores(
     outputs: Sequence[str],
     embedding_type: str = "float16",
     top_k: int = 5,
+    precision: str = "auto",
 ) -> None:
     """Rows of output, in any order, are what the bundle itself gives for the texts by their ids."""
     assert sorted(row["id"] for row in rows) == sorted(texts)
-    scores = bundle.score([texts[row["id"]] for row in rows])
+    scores = bundle.score([texts[row["id"]] for row in rows], precision)
     for index, (row, top) in enumerate(zip(rows, scores.top(top_k), strict=True)):
         text, n_tokens = texts[row["id"]], int(scores.n_tokens[index])
         assert row["n_tokens"] == n_tokens

@@ -59,7 +59,7 @@ def rows_of(ran: Ran) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("embedding_type", ["float16", "float32"])
-@pytest.mark.parametrize("precision", ["auto", "fp64"])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "fp64"])
 def test_rows_are_the_scores_of_the_bundle(
     embedding_type: str, precision: str, run: Run, bundle: Bundle, model: str
 ) -> None:
@@ -68,7 +68,7 @@ def test_rows_are_the_scores_of_the_bundle(
     options = ScoreOptions(model, precision, ALL, top_k=7, embedding_type=embedding_type)
     ran = score(run, [rows[:40], rows[40:41], rows[41:]], options)
     assert sorted(len(batch) for batch in ran["batches"]) == [1, 40, 62]
-    assert_scores(rows_of(ran), texts, bundle, ALL, embedding_type, top_k=7)
+    assert_scores(rows_of(ran), texts, bundle, ALL, embedding_type, 7, precision)
     assert ran["dead"] == []
 
 
@@ -116,7 +116,7 @@ def test_a_model_with_classes_of_words(run: Run, bundle: Bundle, tmp_path: Path)
 
 def test_schema_and_metadata(run: Run, bundle: Bundle, model: str) -> None:
     keep = (KeptField("likes", "int64"), KeptField("user.name"), KeptField("day", "date"))
-    options = ScoreOptions(model, outputs=ALL, keep=keep, timestamp=True, embedding_type="float32", run_id="run-1")
+    options = ScoreOptions(model, "fp32", ALL, keep=keep, timestamp=True, embedding_type="float32", run_id="run-1")
     ran = score(run, [tokenized(bundle, named(["i love rain"]), extra=(3, "ann", None))], options)
     (batch,) = ran["batches"]
     assert batch.schema.names == [
@@ -133,6 +133,7 @@ def test_schema_and_metadata(run: Run, bundle: Bundle, model: str) -> None:
     assert row["timestamp"] == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
     metadata = {key.decode(): value.decode() for key, value in batch.schema.metadata.items()}
     assert json.loads(metadata.pop("torchmoji.classes")) == list(bundle.classes)
+    assert metadata.pop("torchmoji.arithmetic") in ("fp32 (oneDNN)", "fp32 (MKL)", "fp32 (BLAS)")
     assert metadata == {
         "torchmoji.bundle": "tiny",
         "torchmoji.fingerprint": bundle.fingerprint,
@@ -195,6 +196,28 @@ def test_a_poison_row_costs_itself_alone(positions: list[int], run: Run, bundle:
         assert letter.source == "score"
         assert "cannot be scored: token ids must be at least 0 and below" in letter.reason
         assert letter.raw == "poison ☠".encode()
+
+
+@pytest.mark.parametrize("cache_mb", [0, 64])
+def test_repeated_texts_are_scored_once(cache_mb: int, run: Run, bundle: Bundle, model: str) -> None:
+    texts = make_texts(20)
+    repeated = named([*texts, *texts[:5], *texts, ""])
+    rows = tokenized(bundle, repeated)
+    ran = score(run, [rows[:25], rows[25:]], ScoreOptions(model, outputs=ALL, cache_mb=cache_mb))
+    assert_scores(rows_of(ran), repeated, bundle, ALL)
+    assert ran.count(metrics.SCORED) == 45
+    assert ran.count(metrics.REUSED) == (25 if cache_mb else 0)
+
+
+def test_a_bad_row_does_not_get_the_scores_of_a_good_one(run: Run, bundle: Bundle, model: str) -> None:
+    """Its ids are written as the good row's are in another type."""
+    rows = [
+        TokenizedTweet(Tweet("good", "x"), [11], 1, False, 0),
+        TokenizedTweet(Tweet("bad", "x"), ["11"], 1, False, 0),
+    ]
+    ran = score(run, [rows[:1], rows[1:]], ScoreOptions(model))
+    assert [row["id"] for row in rows_of(ran)] == ["good"]
+    assert [letter.position for letter in ran["dead"]] == ["bad"]
 
 
 def test_a_batch_of_poison_alone(run: Run, model: str) -> None:

@@ -5,7 +5,7 @@ No module is imported here, so that the names of options are known without loadi
 
 import os
 
-PRECISIONS = ("auto", "fp32", "fp64")
+PRECISIONS = ("auto", "fp32", "bf16", "int8", "fp64")
 """`auto` is the fastest that stays within 1e-5 of float64; today that is fp32."""
 
 

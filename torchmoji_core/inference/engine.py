@@ -1,17 +1,24 @@
 """The network of `model.TorchMoji` rearranged for speed: inference only, packed rows, nothing padded.
 
-What differs from the readable model: the embedding table is stored after its tanh; both directions of a layer share
-one input product; slope and offset of the hard sigmoid are in the weights; all features of a token lie in one row of
-one buffer, so nothing is concatenated. Results agree with the readable model to 1e-5.
+What differs from the readable model:
 
-A row's result does not depend on its neighbours, to the last bit: every reduction runs over one row alone, and every
-matrix product has a multiple of four rows, for which the libraries sum each row in the same order whatever the
-number of rows and threads. (With one to three rows MKL uses other kernels, which differ by an ulp or two. With some
-numbers of columns it sums the fourth row of each four in another order: the output layer's columns are rounded up.)
+* Activations are stored halved, since tanh(x) / 2 = sigmoid(2 x) - 1/2, and a library's sigmoid is several times as
+  fast as its tanh. The 2 in front of x is in the weights, and so is the one that makes the halves whole again.
+* Slope and offset of the hard sigmoid are in the weights too, and the gates lie in the order i, f, o, g: one clamp
+  serves three gates.
+* The embedding table is stored after its tanh.
+* The input products of all steps of a layer are one product a direction; of the first layer, one for each distinct
+  token of the batch.
+* All features of a token lie in one row of one buffer, so nothing is concatenated.
+* Channels are rounded up to whole vector registers, with zeros, so that no operation has a remainder to treat apart.
+
+Results agree with the readable model to 1e-5 in fp32. A row's result does not depend on its neighbours, to the last
+bit: every reduction runs over one row alone, and products see to it by themselves (`arithmetic`).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -20,14 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchmoji_core.errors import InputError
-from torchmoji_core.inference import PRECISIONS
-from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid, steps_of
+from torchmoji_core.inference.arithmetic import Weight, choose
+from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid
 from torchmoji_core.model import dimensions_of
 
-_DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
-_ROW_MULTIPLE = 4
-_COLUMN_MULTIPLE = 16
+_REGISTER_CHANNELS = 32
+"""Values that the widest vectorized loop takes at once."""
 
 
 class EngineOutput(NamedTuple):
@@ -41,13 +46,11 @@ class EngineOutput(NamedTuple):
     """[rows, longest row], zero behind a row's end"""
 
 
-class _Layer(NamedTuple):
-    weight_in: Tensor
-    """[input, 8 * hidden]: forward gates, then backward gates"""
-    bias: Tensor
-    """[8 * hidden]"""
-    weight_hidden: tuple[Tensor, ...]
-    """[hidden, 4 * hidden] of each direction"""
+class _Direction(NamedTuple):
+    """Weights of one direction of a layer; outputs are the gates i, f, o, g."""
+
+    inputs: Weight
+    recurrent: Weight
 
 
 class Engine:
@@ -62,19 +65,55 @@ class Engine:
         Raises:
             InputError: for another precision, or weights of another model.
         """
-        if precision not in _DTYPES:
-            raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-        self.precision = "fp32" if precision == "auto" else precision
         self.dimensions = dimensions_of(state)
+        self.arithmetic = choose(precision)
         self._multi_label = multi_label
-        weights = {name: tensor.to(_DTYPES[precision]) for name, tensor in state.items()}
-        self._table = weights["embed.weight"].tanh()
-        self._layers = [_fold_layer(weights, name, self.dimensions.hidden) for name in ("lstm_0", "lstm_1")]
-        # As a product with four equal columns, because a single column would go to another kernel.
-        self._attention = weights["attention_layer.attention_vector"][:, None].repeat(1, _ROW_MULTIPLE)
-        unused = -self.dimensions.classes % _COLUMN_MULTIPLE
-        self._output = pad(weights["output_layer.0.weight"].t(), (0, unused)).contiguous()
-        self._output_bias = pad(weights["output_layer.0.bias"], (0, unused))
+        kind = self.arithmetic.elementwise
+        # What is behind the LSTMs is a hundredth of the work: it keeps its precision.
+        exact = choose("fp64" if kind == torch.float64 else "fp32")
+        widths = (self.dimensions.hidden,) * 4 + (self.dimensions.embedding,)
+        self._hidden, self._channels = _round_up(self.dimensions.hidden), sum(map(_round_up, widths))
+        self._kept = None if self._channels == sum(widths) else _places(widths)
+        table = state["embed.weight"].to(kind).tanh().div_(2)
+        if self.arithmetic.precision in ("bf16", "int8"):
+            table = table.half()  # finer than what the products make of it
+        self._table = _spread(table, widths[4:])
+        self._layers = tuple(
+            tuple(self._direction(state, name, suffix, inputs) for suffix in DIRECTIONS)
+            for name, inputs in (("lstm_0", widths[4:]), ("lstm_1", widths[:2]))
+        )
+        attention = _spread(2 * state["attention_layer.attention_vector"].to(kind)[None], widths)
+        self._attention = exact.weight(attention, None)
+        self._output = exact.weight(state["output_layer.0.weight"].to(kind), state["output_layer.0.bias"].to(kind))
+
+    @property
+    def precision(self) -> str:
+        """The precision in use."""
+        return self.arithmetic.precision
+
+    def _direction(self, state: Mapping[str, Tensor], layer: str, suffix: str, inputs: Sequence[int]) -> _Direction:
+        """Everything is in the weights that does not depend on the text: slopes, offsets, and the 2 of halved
+        activations. `inputs` are the widths of the blocks of the layer's input."""
+        hidden = self.dimensions.hidden
+        like = torch.empty(0, dtype=self.arithmetic.elementwise)
+        slope, offset = folded_hard_sigmoid(hidden, like)
+        slope[2 * hidden : 3 * hidden] = 2  # tanh(x) / 2 = sigmoid(2 x) - 1/2
+
+        def gates(values: Tensor) -> Tensor:
+            """[4 * hidden, ...] in the order i, f, g, o -> [4 * rounded up, ...] in the order i, f, o, g."""
+            i, f, g, o = values.split(hidden)
+            missing = (0, 0) * (values.ndim - 1) + (0, self._hidden - hidden)
+            return torch.cat([pad(gate, missing) for gate in (i, f, o, g)])
+
+        w_ih, w_hh, b_ih, b_hh = (
+            state[f"{layer}.{name}_l0{suffix}"].to(like.dtype)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        weight = self.arithmetic.weight
+        return _Direction(
+            weight(gates(2 * slope[:, None] * _spread(w_ih, inputs)), gates((b_ih + b_hh) * slope + offset)),
+            weight(gates(2 * slope[:, None] * _spread(w_hh, (hidden,))), None),
+        )
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Sequence[int]]) -> EngineOutput:
@@ -91,74 +130,94 @@ class Engine:
         if int(flat.min()) < 0 or int(flat.max()) >= self.dimensions.vocabulary:
             raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
         batch_sizes, order = _time_major(lengths)
-        hidden, tokens = self.dimensions.hidden, len(flat)
-        features = self._table.new_zeros(_round_up(tokens) + _ROW_MULTIPLE, self.dimensions.channels)
-        torch.index_select(self._table, 0, flat[order], out=features[:tokens, 4 * hidden :])
-        self._run_layer(self._layers[0], features, slice(4 * hidden, None), 2 * hidden, batch_sizes)
-        self._run_layer(self._layers[1], features, slice(2 * hidden, 4 * hidden), 0, batch_sizes)
+        distinct, token = flat[order].unique(return_inverse=True)
+        hidden, activation = self._hidden, self.arithmetic.activation
+        vectors = self._table[distinct].to(self.arithmetic.elementwise)
+        features = vectors.new_empty(len(flat), self._channels)
+        torch.index_select(vectors, 0, token, out=features[:, 4 * hidden :])
+        encoded = self.arithmetic.encode(vectors, torch.empty(vectors.shape, dtype=activation))
+        between = torch.empty(len(flat), 2 * hidden, dtype=activation)
+        for direction, weights in enumerate(self._layers[0]):
+            outputs = features[:, (2 + direction) * hidden : (3 + direction) * hidden]
+            sums = weights.inputs.project(encoded)
+            self._recur(sums, token, weights.recurrent, batch_sizes, outputs, reverse=direction == 1)
+            self.arithmetic.encode(outputs, between[:, direction * hidden : (direction + 1) * hidden])
+        own = torch.arange(len(flat))
+        for direction, weights in enumerate(self._layers[1]):
+            outputs = features[:, direction * hidden : (direction + 1) * hidden]
+            sums = weights.inputs.project(between)
+            self._recur(sums, own, weights.recurrent, batch_sizes, outputs, reverse=direction == 1)
         embedding, attention = self._attend(features, batch_sizes)
-        logits = torch.addmm(self._output_bias, embedding, self._output)[: len(rows), : self.dimensions.classes]
+        logits = self._output.project(embedding)
         probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
-        return EngineOutput(probabilities, embedding[: len(rows)], attention)
+        return EngineOutput(probabilities, embedding, attention)
 
-    def _run_layer(
-        self, layer: _Layer, features: Tensor, inputs: slice, first_output: int, batch_sizes: list[int]
+    def _recur(
+        self,
+        sums: Tensor,
+        places: Tensor,
+        recurrent: Weight,
+        batch_sizes: list[int],
+        outputs: Tensor,
+        *,
+        reverse: bool,
     ) -> None:
-        """Read the columns `inputs` of the features, write 2 * hidden columns from `first_output`."""
-        size = self.dimensions.hidden
-        gates = torch.addmm(layer.bias, features[:-_ROW_MULTIPLE, inputs], layer.weight_in)
-        product = features.new_empty(_round_up(batch_sizes[0]), 4 * size)
-        cells = features.new_empty(2, batch_sizes[0], size)
-        for direction, weight_hidden in enumerate(layer.weight_hidden):
-            outputs = features[:, first_output + direction * size : first_output + (direction + 1) * size]
-            gates_here = gates[:, 4 * size * direction : 4 * size * (direction + 1)]
-            cell = cells[direction]
-            for start, end, previous, rows in steps_of(batch_sizes, reverse=direction == 1):
-                gate = gates_here[start:end]
-                if rows:
-                    padded = _round_up(rows)
-                    torch.mm(outputs[previous : previous + padded], weight_hidden, out=product[:padded])
-                    gate[:rows] += product[:rows]
-                gate[:, : 2 * size].clamp_(0, 1)
-                gate[:, 2 * size : 3 * size].tanh_()
-                gate[:, 3 * size :].clamp_(0, 1)
-                i, f, g, o = gate.split(size, dim=1)
-                count = end - start
-                cell[:rows].mul_(f[:rows])
-                cell[rows:count] = 0
-                cell[:count].addcmul_(i, g)
-                torch.mul(cell[:count].tanh(), o, out=outputs[start:end])
+        """One direction of a layer.
+
+        Args:
+            sums: input products, [n, 4 * hidden].
+            places: of each token, its row of them.
+            recurrent: weight of the states.
+            batch_sizes: rows present at each step.
+            outputs: [tokens, hidden], to be filled with halved hidden states.
+            reverse: whether to begin at the end.
+        """
+        size, encode = self._hidden, self.arithmetic.encode
+        # A step's gates stay in one buffer, small enough for the cache, and its views are made when the rows change.
+        all_gates = sums.new_empty(batch_sizes[0], 4 * size)
+        # Rows that have not begun have a state of zero, which is what a row begins with.
+        cells, halves = sums.new_zeros(batch_sizes[0], size), sums.new_empty(batch_sizes[0], size)
+        states = encode(cells, torch.empty(cells.shape, dtype=self.arithmetic.activation))
+        begun = 0
+        steps = list(zip(places.split(batch_sizes), outputs.split(batch_sizes), strict=True))
+        for place, output in reversed(steps) if reverse else steps:
+            if len(place) != begun:
+                gates, cell, half, state = (part[: len(place)] for part in (all_gates, cells, halves, states))
+                i, f, o, g = gates.split(size, dim=1)
+                i_f_o = gates[:, : 3 * size]
+            torch.index_select(sums, 0, place, out=gates)
+            if begun:
+                recurrent.add_to(gates, state)
+            begun = len(place)
+            i_f_o.clamp_(0, 1)
+            g.sigmoid_().sub_(0.5)
+            # The cell state is kept doubled, for the 2 in front of x.
+            cell.mul_(f).addcmul_(i, g, value=4)
+            torch.sigmoid(cell, out=half)
+            encode(torch.mul(half.sub_(0.5), o, out=output), state)
 
     def _attend(self, features: Tensor, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Attention average [rows rounded up, channels] and weights [rows, longest row]; see `attention`."""
+        """Embedding [rows, channels] and attention weights [rows, longest row]; see `attention`."""
         n_rows = batch_sizes[0]
-        logits = (features[:-_ROW_MULTIPLE] @ self._attention)[:, 0]
+        logits = self._attention.project(features)[:, 0]
         weights = features.new_full((n_rows, len(batch_sizes)), -torch.inf)
-        starts = []
-        start = 0
-        for step, size in enumerate(batch_sizes):
-            weights[:size, step] = logits[start : start + size]
-            starts.append(start)
-            start += size
+        for step, (start, end) in enumerate(_steps(batch_sizes)):
+            weights[: end - start, step] = logits[start:end]
         weights = (weights - weights.amax(dim=1, keepdim=True)).exp_()
         total = weights.new_zeros(n_rows)
         for step in range(len(batch_sizes)):  # one after another: a library's sum depends on the width
             total += weights[:, step]
         weights /= total[:, None]
-        average = features.new_zeros(_round_up(n_rows), features.shape[1])
-        for step, size in enumerate(batch_sizes):
-            average[:size].addcmul_(features[starts[step] : starts[step] + size], weights[:size, step, None])
-        return average, weights
+        average = features.new_zeros(n_rows, features.shape[1])
+        for step, (start, end) in enumerate(_steps(batch_sizes)):
+            average[: end - start].addcmul_(features[start:end], weights[: end - start, step, None], value=2)
+        return average if self._kept is None else average[:, self._kept], weights
 
 
-def _fold_layer(weights: Mapping[str, Tensor], name: str, hidden: int) -> _Layer:
-    slope, offset = folded_hard_sigmoid(hidden, weights["embed.weight"])
-    weight_in, bias, weight_hidden = [], [], []
-    for suffix in DIRECTIONS:
-        weight_in.append(weights[f"{name}.weight_ih_l0{suffix}"] * slope[:, None])
-        bias.append((weights[f"{name}.bias_ih_l0{suffix}"] + weights[f"{name}.bias_hh_l0{suffix}"]) * slope + offset)
-        weight_hidden.append((weights[f"{name}.weight_hh_l0{suffix}"] * slope[:, None]).t().contiguous())
-    return _Layer(torch.cat(weight_in).t().contiguous(), torch.cat(bias), tuple(weight_hidden))
+def _steps(batch_sizes: list[int], reverse: bool = False) -> list[tuple[int, int]]:
+    """(start, end) of each step's slice, in the order of computation."""
+    ends = list(itertools.accumulate(batch_sizes))
+    return [(end - size, end) for end, size in zip(ends, batch_sizes, strict=True)][:: -1 if reverse else 1]
 
 
 def _time_major(lengths: list[int]) -> tuple[list[int], Tensor]:
@@ -170,5 +229,19 @@ def _time_major(lengths: list[int]) -> tuple[list[int], Tensor]:
     return present.sum(dim=1).tolist(), (starts + steps)[present]
 
 
-def _round_up(rows: int) -> int:
-    return -(-rows // _ROW_MULTIPLE) * _ROW_MULTIPLE
+def _round_up(channels: int) -> int:
+    return -(-channels // _REGISTER_CHANNELS) * _REGISTER_CHANNELS
+
+
+def _places(widths: Sequence[int]) -> Tensor:
+    """Where the columns of blocks of these widths are when each block begins at whole registers."""
+    ends = itertools.accumulate(map(_round_up, widths))
+    return torch.cat([torch.arange(width) + end - _round_up(width) for width, end in zip(widths, ends, strict=True)])
+
+
+def _spread(matrix: Tensor, widths: Sequence[int]) -> Tensor:
+    """A matrix whose columns are moved to their `_places`, with zeros between them."""
+    total = sum(map(_round_up, widths))
+    if total == matrix.shape[1]:
+        return matrix
+    return matrix.new_zeros(len(matrix), total).index_copy_(1, _places(widths), matrix)

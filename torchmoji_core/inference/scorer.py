@@ -2,21 +2,29 @@
 
 Parallel by batches, one thread each, and not inside a batch: the threads of a single operation wait for each other
 hundreds of times in a batch, which costs much and, on a machine that has other things to do, almost everything.
+
+Rows of the same tokens are run once, and recent results are kept (`cache`). That changes no value, since a row's
+result does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from torchmoji_core.batching import BatchLimits, plan_batches
 from torchmoji_core.inference import available_cores
-from torchmoji_core.inference.engine import Engine, EngineOutput
+from torchmoji_core.inference.cache import DEFAULT_CACHE_MB, ScoreCache
+from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.scores import Scores
 from torchmoji_core.vocabulary import UNKNOWN
 
@@ -26,16 +34,25 @@ if TYPE_CHECKING:
 
 _FEWEST_ROWS = 16
 """Rows for which it is not worth while to start another thread."""
+_LIMITS = BatchLimits(max_rows=128, max_tokens=4096)
+"""Of what the engine runs at once: as fast as more (benchmarks/engine.py), and 100 MB of buffers at full size."""
 
 
 class Scorer:
     """A model ready to score; loading it takes a moment, so keep one. Threads may share it."""
 
-    def __init__(self, bundle: Bundle, precision: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str = "auto",
+        threads: int | None = None,
+        cache_mb: int = DEFAULT_CACHE_MB,
+    ) -> None:
         """Args:
             bundle: the model.
             precision: one of `torchmoji_core.inference.PRECISIONS`.
             threads: batches that are scored at the same time; None for one a core.
+            cache_mb: bound of the cache of recent results, in megabytes; 0 scores every row by itself.
 
         Raises:
             InputError: for another precision.
@@ -47,11 +64,19 @@ class Scorer:
         self._engine = Engine(bundle.state, precision, bundle.multi_label)
         self._threads = available_cores() if threads is None else threads
         self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
+        # One vector a row: probabilities, embedding, attention.
+        self._parts = list(itertools.accumulate((len(self.classes), self.dimension, self.maxlen)))
+        self._cache = ScoreCache(cache_mb, self._parts[-1]) if cache_mb else None
 
     @property
     def precision(self) -> str:
         """The precision in use."""
         return self._engine.precision
+
+    @property
+    def arithmetic(self) -> str:
+        """The precision and the library that computes its products."""
+        return str(self._engine.arithmetic)
 
     @property
     def dimension(self) -> int:
@@ -79,20 +104,16 @@ class Scorer:
         """
         read = [row[: self.maxlen] for row in rows]
         lengths = [len(row) for row in read]
-        probabilities = np.full((len(rows), len(self.classes)), np.nan, np.float32)
-        embedding = np.full((len(rows), self.dimension), np.nan, np.float32)
-        attention = np.zeros((len(rows), max(lengths, default=0)), np.float32)
-        share = math.ceil(len(rows) / self._threads)
-        limits = BatchLimits(max_rows=min(max(share, _FEWEST_ROWS), BatchLimits.max_rows))
-
-        def run(batch: list[int]) -> EngineOutput:
-            return self._engine.run([read[index] for index in batch])
-
-        batches = list(plan_batches(lengths, limits))
-        for batch, output in zip(batches, self._pool.map(run, batches), strict=True):
-            probabilities[batch] = output.probabilities.numpy()
-            embedding[batch] = output.embedding.numpy()
-            attention[batch, : output.attention.shape[1]] = output.attention.numpy()
+        vectors = np.full((len(rows), self._parts[-1]), np.nan, np.float32)
+        present = [index for index, length in enumerate(lengths) if length]
+        reused = np.zeros(len(rows), bool)
+        if self._cache is None:
+            self._run(read, present, vectors)
+        else:
+            reused[self._run_once(read, present, vectors, self._cache)] = True
+        probabilities, embedding, attention = np.split(vectors, self._parts[:-1], axis=1)
+        attention = attention[:, : max(lengths, default=0)]
+        attention[np.array(lengths, int) == 0] = 0
         return Scores(
             classes=self.classes,
             probabilities=probabilities,
@@ -101,4 +122,42 @@ class Scorer:
             n_tokens=np.array(lengths, np.int32),
             n_unknown=np.array([list(row).count(UNKNOWN) for row in read], np.int32),
             truncated=np.array([len(row) > self.maxlen for row in rows], bool),
+            reused=reused,
         )
+
+    def _run_once(
+        self, rows: Sequence[Sequence[int]], chosen: list[int], vectors: NDArray[np.float32], cache: ScoreCache
+    ) -> list[int]:
+        """As `_run`, but rows that are equal, or are in the cache, are not run again; returns which those were."""
+        first: dict[bytes, int] = {}
+        repeats: list[int] = []
+        originals: list[int] = []
+        for index in chosen:
+            original = first.setdefault(array("q", rows[index]).tobytes(), index)
+            if original != index:
+                repeats.append(index)
+                originals.append(original)
+        found, cached = cache.find(first)
+        known = [first.pop(key) for key in found]
+        vectors[known] = cached
+        new = list(first.values())
+        self._run(rows, new, vectors)
+        cache.keep(list(first), vectors[new])
+        vectors[repeats] = vectors[originals]
+        return known + repeats
+
+    def _run(self, rows: Sequence[Sequence[int]], chosen: list[int], vectors: NDArray[np.float32]) -> None:
+        """Run the chosen rows in batches, each writing its rows of `vectors`."""
+        share = math.ceil(len(chosen) / self._threads)
+        limits = replace(_LIMITS, max_rows=min(max(share, _FEWEST_ROWS), _LIMITS.max_rows))
+
+        def run(batch: list[int]) -> None:
+            indices = [chosen[place] for place in batch]
+            output = self._engine.run([rows[index] for index in indices])
+            parts = (output.probabilities, output.embedding, output.attention)
+            for part, start in zip(parts, (0, *self._parts), strict=False):
+                vectors[indices, start : start + part.shape[1]] = part.numpy()
+            vectors[indices, self._parts[1] + output.attention.shape[1] :] = 0
+
+        for _ in self._pool.map(run, plan_batches([len(rows[index]) for index in chosen], limits)):
+            pass

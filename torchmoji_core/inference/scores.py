@@ -38,6 +38,8 @@ class Scores:
     """[n], how many of those are not in the vocabulary"""
     truncated: NDArray[np.bool_]
     """[n], whether the text had more tokens than were read"""
+    reused: NDArray[np.bool_]
+    """[n], whether the scores are those of the same tokens met before"""
 
     def __len__(self) -> int:
         return len(self.probabilities)

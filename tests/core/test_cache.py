@@ -1,0 +1,90 @@
+"""The cache of recent results: bounded, and exact for what it holds."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from torchmoji_core.inference.cache import ScoreCache
+
+WIDTH = 50_000  # five vectors a megabyte
+
+
+def vector(number: int) -> np.ndarray:
+    return np.full(WIDTH, number, np.float32)
+
+
+def keep(cache: ScoreCache, *numbers: int) -> None:
+    cache.keep([bytes([number]) for number in numbers], np.stack([vector(number) for number in numbers]))
+
+
+def held(cache: ScoreCache, *numbers: int) -> list[int]:
+    keys, vectors = cache.find([bytes([number]) for number in numbers])
+    assert vectors.shape == (len(keys), WIDTH)
+    for key, found in zip(keys, vectors, strict=True):
+        assert np.array_equal(found, vector(key[0]))
+    return [key[0] for key in keys]
+
+
+def test_the_least_recently_used_go_first() -> None:
+    cache = ScoreCache(1, WIDTH)
+    assert cache.capacity == 5
+    keep(cache, 1, 2, 3, 4, 5)
+    assert held(cache, 1, 3) == [1, 3]
+    keep(cache, 6, 7)
+    assert held(cache, 1, 2, 3, 4, 5, 6, 7) == [1, 3, 5, 6, 7]
+    assert len(cache) == 5
+
+
+def test_more_than_fits_keeps_the_last() -> None:
+    cache = ScoreCache(1, WIDTH)
+    keep(cache, *range(9))
+    assert held(cache, *range(9)) == [4, 5, 6, 7, 8]
+
+
+def test_nothing_found_in_an_empty_one() -> None:
+    assert held(ScoreCache(1, WIDTH), 1, 2) == []
+
+
+def test_a_vector_larger_than_the_bound_is_kept_alone() -> None:
+    cache = ScoreCache(1, 1_000_000)
+    assert cache.capacity == 1
+
+
+def test_what_is_found_is_a_copy() -> None:
+    cache = ScoreCache(1, WIDTH)
+    keep(cache, 1)
+    cache.find([b"\x01"])[1][:] = 9
+    assert held(cache, 1) == [1]
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 12), min_size=1, max_size=8, unique=True)), max_size=20)
+)
+def test_what_is_found_is_what_was_kept(steps: list[tuple[bool, list[int]]]) -> None:
+    cache = ScoreCache(1, WIDTH)
+    for keeping, numbers in steps:
+        if keeping:
+            keep(cache, *numbers)
+            assert set(numbers[-5:]) <= set(held(cache, *range(13)))
+        else:
+            held(cache, *numbers)
+        assert len(cache) <= 5
+
+
+@pytest.mark.parametrize("threads", [4])
+def test_threads_may_share_one(threads: int) -> None:
+    cache = ScoreCache(1, WIDTH)
+
+    def work(number: int) -> None:
+        for step in range(30):
+            keep(cache, (number + step) % 13)
+            held(cache, *range(13))
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(threads)))
+    assert len(cache) == 5

@@ -1,0 +1,319 @@
+"""Matrix products of the engine, one class for each way of computing them on a processor.
+
+A precision says which numbers come out, to within rounding; an arithmetic is one implementation of it. Several
+may have the same precision, and `choose` takes the first that starts on this machine: the fast ones use operators
+that are internal to torch, so each is tried on numbers with a known answer before it is trusted.
+
+    precision   arithmetic      activations   weights               products summed in
+    fp32        oneDNN, MKL     float32       float32               float32
+    bf16        oneDNN          bfloat16      bfloat16              float32, then rounded to bfloat16
+    int8        oneDNN, exact   uint8         int8, scale a channel int32
+    fp64        MKL             float64       float64               float64
+
+All inputs of the LSTMs' products lie in [-1, 1], and the engine keeps them halved, in [-1/2, 1/2]. So int8 has one
+fixed scale, 1/254, with zero at 128: no calibration, and a row's result cannot depend on its neighbours. A weight
+channel has the scale max|w| / 127.
+
+Every arithmetic gives a row the same bits whatever rows stand beside it (tests/core/test_arithmetic.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.processor import has_bfloat16, has_int8
+
+_LOGGER = logging.getLogger(__name__)
+
+INT8_STEPS = 254
+"""Steps of a uint8 activation between -1/2 and 1/2."""
+INT8_ZERO = 128
+_HALF_UP = torch.tensor(INT8_ZERO + 0.5)
+_MKL_ROWS, _MKL_COLUMNS = 4, 16
+"""MKL sums each row in the same order whatever the number of rows, if it is a multiple of 4 and that of the columns
+of 16; with one to three rows, and some numbers of columns, it uses other kernels, which differ by an ulp or two."""
+
+
+class Weight(ABC):
+    """A matrix W [outputs, inputs] prepared for products with encoded activations x [rows, inputs]."""
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """x W' + bias, [rows, outputs]."""
+
+    @abstractmethod
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        """sums += x W', [rows, outputs], of the elementwise type."""
+
+
+class Arithmetic(ABC):
+    """How products are computed."""
+
+    precision: ClassVar[str]
+    library: ClassVar[str]
+    activation: ClassVar[torch.dtype]
+    """Of encoded activations."""
+    elementwise: ClassVar[torch.dtype] = torch.float32
+    """Of everything but the products."""
+
+    def __str__(self) -> str:
+        return f"{self.precision} ({self.library})"
+
+    @classmethod
+    def is_native(cls) -> bool:
+        """Whether this processor has instructions for it, so that it is not slower than the next best."""
+        return True
+
+    @abstractmethod
+    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
+        """Prepare W [outputs, inputs] and a bias [outputs], both of the elementwise type."""
+
+    def encode(self, x: Tensor, out: Tensor) -> Tensor:
+        """Activations in [-1/2, 1/2] -> `out`, in the products' type. Overwrites nothing else."""
+        return out.copy_(x)
+
+
+class _MklWeight(Weight):
+    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        self._outputs = len(matrix)
+        self._transposed = pad(matrix, (0, 0, 0, -len(matrix) % _MKL_COLUMNS)).t().contiguous()
+        self._bias = bias
+
+    def project(self, x: Tensor) -> Tensor:
+        products = self._products(x)
+        return products if self._bias is None else products + self._bias
+
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        sums += self._products(x)
+
+    def _products(self, x: Tensor) -> Tensor:
+        whole = pad(x, (0, 0, 0, -len(x) % _MKL_ROWS)) if len(x) % _MKL_ROWS else x
+        return torch.mm(whole, self._transposed)[: len(x), : self._outputs]
+
+
+class MklFloat32(Arithmetic):
+    """torch's ordinary product."""
+
+    precision = "fp32"
+    library = "MKL" if torch.backends.mkl.is_available() else "BLAS"
+    activation = torch.float32
+
+    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
+        return _MklWeight(matrix, bias)
+
+
+class MklFloat64(MklFloat32):
+    precision = "fp64"
+    activation = elementwise = torch.float64
+
+
+class _PackedWeight(Weight):
+    """Packed once into the layout that oneDNN's kernels read."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None, activation: torch.dtype) -> None:
+        self._bias = bias
+        # A single output has one order of summation anyway.
+        self._inputs = matrix.shape[1] if len(matrix) == 1 else _UNSPLIT_INPUTS
+        self._parts = [
+            torch.ops.mkldnn._reorder_linear_weight(part.to(activation).contiguous(), _PACKED_FOR_ROWS)
+            for part in matrix.split(self._inputs, dim=1)
+        ]
+
+    def project(self, x: Tensor) -> Tensor:
+        first, *others = self._products(x)
+        sums = first.float()
+        for product in others:
+            sums += product
+        return sums if self._bias is None else sums.add_(self._bias)
+
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        for product in self._products(x):
+            sums += product
+
+    def _products(self, x: Tensor) -> Iterator[Tensor]:
+        for part, weight in zip(x.split(self._inputs, dim=1), self._parts, strict=True):
+            yield torch.ops.mkldnn._linear_pointwise(part, weight, None, "none", [], "")
+
+
+_PACKED_FOR_ROWS = 64
+"""A hint for the layout; it fits any number of rows."""
+_UNSPLIT_INPUTS = 1024
+"""With more inputs, oneDNN splits sums into parts that depend on the number of rows."""
+
+
+class OneDnnFloat32(Arithmetic):
+    """oneDNN's own kernels instead of the library that torch's ordinary product goes to: up to twice as fast."""
+
+    precision = "fp32"
+    library = "oneDNN"
+    activation = torch.float32
+
+    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
+        return _PackedWeight(matrix, bias, self.activation)
+
+
+class OneDnnBFloat16(Arithmetic):
+    """oneDNN's kernels for bfloat16."""
+
+    precision = "bf16"
+    library = "oneDNN"
+    activation = torch.bfloat16
+
+    @classmethod
+    def is_native(cls) -> bool:
+        return has_bfloat16()
+
+    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
+        return _PackedWeight(matrix, bias, self.activation)
+
+
+class _QuantizedMatrix:
+    """W as int8 with a scale for each output channel."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        # A channel of zeros would have the scale 0; any other does for it.
+        largest = matrix.abs().amax(dim=1).clamp(min=torch.finfo(matrix.dtype).tiny * 127)
+        self.scale = largest / 127
+        self.values = (matrix / self.scale[:, None]).round().to(torch.int8)
+
+
+class _OneDnnInt8Weight(Weight):
+    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        quantized = _QuantizedMatrix(matrix)
+        self._scale, self._bias = quantized.scale, bias
+        self._zero = torch.zeros(len(matrix), dtype=torch.int64)
+        self._packed = torch.ops.onednn.qlinear_prepack(quantized.values, [_PACKED_FOR_ROWS, matrix.shape[1]])
+
+    def project(self, x: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_pointwise(
+            x, 1 / INT8_STEPS, INT8_ZERO, self._packed, self._scale, self._zero, self._bias,
+            1.0, 0, torch.float32, "none", [], "",
+        )  # fmt: skip
+
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        torch.ops.onednn.qlinear_pointwise.binary(
+            x, 1 / INT8_STEPS, INT8_ZERO, self._packed, self._scale, self._zero, sums, None,
+            1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
+
+
+class OneDnnInt8(Arithmetic):
+    """oneDNN's kernels for uint8 by int8.
+
+    Only where the processor adds such products without saturating: older ones add pairs in 16 bits, which overflow.
+    """
+
+    precision = "int8"
+    library = "oneDNN"
+    activation = torch.uint8
+
+    @classmethod
+    def is_native(cls) -> bool:
+        return has_int8()
+
+    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
+        return _OneDnnInt8Weight(matrix, bias)
+
+    def encode(self, x: Tensor, out: Tensor) -> Tensor:
+        # Conversion to an integer cuts off: half a step more makes it round to the nearest.
+        return out.copy_(torch.add(_HALF_UP, x, alpha=INT8_STEPS))
+
+
+class _ExactInt8Weight(Weight):
+    """The same integers in float32, which is exact up to 1,040 inputs at a time (1040 * 127 * 127 < 2 ** 24)."""
+
+    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        quantized = _QuantizedMatrix(matrix)
+        self._parts = [_MklWeight(part.float(), None) for part in quantized.values.split(_EXACT_INPUTS, dim=1)]
+        self._scale = quantized.scale / INT8_STEPS
+        self._bias = matrix.new_zeros(len(matrix)) if bias is None else bias
+
+    def project(self, x: Tensor) -> Tensor:
+        sums = self._bias.repeat(len(x), 1)
+        self.add_to(sums, x)
+        return sums
+
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        parts = (x.float() - INT8_ZERO).split(_EXACT_INPUTS, dim=1)
+        products = [weight.project(part) for weight, part in zip(self._parts, parts, strict=True)]
+        sums.addcmul_(torch.stack(products).sum(dim=0), self._scale)
+
+
+_EXACT_INPUTS = 1024
+
+
+class ExactInt8(OneDnnInt8):
+    """int8 where the processor or the library has none: the same results to within rounding, slower than fp32."""
+
+    library = "emulated"
+
+    @classmethod
+    def is_native(cls) -> bool:
+        return False
+
+    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
+        return _ExactInt8Weight(matrix, bias)
+
+
+ARITHMETICS: tuple[type[Arithmetic], ...] = (
+    OneDnnInt8,
+    OneDnnBFloat16,
+    OneDnnFloat32,
+    ExactInt8,
+    MklFloat32,
+    MklFloat64,
+)
+"""Fastest first."""
+
+
+def choose(precision: str) -> Arithmetic:
+    """The fastest arithmetic of a precision that starts on this machine.
+
+    Args:
+        precision: one of `PRECISIONS`; auto is the fastest of all that have instructions of their own here.
+
+    Raises:
+        InputError: for an unknown precision, or one that does not start here.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    for kind in ARITHMETICS:
+        wanted = kind.is_native() if precision == "auto" else kind.precision == precision
+        if not wanted or (kind.library == "oneDNN" and not kind.is_native()):
+            continue
+        arithmetic = kind()
+        fault = fault_of(arithmetic)
+        if fault is None:
+            return arithmetic
+        _LOGGER.warning("%s does not start here (%s); the next best is used", arithmetic, fault)
+    raise InputError(f"precision {precision!r} needs a processor with instructions for it; choose fp32 or auto")
+
+
+def fault_of(arithmetic: Arithmetic) -> str | None:
+    """What is wrong with an arithmetic on this machine, found by products of known result at the ends of its range."""
+    rows, inputs, outputs = 5, 64, 32
+    signs: Callable[[int, int], Tensor] = lambda rows, columns: torch.where(  # noqa: E731
+        torch.arange(rows * columns).reshape(rows, columns) % 3 == 0, -1.0, 1.0
+    )
+    x = (signs(rows, inputs) / 2).to(arithmetic.elementwise)
+    matrix, bias = (2 * signs(outputs, inputs)).to(x.dtype), torch.arange(outputs).to(x.dtype)
+    try:
+        weight = arithmetic.weight(matrix, bias)
+        encoded = arithmetic.encode(x, torch.empty(x.shape, dtype=arithmetic.activation))
+        sums = weight.project(encoded)
+        weight.add_to(sums, encoded)
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    expected = 2 * (x @ matrix.t()) + bias
+    if sums.shape != expected.shape or not torch.allclose(sums.to(x.dtype), expected, rtol=1e-2, atol=1e-2):
+        return "wrong products"
+    return None
