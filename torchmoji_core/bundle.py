@@ -24,6 +24,8 @@ from torchmoji_core.bundle_files import (
     CONFIG,
     VOCABULARY,
     WEIGHTS,
+    Content,
+    digest_of,
     is_remote,
     local_path,
     read_bundle_files,
@@ -174,13 +176,13 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
         InputError: if it cannot be found or read, is damaged, or is not a bundle.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load
+    from safetensors.torch import load, load_file
 
     location = _location(source)
-    config, files = _read_verified(location, (CONFIG, VOCABULARY, WEIGHTS, CARD))
+    config, files, weights = _read_verified(location, (CONFIG, VOCABULARY, WEIGHTS, CARD))
     try:
-        state = load(files[WEIGHTS])
-    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:  # KeyError: a number format torch lacks
+        state = load_file(weights) if isinstance(weights, Path) else load(weights)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, OSError) as error:  # KeyError: a format torch lacks
         raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
     bundle = Bundle(
         name=config["name"],
@@ -204,7 +206,7 @@ def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
         InputError: as `load_bundle`.
     """
     location = _location(source)
-    config, files = _read_verified(location, (CONFIG, VOCABULARY))
+    config, files, _ = _read_verified(location, (CONFIG, VOCABULARY))
     _check_reading(config["name"], config["maxlen"], config["tokenizer"])
     return Tokenizer(Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}")), config["maxlen"]
 
@@ -223,15 +225,21 @@ def _location(source: str | Path | None) -> str:
     return str(DEFAULT_BUNDLE if source is None else source)
 
 
-def _read_verified(location: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    files = read_bundle_files(location, names)
+def _read_verified(location: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes], Content]:
+    """The configuration, the files that are short, and the weights, empty if not asked for."""
+    contents = read_bundle_files(location, names)
+    files = {name: content for name, content in contents.items() if isinstance(content, bytes)}
     config = parse_config(files[CONFIG], location)
-    for name in config["sha256"].keys() & files.keys():
-        if hashlib.sha256(files[name]).hexdigest() != config["sha256"][name]:
+    for name in config["sha256"].keys() & contents.keys():
+        try:
+            digest = digest_of(contents[name])
+        except OSError as error:
+            raise InputError(f"bundle {location}: {name} cannot be read ({error.strerror})") from None
+        if digest != config["sha256"][name]:
             raise InputError(
                 f"bundle {location}: {name} does not match the SHA-256 in {CONFIG}; it is damaged or was changed"
             )
-    return config, files
+    return config, files, contents.get(WEIGHTS, b"")
 
 
 def parse_config(content: bytes, location: str) -> dict[str, Any]:

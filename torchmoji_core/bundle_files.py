@@ -64,7 +64,19 @@ def read_uri(uri: str, limit: int = 8 << 30) -> bytes:
     return content
 
 
-def read_bundle_files(location: str, names: Collection[str] = tuple(_LIMITS)) -> dict[str, bytes]:
+Content = bytes | Path
+"""Of a file: itself, or for weights in a local directory their path, since those are mapped and not read."""
+
+
+def digest_of(content: Content) -> str:
+    """SHA-256, hexadecimal."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_bundle_files(location: str, names: Collection[str]) -> dict[str, Content]:
     """The files of a bundle by name.
 
     Args:
@@ -99,7 +111,7 @@ def local_path(location: str) -> Path:
         raise InputError(f"{location}: {error}") from None
 
 
-def _read_local(path: Path, location: str, names: Collection[str]) -> dict[str, bytes]:
+def _read_local(path: Path, location: str, names: Collection[str]) -> dict[str, Content]:
     if path.is_dir():
         return _collect({name: path / name for name in _LIMITS if (path / name).is_file()}, location, names)
     if not path.exists():
@@ -110,15 +122,15 @@ def _read_local(path: Path, location: str, names: Collection[str]) -> dict[str, 
         return _read_zip(file, location, names)
 
 
-def _collect(paths: Mapping[str, Path], location: str, names: Collection[str]) -> dict[str, bytes]:
+def _collect(paths: Mapping[str, Path], location: str, names: Collection[str]) -> dict[str, Content]:
     _check_complete(paths, location)
-    files = {}
+    files: dict[str, Content] = {}
     for name in paths.keys() & names:
         path = paths[name]
         try:
             if path.stat().st_size > _LIMITS[name]:
                 raise InputError(f"bundle {location}: {name} is larger than {_LIMITS[name]} bytes")
-            files[name] = path.read_bytes()
+            files[name] = path if name == WEIGHTS else path.read_bytes()
         except OSError as error:
             raise InputError(f"bundle {location}: {name} cannot be read ({error.strerror})") from None
     return files
@@ -133,7 +145,7 @@ def _check_complete(names: Mapping[str, object], location: str) -> None:
         )
 
 
-def _read_zip(file: BinaryIO, location: str, names: Collection[str]) -> dict[str, bytes]:
+def _read_zip(file: BinaryIO, location: str, names: Collection[str]) -> dict[str, Content]:
     """Read the known names only, at the top or in one folder; nothing is extracted to a path the archive names."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -143,13 +155,13 @@ def _read_zip(file: BinaryIO, location: str, names: Collection[str]) -> dict[str
                 if name in _LIMITS and "/" not in folder:
                     members[name] = member
             _check_complete(members, location)
-            files = {}
+            files: dict[str, Content] = {}
             for name in members.keys() & names:
-                member = members[name]
-                with archive.open(member) as content:
-                    files[name] = content.read(_LIMITS[name] + 1)
-                if len(files[name]) > _LIMITS[name]:
+                with archive.open(members[name]) as file_in_archive:
+                    content = file_in_archive.read(_LIMITS[name] + 1)
+                if len(content) > _LIMITS[name]:
                     raise InputError(f"bundle {location}: {name} is larger than {_LIMITS[name]} bytes")
+                files[name] = content
             return files
     except InputError:
         raise
@@ -157,13 +169,13 @@ def _read_zip(file: BinaryIO, location: str, names: Collection[str]) -> dict[str
         raise InputError(f"model {location}: neither a bundle directory nor a readable .zip of one ({error})") from None
 
 
-def _read_remote_directory(location: str, names: Collection[str]) -> dict[str, bytes]:
+def _read_remote_directory(location: str, names: Collection[str]) -> dict[str, Content]:
     config = read_uri(f"{location}/{CONFIG}", _LIMITS[CONFIG])
     try:
         digests = dict(json.loads(config)["sha256"])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f"model {location}: its {CONFIG} is not that of a bundle") from None
-    files = {CONFIG: config}
+    files: dict[str, Content] = {CONFIG: config}
     for name in digests.keys() & names:
         files[name] = _read_cached(f"{location}/{name}", str(digests.get(name)), _LIMITS[name])
     return files

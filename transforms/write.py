@@ -32,6 +32,8 @@ from transforms.options import ROWS_PER_FILE
 from transforms.records import DeadLetter
 
 ROWS_PER_GROUP = 4096
+BYTES_PER_GROUP = 8 << 20
+"""A row group ends with the batch that reaches either; wide rows make groups of fewer, so that memory stays bounded."""
 TEMPORARY = "_tmp"
 DEAD_LETTERS = "_dead_letters"
 """Names with an underscore are passed over by readers of Parquet directories."""
@@ -200,7 +202,7 @@ class _ParquetPart(_Part):
         super().__init__(temporary, final)
         self._rows_per_group = rows_per_group
         self._waiting: list[pa.RecordBatch] = []
-        self._waiting_rows = 0
+        self._waiting_rows = self._waiting_bytes = 0
         self._file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
         # Dictionaries and statistics cost time and space on vectors and ids, and pay on short repeated strings.
         plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
@@ -213,15 +215,16 @@ class _ParquetPart(_Part):
     def write(self, element: pa.RecordBatch) -> None:
         self._waiting.append(element)
         self._waiting_rows += len(element)
+        self._waiting_bytes += element.nbytes
         self.rows += len(element)
-        if self._waiting_rows >= self._rows_per_group:
+        if self._waiting_rows >= self._rows_per_group or self._waiting_bytes >= BYTES_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:
         if self._waiting:
             table = pa.Table.from_batches(self._waiting)
             self._writer.write_table(table, row_group_size=len(table))
-            self._waiting, self._waiting_rows = [], 0
+            self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
 
     def close(self) -> None:
         try:

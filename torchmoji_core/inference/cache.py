@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-DEFAULT_CACHE_MB = 64
+DEFAULT_CACHE_MB = 32
 
 
 class ScoreCache:

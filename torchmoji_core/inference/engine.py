@@ -35,6 +35,10 @@ _REGISTER_CHANNELS = 32
 """Values that the widest vectorized loop takes at once."""
 
 
+_TABLE_ROWS = 4096
+"""Rows of the embedding table converted at a time, for a low peak of memory."""
+
+
 class EngineOutput(NamedTuple):
     """Results of one batch in the order of its rows."""
 
@@ -74,17 +78,21 @@ class Engine:
         widths = (self.dimensions.hidden,) * 4 + (self.dimensions.embedding,)
         self._hidden, self._channels = _round_up(self.dimensions.hidden), sum(map(_round_up, widths))
         self._kept = None if self._channels == sum(widths) else _places(widths)
-        table = state["embed.weight"].to(kind).tanh().div_(2)
-        if self.arithmetic.precision in ("bf16", "int8"):
-            table = table.half()  # finer than what the products make of it
-        self._table = _spread(table, widths[4:])
+        table = state["embed.weight"]
+        # Half precision is finer than what the low ones' products make of it.
+        table_type = torch.float16 if self.arithmetic.precision in ("bf16", "int8") else kind
+        self._table = torch.zeros(len(table), _round_up(table.shape[1]), dtype=table_type)
+        for part, values in zip(self._table.split(_TABLE_ROWS), table.split(_TABLE_ROWS), strict=True):
+            part[:, : table.shape[1]] = values.to(kind).tanh().div_(2)
         self._layers = tuple(
             tuple(self._direction(state, name, suffix, inputs) for suffix in DIRECTIONS)
             for name, inputs in (("lstm_0", widths[4:]), ("lstm_1", widths[:2]))
         )
         attention = _spread(2 * state["attention_layer.attention_vector"].to(kind)[None], widths)
         self._attention = exact.weight(attention, None)
-        self._output = exact.weight(state["output_layer.0.weight"].to(kind), state["output_layer.0.bias"].to(kind))
+        self._output = exact.weight(
+            state["output_layer.0.weight"].to(kind), state["output_layer.0.bias"].to(kind, copy=True)
+        )
 
     @property
     def precision(self) -> str:

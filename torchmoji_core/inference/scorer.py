@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _FEWEST_ROWS = 16
 """Rows for which it is not worth while to start another thread."""
-_LIMITS = BatchLimits(max_rows=128, max_tokens=4096)
-"""Of what the engine runs at once: as fast as more (benchmarks/engine.py), and 100 MB of buffers at full size."""
+_LIMITS = BatchLimits(max_rows=128, max_tokens=2048)
+"""Of what the engine runs at once: as fast as more (benchmarks/engine.py), and 40 MB of buffers at full size."""
 
 
 class Scorer:
