@@ -14,6 +14,7 @@ import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ from transforms.options import ROWS_PER_FILE
 from transforms.records import DeadLetter
 
 ROWS_PER_GROUP = 4096
-BYTES_PER_GROUP = 8 << 20
+BYTES_PER_GROUP = 4 << 20
 """A row group ends with the batch that reaches either; wide rows make groups of fewer, so that memory stays bounded."""
 TEMPORARY = "_tmp"
 DEAD_LETTERS = "_dead_letters"
@@ -201,6 +202,9 @@ class _ParquetPart(_Part):
     def __init__(self, temporary: str, final: str, schema: pa.Schema, rows_per_group: int) -> None:
         super().__init__(temporary, final)
         self._rows_per_group = rows_per_group
+        # One thread, and one row group at most in it: rows stay in order, and memory bounded.
+        self._background = ThreadPoolExecutor(1, "parquet")
+        self._writing: Future[None] | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = self._waiting_bytes = 0
         self._file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
@@ -221,16 +225,24 @@ class _ParquetPart(_Part):
             self._flush()
 
     def _flush(self) -> None:
+        """Hand the waiting rows to the background, where Arrow encodes and writes them without holding up scoring."""
         if self._waiting:
             table = pa.Table.from_batches(self._waiting)
-            self._writer.write_table(table, row_group_size=len(table))
+            self._wait()
+            self._writing = self._background.submit(self._writer.write_table, table, row_group_size=len(table))
             self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.result()
 
     def close(self) -> None:
         try:
             self._flush()
+            self._wait()
             self._writer.close()
         finally:
+            self._background.shutdown()
             self._file.close()
 
 

@@ -141,10 +141,11 @@ class Engine:
         distinct, token = flat[order].unique(return_inverse=True)
         hidden, activation = self._hidden, self.arithmetic.activation
         vectors = self._table[distinct].to(self.arithmetic.elementwise)
-        features = vectors.new_empty(len(flat), self._channels)
-        torch.index_select(vectors, 0, token, out=features[:, 4 * hidden :])
-        encoded = self.arithmetic.encode(vectors, torch.empty(vectors.shape, dtype=activation))
-        between = torch.empty(len(flat), 2 * hidden, dtype=activation)
+        features = vectors.new_zeros(_product_rows(len(flat)), self._channels)
+        torch.index_select(vectors, 0, token, out=features[: len(flat), 4 * hidden :])
+        encoded = torch.zeros(_product_rows(len(distinct)), vectors.shape[1], dtype=activation)
+        self.arithmetic.encode(vectors, encoded[: len(distinct)])
+        between = torch.zeros(len(features), 2 * hidden, dtype=activation)
         for direction, weights in enumerate(self._layers[0]):
             outputs = features[:, (2 + direction) * hidden : (3 + direction) * hidden]
             sums = weights.inputs.project(encoded)
@@ -156,9 +157,9 @@ class Engine:
             sums = weights.inputs.project(between)
             self._recur(sums, own, weights.recurrent, batch_sizes, outputs, reverse=direction == 1)
         embedding, attention = self._attend(features, batch_sizes)
-        logits = self._output.project(embedding)
+        logits = self._output.project(embedding)[: len(rows)]
         probabilities = logits.sigmoid() if self._multi_label else logits.softmax(dim=1)
-        return EngineOutput(probabilities, embedding, attention)
+        return EngineOutput(probabilities, embedding[: len(rows)], attention)
 
     def _recur(
         self,
@@ -177,25 +178,26 @@ class Engine:
             places: of each token, its row of them.
             recurrent: weight of the states.
             batch_sizes: rows present at each step.
-            outputs: [tokens, hidden], to be filled with halved hidden states.
+            outputs: [at least tokens, hidden], to be filled with halved hidden states.
             reverse: whether to begin at the end.
         """
         size, encode = self._hidden, self.arithmetic.encode
         # A step's gates stay in one buffer, small enough for the cache, and its views are made when the rows change.
-        all_gates = sums.new_empty(batch_sizes[0], 4 * size)
+        all_gates = sums.new_zeros(_product_rows(batch_sizes[0]), 4 * size)
         # Rows that have not begun have a state of zero, which is what a row begins with.
-        cells, halves = sums.new_zeros(batch_sizes[0], size), sums.new_empty(batch_sizes[0], size)
+        cells, halves = (sums.new_zeros(len(all_gates), size) for _ in range(2))
         states = encode(cells, torch.empty(cells.shape, dtype=self.arithmetic.activation))
         begun = 0
-        steps = list(zip(places.split(batch_sizes), outputs.split(batch_sizes), strict=True))
+        steps = list(zip(places.split(batch_sizes), outputs[: len(places)].split(batch_sizes), strict=True))
         for place, output in reversed(steps) if reverse else steps:
             if len(place) != begun:
                 gates, cell, half, state = (part[: len(place)] for part in (all_gates, cells, halves, states))
                 i, f, o, g = gates.split(size, dim=1)
                 i_f_o = gates[:, : 3 * size]
+                product_gates, product_states = (part[: _product_rows(len(place))] for part in (all_gates, states))
             torch.index_select(sums, 0, place, out=gates)
             if begun:
-                recurrent.add_to(gates, state)
+                recurrent.add_to(product_gates, product_states)
             begun = len(place)
             i_f_o.clamp_(0, 1)
             g.sigmoid_().sub_(0.5)
@@ -216,7 +218,7 @@ class Engine:
         for step in range(len(batch_sizes)):  # one after another: a library's sum depends on the width
             total += weights[:, step]
         weights /= total[:, None]
-        average = features.new_zeros(n_rows, features.shape[1])
+        average = features.new_zeros(_product_rows(n_rows), features.shape[1])
         for step, (start, end) in enumerate(_steps(batch_sizes)):
             average[: end - start].addcmul_(features[start:end], weights[: end - start, step, None], value=2)
         return average if self._kept is None else average[:, self._kept], weights
@@ -235,6 +237,17 @@ def _time_major(lengths: list[int]) -> tuple[list[int], Tensor]:
     steps = torch.arange(lengths[0])[:, None]
     present = steps < length
     return present.sum(dim=1).tolist(), (starts + steps)[present]
+
+
+def _product_rows(rows: int) -> int:
+    """Rows that a product is given: more than there are, but one of few numbers.
+
+    oneDNN compiles a kernel for every number of rows, which takes as long as a product, and keeps a thousand of them,
+    of 0.3 to 0.6 MB each.
+    """
+    if rows <= 8:
+        return 1 << (rows - 1).bit_length()
+    return -(-rows // 8) * 8 if rows <= 128 else -(-rows // 128) * 128
 
 
 def _round_up(channels: int) -> int:

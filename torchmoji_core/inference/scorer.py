@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 _FEWEST_ROWS = 16
 """Rows for which it is not worth while to start another thread."""
-_LIMITS = BatchLimits(max_rows=128, max_tokens=2048)
-"""Of what the engine runs at once: as fast as more (benchmarks/engine.py), and 40 MB of buffers at full size."""
+_LIMITS = BatchLimits(max_rows=128, max_tokens=1536)
+"""Of what the engine runs at once: as fast as more (benchmarks/engine.py), and 30 MB of buffers at full size."""
 
 
 class Scorer:
@@ -148,8 +148,8 @@ class Scorer:
 
     def _run(self, rows: Sequence[Sequence[int]], chosen: list[int], vectors: NDArray[np.float32]) -> None:
         """Run the chosen rows in batches, each writing its rows of `vectors`."""
-        share = math.ceil(len(chosen) / self._threads)
-        limits = replace(_LIMITS, max_rows=min(max(share, _FEWEST_ROWS), _LIMITS.max_rows))
+        lengths = [len(rows[index]) for index in chosen]
+        limits = _shared_out(lengths, self._threads)
 
         def run(batch: list[int]) -> None:
             indices = [chosen[place] for place in batch]
@@ -159,5 +159,14 @@ class Scorer:
                 vectors[indices, start : start + part.shape[1]] = part.numpy()
             vectors[indices, self._parts[1] + output.attention.shape[1] :] = 0
 
-        for _ in self._pool.map(run, plan_batches([len(rows[index]) for index in chosen], limits)):
+        for _ in self._pool.map(run, plan_batches(lengths, limits)):
             pass
+
+
+def _shared_out(lengths: Sequence[int], threads: int) -> BatchLimits:
+    """Limits that make as many batches of about the same work for each thread, so that none waits for the others."""
+    tokens = sum(lengths)
+    batches = max(tokens / _LIMITS.max_tokens, len(lengths) / _LIMITS.max_rows)
+    batches = math.ceil(batches / threads) * threads
+    batches = max(1, min(batches, len(lengths) // _FEWEST_ROWS))
+    return replace(_LIMITS, max_tokens=min(_LIMITS.max_tokens, math.ceil(tokens / batches) + max(lengths, default=0)))
