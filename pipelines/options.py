@@ -44,6 +44,11 @@ class ScoreConfig:
     """Processes of a local run."""
 
     @property
+    def local_threads(self) -> int:
+        """Threads of Beam in a local run of one process: as many as score at the same time."""
+        return (self.score.threads or 1) if self.local_workers == 1 else 1
+
+    @property
     def is_local(self) -> bool:
         return self.runner == LOCAL_RUNNER
 

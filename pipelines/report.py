@@ -31,6 +31,7 @@ class ProgressDisplay:
         self._mode = ("bar" if sys.stderr.isatty() else "lines") if mode == "auto" else mode
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._bar if self._mode == "bar" else self._lines, daemon=True)
+        self._stream = sys.stderr  # as it is now: while the run lasts, it is the workers'
         self._started = time.monotonic()
 
     def __enter__(self) -> ProgressDisplay:
@@ -46,7 +47,7 @@ class ProgressDisplay:
             self._thread.join()
 
     def _bar(self) -> None:
-        with tqdm(total=self._total, unit="B", unit_scale=True, desc="read", file=sys.stderr) as bar:
+        with tqdm(total=self._total, unit="B", unit_scale=True, desc="read", file=self._stream) as bar:
             while True:
                 stopped = self._stop.wait(POLL_SECONDS)
                 rows, bytes_read = metrics.Progress.total(self._directory)
@@ -62,7 +63,7 @@ class ProgressDisplay:
             share = bytes_read / self._total if self._total else 1.0
             print(
                 f"{rows:,} tweets scored, {share:.0%} of the input read, {self._rate(rows):,.0f} tweets/s",
-                file=sys.stderr,
+                file=self._stream,
                 flush=True,
             )
 

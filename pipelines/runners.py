@@ -32,7 +32,7 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         _LOGGER.warning("passed on to %s unchecked: --%s", config.runner, " --".join(unknown))
     options = PipelineOptions([*rest, f"--runner={config.runner}"])
     if config.is_local:
-        options.view_as(DirectOptions).direct_num_workers = config.local_workers
+        options.view_as(DirectOptions).direct_num_workers = max(config.local_workers, config.local_threads)
         if not options.view_as(WorkerOptions).default_sdk_harness_log_level:
             options.view_as(WorkerOptions).default_sdk_harness_log_level = "ERROR"
     # All code is in installed modules; nothing of the main session has to travel.
@@ -77,9 +77,16 @@ def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) 
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
-    from apache_beam.transforms.environments import EmbeddedPythonEnvironment, SubprocessSDKEnvironment
+    from apache_beam.transforms.environments import (
+        EmbeddedPythonEnvironment,
+        EmbeddedPythonGrpcEnvironment,
+        SubprocessSDKEnvironment,
+    )
 
     environment = EmbeddedPythonEnvironment.default()
+    if config.local_threads > 1:
+        # While one thread converts and writes a batch, another has the model busy; they share one copy of it.
+        environment = EmbeddedPythonGrpcEnvironment.default()
     if config.local_workers > 1:
         command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
         environment = SubprocessSDKEnvironment.from_command_string(f"{command} 2>>{shlex.quote(worker_log)}")

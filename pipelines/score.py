@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +95,7 @@ def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: s
     progress = Path(scratch, "progress")
     progress.mkdir()
     try:
-        with report.ProgressDisplay(str(progress), plan.input_bytes, mode):
+        with report.ProgressDisplay(str(progress), plan.input_bytes, mode), _worker_log(plan, scratch):
             pipeline = beam.Pipeline(runner=runner, options=options)
             build_pipeline(pipeline, plan, str(progress) if mode != "off" else None)
             result = pipeline.run()
@@ -121,6 +123,16 @@ def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: s
         )
         return TOO_MANY_DEAD_LETTERS
     return DONE
+
+
+@contextlib.contextmanager
+def _worker_log(plan: Plan, scratch: str) -> Iterator[None]:
+    """What the threads of a local run print goes where processes print it: Beam prints every error that it raises."""
+    if not plan.config.is_local:
+        yield
+        return
+    with Path(scratch, WORKER_LOG).open("a") as log, contextlib.redirect_stderr(log):
+        yield
 
 
 def reconcile(counts: dict[str, int]) -> None:

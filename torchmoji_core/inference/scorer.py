@@ -148,6 +148,8 @@ class Scorer:
 
     def _run(self, rows: Sequence[Sequence[int]], chosen: list[int], vectors: NDArray[np.float32]) -> None:
         """Run the chosen rows in batches, each writing its rows of `vectors`."""
+        if not chosen:
+            return
         lengths = [len(rows[index]) for index in chosen]
         limits = _shared_out(lengths, self._threads)
 
@@ -169,4 +171,4 @@ def _shared_out(lengths: Sequence[int], threads: int) -> BatchLimits:
     batches = max(tokens / _LIMITS.max_tokens, len(lengths) / _LIMITS.max_rows)
     batches = math.ceil(batches / threads) * threads
     batches = max(1, min(batches, len(lengths) // _FEWEST_ROWS))
-    return replace(_LIMITS, max_tokens=min(_LIMITS.max_tokens, math.ceil(tokens / batches) + max(lengths, default=0)))
+    return replace(_LIMITS, max_tokens=min(_LIMITS.max_tokens, math.ceil(tokens / batches) + max(lengths)))
