@@ -32,6 +32,9 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.tokenizer
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.pipeline
 
 dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .

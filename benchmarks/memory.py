@@ -1,5 +1,7 @@
 """python -m benchmarks.memory: peak memory of the score command as input grows; full-size model, embeddings on.
 
+The peak is that of the one process, with the modules that it imports (torch and Beam are more than half of it).
+
 Texts are short, since memory depends on rows and batches, not on what a text says; the run is shorter that way.
 """
 
@@ -24,6 +26,8 @@ WORDS = ["so", "happy", "sad", "rain", "love", "late", "coffee", "today", "never
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 80_000])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"])
+    parser.add_argument("--threads", type=int, default=1, help="of the worker (default: %(default)s)")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as directory:
@@ -36,17 +40,18 @@ def main() -> None:
                 for index in range(count):
                     text = " ".join(generator.choices(WORDS, k=generator.randint(1, 8)))
                     file.write(json.dumps({"id": str(index), "text": text}) + "\n")
-            rows.append({"rows": count} | _measure(model, path, Path(directory, f"out-{count}")))
-    first, last = rows[0], rows[-1]
-    growth = float(last["peak MB"]) - float(first["peak MB"])
-    report("memory", rows, difference=f"{growth:.0f} MB between {first['rows']:,} and {last['rows']:,} rows")
+            for precision in options.precisions:
+                arguments = ["--precision", precision, "--threads", str(options.threads)]
+                measured = _measure(model, path, Path(directory, f"out-{count}-{precision}"), arguments)
+                rows.append({"precision": precision, "rows": count} | measured)
+    report("memory", rows, threads=options.threads)
 
 
-def _measure(model: Path, inputs: Path, output: Path) -> dict[str, float]:
+def _measure(model: Path, inputs: Path, output: Path, arguments: list[str]) -> dict[str, float]:
     """Run the command in a child of a child, whose peak is then not mixed with an earlier one's."""
     command = [
         sys.executable, "-m", "pipelines.score", "--progress", "off", "--model", str(model), "--input", str(inputs),
-        "--output", str(output), "--outputs", "top,probabilities,embedding",
+        "--output", str(output), "--outputs", "top,probabilities,embedding", *arguments,
     ]  # fmt: skip
     program = (
         "import json, resource, subprocess, sys; "

@@ -51,7 +51,9 @@ class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, Predictio
         cache_mb: bound of a process's cache of recent results, in megabytes; 0 scores every row by itself.
         min_batch_size, max_batch_size: bounds for Beam's batching.
         """
-        self._options = ScoreOptions(model, precision, top_k=top_k, threads=threads, cache_mb=cache_mb)
+        self._options = ScoreOptions(
+            model, precision, top_k=top_k, embedding_type="float32", threads=threads, cache_mb=cache_mb
+        )
         self._model = model
         if not 0 < min_batch_size <= max_batch_size:
             raise InputError(f"batch sizes must be 0 < {min_batch_size} <= {max_batch_size}")

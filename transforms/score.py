@@ -144,7 +144,11 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
 def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
     """Load a bundle for scoring in this process."""
     bundle = load_bundle(model)
-    loaded = LoadedModel(Scorer(bundle, options.precision, options.threads, options.cache_mb), bundle.name, options)
+    loaded = LoadedModel(
+        Scorer(bundle, options.precision, options.threads, options.cache_mb, options.embedding_type),
+        bundle.name,
+        options,
+    )
     _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], loaded.scorer.arithmetic)
     return loaded
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from torchmoji_core.inference.cache import ScoreCache
 
-WIDTH = 50_000  # five vectors a megabyte
+WIDTH = 50_000
+RECORD = np.dtype((np.float32, WIDTH))  # five a megabyte
 
 
 def vector(number: int) -> np.ndarray:
@@ -31,7 +32,7 @@ def held(cache: ScoreCache, *numbers: int) -> list[int]:
 
 
 def test_the_least_recently_used_go_first() -> None:
-    cache = ScoreCache(1, WIDTH)
+    cache = ScoreCache(1, RECORD)
     assert cache.capacity == 5
     keep(cache, 1, 2, 3, 4, 5)
     assert held(cache, 1, 3) == [1, 3]
@@ -41,22 +42,22 @@ def test_the_least_recently_used_go_first() -> None:
 
 
 def test_more_than_fits_keeps_the_last() -> None:
-    cache = ScoreCache(1, WIDTH)
+    cache = ScoreCache(1, RECORD)
     keep(cache, *range(9))
     assert held(cache, *range(9)) == [4, 5, 6, 7, 8]
 
 
 def test_nothing_found_in_an_empty_one() -> None:
-    assert held(ScoreCache(1, WIDTH), 1, 2) == []
+    assert held(ScoreCache(1, RECORD), 1, 2) == []
 
 
 def test_a_vector_larger_than_the_bound_is_kept_alone() -> None:
-    cache = ScoreCache(1, 1_000_000)
+    cache = ScoreCache(1, np.dtype((np.float32, 1_000_000)))
     assert cache.capacity == 1
 
 
 def test_what_is_found_is_a_copy() -> None:
-    cache = ScoreCache(1, WIDTH)
+    cache = ScoreCache(1, RECORD)
     keep(cache, 1)
     cache.find([b"\x01"])[1][:] = 9
     assert held(cache, 1) == [1]
@@ -66,7 +67,7 @@ def test_what_is_found_is_a_copy() -> None:
     st.lists(st.tuples(st.booleans(), st.lists(st.integers(0, 12), min_size=1, max_size=8, unique=True)), max_size=20)
 )
 def test_what_is_found_is_what_was_kept(steps: list[tuple[bool, list[int]]]) -> None:
-    cache = ScoreCache(1, WIDTH)
+    cache = ScoreCache(1, RECORD)
     for keeping, numbers in steps:
         if keeping:
             keep(cache, *numbers)
@@ -78,7 +79,7 @@ def test_what_is_found_is_what_was_kept(steps: list[tuple[bool, list[int]]]) -> 
 
 @pytest.mark.parametrize("threads", [4])
 def test_threads_may_share_one(threads: int) -> None:
-    cache = ScoreCache(1, WIDTH)
+    cache = ScoreCache(1, RECORD)
 
     def work(number: int) -> None:
         for step in range(30):

@@ -18,6 +18,7 @@ import pytest
 from pipelines.score import explain, reconcile
 from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
 from torchmoji_core.errors import RunError
+from torchmoji_core.processor import has_bfloat16
 
 Score = Callable[..., Finished]
 
@@ -52,6 +53,22 @@ def test_batch_limits_do_not_matter(shell_score: Score, inputs: Path, reference:
     finished = shell_score("--input", f"{inputs}/*", "--output", "small", "--max_batch_rows", "7", "--threads", "1")
     assert finished.status == 0, finished.err
     assert read_scores(tmp_path / "small").equals(reference)
+
+
+def test_the_cache_does_not_matter(shell_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
+    assert shell_score("--input", f"{inputs}/*", "--output", "scored", "--cache_mb", "0").status == 0
+    assert read_scores(tmp_path / "scored").equals(reference)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_nor_does_anything_in_any_precision(shell_score: Score, inputs: Path, tmp_path: Path, precision: str) -> None:
+    if precision == "bf16" and not has_bfloat16():
+        pytest.skip("the processor has no bfloat16")
+    common = ("--input", f"{inputs}/*", "--precision", precision)
+    assert shell_score(*common, "--output", "a").status == 0
+    changed = ("--cache_mb", "0", "--threads", "1", "--max_batch_rows", "33")
+    assert shell_score(*common, "--output", "b", *changed).status == 0
+    assert read_scores(tmp_path / "a").equals(read_scores(tmp_path / "b"))
 
 
 @pytest.fixture

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-DEFAULT_CACHE_MB = 32
+DEFAULT_CACHE_MB = 64
 
 
 class ScoreCache:
-    """Vectors of float32 by key, the least recently used ones dropped first. Threads may share it."""
+    """Records of one type by key, the least recently used ones dropped first. Threads may share it."""
 
-    def __init__(self, megabytes: int, width: int) -> None:
+    def __init__(self, megabytes: int, record: DTypeLike) -> None:
         """Args:
-        megabytes: bound of the vectors, in 10**6 bytes; at least one is kept.
-        width: values of a vector.
+        megabytes: bound of the records, in 10**6 bytes; at least one is kept.
+        record: numpy type of a record.
         """
-        capacity = max(1, megabytes * 10**6 // (4 * width))
-        self._vectors = np.empty((capacity, width), np.float32)  # takes memory only as it fills
+        capacity = max(1, megabytes * 10**6 // np.dtype(record).itemsize)
+        self._records = np.empty(capacity, record)  # takes memory only as it fills
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._lock = Lock()
 
@@ -30,24 +31,24 @@ class ScoreCache:
 
     @property
     def capacity(self) -> int:
-        """Most vectors that are kept."""
-        return len(self._vectors)
+        """Most records that are kept."""
+        return len(self._records)
 
-    def find(self, keys: Iterable[bytes]) -> tuple[list[bytes], NDArray[np.float32]]:
-        """The keys that are there, and their vectors, [keys, width]."""
+    def find(self, keys: Iterable[bytes]) -> tuple[list[bytes], NDArray[Any]]:
+        """The keys that are there, and their records, [keys]."""
         with self._lock:
             found = {key: self._slots[key] for key in keys if key in self._slots}
             for key in found:
                 self._slots.move_to_end(key)
-            return list(found), self._vectors[list(found.values())]
+            return list(found), self._records[list(found.values())]
 
-    def keep(self, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
-        """Keep the vector of each key."""
+    def keep(self, keys: Sequence[bytes], records: NDArray[Any]) -> None:
+        """Keep the record of each key."""
         with self._lock:
-            for key, vector in zip(keys[-self.capacity :], vectors[-self.capacity :], strict=True):
+            for key, record in zip(keys[-self.capacity :], records[-self.capacity :], strict=True):
                 slot = self._slots.pop(key, None)
                 if slot is None:
                     full = len(self._slots) == self.capacity
                     slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
                 self._slots[key] = slot
-                self._vectors[slot] = vector
+                self._records[slot] = record

@@ -9,23 +9,23 @@ result does not depend on its neighbours.
 
 from __future__ import annotations
 
-import itertools
 import math
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from torchmoji_core.batching import BatchLimits, plan_batches
+from torchmoji_core.errors import InputError
 from torchmoji_core.inference import available_cores
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB, ScoreCache
 from torchmoji_core.inference.engine import Engine
-from torchmoji_core.inference.scores import Scores
+from torchmoji_core.inference.scores import EMBEDDING_TYPES, Scores
 from torchmoji_core.vocabulary import UNKNOWN
 
 if TYPE_CHECKING:
@@ -47,15 +47,17 @@ class Scorer:
         precision: str = "auto",
         threads: int | None = None,
         cache_mb: int = DEFAULT_CACHE_MB,
+        embedding_type: str = "float32",
     ) -> None:
         """Args:
             bundle: the model.
             precision: one of `torchmoji_core.inference.PRECISIONS`.
             threads: batches that are scored at the same time; None for one a core.
             cache_mb: bound of the cache of recent results, in megabytes; 0 scores every row by itself.
+            embedding_type: of `Scores.embedding`, float32 or float16; the latter rounds by at most 2.5e-4.
 
         Raises:
-            InputError: for another precision.
+            InputError: for another precision or type.
         """
         self.classes = bundle.classes
         self.maxlen = bundle.maxlen
@@ -64,9 +66,18 @@ class Scorer:
         self._engine = Engine(bundle.state, precision, bundle.multi_label)
         self._threads = available_cores() if threads is None else threads
         self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
-        # One vector a row: probabilities, embedding, attention.
-        self._parts = list(itertools.accumulate((len(self.classes), self.dimension, self.maxlen)))
-        self._cache = ScoreCache(cache_mb, self._parts[-1]) if cache_mb else None
+        if embedding_type not in EMBEDDING_TYPES:
+            raise InputError(
+                f"embedding type {embedding_type!r} is unknown; choose one of {', '.join(EMBEDDING_TYPES)}"
+            )
+        self._record = np.dtype(
+            [
+                ("probabilities", np.float32, len(self.classes)),
+                ("embedding", embedding_type, self.dimension),
+                ("attention", np.float32, self.maxlen),
+            ]
+        )
+        self._cache = ScoreCache(cache_mb, self._record) if cache_mb else None
 
     @property
     def precision(self) -> str:
@@ -104,21 +115,21 @@ class Scorer:
         """
         read = [row[: self.maxlen] for row in rows]
         lengths = [len(row) for row in read]
-        vectors = np.full((len(rows), self._parts[-1]), np.nan, np.float32)
+        records = np.empty(len(rows), self._record)
         present = [index for index, length in enumerate(lengths) if length]
         reused = np.zeros(len(rows), bool)
         if self._cache is None:
-            self._run(read, present, vectors)
+            self._run(read, present, records)
         else:
-            reused[self._run_once(read, present, vectors, self._cache)] = True
-        probabilities, embedding, attention = np.split(vectors, self._parts[:-1], axis=1)
-        attention = attention[:, : max(lengths, default=0)]
-        attention[np.array(lengths, int) == 0] = 0
+            reused[self._run_once(read, present, records, self._cache)] = True
+        empty = [index for index, length in enumerate(lengths) if not length]
+        for name in self._record.names or ():
+            records[name][empty] = 0 if name == "attention" else np.nan
         return Scores(
             classes=self.classes,
-            probabilities=probabilities,
-            embedding=embedding,
-            attention=attention,
+            probabilities=records["probabilities"],
+            embedding=records["embedding"],
+            attention=records["attention"][:, : max(lengths, default=0)],
             n_tokens=np.array(lengths, np.int32),
             n_unknown=np.array([list(row).count(UNKNOWN) for row in read], np.int32),
             truncated=np.array([len(row) > self.maxlen for row in rows], bool),
@@ -126,7 +137,7 @@ class Scorer:
         )
 
     def _run_once(
-        self, rows: Sequence[Sequence[int]], chosen: list[int], vectors: NDArray[np.float32], cache: ScoreCache
+        self, rows: Sequence[Sequence[int]], chosen: list[int], records: NDArray[Any], cache: ScoreCache
     ) -> list[int]:
         """As `_run`, but rows that are equal, or are in the cache, are not run again; returns which those were."""
         first: dict[bytes, int] = {}
@@ -139,15 +150,15 @@ class Scorer:
                 originals.append(original)
         found, cached = cache.find(first)
         known = [first.pop(key) for key in found]
-        vectors[known] = cached
+        records[known] = cached
         new = list(first.values())
-        self._run(rows, new, vectors)
-        cache.keep(list(first), vectors[new])
-        vectors[repeats] = vectors[originals]
+        self._run(rows, new, records)
+        cache.keep(list(first), records[new])
+        records[repeats] = records[originals]
         return known + repeats
 
-    def _run(self, rows: Sequence[Sequence[int]], chosen: list[int], vectors: NDArray[np.float32]) -> None:
-        """Run the chosen rows in batches, each writing its rows of `vectors`."""
+    def _run(self, rows: Sequence[Sequence[int]], chosen: list[int], records: NDArray[Any]) -> None:
+        """Run the chosen rows in batches, each filling its records."""
         if not chosen:
             return
         lengths = [len(rows[index]) for index in chosen]
@@ -156,10 +167,11 @@ class Scorer:
         def run(batch: list[int]) -> None:
             indices = [chosen[place] for place in batch]
             output = self._engine.run([rows[index] for index in indices])
-            parts = (output.probabilities, output.embedding, output.attention)
-            for part, start in zip(parts, (0, *self._parts), strict=False):
-                vectors[indices, start : start + part.shape[1]] = part.numpy()
-            vectors[indices, self._parts[1] + output.attention.shape[1] :] = 0
+            records["probabilities"][indices] = output.probabilities.numpy()
+            records["embedding"][indices] = output.embedding.numpy()
+            width = output.attention.shape[1]
+            records["attention"][indices, :width] = output.attention.numpy()
+            records["attention"][indices, width:] = 0
 
         for _ in self._pool.map(run, plan_batches(lengths, limits)):
             pass

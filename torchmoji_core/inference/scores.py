@@ -28,8 +28,8 @@ class Scores:
     classes: tuple[str, ...]
     probabilities: NDArray[np.float32]
     """[n, classes]; a row sums to 1, unless several classes can hold of a text"""
-    embedding: NDArray[np.float32]
-    """[n, dimension]"""
+    embedding: NDArray[np.floating]
+    """[n, dimension], float32 unless the scorer was asked for float16"""
     attention: NDArray[np.float32]
     """[n, most tokens of a text]; weight of each token, summing to 1, zero behind a text's end"""
     n_tokens: NDArray[np.int32]
