@@ -29,6 +29,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff format .
 
 bench: .venv/installed-dev
+	$(PIP) --editable '.[dev,bench]'
 	$(BIN)/python -m benchmarks.tokenizer
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.memory
