@@ -34,6 +34,8 @@ class ModelFacts(NamedTuple):
     channels: int
     """Width of an embedding."""
     maxlen: int
+    arithmetic: str
+    """Precision and library of its products here; on clusters, what was asked for, since each worker chooses."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Plan:
             *shown,
             f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
             f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "
-            f"precision {config.score.precision}",
+            f"precision {model.arithmetic}",
             f"output      {config.output}: {', '.join(config.score.outputs)}; "
             f"embeddings as {config.score.embedding_type}; up to {config.rows_per_file:,} rows a file",
             *([f"kept        {kept}"] if kept else []),
@@ -88,17 +90,23 @@ def make_plan(config: ScoreConfig) -> Plan:
         for metadata in match_files(list(config.inputs))
     )
     config = _check_fields(config, files)
-    model = _check_model(config.score.model)
+    model = _check_model(config)
     replaced = _check_output(config)
     run_id = uuid.uuid4().hex[:12]
     config = dataclasses.replace(config, score=dataclasses.replace(config.score, run_id=run_id))
     return Plan(config, run_id, files, model, replaced)
 
 
-def _check_model(source: str | None) -> ModelFacts:
+def _check_model(config: ScoreConfig) -> ModelFacts:
     """Load a model whole, since only then is it known to be sound, and let go of its weights."""
-    bundle = load_bundle(source)
-    return ModelFacts(bundle.name, bundle.fingerprint, bundle.classes, bundle.dimensions.channels, bundle.maxlen)
+    from torchmoji_core.inference.arithmetic import choose
+
+    bundle = load_bundle(config.score.model)
+    precision = config.score.precision
+    arithmetic = str(choose(precision)) if config.is_local else precision
+    return ModelFacts(
+        bundle.name, bundle.fingerprint, bundle.classes, bundle.dimensions.channels, bundle.maxlen, arithmetic
+    )
 
 
 def _sample(files: tuple[tuple[str, int, str], ...]) -> Iterator[Iterator[Record]]:
