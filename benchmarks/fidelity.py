@@ -47,7 +47,7 @@ def _measure(bundle: Bundle, corpus: list[str]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "model": bundle.name,
-                "arithmetic": str(scorer.arithmetic),
+                "arithmetic": scorer.arithmetic,
                 "probabilities: max error": f"{error.max():.2g}",
                 "mean error": f"{error.mean():.2g}",
                 "same top-1": f"{first.mean():.4f}",

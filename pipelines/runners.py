@@ -83,11 +83,12 @@ def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) 
         SubprocessSDKEnvironment,
     )
 
-    environment = EmbeddedPythonEnvironment.default()
-    if config.local_threads > 1:
+    if config.local_workers == 1 == config.local_threads:
+        environment = EmbeddedPythonEnvironment.default()
+    elif config.local_workers == 1:
         # While one thread converts and writes a batch, another has the model busy; they share one copy of it.
         environment = EmbeddedPythonGrpcEnvironment.default()
-    if config.local_workers > 1:
+    else:
         command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
         environment = SubprocessSDKEnvironment.from_command_string(f"{command} 2>>{shlex.quote(worker_log)}")
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())

@@ -161,19 +161,15 @@ class OneDnnFloat32(Arithmetic):
         return _PackedWeight(matrix, bias, self.activation)
 
 
-class OneDnnBFloat16(Arithmetic):
-    """oneDNN's kernels for bfloat16."""
+class OneDnnBFloat16(OneDnnFloat32):
+    """The same for bfloat16."""
 
     precision = "bf16"
-    library = "oneDNN"
     activation = torch.bfloat16
 
     @classmethod
     def is_native(cls) -> bool:
         return has_bfloat16()
-
-    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
-        return _PackedWeight(matrix, bias, self.activation)
 
 
 class _QuantizedMatrix:
