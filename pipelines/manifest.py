@@ -11,7 +11,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from pipelines.options import ScoreConfig
 from torchmoji_core.errors import InputError
-from transforms.write import TEMPORARY
+from transforms.write import TEMPORARY, make_directory
 
 DIRECTORY = "_manifests"
 VERSION = 1
@@ -69,8 +69,7 @@ def write(output: str, manifest: Manifest) -> str:
     temporary, final = f"{output}/{TEMPORARY}/{name}", f"{output}/{DIRECTORY}/{name}"
     with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
         file.write((json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
-    if not FileSystems.exists(f"{output}/{DIRECTORY}"):
-        FileSystems.mkdirs(f"{output}/{DIRECTORY}")
+    make_directory(f"{output}/{DIRECTORY}")
     FileSystems.rename([temporary], [final])
     return final
 

@@ -318,8 +318,7 @@ def commit(file: WrittenFile, count_rows: bool = True) -> WrittenFile:
     directory = file.final.rpartition("/")[0]
     try:
         if FileSystems.exists(file.temporary):
-            if not FileSystems.exists(directory):
-                FileSystems.mkdirs(directory)
+            make_directory(directory)
             FileSystems.rename([file.temporary], [file.final])
         elif not FileSystems.exists(file.final):
             raise RunError(
@@ -332,3 +331,13 @@ def commit(file: WrittenFile, count_rows: bool = True) -> WrittenFile:
     if count_rows:
         metrics.counter(metrics.ROWS_WRITTEN).inc(file.rows)
     return file
+
+
+def make_directory(directory: str) -> None:
+    """Make a directory with its parents, where filesystems have them; another worker may be making it just now."""
+    try:
+        if not FileSystems.exists(directory):
+            FileSystems.mkdirs(directory)
+    except OSError:
+        if not FileSystems.exists(directory):
+            raise

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -437,6 +439,22 @@ def test_commit_where_nothing_can_be_put(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot be put in place"):
         commit(file)
     assert Path(file.temporary).exists()
+
+
+def test_workers_may_make_the_same_directory_at_the_same_time(tmp_path: Path) -> None:
+    for attempt in range(200):
+        output = tmp_path / str(attempt)
+        files = [WrittenFile(f"{output}-{index}", f"{output}/date=1/{index}", 0, 0) for index in range(4)]
+        for file in files:
+            Path(file.temporary).write_bytes(b"")
+        start = threading.Barrier(len(files))
+
+        def commit_with_others(file: WrittenFile, start: threading.Barrier = start) -> WrittenFile:
+            start.wait()
+            return commit(file)
+
+        with ThreadPoolExecutor(len(files)) as threads:
+            assert list(threads.map(commit_with_others, files)) == files
 
 
 def test_a_file_that_is_removed_while_it_is_written(tmp_path: Path) -> None:
