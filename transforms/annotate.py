@@ -32,12 +32,14 @@ class AnnotateTweets(beam.PTransform):
     def __init__(
         self,
         model: str | None = None,
+        fingerprint: str | None = None,
         outputs: Iterable[str] = DEFAULT_OUTPUTS,
         precision: str = "auto",
         top_k: int = DEFAULT_TOP,
         embedding_type: str = "float16",
         keep: Iterable[KeptField] = (),
         timestamp: bool = False,
+        partitioned: bool = False,
         threads: int | None = None,
         cache_mb: int = DEFAULT_CACHE_MB,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
@@ -53,12 +55,14 @@ class AnnotateTweets(beam.PTransform):
         self._limits = limits
         self._options = ScoreOptions(
             model=model,
+            fingerprint=fingerprint,
             precision=precision,
             outputs=tuple(outputs),
             top_k=top_k,
             embedding_type=embedding_type,
             keep=tuple(keep),
             timestamp=timestamp,
+            partitioned=partitioned,
             threads=threads,
             cache_mb=cache_mb,
             run_id=run_id,

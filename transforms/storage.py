@@ -76,8 +76,15 @@ def metadata(path: str) -> FileMetadata | None:
         return filesystem.metadata(path) if filesystem.exists(path) else None
 
 
+def delete_directory(directory: str) -> None:
+    """Delete a directory with all that is in it; it is no error if it is not there."""
+    delete(file.path for file in match([f"{directory}/**"]))
+    if can_rename(directory):
+        delete([directory])
+
+
 def delete(paths: Iterable[str]) -> None:
-    """Delete files, and directories with all that is in them; what is not there is no error."""
+    """Delete files; what is not there is no error."""
     for path in paths:
         with _one_line_errors(path):
             if FileSystems.exists(path):
@@ -124,5 +131,5 @@ def publish(path: str, content: bytes, temporary: str) -> None:
 
 def remove_empty(directory: str) -> None:
     """Delete a directory, with its directories, if no file is in it."""
-    if exists(directory) and not match([f"{directory}/**"]):
+    if can_rename(directory) and exists(directory) and not match([f"{directory}/**"]):
         delete([directory])
