@@ -32,7 +32,6 @@ class AnnotateTweets(beam.PTransform):
     def __init__(
         self,
         model: str | None = None,
-        fingerprint: str | None = None,
         outputs: Iterable[str] = DEFAULT_OUTPUTS,
         precision: str = "auto",
         top_k: int = DEFAULT_TOP,
@@ -43,6 +42,7 @@ class AnnotateTweets(beam.PTransform):
         threads: int | None = None,
         cache_mb: int = DEFAULT_CACHE_MB,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
+        fingerprint: str | None = None,
         run_id: str = "",
         progress: str | None = None,
     ) -> None:

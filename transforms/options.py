@@ -27,8 +27,6 @@ class ScoreOptions:
 
     model: str | None = None
     """Bundle, by path or URI; None for the bundled one."""
-    fingerprint: str | None = None
-    """What the model must have as its fingerprint wherever it is loaded; None for any."""
     precision: str = "auto"
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
     top_k: int = DEFAULT_TOP
@@ -43,6 +41,8 @@ class ScoreOptions:
     """Batches that a process scores at the same time; None for one a core."""
     cache_mb: int = DEFAULT_CACHE_MB
     """Bound of each process's cache of recent results, in megabytes; 0 scores every row by itself."""
+    fingerprint: str | None = None
+    """What the model must have as its fingerprint wherever it is loaded; None for any."""
     run_id: str = ""
     """Recorded in the files."""
     progress: str | None = None
