@@ -17,7 +17,6 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from pipelines import data_set, report
-from pipelines import manifest as manifests
 from pipelines.data_set import DataSet
 from pipelines.lease import Lease
 from pipelines.manifest import DataFile, Input, Manifest, Model, identity
@@ -26,7 +25,7 @@ from pipelines.plan import Plan
 from torchmoji_core import __version__
 from torchmoji_core.errors import RunError, TorchMojiError
 from torchmoji_core.inference.scores import valid_unicode
-from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics, storage
+from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.formats import resolve_format
 from transforms.read import InputFile, UnreadableInput, unreadable_path
 from transforms.write import DEAD_LETTERS, WrittenFile, committed_files
@@ -196,7 +195,7 @@ def commit(plan: Plan, manifest: Manifest, target: DataSet, lease: Lease) -> Non
         target.commit(manifest)
     except BaseException as error:
         # Once the manifest is there, the files are results, whatever came after.
-        if not storage.exists(f"{target.output}/{manifests.DIRECTORY}/{manifest.name}"):
+        if not target.is_committed(plan.run_id):
             clean_up(plan)
         if isinstance(error, OSError):
             raise RunError(explain(error, target.output)) from error
