@@ -33,6 +33,7 @@ from transforms.write import DEAD_LETTERS, WrittenFile, committed_files
 _LOGGER = logging.getLogger(__name__)
 
 WORKER_LOG = "workers.log"
+WORKER_DIED = "a worker process died"
 
 
 @dataclass(frozen=True)
@@ -252,6 +253,11 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
         return f"a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit"
     if "MemoryError" in text or isinstance(error, MemoryError):
         return "out of memory; lower --max_batch_tokens or --direct_num_workers"
+    if "Channel closed prematurely" in text or WORKER_DIED in text:
+        return (
+            "a worker process died: killed, or out of memory; run again, with a lower --max_batch_tokens or "
+            "--direct_num_workers if memory was short"
+        )
     ours = re.search(r"torchmoji_core\.errors\.\w+: (.*)", text)
     if ours or isinstance(error, TorchMojiError):
         return (ours[1] if ours else text).partition(" [while running")[0]
