@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data_set import DataSet, discard_run, recover, remove_temporary
@@ -94,8 +95,11 @@ def _groups(output: str, files: dict[str, DataFile], target_bytes: int) -> Itera
     alike: dict[tuple[str, bytes], list[DataFile]] = defaultdict(list)
     for path, file in sorted(files.items()):
         if file.bytes < target_bytes // 2:
-            with storage.open_raw(f"{output}/{path}") as opened:
-                schema = run_independent(pq.ParquetFile(opened).schema_arrow)
+            try:
+                with storage.open_raw(f"{output}/{path}") as opened:
+                    schema = run_independent(pq.ParquetFile(opened).schema_arrow)
+            except (pa.ArrowException, OSError) as error:
+                raise RunError(f"{path} cannot be read: {error}; run pipelines.verify") from error
             alike[path.rpartition("/")[0], schema.serialize().to_pybytes()].append(file)
     for candidates in alike.values():
         group: list[DataFile] = []

@@ -12,7 +12,8 @@ from transforms.read import InputFile
 
 MAX_NAMED = 5
 """Files that a message names of many."""
-FIRST_GROUP_BYTES = 1 << 20
+FIRST_BYTES_PER_SECOND = 64 << 10
+"""What a slow machine does with a full-size model; how fast this one is, the first group tells."""
 MAX_GROWTH = 4.0
 
 
@@ -151,7 +152,7 @@ class Groups:
         """
         self._work = list(work)
         self._seconds = seconds
-        self._bytes = float(FIRST_GROUP_BYTES)
+        self._bytes = seconds * FIRST_BYTES_PER_SECOND
 
     def __iter__(self) -> Iterator[tuple[InputFile, ...]]:
         while self._work:
