@@ -1,5 +1,6 @@
 # make score    install everything into .venv and score the bundled sample
 # make test     install everything and run ruff, mypy and the whole test suite
+# make test-faults  kills, full disks, clocks that step: some ten minutes
 # make lint     ruff and mypy alone
 # make format   let ruff format the code
 # make bench    the benchmarks, minutes each; figures go to benchmarks/results/
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test lint format bench dist clean
+.PHONY: score test test-faults lint format bench dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -18,6 +19,9 @@ score: .venv/installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests/faults
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, get_type_hints
 
 from torchmoji_core.errors import InputError, LeaseHeldError, RunError
@@ -28,7 +31,8 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         output, 130 when interrupted.
     """
     try:
-        return main(sys.argv[1:])
+        with _termination_as_interrupt():
+            return main(sys.argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG_INPUT
@@ -41,6 +45,23 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, by which schedulers end a job, like Ctrl-C: what was begun is cleaned up."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
