@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.command_line import OneLineParser
+from pipelines.logs import LOG_FORMATS
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS, available_cores
@@ -39,6 +40,7 @@ class ScoreConfig:
     if_exists: str
     dry_run: bool
     progress: str
+    report: str | None
     runner: str
     local_workers: int
     """Processes of a local run."""
@@ -104,6 +106,10 @@ def parser() -> argparse.ArgumentParser:
     add("--max_batch_tokens", type=int, default=BatchLimits.max_tokens, metavar="N", help="(default: %(default)s)")
     add("--progress", choices=PROGRESS, default="auto",
         help="bar: a progress bar; lines: one every ten seconds; auto: a bar on a terminal (default: %(default)s)")
+    add("--report", metavar="FILE",
+        help="write the run's figures there as JSON and, with the suffix .prom instead, for Prometheus")
+    add("--log_format", choices=LOG_FORMATS, default="text",
+        help="json: all output is one JSON object a line, on standard error (default: %(default)s)")
     add("--dry_run", action="store_true", help="check everything, print the plan and stop")
     return result
 # fmt: on
@@ -155,6 +161,7 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
         if_exists=options.if_exists,
         dry_run=options.dry_run,
         progress=options.progress,
+        report=options.report,
         runner=options.runner,
         local_workers=workers,
     )

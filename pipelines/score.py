@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, run_command
+from pipelines.logs import announce
 from pipelines.options import parse
 from torchmoji_core import __version__
 from torchmoji_core.errors import RunError, TorchMojiError
@@ -46,33 +47,31 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id)
 
 
-def set_up_logging() -> None:
-    """Warnings to standard error, but those of Beam's local runner: it logs what it then raises, and we explain."""
-    handler = logging.StreamHandler()
-    handler.addFilter(lambda record: record.name != "root" and not record.name.startswith("apache_beam.runners."))
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, handlers=[handler])
-
-
 def main(arguments: list[str]) -> int:
     """Parse, plan, run, report. Returns the exit status."""
     config, rest = parse(arguments)
-    set_up_logging()
 
+    from pipelines.figures import reported
     from pipelines.plan import make_plan
     from pipelines.runners import make_runner, pipeline_options
 
     options = pipeline_options(config, rest)
-    with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
+    with (
+        reported(config.report, config.dry_run, output=config.output) as figures,
+        tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch,
+    ):
         runner = make_runner(config, options, f"{scratch}/{WORKER_LOG}")
         plan = make_plan(config)
-        print(plan.describe(), flush=True)
+        figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
+        announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
         if config.dry_run:
-            print("dry run: nothing was scored or written")
+            announce("dry_run", "dry run: nothing was scored or written")
             return DONE
-        return run(plan, runner, options, scratch)
+        figures["exit_status"] = run(plan, runner, options, scratch, figures)
+        return int(figures["exit_status"])
 
 
-def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: str) -> int:
+def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: str, figures: dict[str, Any]) -> int:
     """Run a plan to its end and account for every record.
 
     Args:
@@ -80,6 +79,7 @@ def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: s
         runner: where.
         options: for Beam.
         scratch: local directory for progress counts and the log of worker processes.
+        figures: of this run; gets its counts.
 
     Raises:
         RunError: if the run fails, or its counts do not add up. What it has written by then is removed.
@@ -114,12 +114,15 @@ def run(plan: Plan, runner: PipelineRunner, options: PipelineOptions, scratch: s
         manifest.remove_run(config.output, earlier["run_id"])
     manifest.remove_temporary(config.output, plan.run_id)
     seconds = time.monotonic() - clock
-    print(report.summary(counts, plan.model.classes, seconds, plan.model.fingerprint, config.output))
+    figures.update(counts)
+    summary = report.summary(counts, plan.model.classes, seconds, plan.model.fingerprint, config.output)
+    announce("summary", summary, seconds=round(seconds, 3), **figures)
     if too_many:
-        print(
+        announce(
+            "too_many_dead_letters",
             f"too many dead letters: {dead_fraction:.1%} of what was read, above --max_dead_fraction "
             f"{config.max_dead_fraction:.1%}; reasons are in {config.output}/_dead_letters",
-            file=sys.stderr,
+            level=logging.ERROR,
         )
         return TOO_MANY_DEAD_LETTERS
     return DONE
