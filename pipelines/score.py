@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> int:
     options = pipeline_options(config, rest)
     with (
         reported(config.report, config.dry_run, output=config.output) as figures,
-        tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch,
+        # An interrupted run has threads that still write there.
+        tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
     ):
         runner = make_runner(config, options, f"{scratch}/{WORKER_LOG}")
         plan = make_plan(config)

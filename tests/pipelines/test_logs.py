@@ -241,14 +241,26 @@ def test_too_many_dead_letters_are_said_in_json(run_score: Score, tmp_path: Path
 
 def test_a_terminated_run_says_so_and_cleans_up(model: str, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", posts(200_000))
-    options = ["--output", "out", "--report", "report.json", "--log_format", "json", "--progress", "off"]
+    (tmp_path / "scratch").mkdir()
+    # One row a batch: the more often the threads write their progress, the likelier they do while it is removed.
+    options = ["--output", "out", "--report", "report.json", "--log_format", "json", "--max_batch_rows", "1"]
     command = [sys.executable, "-m", "pipelines.score", "--model", model, "--input", "in.jsonl", *options]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment() | {"TMPDIR": str(tmp_path / "scratch")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     assert json.loads(process.stderr.readline())["event"] == "plan"
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("scratch/*/progress/*")):  # until its threads are at work
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     rest = entries(process.communicate(timeout=120)[1])
-    assert process.returncode == 130
+    assert process.returncode == 130, rest
     assert rest[-1]["event"] == "interrupted"
     assert not list(tmp_path.glob("out/**/*.parquet"))
     assert json.loads((tmp_path / "report.json").read_text())["exit_status"] == 130
