@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from pipelines.annotate_options import DEFAULT_LEASE
-from pipelines.command_line import DONE, OneLineParser, run_command
-from pipelines.logs import set_up_logging
+from pipelines.command_line import DONE, OneLineParser, end, run_command
+from pipelines.logs import LOG_FORMATS, announce
 from torchmoji_core.errors import InputError
 
 
@@ -24,6 +23,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--target_mb", type=int, default=256, metavar="MB",
         help="size that merged files should have; files of at least half of it are left alone (default: %(default)s)")
     result.add_argument("--dry_run", action="store_true", help="say what would be merged, and stop")
+    result.add_argument("--log_format", choices=LOG_FORMATS, default="text",
+        help="json: all output is one JSON object a line, on standard error (default: %(default)s)")
     return result
 # fmt: on
 
@@ -33,7 +34,6 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.target_mb < 1:
         raise InputError(f"--target_mb must be at least 1, not {options.target_mb}")
-    set_up_logging()
 
     from pipelines.compaction import compact
     from pipelines.lease import Lease
@@ -41,9 +41,9 @@ def main(arguments: list[str]) -> int:
 
     output = absolute_directory(options.output)
     with Lease(output, DEFAULT_LEASE) as lease:
-        print(compact(output, options.target_mb << 20, lease, options.dry_run))
+        announce("compacted", compact(output, options.target_mb << 20, lease, options.dry_run))
     return DONE
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    end(run_command(main))

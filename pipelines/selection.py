@@ -46,6 +46,16 @@ class Selection:
     def is_empty(self) -> bool:
         return not (self.work or self.retired or self.promotes)
 
+    @property
+    def figures(self) -> dict[str, int]:
+        """For the run's report."""
+        return {
+            "inputs_new": len(self.new),
+            "inputs_changed": len(self.changed) + self.skipped,
+            "inputs_vanished": len(self.vanished),
+            "inputs_unsettled": len(self.unsettled),
+        }
+
     def describe(self) -> str:
         """What was found, in one line."""
         counts = {

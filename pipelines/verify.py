@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from pipelines.annotate_options import DEFAULT_LEASE, duration
-from pipelines.command_line import OneLineParser, run_command
-from pipelines.logs import set_up_logging
+from pipelines.command_line import DONE, FAILED, OneLineParser, end, run_command
+from pipelines.logs import LOG_FORMATS, announce
 
 
 # fmt: off
@@ -28,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
         help="readers that began before a commit have so long to finish (default: %(default)s)")
     result.add_argument("--memory_mb", type=int, default=512, metavar="MB",
         help="for comparing ids; more of them go through temporary files (default: %(default)s)")
+    result.add_argument("--log_format", choices=LOG_FORMATS, default="text",
+        help="json: all output is one JSON object a line, on standard error (default: %(default)s)")
     return result
 # fmt: on
 
@@ -36,7 +37,6 @@ def main(arguments: list[str]) -> int:
     """Verify, after cleaning if asked to. Returns the exit status."""
     options = parser().parse_args(arguments)
     older_than = duration("--older_than", options.older_than)
-    set_up_logging()
 
     from pipelines.cleaning import clean
     from pipelines.lease import Lease
@@ -47,11 +47,14 @@ def main(arguments: list[str]) -> int:
     if options.clean:
         with Lease(output, DEFAULT_LEASE):
             deleted = clean(output, older_than)
-        print(f"deleted     {len(deleted):,} file(s)")
+        announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
     findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
-    print(findings.describe())
-    return 1 if findings.problems else 0
+    announce(
+        "verified", findings.describe(), sound=not findings.problems, problems=findings.problems, rows=findings.rows,
+        files=findings.files,
+    )  # fmt: skip
+    return FAILED if findings.problems else DONE
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    end(run_command(main))
