@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, get_type_hints
 
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, LeaseHeldError, RunError
 
-DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS = range(4)
+DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD = range(5)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -24,7 +24,8 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     """Run a command's main; a user's mistake ends in one line on standard error and an exit status.
 
     Returns:
-        main's status; 2 for wrong options or input, 1 for a run that failed, 130 when interrupted.
+        main's status; 2 for wrong options or input, 1 for a run that failed, 4 where another run writes to the same
+        output, 130 when interrupted.
     """
     try:
         return main(sys.argv[1:])
@@ -34,6 +35,9 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
+    except LeaseHeldError as error:
+        print(f"not started: {error}", file=sys.stderr)
+        return LEASE_HELD
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -1,22 +1,104 @@
-"""The record that a run leaves beside its files: what was read, what was written, with what. One JSON file a run."""
+"""Manifests: the record that every commit leaves, one JSON file each. They say which files are results.
+
+A file that no manifest lists is not part of the data set. Manifests are numbered, and read in that order; one that
+is called a checkpoint holds all that those before it say. `data_set` makes of them what is live.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
-
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 from pipelines.options import ScoreConfig
 from torchmoji_core.errors import InputError
-from transforms.write import TEMPORARY, make_directory
+from transforms import storage
+from transforms.write import TEMPORARY
 
 DIRECTORY = "_manifests"
-VERSION = 1
+VERSION = 2
+_CHECKPOINT = ".checkpoint.json"
+_READERS = 16
 
-Manifest = dict[str, Any]
+
+@dataclass(frozen=True)
+class Input:
+    """A file that was read."""
+
+    path: str
+    """Absolute path or URI."""
+    bytes: int
+    modified: float | None
+    """Seconds since 1970 of its last change."""
+    format: str
+    rows: int | None = None
+    """Rows written for it; None where rows do not tell their file."""
+    dead_letters: int | None = None
+
+    def is_unchanged(self, size: int, modified: float | None) -> bool:
+        """Whether a file of that size and time of change is the one that was read."""
+        return (self.bytes, self.modified) == (size, modified)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that was written."""
+
+    path: str
+    """Relative to the output."""
+    rows: int
+    bytes: int
+    sha256: str
+    sources: dict[str, int] = field(default_factory=dict)
+    """Rows by the file they are from, where rows tell it."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What scored."""
+
+    name: str
+    fingerprint: str
+    arithmetic: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one commit changed."""
+
+    sequence: int
+    run_id: str
+    kind: str
+    """Name of the command: score, annotate, compact."""
+    status: str
+    started: str
+    """ISO 8601, as is `finished`."""
+    finished: str
+    code_version: str
+    identity: dict[str, Any]
+    model: Model
+    inputs: tuple[Input, ...] = ()
+    files: tuple[DataFile, ...] = ()
+    dead_letters: tuple[DataFile, ...] = ()
+    retired: tuple[str, ...] = ()
+    """Paths of files that are results no longer; they are deleted later."""
+    dropped: tuple[str, ...] = ()
+    """Paths of inputs whose rows are results no longer."""
+    generation: int = 0
+    """Files of a generation behind the live one, scored with a new model, are no results until it is complete."""
+    promotes: bool = False
+    """Whether this commit completes its generation, and so retires all files of the others."""
+    checkpoint: bool = False
+    """Whether `inputs`, `files` and `dead_letters` are the whole live data set."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its file's name; names sort in the order of their sequence."""
+        return f"{self.sequence:08}-{self.run_id}{_CHECKPOINT if self.checkpoint else '.json'}"
 
 
 def identity(config: ScoreConfig) -> dict[str, Any]:
@@ -28,7 +110,8 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
         "text_field": list(config.fields.text),
         "id_field": list(config.fields.id),
         "timestamp_field": config.fields.timestamp,
-        "keep_fields": [field.name for field in config.fields.keep],
+        "keep_fields": [f"{kept.name}:{kept.kind}" for kept in config.fields.keep],
+        "partition_by": list(config.fields.partition_by),
         "model": score.model,
         "precision": score.precision,
         "outputs": sorted(score.outputs),
@@ -37,71 +120,85 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
     }
 
 
-def read_all(output: str) -> Iterator[Manifest]:
-    """The manifests below an output directory.
+def read_all(output: str) -> list[Manifest]:
+    """The manifests below an output directory that matter, by sequence: from the last checkpoint on.
 
     Raises:
         InputError: if one cannot be read, since then nobody can say which files are results.
     """
-    for path, content in _read_directory(f"{output}/{DIRECTORY}/*.json"):
-        try:
-            manifest = json.loads(content)
-            if manifest["version"] != VERSION or not isinstance(manifest["identity"], dict):
-                raise ValueError("of another version")
-            yield manifest
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}: not a manifest ({error}); give another --output, or move it away") from None
-
-
-def _read_directory(pattern: str) -> Iterator[tuple[str, bytes]]:
     try:
-        for metadata in FileSystems.match([pattern])[0].metadata_list:
-            with FileSystems.open(metadata.path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-                yield metadata.path, file.read()
-    except (BeamIOError, OSError, ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"output {pattern.rpartition('/')[0]}: cannot be read ({reason})") from None
+        names = sorted(file.path for file in storage.match([f"{output}/{DIRECTORY}/*.json"]))
+    except OSError as error:
+        raise InputError(f"output {output}/{DIRECTORY}: cannot be read ({error})") from None
+    first = max((index for index, name in enumerate(names) if name.endswith(_CHECKPOINT)), default=0)
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(read, names[first:]))
+
+
+def read(path: str) -> Manifest:
+    """Read one manifest.
+
+    Raises:
+        InputError: if it is none.
+    """
+    try:
+        values = json.loads(storage.read_bytes(path))
+        if values.pop("version") != VERSION:
+            raise ValueError(f"of another version than {VERSION}")
+        manifest = Manifest(
+            **values
+            | {
+                "model": Model(**values["model"]),
+                "inputs": tuple(Input(**entry) for entry in values["inputs"]),
+                "files": tuple(DataFile(**entry) for entry in values["files"]),
+                "dead_letters": tuple(DataFile(**entry) for entry in values["dead_letters"]),
+                "retired": tuple(values["retired"]),
+                "dropped": tuple(values["dropped"]),
+            }
+        )
+        _check(manifest)
+        return manifest
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not a manifest ({error}); restore it from a copy, or move it away: the inputs that it listed are "
+            "then scored again"
+        ) from None
+
+
+def _check(manifest: Manifest) -> None:
+    """Manifests name files that may be deleted, so their paths must stay below the output.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if not isinstance(manifest.sequence, int) or not isinstance(manifest.identity, dict):
+        raise ValueError("sequence or identity of another type")
+    for path in (*manifest.retired, *(file.path for file in (*manifest.files, *manifest.dead_letters))):
+        if path.startswith("/") or "://" in path or ".." in path.split("/"):
+            raise ValueError(f"path {path!r} leaves the output")
 
 
 def write(output: str, manifest: Manifest) -> str:
-    """Write a manifest under a temporary name, then rename it: it is there whole or not at all."""
-    name = f"{manifest['run_id']}.json"
-    temporary, final = f"{output}/{TEMPORARY}/{name}", f"{output}/{DIRECTORY}/{name}"
-    with FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-        file.write((json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode())
-    make_directory(f"{output}/{DIRECTORY}")
-    FileSystems.rename([temporary], [final])
-    return final
+    """Publish a manifest: it is there whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    values = {"version": VERSION} | dataclasses.asdict(manifest)
+    # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
+    content = (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
+    path = f"{output}/{DIRECTORY}/{manifest.name}"
+    storage.publish(path, content, f"{output}/{TEMPORARY}/{manifest.run_id}/{manifest.name}")
+    return path
 
 
-def files_of_run(output: str, run_id: str) -> list[tuple[str, int]]:
-    """Paths relative to the output and bytes of all files that a run has put in place, sorted."""
-    patterns = [f"{output}/part-{run_id}-*", f"{output}/*/part-{run_id}-*", f"{output}/*/*/part-{run_id}-*"]
-    results = FileSystems.match(patterns)
-    found = {metadata.path: metadata.size_in_bytes for result in results for metadata in result.metadata_list}
-    prefix = f"{output}/"
-    return sorted((path[path.find(prefix) + len(prefix) :], size) for path, size in found.items())
-
-
-def remove_run(output: str, run_id: str) -> None:
-    """Delete all files of a run, its manifest last: until then they are accounted for."""
-    paths = [f"{output}/{path}" for path, _ in files_of_run(output, run_id)]
-    manifest = f"{output}/{DIRECTORY}/{run_id}.json"
-    if paths:
-        FileSystems.delete(paths)
-    if FileSystems.exists(manifest):
-        FileSystems.delete([manifest])
-
-
-def remove_temporary(output: str, run_id: str) -> None:
-    """Delete what a run has left under temporary names."""
-    directory = f"{output}/{TEMPORARY}"
-    if FileSystems.exists(f"{directory}/{run_id}"):
-        FileSystems.delete([f"{directory}/{run_id}"])
-    remove_empty(directory)
-
-
-def remove_empty(directory: str) -> None:
-    """Delete a directory, with its directories, if no file is in it."""
-    if FileSystems.exists(directory) and not FileSystems.match([f"{directory}/**"])[0].metadata_list:
-        FileSystems.delete([directory])
+def names_of_runs(output: str) -> Iterator[str]:
+    """The ids of runs that have left something under temporary names."""
+    prefix = f"{output}/{TEMPORARY}/"
+    seen: dict[str, None] = {}
+    for file in storage.match([f"{prefix}**"]):
+        path = file.path[file.path.find(prefix) + len(prefix) :]
+        seen[path.partition("/")[0]] = None
+    yield from seen

@@ -1,10 +1,15 @@
-"""The options of `python -m pipelines.score`. Imports neither Beam nor torch, so that --help is fast."""
+"""The options of `python -m pipelines.score`, most of which other commands share.
+
+Imports neither Beam nor torch, so that --help is fast.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.command_line import OneLineParser
 from torchmoji_core.batching import BatchLimits
@@ -37,6 +42,8 @@ class ScoreConfig:
     rows_per_file: int
     max_dead_fraction: float
     if_exists: str
+    resume: bool
+    """Whether to commit input by input, and leave out what was committed."""
     dry_run: bool
     progress: str
     runner: str
@@ -54,17 +61,40 @@ class ScoreConfig:
 
 
 # fmt: off
-def parser() -> argparse.ArgumentParser:
+def score_parser() -> argparse.ArgumentParser:
+    """The options of `pipelines.score`."""
     result = OneLineParser(
         prog="python -m pipelines.score",
         description="Score tweets: emoji distributions and embeddings of texts, to Parquet.",
         epilog="Other options go to Apache Beam and its runner, e.g. --runner=FlinkRunner --flink_master=HOST:PORT. "
-        "Exit status: 0 done, 1 failed, 2 wrong options or input, 3 too many dead letters.",
+        "Exit status: 0 done, 1 failed, 2 wrong options or input, 3 too many dead letters, 4 another run is writing to "
+        "the same output.",
         allow_abbrev=False,
     )
+    result.set_defaults(input=[str(SAMPLE)], output="./scored")
+    add = add_shared_options(result, "(default: the bundled sample of 360 posts)")
+    add("--if_exists", choices=IF_EXISTS, default="rerun",
+        help="if DIR holds results: rerun replaces those of the same command and refuses others, replace replaces all, "
+        "append adds, fail refuses (default: %(default)s)")
+    add("--resume", action="store_true",
+        help="commit the results of input file after input file, and leave out what an earlier run of the same command "
+        "has committed: what died is gone on with")
+    return result
+
+
+def add_shared_options(result: argparse.ArgumentParser, default_input: str) -> Callable[..., Any]:
+    """Add what every command that scores has.
+
+    Args:
+        result: parser to add to.
+        default_input: what its help says of --input without a value.
+
+    Returns:
+        What adds further options to the group that says how to write.
+    """
     add = result.add_argument_group("input").add_argument
-    add("--input", nargs="+", action="extend", metavar="GLOB",
-        help="files, directories, globs or URIs, several if wanted (default: the bundled sample of 360 posts)")
+    add("--input", nargs="+", action=_Extend, metavar="GLOB",
+        help=f"files, directories, globs or URIs, several if wanted {default_input}")
     add("--format", choices=FORMATS, help="format of all inputs (default: by their names, less .gz, .bz2, .zst)")
     add("--text_field", default=",".join(DEFAULT_TEXT_FIELDS), metavar="PATHS",
         help="field with the text; dots go into nested fields; the first of several (default: %(default)s)")
@@ -74,8 +104,10 @@ def parser() -> argparse.ArgumentParser:
         help="field with the time, written as column timestamp: ISO 8601, Twitter's format, or seconds since 1970")
     add("--keep_fields", default="", metavar="FIELDS",
         help=f"fields to carry through, name or name:type; types: {', '.join(KEPT_TYPES)} (default: as in the data)")
-    add = result.add_argument_group("output").add_argument
-    add("--output", default="./scored", metavar="DIR", help="directory to write to (default: %(default)s)")
+    group = result.add_argument_group("output")
+    add = group.add_argument
+    add("--output", metavar="DIR", help="directory to write to"
+        + (" (default: %(default)s)" if result.get_default("output") else ""), default=result.get_default("output"))
     add("--outputs", default=",".join(DEFAULT_OUTPUTS), metavar="COLUMNS",
         help=f"any of {','.join(OUTPUTS)} (default: %(default)s)")
     add("--top_k", type=int, default=DEFAULT_TOP, metavar="K", help="classes in the top column (default: %(default)s)")
@@ -83,9 +115,6 @@ def parser() -> argparse.ArgumentParser:
         help="float16 rounds by at most 0.00025 and halves the size (default: %(default)s)")
     add("--rows_per_file", type=int, default=ROWS_PER_FILE, metavar="N",
         help="rows at which a new file begins (default: %(default)s)")
-    add("--if_exists", choices=IF_EXISTS, default="rerun",
-        help="if DIR holds results: rerun replaces those of the same command and refuses others, replace replaces all, "
-        "append adds, fail refuses (default: %(default)s)")
     add("--max_dead_fraction", type=float, default=0.1, metavar="F",
         help="exit with status 3 if more of what was read than this became dead letters (default: %(default)s)")
     add = result.add_argument_group("model").add_argument
@@ -105,8 +134,19 @@ def parser() -> argparse.ArgumentParser:
     add("--progress", choices=PROGRESS, default="auto",
         help="bar: a progress bar; lines: one every ten seconds; auto: a bar on a terminal (default: %(default)s)")
     add("--dry_run", action="store_true", help="check everything, print the plan and stop")
-    return result
+    return group.add_argument
 # fmt: on
+
+
+class _Extend(argparse.Action):
+    """Values of an option that is given several times; the default is not among them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given = getattr(namespace, f"_{self.dest}", [])
+        setattr(namespace, f"_{self.dest}", [*given, *values])
+        setattr(namespace, self.dest, [*given, *values])
 
 
 def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
@@ -115,10 +155,29 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
     Raises:
         InputError: naming the option at fault and its valid values.
     """
-    options, rest = parser().parse_known_args(arguments)
+    options, rest = parse_known(score_parser(), arguments)
+    return score_config(options), rest
+
+
+def parse_known(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse; what is not ours is returned for Beam.
+
+    Raises:
+        InputError: for a value that is wrong, or one that no option takes.
+    """
+    options, rest = parser.parse_known_args(arguments)
     stray = [argument for argument in rest if not argument.startswith("-")]
     if stray and rest[0] == stray[0]:
         raise InputError(f"argument {stray[0]!r} belongs to no option; inputs are given with --input")
+    return options, rest
+
+
+def score_config(options: argparse.Namespace) -> ScoreConfig:
+    """Validate the shared options.
+
+    Raises:
+        InputError: naming the option at fault and its valid values.
+    """
     fields, keep_without_type = _field_mapping(options)
     if not 0 <= options.max_dead_fraction <= 1:
         raise InputError(f"--max_dead_fraction must lie between 0 and 1, not {options.max_dead_fraction}")
@@ -131,8 +190,8 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
     cores = available_cores()
     workers = options.direct_num_workers or cores
     local = options.runner == LOCAL_RUNNER
-    config = ScoreConfig(
-        inputs=tuple(absolute(pattern) for pattern in options.input or [str(SAMPLE)]),
+    return ScoreConfig(
+        inputs=tuple(absolute(pattern) for pattern in options.input),
         output=options.output.rstrip("/") or "/",
         format=options.format,
         fields=fields,
@@ -146,19 +205,20 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
             keep=fields.keep,
             cache_mb=options.cache_mb,
             timestamp=fields.timestamp is not None,
+            partitioned=bool(fields.partition_by),
             # One thread a core in all: more threads than cores slow each other down.
             threads=max(1, cores // workers) if options.threads is None and local else options.threads,
         ),
         limits=BatchLimits(max_rows=options.max_batch_rows, max_tokens=options.max_batch_tokens),
         rows_per_file=options.rows_per_file,
         max_dead_fraction=options.max_dead_fraction,
-        if_exists=options.if_exists,
+        if_exists=getattr(options, "if_exists", "append"),
+        resume=getattr(options, "resume", True),
         dry_run=options.dry_run,
         progress=options.progress,
         runner=options.runner,
         local_workers=workers,
     )
-    return config, rest
 
 
 def _names(text: str) -> list[str]:
@@ -172,5 +232,6 @@ def _field_mapping(options: argparse.Namespace) -> tuple[FieldMapping, tuple[str
         id=tuple(_names(options.id_field)),
         timestamp=options.timestamp_field,
         keep=tuple(KeptField(name, kind or "string") for name, _, kind in kept),
+        partition_by=tuple(_names(getattr(options, "partition_by", ""))),
     )
     return fields, tuple(name for name, _, kind in kept if not kind)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from apache_beam.io.filesystem import BeamIOError
-from apache_beam.io.filesystems import FileSystems
-
-from pipelines import manifest
+from pipelines.data_set import DataSet
+from pipelines.manifest import identity
 from pipelines.options import ScoreConfig
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
 from transforms.fields import FieldError, KeptField, find_text, infer_kind, look_up
 from transforms.formats import Record, is_splittable, read_records, resolve_format
-from transforms.read import match_files, open_raw
-from transforms.write import TEMPORARY
+from transforms.read import InputFile, match_files
+from transforms.storage import open_raw
 
 SAMPLED_RECORDS = 1000
 SAMPLED_FILES = 20
@@ -44,22 +42,27 @@ class Plan:
 
     config: ScoreConfig
     """With the types of all kept fields filled in."""
-    run_id: str
-    files: tuple[tuple[str, int, str], ...]
-    """Path, bytes and format of each input."""
+    files: tuple[InputFile, ...]
     model: ModelFacts
-    replaced: tuple[manifest.Manifest, ...]
-    """Earlier results in the output that this run will replace."""
+    run_id: str = ""
+    replaced: int = 0
+    """Files in the output that this run will replace."""
+
+    def with_new_run(self) -> Plan:
+        """The same plan for a run of its own."""
+        run_id = uuid.uuid4().hex[:12]
+        score = dataclasses.replace(self.config.score, run_id=run_id, fingerprint=self.model.fingerprint)
+        return dataclasses.replace(self, run_id=run_id, config=dataclasses.replace(self.config, score=score))
 
     @property
     def input_bytes(self) -> int:
-        return sum(size for _, size, _ in self.files)
+        return sum(file.bytes_ for file in self.files)
 
     def describe(self) -> str:
         """The plan in a few lines, for people."""
         config, model = self.config, self.model
-        kinds = ", ".join(sorted({kind for _, _, kind in self.files}))
-        paths = [path for path, _, _ in self.files]
+        paths = [file.path for file in self.files]
+        kinds = ", ".join(sorted({resolve_format(path, config.format) for path in paths}))
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
         kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
@@ -73,31 +76,30 @@ class Plan:
             f"output      {config.output}: {', '.join(config.score.outputs)}; "
             f"embeddings as {config.score.embedding_type}; up to {config.rows_per_file:,} rows a file",
             *([f"kept        {kept}"] if kept else []),
-            *([f"replaces    the results of {len(self.replaced)} earlier run(s) there"] if self.replaced else []),
+            *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
             f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
         ]
         return "\n".join(lines)
 
 
-def make_plan(config: ScoreConfig) -> Plan:
+def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
     """Check a configuration against the world.
+
+    Args:
+        config: the command line.
+        data_set: what is in its output.
 
     Raises:
         InputError: for the first thing that is wrong, with its remedy.
     """
-    files = tuple(
-        (metadata.path, metadata.size_in_bytes, resolve_format(metadata.path, config.format))
-        for metadata in match_files(list(config.inputs))
-    )
-    config = _check_fields(config, files)
-    model = _check_model(config)
-    replaced = _check_output(config)
-    run_id = uuid.uuid4().hex[:12]
-    config = dataclasses.replace(config, score=dataclasses.replace(config.score, run_id=run_id))
-    return Plan(config, run_id, files, model, replaced)
+    files = tuple(match_files(config.inputs))
+    config = check_fields(config, files)
+    model = check_model(config)
+    replaced = _check_output(config, data_set)
+    return Plan(config, files, model, replaced=replaced).with_new_run()
 
 
-def _check_model(config: ScoreConfig) -> ModelFacts:
+def check_model(config: ScoreConfig) -> ModelFacts:
     """Load a model whole, since only then is it known to be sound, and let go of its weights."""
     from torchmoji_core.inference.arithmetic import choose
 
@@ -109,26 +111,33 @@ def _check_model(config: ScoreConfig) -> ModelFacts:
     )
 
 
-def _sample(files: tuple[tuple[str, int, str], ...]) -> Iterator[Iterator[Record]]:
+def _sample(files: Sequence[InputFile], format: str | None) -> Iterator[Iterator[Record]]:
     """The first whole records of the first files."""
-    for path, size, kind in files[:SAMPLED_FILES]:
+    for path, size, _ in files[:SAMPLED_FILES]:
+        kind = resolve_format(path, format)
         try:
             with open_raw(path) as file:
                 end = min(size, 1 << 20) if is_splittable(path, kind) else None
                 records = read_records(file, path, kind, 0, end)
                 yield (record for record in itertools.islice(records, SAMPLED_RECORDS) if isinstance(record, Record))
-        except (BeamIOError, OSError) as error:
+        except OSError as error:
             raise InputError(f"input {path}: cannot be read ({error})") from None
 
 
-def _check_fields(config: ScoreConfig, files: tuple[tuple[str, int, str], ...]) -> ScoreConfig:
-    """Make sure that the fields are there, and fill in the types of kept ones."""
+def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig:
+    """Make sure that the fields are there, and fill in the types of kept ones.
+
+    Raises:
+        InputError: if a file's format is unknown, no record has a text, or a kept field is in none.
+    """
     mapping = config.fields
     seen: dict[str, None] = {}
     values: dict[str, list[Any]] = {field.name: [] for field in mapping.keep}
     reason = None
     found = False
-    for records in _sample(files):
+    for file in files:
+        resolve_format(file.path, config.format)
+    for records in _sample(files, config.format):
         for record in records:
             if isinstance(record.value, str):
                 if mapping.keep or mapping.timestamp:
@@ -161,41 +170,24 @@ def _check_fields(config: ScoreConfig, files: tuple[tuple[str, int, str], ...]) 
     )
 
 
-def _probe(output: str) -> None:
-    """Write a file where results will be written, and leave no trace of it."""
-    existed = FileSystems.exists(output)
-    name = f"probe-{uuid.uuid4().hex}"
-    with FileSystems.create(f"{output}/{TEMPORARY}/{name}") as file:
-        file.write(b"")
-    FileSystems.delete([f"{output}/{TEMPORARY}/{name}"])
-    manifest.remove_empty(f"{output}/{TEMPORARY}")
-    if not existed:
-        manifest.remove_empty(output)
-
-
-def _check_output(config: ScoreConfig) -> tuple[manifest.Manifest, ...]:
-    """Make sure that the output can be written, and settle what happens to results that are there.
+def _check_output(config: ScoreConfig, data_set: DataSet) -> int:
+    """Settle what happens to results that are there.
 
     Returns:
-        The manifests of results to be replaced.
+        How many files are to be replaced.
     """
-    earlier = tuple(manifest.read_all(config.output))
-    replaced: tuple[manifest.Manifest, ...] = ()
-    if earlier and config.if_exists != "append":
-        if config.if_exists == "fail":
-            raise InputError(f"output {config.output} holds results already; give another --output")
-        identity = manifest.identity(config)
-        others = [run for run in earlier if run["identity"] != identity]
-        if others and config.if_exists == "rerun":
-            changed = sorted(name for name in identity if others[0]["identity"].get(name) != identity[name])
-            raise InputError(
-                f"output {config.output} holds results of another command (other {', '.join(changed)}); "
-                "give another --output, or --if_exists replace or append"
-            )
-        replaced = earlier
-    try:
-        _probe(config.output)
-    except (BeamIOError, OSError, ValueError, ImportError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise InputError(f"output {config.output} cannot be written ({reason}); check path and permissions") from None
-    return replaced
+    if not data_set.manifests or config.if_exists == "append":
+        return 0
+    if config.if_exists == "fail":
+        raise InputError(f"output {config.output} holds results already; give another --output")
+    if config.if_exists == "rerun" and (changed := differences(identity(config), data_set.identity or {})):
+        raise InputError(
+            f"output {config.output} holds results of another command (other {', '.join(changed)}); "
+            "give another --output, or --if_exists replace or append"
+        )
+    return len(data_set.live.all_files)
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Names of the options in which two identities differ."""
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))

@@ -81,7 +81,7 @@ def counters(result: Any) -> dict[str, int]:
     return totals
 
 
-def summary(counts: dict[str, int], classes: Sequence[str], seconds: float, fingerprint: str, output: str) -> str:
+def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fingerprint: str, output: str) -> str:
     """The end of a run in a few lines."""
 
     def get(name: str) -> int:

@@ -11,3 +11,7 @@ class InputError(TorchMojiError):
 
 class RunError(TorchMojiError):
     """Work that was begun and could not be finished (exit status 1 of the command lines)."""
+
+
+class LeaseHeldError(TorchMojiError):
+    """Another run is writing to the same output."""

@@ -38,9 +38,11 @@ class AnnotateTweets(beam.PTransform):
         embedding_type: str = "float16",
         keep: Iterable[KeptField] = (),
         timestamp: bool = False,
+        partitioned: bool = False,
         threads: int | None = None,
         cache_mb: int = DEFAULT_CACHE_MB,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
+        fingerprint: str | None = None,
         run_id: str = "",
         progress: str | None = None,
     ) -> None:
@@ -53,12 +55,14 @@ class AnnotateTweets(beam.PTransform):
         self._limits = limits
         self._options = ScoreOptions(
             model=model,
+            fingerprint=fingerprint,
             precision=precision,
             outputs=tuple(outputs),
             top_k=top_k,
             embedding_type=embedding_type,
             keep=tuple(keep),
             timestamp=timestamp,
+            partitioned=partitioned,
             threads=threads,
             cache_mb=cache_mb,
             run_id=run_id,

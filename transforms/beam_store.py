@@ -6,7 +6,6 @@ by its kind where it has none.
 
 from __future__ import annotations
 
-import glob
 import http.client
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -67,16 +66,7 @@ class BeamStore(ObjectStore):
 
     def delete(self, paths: Sequence[str]) -> None:
         for path in paths:
-            directory = glob.escape(path.rstrip("/"))
-
-            def delete(path: str = path, directory: str = directory) -> None:
-                names = [metadata.path for metadata in FileSystems.match([f"{directory}/**"])[0].metadata_list]
-                if FileSystems.exists(path):
-                    names.append(path)
-                if names:
-                    FileSystems.delete(names)
-
-            _request(path, "delete", delete)
+            _request(path, "delete", lambda path=path: FileSystems.exists(path) and FileSystems.delete([path]))
 
 
 class _BeamObject(StoredObject):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 
@@ -27,6 +29,12 @@ KEPT_TYPES: dict[str, pa.DataType] = {
     "date": pa.date32(),
     "json": pa.string(),
 }
+DATE = "date"
+"""The partition field that every record has: the day of its timestamp, or of its file."""
+MAX_PARTITION_NAME = 200
+"""Filesystems end names at 255 bytes, and the field's name is before the value."""
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+_EPOCH = date(1970, 1, 1)
 _TWITTER_TIME = "%a %b %d %H:%M:%S %z %Y"
 
 
@@ -63,6 +71,8 @@ class FieldMapping:
     timestamp: str | None = None
     """ISO 8601, Twitter's format, seconds since 1970, or a Parquet timestamp."""
     keep: tuple[KeptField, ...] = ()
+    partition_by: tuple[str, ...] = ()
+    """Fields whose values name the directory of a row; see `partition_directory`."""
 
     def __post_init__(self) -> None:
         if not self.text:
@@ -70,6 +80,10 @@ class FieldMapping:
         names = [field.name for field in self.keep]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"kept field {sorted(twice)[0]!r} is named twice")
+        if both := set(names) & set(self.partition_by):
+            raise InputError(
+                f"field {sorted(both)[0]!r} is a partition, which readers get from directories; do not keep it as well"
+            )
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -79,6 +93,7 @@ class FieldMapping:
             *self.id,
             *([self.timestamp] if self.timestamp else []),
             *(field.name for field in self.keep),
+            *self.partition_by,
         ]
         return tuple(dict.fromkeys(name for path in paths for name in (path, path.partition(".")[0])))
 
@@ -177,6 +192,44 @@ def to_microseconds(value: Any, name: str) -> int:
     except (ValueError, OverflowError, OSError):
         pass
     raise FieldError(f"field {name!r} is no time: {str(value)[:40]!r}; expected ISO 8601 or seconds since 1970")
+
+
+def partition_directory(
+    record: dict[str, Any], mapping: FieldMapping, timestamp: int | None, modified: float | None
+) -> str:
+    """The directory of a record's row in Hive's layout, `date=2026-01-31/lang=en`; "" without `partition_by`.
+
+    `date` is the day, in UTC, of the record's timestamp or, where no timestamp is asked for, of the last change of its
+    file. Characters that could leave the directory, or that a
+    filesystem may not take, are percent-encoded, as Hive's readers expect; a value that is missing, null or empty
+    gets Hive's name for it.
+
+    Args:
+        record: fields by name; empty for a line of text.
+        mapping: `partition_by` and the rest.
+        timestamp: microseconds since 1970 of the record.
+        modified: seconds since 1970 of the last change of its file, where known.
+
+    Raises:
+        FieldError: if a value is neither a string, a number, a boolean nor a date, or longer than a name may be.
+    """
+    names = []
+    for field in mapping.partition_by:
+        if field == DATE:
+            seconds = timestamp // 1_000_000 if timestamp is not None else modified if not mapping.timestamp else None
+            value: Any = None if seconds is None else _EPOCH + timedelta(days=math.floor(seconds / 86_400))
+        else:
+            value = look_up(record, field)
+        if isinstance(value, datetime):
+            value = value.date()
+        if value is not None and not isinstance(value, str | int | float | date):
+            raise FieldError(f"partition field {field!r} is {type(value).__name__}, not a string or a number")
+        text = str(value).lower() if isinstance(value, bool) else "" if value is None else valid_unicode(str(value))
+        encoded = quote(text, safe=" ") if text else _HIVE_NULL
+        if len(encoded) > MAX_PARTITION_NAME:
+            raise FieldError(f"partition field {field!r} is longer than {MAX_PARTITION_NAME} characters")
+        names.append(f"{quote(field)}={encoded}")
+    return "/".join(names)
 
 
 def convert_kept(value: Any, field: KeptField) -> Any:

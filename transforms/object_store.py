@@ -113,7 +113,7 @@ class ObjectStore(ABC):
 
     @abstractmethod
     def delete(self, paths: Sequence[str]) -> None:
-        """Delete objects, and all objects below these names as directories; what is not there is no error."""
+        """Delete objects; what is not there is no error."""
 
 
 class StoredObject(ABC):

@@ -10,12 +10,14 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
 from transforms.fields import KeptField
 
-OUTPUTS = ("text", *SCORE_OUTPUTS)
+OUTPUTS = ("text", "source", *SCORE_OUTPUTS)
 ROWS_PER_FILE = 100_000
 DEFAULT_OUTPUTS = ("text", "top", "probabilities", "embedding")
+PARTITION_COLUMN = "_partition"
+"""Travels with the rows to the writer, which makes directories of it; it is in no file."""
 RESERVED_COLUMNS = (
-    "id", "text", "timestamp", "top_emojis", "top_classes", "probabilities", "embedding", "attention",
-    "n_tokens", "n_unknown", "truncated", "status",
+    "id", "text", "source", "timestamp", PARTITION_COLUMN, "top_emojis", "top_classes", "probabilities", "embedding",
+    "attention", "n_tokens", "n_unknown", "truncated", "status",
 )  # fmt: skip
 
 
@@ -33,10 +35,14 @@ class ScoreOptions:
     """Types of the values in `Tweet.extra`."""
     timestamp: bool = False
     """Whether to write the column timestamp."""
+    partitioned: bool = False
+    """Whether rows go to the directories that `Tweet.partition` names."""
     threads: int | None = None
     """Batches that a process scores at the same time; None for one a core."""
     cache_mb: int = DEFAULT_CACHE_MB
     """Bound of each process's cache of recent results, in megabytes; 0 scores every row by itself."""
+    fingerprint: str | None = None
+    """What the model must have as its fingerprint wherever it is loaded; None for any."""
     run_id: str = ""
     """Recorded in the files."""
     progress: str | None = None

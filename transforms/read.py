@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
-from apache_beam.io.filesystems import FileSystems
 
-from torchmoji_core.errors import InputError
-from transforms import metrics
+from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.inference.scores import valid_unicode
+from transforms import metrics, storage
 from transforms.fields import (
     FieldError,
     FieldMapping,
@@ -20,6 +20,7 @@ from transforms.fields import (
     find_text,
     find_timestamp,
     look_up,
+    partition_directory,
     position_id,
 )
 from transforms.formats import (
@@ -39,6 +40,15 @@ PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 
 
+class InputFile(NamedTuple):
+    """A file as it was listed."""
+
+    path: str
+    bytes_: int
+    modified: float | None = None
+    """Seconds since 1970 of its last change, where the filesystem knows."""
+
+
 class FilePart(NamedTuple):
     """A part of a file that one worker reads: bytes [start, end) of text, rows [start, end) of Parquet."""
 
@@ -48,52 +58,61 @@ class FilePart(NamedTuple):
     end: int | None
     bytes_: int
     """Size of the part in the file, for progress; an estimate where parts are rows."""
+    modified: float | None = None
 
 
-def open_raw(path: str) -> BinaryIO:
-    """Open a file on any of Beam's filesystems for reading, without decompression."""
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+def list_files(pattern: str) -> list[InputFile]:
+    """The files that a pattern (path, glob, URI) matches, sorted by path; maybe none.
+
+    Raises:
+        InputError: if its filesystem cannot be reached.
+    """
+    pattern = absolute(pattern)
+    try:
+        found = storage.match([pattern])
+    except OSError as error:
+        raise InputError(
+            f"input {pattern}: cannot be listed ({error}); check the address, and this package's extras"
+        ) from None
+    return [InputFile(file.path, file.size_in_bytes, file.last_updated_in_seconds or None) for file in found]
 
 
-def match_files(patterns: list[str]) -> list[FileMetadata]:
-    """The files that patterns (paths, globs, URIs) match, each once, sorted by path.
+def match_files(patterns: Sequence[str]) -> list[InputFile]:
+    """The files that patterns match, each once, sorted by path.
 
     Raises:
         InputError: if a pattern matches nothing, or its filesystem cannot be reached.
     """
-    found: dict[str, FileMetadata] = {}
-    for pattern in map(absolute, patterns):
-        try:
-            (result,) = FileSystems.match([pattern])
-        except (BeamIOError, ValueError, ImportError) as error:
-            reason = str(error).splitlines()[0]
+    found: dict[str, InputFile] = {}
+    for pattern in patterns:
+        files = list_files(pattern)
+        if not files:
             raise InputError(
-                f"input {pattern}: cannot be listed ({reason}); check the address, and this package's extras"
-            ) from None
-        if not result.metadata_list:
-            raise InputError(f"input {pattern}: no file matches; check the path, and quote globs in the shell")
-        found.update({metadata.path: metadata for metadata in result.metadata_list})
+                f"input {absolute(pattern)}: no file matches; check the path, and quote globs in the shell"
+            )
+        found.update({file.path: file for file in files})
     return [found[path] for path in sorted(found)]
 
 
-def split_file(path: str, size: int, kind: str) -> Iterator[FilePart]:
+def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
     """Cut a file into parts that can be read in parallel.
 
     Raises:
         InputError: if a Parquet file's footer cannot be read.
     """
+    path, size, modified = file
     if kind == "parquet":
-        with open_raw(path) as file:
-            rows = parquet_rows(file)
+        with storage.open_raw(path) as opened:
+            rows = parquet_rows(opened)
         for start in range(0, rows, PART_ROWS):
             end = min(start + PART_ROWS, rows)
-            yield FilePart(path, kind, start, end, size * (end - start) // rows)
+            yield FilePart(path, kind, start, end, size * (end - start) // rows, modified)
     elif is_splittable(path, kind):
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield FilePart(path, kind, start, end, end - start)
+            yield FilePart(path, kind, start, end, end - start, modified)
     else:
-        yield FilePart(path, kind, 0, None, size)
+        yield FilePart(path, kind, 0, None, size, modified)
 
 
 class ReadTweets(beam.PTransform):
@@ -105,29 +124,32 @@ class ReadTweets(beam.PTransform):
 
     def __init__(
         self,
-        patterns: list[str],
+        inputs: Sequence[str | InputFile],
         format: str | None = None,
         fields: FieldMapping = FieldMapping(),  # noqa: B008
         progress: str | None = None,
+        strict: bool = False,
     ) -> None:
         """Args:
-        patterns: paths, globs or URIs that Beam's filesystems know.
+        inputs: paths, globs or URIs that Beam's filesystems know, or files that have been listed already.
         format: one of `formats.FORMATS`; None to go by each file's name.
         fields: where records have their text, id and so on; unused in format text.
         progress: directory of `metrics.Progress`, in local runs.
+        strict: whether a file that cannot be opened is an `UnreadableInput`, instead of one dead letter.
         """
         super().__init__()
-        self._patterns, self._format, self._fields, self._progress = patterns, format, fields, progress
+        self._inputs, self._format, self._fields = list(inputs), format, fields
+        self._progress, self._strict = progress, strict
 
     def expand(self, pbegin: beam.Pipeline) -> Outcome:
         split = (
             pbegin
             # One element, so that a file which several patterns match is read once.
-            | "Patterns" >> beam.Create([self._patterns], reshuffle=False)
+            | "Inputs" >> beam.Create([self._inputs], reshuffle=False)
             | "MatchFiles" >> beam.FlatMap(_match)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(_SplitFiles(self._format))
+            >> beam.ParDo(_SplitFiles(self._format, self._strict))
             .with_output_types(Any, dead=DeadLetter)
             .with_outputs(DEAD, main="parts")
         )
@@ -135,7 +157,7 @@ class ReadTweets(beam.PTransform):
             split["parts"]
             | "ReshuffleParts" >> beam.Reshuffle()
             | "ReadParts"
-            >> beam.ParDo(_ReadParts(self._fields, self._progress))
+            >> beam.ParDo(_ReadParts(self._fields, self._progress, self._strict))
             .with_output_types(Tweet, dead=DeadLetter)
             .with_outputs(DEAD, main="tweets")
         )
@@ -143,29 +165,46 @@ class ReadTweets(beam.PTransform):
         return Outcome(read["tweets"], dead)
 
 
-def _match(patterns: list[str]) -> Iterator[tuple[str, int]]:
-    for metadata in match_files(patterns):
+def _match(inputs: list[str | InputFile]) -> Iterator[InputFile]:
+    found = {file.path: file for file in match_files([pattern for pattern in inputs if isinstance(pattern, str)])}
+    found.update({file.path: file for file in inputs if isinstance(file, InputFile)})
+    for path in sorted(found):
         metrics.counter(metrics.FILES_READ).inc()
-        yield metadata.path, metadata.size_in_bytes
+        yield found[path]
+
+
+class UnreadableInput(RunError):
+    """A file of the input cannot be opened; `unreadable_path` finds its name again in what a runner says."""
+
+    def __init__(self, path: str, reason: object) -> None:
+        self.path, self.reason = path, str(reason)
+        super().__init__(f"input {json.dumps(path)} cannot be opened: {reason}")
+
+
+def unreadable_path(message: str) -> str | None:
+    """The file that an `UnreadableInput` was about, from the text of a run's error; None for other errors."""
+    found = re.search(r'UnreadableInput: input ("(?:[^"\\]|\\.)*") cannot be opened', message)
+    return str(json.loads(found[1])) if found else None
 
 
 class _SplitFiles(beam.DoFn):
-    def __init__(self, format: str | None) -> None:
-        self._format = format
+    def __init__(self, format: str | None, strict: bool) -> None:
+        self._format, self._strict = format, strict
 
-    def process(self, file: tuple[str, int]) -> Iterator[FilePart | beam.pvalue.TaggedOutput]:
-        path, size = file
+    def process(self, file: InputFile) -> Iterator[FilePart | beam.pvalue.TaggedOutput]:
         try:
-            yield from split_file(path, size, resolve_format(path, self._format))
-        except (InputError, OSError, BeamIOError) as error:
+            yield from split_file(file, resolve_format(file.path, self._format))
+        except (InputError, OSError) as error:
+            if self._strict and isinstance(error, OSError):
+                raise UnreadableInput(file.path, error) from error
             # Unreadable as a whole: one record met, and dead.
             metrics.counter(metrics.READ).inc()
-            yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(path, "0", str(error), b""))
+            yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(file.path, "0", str(error), b""))
 
 
 class _ReadParts(beam.DoFn):
-    def __init__(self, fields: FieldMapping, progress: str | None) -> None:
-        self._fields = fields
+    def __init__(self, fields: FieldMapping, progress: str | None, strict: bool) -> None:
+        self._fields, self._strict = fields, strict
         self._progress_directory = progress
 
     def setup(self) -> None:
@@ -174,15 +213,17 @@ class _ReadParts(beam.DoFn):
     def process(self, part: FilePart) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
         read = metrics.counter(metrics.READ)
         try:
-            with open_raw(part.path) as file:
+            with storage.open_raw(part.path) as file:
                 records = read_records(file, part.path, part.kind, part.start, part.end, self._fields.columns)
-                for tweet in to_tweets(records, part.path, self._fields):
+                for tweet in to_tweets(records, part.path, self._fields, part.modified):
                     read.inc()
                     if isinstance(tweet, DeadLetter):
                         yield beam.pvalue.TaggedOutput(DEAD, tweet)
                     else:
                         yield tweet
-        except (OSError, BeamIOError) as error:
+        except OSError as error:
+            if self._strict:
+                raise UnreadableInput(part.path, error) from error
             # The file was there when it was split and is not now, or access to it was lost.
             read.inc()
             yield beam.pvalue.TaggedOutput(
@@ -192,26 +233,33 @@ class _ReadParts(beam.DoFn):
         self._progress.add(bytes_read=part.bytes_)
 
 
-def to_tweets(records: Iterator[Record | Damage], source: str, fields: FieldMapping) -> Iterator[Tweet | DeadLetter]:
+def to_tweets(
+    records: Iterator[Record | Damage], source: str, fields: FieldMapping, modified: float | None = None
+) -> Iterator[Tweet | DeadLetter]:
     """Records of a file as tweets; those that are none as dead letters."""
+    source_name = valid_unicode(source)
     for record in records:
         if isinstance(record, Damage):
             yield DeadLetter(source, str(record.position), record.reason, record.raw)
             continue
         try:
-            yield _to_tweet(record, source, fields)
+            yield _to_tweet(record, source, source_name, fields, modified)
         except FieldError as error:
             raw = record.raw or json.dumps(record.value, ensure_ascii=False, default=str).encode("utf-8", "replace")
             yield DeadLetter(source, str(record.position), str(error), raw[:RAW_KEPT])
 
 
-def _to_tweet(record: Record, source: str, fields: FieldMapping) -> Tweet:
+def _to_tweet(record: Record, source: str, source_name: str, fields: FieldMapping, modified: float | None) -> Tweet:
     value = record.value
     if isinstance(value, str):
-        return Tweet(position_id(source, record.position), value)
+        partition = partition_directory({}, fields, None, modified) if fields.partition_by else ""
+        return Tweet(position_id(source, record.position), value, source=source_name, partition=partition)
+    timestamp = find_timestamp(value, fields)
     return Tweet(
         find_id(value, fields, source, record.position),
         find_text(value, fields),
-        find_timestamp(value, fields),
+        timestamp,
         tuple(convert_kept(look_up(value, field.name), field) for field in fields.keep),
+        source_name,
+        partition_directory(value, fields, timestamp, modified) if fields.partition_by else "",
     )

@@ -20,6 +20,10 @@ class Tweet(NamedTuple):
     """Microseconds since 1970 in UTC."""
     extra: tuple[Any, ...] = ()
     """Values of the kept fields, in their order."""
+    source: str = ""
+    """The file it is from."""
+    partition: str = ""
+    """Directory of its row below the output, `date=2026-01-31` for instance; see `fields.partition_directory`."""
 
 
 class TokenizedTweet(NamedTuple):

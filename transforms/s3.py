@@ -123,11 +123,8 @@ class S3Store(ObjectStore):
 
     def delete(self, paths: Sequence[str]) -> None:
         keys: dict[str, list[str]] = {}
-        for path in paths:
-            bucket, key = _object(path.rstrip("/"))
-            below = [_object(metadata.path)[1] for metadata in self._list(f"s3://{bucket}/{key}/")]
-            # The place holder that some tools make for a directory goes too; what is not there is no error.
-            keys.setdefault(bucket, []).extend([key, *below, f"{key}/"])
+        for bucket, key in map(_object, paths):
+            keys.setdefault(bucket, []).append(key)
         for bucket, all_keys in keys.items():
             for first in range(0, len(all_keys), _KEYS_PER_REQUEST):
                 self._delete(bucket, all_keys[first : first + _KEYS_PER_REQUEST])

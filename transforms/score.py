@@ -18,11 +18,12 @@ from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from torchmoji_core import __version__
 from torchmoji_core.bundle import load_bundle
+from torchmoji_core.errors import RunError
 from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import Scores, score_schema
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from transforms import metrics
-from transforms.options import ScoreOptions
+from transforms.options import PARTITION_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
 
 T = TypeVar("T")
@@ -78,6 +79,10 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
     fields = [pa.field("id", pa.string())]
     if "text" in options.outputs:
         fields.append(pa.field("text", pa.string()))
+    if "source" in options.outputs:
+        fields.append(pa.field("source", pa.string()))
+    if options.partitioned:
+        fields.append(pa.field(PARTITION_COLUMN, pa.string()))
     fields += [field.column for field in options.keep]
     if options.timestamp:
         fields.append(pa.field("timestamp", pa.timestamp("us", tz="UTC")))
@@ -125,7 +130,12 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
             self._progress = metrics.Progress(self._options.progress)
         self._progress.add(rows=len(batch))
         letters = tuple(
-            DeadLetter("score", row.tweet.id, f"cannot be scored: {error}", row.tweet.text.encode("utf-8", "replace"))
+            DeadLetter(
+                row.tweet.source or "score",
+                row.tweet.id,
+                f"cannot be scored: {error}",
+                row.tweet.text.encode("utf-8", "replace"),
+            )
             for row, error in dead
         )
         return [ScoredBatch(tuple(parts), letters)]
@@ -142,8 +152,17 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
 
 
 def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
-    """Load a bundle for scoring in this process."""
+    """Load a bundle for scoring in this process.
+
+    Raises:
+        RunError: if it is not the one that `options` ask for.
+    """
     bundle = load_bundle(model)
+    if options.fingerprint not in (None, bundle.fingerprint):
+        raise RunError(
+            f"the model {bundle.name} has fingerprint {bundle.fingerprint[:12]}, the run was planned with "
+            f"{str(options.fingerprint)[:12]}: it was replaced meanwhile; run again"
+        )
     loaded = LoadedModel(
         Scorer(bundle, options.precision, options.threads, options.cache_mb, options.embedding_type),
         bundle.name,
@@ -185,6 +204,10 @@ def _to_record_batch(
     columns: dict[str, pa.Array] = {"id": pa.array([tweet.id for tweet in tweets], pa.string())}
     if "text" in options.outputs:
         columns["text"] = pa.array([tweet.text for tweet in tweets], pa.string())
+    if "source" in options.outputs:
+        columns["source"] = pa.array([tweet.source for tweet in tweets], pa.string())
+    if options.partitioned:
+        columns[PARTITION_COLUMN] = pa.array([tweet.partition for tweet in tweets], pa.string())
     for index, field in enumerate(options.keep):
         columns[field.name] = pa.array([tweet.extra[index] for tweet in tweets], field.column.type)
     if options.timestamp:

@@ -8,6 +8,7 @@ Object stores are tried again while they fail in passing (`object_store`); local
 from __future__ import annotations
 
 import contextlib
+import glob
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -118,16 +119,24 @@ def metadata(path: str) -> FileMetadata | None:
         return filesystem.metadata(path) if filesystem.exists(path) else None
 
 
+def delete_directory(directory: str) -> None:
+    """Delete a directory with all that is in it; it is no error if it is not there."""
+    if can_rename(directory):
+        delete([directory])
+    else:
+        delete(file.path for file in match([f"{glob.escape(directory)}/**"]))
+
+
 def delete(paths: Iterable[str]) -> None:
-    """Delete files, and directories with all that is in them; what is not there is no error."""
-    in_stores: dict[str, list[str]] = {}
+    """Delete files; what is not there is no error."""
+    in_stores: dict[str | None, list[str]] = {}
     for path in paths:
         if can_rename(path):
             with _one_line_errors(path):
                 if FileSystems.exists(path):
                     FileSystems.delete([path])
         else:
-            in_stores.setdefault(str(FileSystems.get_scheme(path)), []).append(path)
+            in_stores.setdefault(FileSystems.get_scheme(path), []).append(path)
     for of_one_store in in_stores.values():
         if store := _object_store(of_one_store[0]):
             store.delete(of_one_store)
@@ -181,5 +190,5 @@ def publish(path: str, content: bytes, temporary: str) -> None:
 
 def remove_empty(directory: str) -> None:
     """Delete a directory, with its directories, if no file is in it."""
-    if exists(directory) and not match([f"{directory}/**"]):
+    if can_rename(directory) and exists(directory) and not match([f"{glob.escape(directory)}/**"]):
         delete([directory])

@@ -1,40 +1,47 @@
 """WriteScores and WriteDeadLetters: files that appear whole, under unique names, in their own window's directory.
 
-A bundle writes to temporary files, one for each window; only their names are shuffled; then each is renamed to its
-final name. So a failed or repeated bundle leaves nothing under a final name, late data and further panes get files
-of their own, and rows behind the model are never shuffled. (Beam's own Parquet sink corrupts or mixes files of
-several windows, and its generic one overwrites a window's first pane with the next.)
+A bundle writes to temporary files, one for each window and partition; only their names are shuffled; then each is
+renamed to its final name. So a failed or repeated bundle leaves nothing under a final name, late data and further panes
+get files of their own, and rows behind the model are never shuffled. Object stores have no rename, but objects appear
+whole: there a file is written under its final name, and what says that it counts is its record. (Beam's own Parquet
+sink corrupts or mixes files of several windows, and its generic one overwrites a window's first pane with the next.)
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import hashlib
 import json
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
 from apache_beam.transforms.window import GlobalWindows, IntervalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.errors import InputError, RunError
-from transforms import metrics
-from transforms.options import ROWS_PER_FILE
+from torchmoji_core.inference.scores import valid_unicode
+from transforms import metrics, storage
+from transforms.options import PARTITION_COLUMN, ROWS_PER_FILE
 from transforms.records import DeadLetter
 
 ROWS_PER_GROUP = 4096
 BYTES_PER_GROUP = 4 << 20
 """A row group ends with the batch that reaches either; wide rows make groups of fewer, so that memory stays bounded."""
+MAX_OPEN_FILES = 128
+MAX_OPEN_UPLOADS = 16
+"""Files that a bundle has open at a time; more partitions get more and smaller files. An upload holds megabytes."""
+WAITING_BYTES = 32 << 20
+"""What waits in memory in all files of a bundle together, before the largest row group is written as it is."""
 TEMPORARY = "_tmp"
 DEAD_LETTERS = "_dead_letters"
 """Names with an underscore are passed over by readers of Parquet directories."""
@@ -44,32 +51,90 @@ class WrittenFile(NamedTuple):
     """A closed file under its temporary name, on its way to its final one."""
 
     temporary: str
+    """Equal to `final` on filesystems without a rename: there a file appears whole when it is closed."""
     final: str
+    record: str
+    """File beside the temporary ones that says, once it is there, that this file is in place."""
     rows: int
     bytes_: int
+    sha256: str
+    sources: dict[str, int]
+    """Rows by the file they are from, where that is known."""
 
 
 class _Part(ABC):
-    """One file being written."""
+    """One file being written. It is opened when there is something to write."""
 
     def __init__(self, temporary: str, final: str) -> None:
         self.temporary, self.final = temporary, final
         self.rows = 0
+        self.waiting_bytes = 0
+        """What is held in memory until it is written."""
+        self.sources: Counter[str] = Counter()
+        self._file: HashingFile | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._file is not None
+
+    @property
+    def file(self) -> HashingFile:
+        """The open file."""
+        if self._file is None:
+            self._file = HashingFile(storage.create(self.temporary))
+        return self._file
 
     @abstractmethod
     def write(self, element: Any) -> None:
         """Add an element, counting its rows."""
 
     @abstractmethod
+    def flush(self) -> None:
+        """Write what is waiting."""
+
+    @abstractmethod
     def close(self) -> None:
         """Finish the file."""
+
+
+class HashingFile:
+    """A file being written from beginning to end that knows its size and SHA-256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        self.bytes_ = 0
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, content: Any) -> int:
+        with memoryview(content) as view:
+            self._file.write(view)
+            self._sha256.update(view)
+            self.bytes_ += view.nbytes
+            return view.nbytes
+
+    def tell(self) -> int:
+        return self.bytes_
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class WriteScores(beam.PTransform):
     """Write record batches of one schema as Parquet: `output/part-<run>-<unique>.parquet`, zstd.
 
-    Data in a fixed or sliding window goes to `output/date=YYYY-MM-DD/hour=HH/` of the window's start.
-    Gives the `WrittenFile`s under their final names.
+    Data in a fixed or sliding window goes to `output/date=YYYY-MM-DD/hour=HH/` of the window's start, rows with a
+    partition to its directory. Gives the `WrittenFile`s under their final names.
     """
 
     def __init__(
@@ -116,7 +181,7 @@ class WriteDeadLetters(beam.PTransform):
 
 
 class _WriteFiles(beam.DoFn):
-    """Keeps one open file for each window of a bundle."""
+    """Keeps a file for each window and partition of a bundle, bounded in open files and in memory."""
 
     suffix: str
     directory = ""
@@ -127,43 +192,78 @@ class _WriteFiles(beam.DoFn):
     def open_part(self, temporary: str, final: str, element: Any) -> _Part:
         raise NotImplementedError
 
+    def partitions(self, element: Any) -> Iterable[tuple[str, Any]]:
+        """An element's rows by their directories."""
+        return [("", element)]
+
     def split(self, element: Any, rows: int) -> tuple[Any, Any]:
         """An element's first `rows` rows, and the rest or None."""
         raise NotImplementedError
 
     def start_bundle(self) -> None:
-        self._parts: dict[Any, _Part] = {}
+        # In the order of their last use.
+        self._parts: dict[tuple[Any, str], _Part] = {}
+        scheme_has_rename = storage.can_rename(self._output)
+        self._max_open = MAX_OPEN_FILES if scheme_has_rename else MAX_OPEN_UPLOADS
+        self._temporary = f"{self._output}/{TEMPORARY}/{self._run_id}" if scheme_has_rename else None
 
-    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterator[WrittenFile]:
+    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterator[WrittenFile | WindowedValue]:
+        for partition, rows in self.partitions(element):
+            yield from self._write((window, partition), rows)
+        while sum(part.waiting_bytes for part in self._parts.values()) > WAITING_BYTES:
+            max(self._parts.values(), key=lambda part: part.waiting_bytes).flush()
+        opened = [key for key, part in self._parts.items() if part.is_open]
+        for key in opened[: max(0, len(opened) - self._max_open)]:
+            yield WindowedValue(self._close(key), key[0].max_timestamp(), (key[0],))
+
+    def _write(self, key: tuple[Any, str], element: Any) -> Iterator[WrittenFile]:
         while element is not None:
-            part = self._parts.get(window)
+            part = self._parts.pop(key, None)
             if part is None:
                 unique = f"{self._run_id}-{uuid.uuid4().hex[:12]}{self.suffix}"
-                final = "/".join(
-                    name for name in (self._output, self.directory, window_directory(window), f"part-{unique}") if name
-                )
-                part = self.open_part(f"{self._output}/{TEMPORARY}/{self._run_id}/{unique}", final, element)
-                self._parts[window] = part
+                directories = (self._output, self.directory, window_directory(key[0]), key[1])
+                final = "/".join(name for name in (*directories, f"part-{unique}") if name)
+                part = self.open_part(f"{self._temporary}/{unique}" if self._temporary else final, final, element)
+            self._parts[key] = part
             first, element = self.split(element, self._rows_per_file - part.rows)
             part.write(first)
             if part.rows >= self._rows_per_file:
-                yield self._close(window)
+                yield self._close(key)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        for window in list(self._parts):
-            yield WindowedValue(self._close(window), window.max_timestamp(), (window,))
+        for key in list(self._parts):
+            yield WindowedValue(self._close(key), key[0].max_timestamp(), (key[0],))
 
-    def _close(self, window: Any) -> WrittenFile:
-        part = self._parts.pop(window)
+    def _close(self, key: tuple[Any, str]) -> WrittenFile:
+        part = self._parts.pop(key)
         part.close()
+        written = part.file.bytes_
         try:
-            # Not `match`: it would take brackets in the name of the output for a glob.
-            size = FileSystems.get_filesystem(part.temporary).size(part.temporary)
-        except (BeamIOError, OSError) as error:
+            size = storage.size(part.temporary)
+        except OSError as error:
             raise RunError(
                 f"{part.temporary} is gone before it could be renamed; was the output removed while running?"
             ) from error
-        return WrittenFile(part.temporary, part.final, part.rows, size)
+        if size != written:
+            raise RunError(f"{part.temporary} has {size} bytes, but {written} were written; is the disk full?")
+        name = part.final.rpartition("/")[2]
+        record = f"{committed_directory(self._output, self._run_id)}/{name}.json"
+        return WrittenFile(part.temporary, part.final, record, part.rows, written, part.file.sha256, dict(part.sources))
+
+
+def committed_directory(output: str, run_id: str) -> str:
+    """Where a run has a record of every file that it has put in place."""
+    return f"{output}/{TEMPORARY}/{run_id}/committed"
+
+
+def committed_files(output: str, run_id: str) -> list[WrittenFile]:
+    """The files that a run has put in place, sorted by name.
+
+    Raises:
+        OSError: if their records cannot be read.
+    """
+    records = storage.match([f"{committed_directory(output, run_id)}/*.json"])
+    return [WrittenFile(**json.loads(storage.read_bytes(record.path))) for record in records]
 
 
 def window_directory(window: Any) -> str:
@@ -191,59 +291,117 @@ class _WriteParquet(_WriteFiles):
         super().__init__(output, run_id, rows_per_file)
         self._rows_per_group = rows_per_group
 
+    def start_bundle(self) -> None:
+        super().start_bundle()
+        self._background = _Background()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        try:
+            yield from super().finish_bundle()
+        finally:
+            self._background.shutdown()
+
     def open_part(self, temporary: str, final: str, element: pa.RecordBatch) -> _Part:
-        return _ParquetPart(temporary, final, element.schema, self._rows_per_group)
+        return ParquetPart(temporary, final, element.schema, self._rows_per_group, self._background)
+
+    def partitions(self, element: pa.RecordBatch) -> Iterable[tuple[str, pa.RecordBatch]]:
+        if PARTITION_COLUMN not in element.schema.names:
+            return [("", element)]
+        column = element.column(PARTITION_COLUMN)
+        rows = element.drop_columns([PARTITION_COLUMN])
+        names = column.unique().to_pylist()
+        if len(names) == 1:
+            return [(names[0], rows)]
+        return [(name, rows.filter(pc.equal(column, name))) for name in names]
 
     def split(self, element: pa.RecordBatch, rows: int) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
         return element.slice(0, rows), element.slice(rows) if len(element) > rows else None
 
 
-class _ParquetPart(_Part):
-    def __init__(self, temporary: str, final: str, schema: pa.Schema, rows_per_group: int) -> None:
-        super().__init__(temporary, final)
-        self._rows_per_group = rows_per_group
-        # One thread, and one row group at most in it: rows stay in order, and memory bounded.
-        self._background = ThreadPoolExecutor(1, "parquet")
+class _Background:
+    """A thread in which Arrow encodes and writes one row group, without holding up scoring.
+
+    One group at most, so that rows stay in order, and memory bounded.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "parquet")
         self._writing: Future[None] | None = None
+
+    def submit(self, function: Callable[..., None], *arguments: Any, **named: Any) -> None:
+        """Begin a call once the one before has ended, whose error is raised here."""
+        self.wait()
+        self._writing = self._thread.submit(function, *arguments, **named)
+
+    def wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def shutdown(self) -> None:
+        self._thread.shutdown()
+
+
+class ParquetPart(_Part):
+    """A Parquet file being written, one row group at a time."""
+
+    def __init__(
+        self, temporary: str, final: str, schema: pa.Schema, rows_per_group: int, background: _Background | None = None
+    ) -> None:
+        super().__init__(temporary, final)
+        self._schema = schema
+        self._rows_per_group = rows_per_group
+        self._background = background
         self._waiting: list[pa.RecordBatch] = []
-        self._waiting_rows = self._waiting_bytes = 0
-        self._file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
-        # Dictionaries and statistics cost time and space on vectors and ids, and pay on short repeated strings.
-        plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
-        words = [name for name in plain if pa.types.is_string(schema.field(name).type) and name not in ("id", "text")]
-        words += [f"{name}.list.element.{item}" for name, item in (("top_emojis", "emoji"), ("top_classes", "class"))]
-        self._writer = pq.ParquetWriter(
-            self._file, schema, compression="zstd", compression_level=1, use_dictionary=words, write_statistics=plain
-        )
+        self._waiting_rows = 0
+        self._writer: pq.ParquetWriter | None = None
 
     def write(self, element: pa.RecordBatch) -> None:
         self._waiting.append(element)
         self._waiting_rows += len(element)
-        self._waiting_bytes += element.nbytes
+        self.waiting_bytes += element.nbytes
         self.rows += len(element)
-        if self._waiting_rows >= self._rows_per_group or self._waiting_bytes >= BYTES_PER_GROUP:
-            self._flush()
+        if "source" in element.schema.names:
+            for item in element.column("source").value_counts().to_pylist():
+                self.sources[item["values"]] += item["counts"]
+        if self._waiting_rows >= self._rows_per_group or self.waiting_bytes >= BYTES_PER_GROUP:
+            self.flush()
 
-    def _flush(self) -> None:
-        """Hand the waiting rows to the background, where Arrow encodes and writes them without holding up scoring."""
-        if self._waiting:
-            table = pa.Table.from_batches(self._waiting)
-            self._wait()
-            self._writing = self._background.submit(self._writer.write_table, table, row_group_size=len(table))
-            self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.Table.from_batches(self._waiting)
+        write = self._open().write_table
+        if self._background is None:
+            write(table, row_group_size=len(table))
+        else:
+            self._background.submit(write, table, row_group_size=len(table))
+        self._waiting, self._waiting_rows, self.waiting_bytes = [], 0, 0
 
-    def _wait(self) -> None:
-        if self._writing is not None:
-            self._writing.result()
+    def _open(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            # Dictionaries and statistics cost time and space on vectors and ids, and pay on short repeated strings.
+            schema = self._schema
+            plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
+            words = [
+                name for name in plain if pa.types.is_string(schema.field(name).type) and name not in ("id", "text")
+            ]
+            words += [
+                f"{name}.list.element.{item}" for name, item in (("top_emojis", "emoji"), ("top_classes", "class"))
+            ]
+            self._writer = pq.ParquetWriter(
+                self.file, schema, compression="zstd", compression_level=1, use_dictionary=words, write_statistics=plain
+            )
+        return self._writer
 
     def close(self) -> None:
         try:
-            self._flush()
-            self._wait()
-            self._writer.close()
+            self.flush()
+            if self._background is not None:
+                self._background.wait()
+            self._open().close()
         finally:
-            self._background.shutdown()
-            self._file.close()
+            self.file.close()
 
 
 # --- dead letters --------------------------------------------------------------------------------------------------
@@ -269,23 +427,21 @@ class _WriteJsonLines(_WriteFiles):
 
 
 class _JsonLinesPart(_Part):
-    def __init__(self, temporary: str, final: str) -> None:
-        super().__init__(temporary, final)
-        file = FileSystems.create(temporary, compression_type=CompressionTypes.UNCOMPRESSED)
-        # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
-        self._file = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="\n")
-
     def write(self, element: DeadLetter) -> None:
         line = element._asdict() | {
             "raw": base64.b64encode(element.raw).decode(),
             "text": element.raw.decode("utf-8", "replace"),
         }
-        json.dump(line, self._file, ensure_ascii=False)
-        self._file.write("\n")
+        # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
+        self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
         self.rows += 1
+        self.sources[valid_unicode(element.source)] += 1
+
+    def flush(self) -> None:
+        """Nothing waits here."""
 
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
 
 
 # --- commit --------------------------------------------------------------------------------------------------------
@@ -315,29 +471,18 @@ def commit(file: WrittenFile, count_rows: bool = True) -> WrittenFile:
     Raises:
         RunError: if the file is under neither name.
     """
-    directory = file.final.rpartition("/")[0]
     try:
-        if FileSystems.exists(file.temporary):
-            make_directory(directory)
-            FileSystems.rename([file.temporary], [file.final])
-        elif not FileSystems.exists(file.final):
+        if file.temporary != file.final and storage.exists(file.temporary):
+            storage.rename(file.temporary, file.final)
+        elif not storage.exists(file.final):
             raise RunError(
                 f"{file.temporary} is gone before it could be renamed; was the output removed while running?"
             )
-    except (BeamIOError, OSError) as error:
+        storage.publish(file.record, json.dumps(file._asdict()).encode(), f"{file.record}.tmp")
+    except OSError as error:
         raise RunError(f"{file.final} cannot be put in place: {error}") from error
     metrics.counter(metrics.FILES_WRITTEN).inc()
     metrics.counter(metrics.BYTES_WRITTEN).inc(file.bytes_)
     if count_rows:
         metrics.counter(metrics.ROWS_WRITTEN).inc(file.rows)
     return file
-
-
-def make_directory(directory: str) -> None:
-    """Make a directory with its parents, where filesystems have them; another worker may be making it just now."""
-    try:
-        if not FileSystems.exists(directory):
-            FileSystems.mkdirs(directory)
-    except OSError:
-        if not FileSystems.exists(directory):
-            raise

@@ -250,13 +250,15 @@ def test_an_object_replaced_while_it_is_read_is_an_error_not_a_mixture(bucket: s
 
 
 def test_globs_match_as_on_other_filesystems(server: ObjectStoreServer, bucket: str) -> None:
-    fill(server, bucket, ["a.json", "dir/b.json", "dir/c.txt", "dir/deep/d.json", "dir/", "[x].json"])
+    fill(server, bucket, ["a.json", "dir/b.json", "dir/c.txt", "dir/deep/d.json", "dir/", "[x].json", "[x]/in.json"])
     assert paths(storage.match([f"{bucket}/*.json"])) == [f"{bucket}/[x].json", f"{bucket}/a.json"]
     assert paths(storage.match([f"{bucket}/dir/*"])) == [f"{bucket}/dir/b.json", f"{bucket}/dir/c.txt"]
     assert paths(storage.match([f"{bucket}/dir/"])) == paths(storage.match([f"{bucket}/dir/*"]))
     assert paths(storage.match([f"{bucket}/dir/**.json"])) == [f"{bucket}/dir/b.json", f"{bucket}/dir/deep/d.json"]
     assert paths(storage.match([f"{bucket}/a.json", f"{bucket}/none"])) == [f"{bucket}/a.json"]
     assert storage.size(f"{bucket}/[x].json") == len("[x].json")
+    storage.delete_directory(f"{bucket}/[x]")
+    assert set(contents(server, bucket)) == {"a.json", "dir/b.json", "dir/c.txt", "dir/deep/d.json", "dir/", "[x].json"}
 
 
 def test_more_objects_than_a_page_are_listed_and_deleted(server: ObjectStoreServer, bucket: str) -> None:
@@ -266,7 +268,7 @@ def test_more_objects_than_a_page_are_listed_and_deleted(server: ObjectStoreServ
     found = storage.match([f"{bucket}/many/*"])
     assert paths(found) == [f"{bucket}/{key}" for key in keys]
     assert {metadata.size_in_bytes for metadata in found} == {9}
-    storage.delete([f"{bucket}/many"])
+    storage.delete_directory(f"{bucket}/many")
     server.faults = Faults()
     assert set(contents(server, bucket)) == {"many-others/stays"}
 

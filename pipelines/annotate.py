@@ -1,0 +1,23 @@
+"""python -m pipelines.annotate: scores what is new in a growing corpus since the last run, and only that."""
+
+from __future__ import annotations
+
+import sys
+
+from pipelines.annotate_options import parse
+from pipelines.command_line import run_command
+from pipelines.logs import set_up_logging
+
+
+def main(arguments: list[str]) -> int:
+    """Parse and run. Returns the exit status."""
+    config, rest = parse(arguments)
+    set_up_logging()
+
+    from pipelines.annotation import run  # Beam and torch, which --help can do without
+
+    return run(config, rest, "annotate")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

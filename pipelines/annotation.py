@@ -1,0 +1,285 @@
+"""Annotation of a growing corpus: what `pipelines.annotate` and `pipelines.score --resume` do.
+
+An input file is the unit of work: files are scored in groups, each group by one run of the pipeline that
+`pipelines.score` runs, and each group is committed by a manifest. What dies is gone on with by the next run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+from apache_beam.io.filesystem import FileSystem
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
+
+from pipelines import report
+from pipelines.annotate_options import AnnotateConfig
+from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
+from pipelines.data_set import DataSet, recover, remove_temporary
+from pipelines.lease import Lease
+from pipelines.manifest import DataFile, identity
+from pipelines.plan import ModelFacts, Plan, check_fields, check_model, differences
+from pipelines.rewrite import Rewriter
+from pipelines.run import WORKER_LOG, Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
+from pipelines.runners import make_runner, pipeline_options
+from pipelines.selection import Groups, Selection, select
+from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.inference.scores import valid_unicode
+from transforms import storage
+from transforms.fields import KeptField
+from transforms.read import InputFile, UnreadableInput, list_files
+
+_CHECKERS = 16
+
+
+def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
+    """Take the lease, find out what is to be done, and do it. Returns the exit status.
+
+    Args:
+        config: what to do.
+        rest: options for Beam.
+        kind: name of the command, for the manifests.
+
+    Raises:
+        InputError, RunError, LeaseHeldError: as their names say.
+    """
+    options = pipeline_options(config.score, rest)
+    with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
+        runner = make_runner(config.score, options, f"{scratch}/{WORKER_LOG}")
+        with Lease(config.score.output, config.lease) as lease:
+            data_set = DataSet.read(config.score.output)
+            recover(data_set)
+            listed, vanished = list_inputs(config.score.inputs, data_set)
+            model = check_model(config.score)
+            selection = select(data_set, listed, vanished, config, model.fingerprint, time.time())
+            plan = make_plan(config, data_set, selection, model, kind)
+            print(plan.describe(), selection.describe(), sep="\n", flush=True)
+            if config.score.dry_run:
+                print("dry run: nothing was scored or written")
+                return DONE
+            annotation = Annotation(config, plan, data_set, selection, lease, kind)
+            try:
+                return annotation.run(runner, options, scratch)
+            finally:
+                annotation.publish_list()
+
+
+def list_inputs(patterns: Sequence[str], data_set: DataSet) -> tuple[dict[str, InputFile], list[str]]:
+    """What the patterns match, by path, and the live inputs that they would match but that are gone.
+
+    Raises:
+        InputError: if a pattern matches nothing, and never did.
+    """
+    listed: dict[str, InputFile] = {}
+    known: set[str] = set()
+    for pattern in patterns:
+        expression = re.compile(FileSystem.translate_pattern(pattern))
+        ours = {path for path in data_set.live.inputs if expression.match(path)}
+        files = list_files(pattern)
+        if not files and not ours:
+            raise InputError(f"input {pattern}: no file matches; check the path, and quote globs in the shell")
+        listed.update({file.path: file for file in files})
+        known |= ours
+    return listed, sorted(known - listed.keys())
+
+
+def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, model: ModelFacts, kind: str) -> Plan:
+    """Check the command against what is there: rows with other columns do not belong into one data set.
+
+    Raises:
+        InputError: for the first thing that is wrong, with its remedy.
+    """
+    score = config.score
+    earlier = data_set.identity
+    if earlier is None:
+        return Plan(check_fields(score, selection.work), selection.work, model)
+    # Types that are told from the data were told once, from the first files.
+    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
+    keep = tuple(
+        KeptField(field.name, kinds.get(field.name, field.kind)) if field.name in score.keep_without_type else field
+        for field in score.fields.keep
+    )
+    score = dataclasses.replace(
+        score,
+        fields=dataclasses.replace(score.fields, keep=keep),
+        score=dataclasses.replace(score.score, keep=keep),
+    )
+    # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
+    free = {"model"} if kind == "score" else {"model", "inputs"}
+    changed = [name for name in differences(identity(score), earlier) if name not in free]
+    if changed:
+        raise InputError(
+            f"output {score.output} holds results of another command (other {', '.join(changed)}); "
+            "give the same options as before, or another --output"
+        )
+    return Plan(score, selection.work, model)
+
+
+class Annotation:
+    """One run over what was selected: group after group, each committed by itself."""
+
+    def __init__(
+        self, config: AnnotateConfig, plan: Plan, data_set: DataSet, selection: Selection, lease: Lease, kind: str
+    ) -> None:
+        self._config, self._plan, self._data_set = config, plan, data_set
+        self._selection, self._lease, self._kind = selection, lease, kind
+        self.counts: Counter[str] = Counter()
+        self.committed = 0
+        """Inputs."""
+        self.left: list[str] = []
+        """Inputs that changed while they were read, and are left to the next run."""
+        self.unreadable: dict[str, str] = {}
+        """Inputs that could not be opened, with the reason."""
+
+    def run(self, runner: PipelineRunner, options: PipelineOptions, scratch: str) -> int:
+        """Score and commit everything. Returns the exit status.
+
+        Raises:
+            RunError: if a group fails. What was committed before stays.
+        """
+        clock = time.monotonic()
+        selection = self._selection
+        if selection.retired:
+            self._retire(selection.retired)
+        groups = Groups(selection.work, self._config.commit_every)
+        for group in groups:
+            begun = time.monotonic()
+            self._score(group, runner, options, scratch)
+            groups.took(group, time.monotonic() - begun)
+        if selection.promotes:
+            self._promote()
+        if selection.is_empty:
+            print("nothing is new: nothing was scored")
+        else:
+            seconds, model = time.monotonic() - clock, self._plan.model
+            print(report.summary(self.counts, seconds, model.classes, model.fingerprint, self._data_set.output))
+        return self._status()
+
+    def _status(self) -> int:
+        for path in self.left:
+            print(f"left to the next run: {path} changed while it was read", file=sys.stderr)
+        for path, reason in self.unreadable.items():
+            print(f"failed: input {path} cannot be opened: {reason}", file=sys.stderr)
+        warning = too_many_dead_letters(self.counts, self._plan.config)
+        if warning:
+            print(warning, file=sys.stderr)
+        return FAILED if self.unreadable else TOO_MANY_DEAD_LETTERS if warning else DONE
+
+    def publish_list(self) -> None:
+        """Bring the list of live files up to date; it is for readers, and the manifests are there without it."""
+        if self._data_set.manifests:
+            self._data_set.publish_list(self._plan.with_new_run().run_id)
+
+    def _score(
+        self, group: Sequence[InputFile], runner: PipelineRunner, options: PipelineOptions, scratch: str
+    ) -> None:
+        """Score and commit a group, without the files that cannot be opened or change while they are read."""
+        while group:
+            plan = self._plan.with_new_run()
+            started = datetime.now(UTC)
+            try:
+                finished = execute(plan, runner, options, scratch, group)
+            except UnreadableInput as error:
+                out = {error.path}
+                self.unreadable[error.path] = error.reason
+            except RunError:
+                out = self._changed_meanwhile(group)
+                if not out:
+                    raise
+                self.left += sorted(out)
+            else:
+                out = self._changed_meanwhile(group)
+                if not out:
+                    self._commit(plan, finished, group, started)
+                    return
+                clean_up(plan)
+                self.left += sorted(out)
+            group = [file for file in group if file.path not in out]
+
+    def _changed_meanwhile(self, group: Sequence[InputFile]) -> set[str]:
+        """The files that are not as they were listed: being written, truncated, replaced or gone."""
+
+        def is_changed(file: InputFile) -> bool:
+            now = storage.metadata(file.path)
+            return now is None or (now.size_in_bytes, now.last_updated_in_seconds or None) != file[1:]
+
+        with ThreadPoolExecutor(_CHECKERS) as threads:
+            return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}
+
+    def _commit(self, plan: Plan, finished: Finished, group: Sequence[InputFile], started: datetime) -> None:
+        manifest = describe_commit(plan, finished, self._data_set, self._kind, started, group)
+        changed = {file.path for file in self._selection.changed} & {file.path for file in group}
+        retired, files, dead_letters = self._without(changed, plan.run_id)
+        manifest = dataclasses.replace(
+            manifest,
+            generation=self._selection.generation,
+            files=(*manifest.files, *files),
+            dead_letters=(*manifest.dead_letters, *dead_letters),
+            retired=retired,
+        )
+        commit(plan, manifest, self._data_set, self._lease)
+        remove_temporary(self._data_set.output, plan.run_id)
+        self.counts.update(finished.counts)
+        self.committed += len(group)
+
+    def _retire(self, paths: Sequence[str]) -> None:
+        """Commit that the rows of some inputs are results no longer."""
+        plan, started = self._plan.with_new_run(), datetime.now(UTC)
+        retired, files, dead_letters = self._without(set(paths), plan.run_id)
+        manifest = describe_commit(
+            plan, Finished({}, files, dead_letters, 0.0), self._data_set, self._kind, started, []
+        )
+        manifest = dataclasses.replace(manifest, retired=retired, dropped=tuple(paths))
+        commit(plan, manifest, self._data_set, self._lease)
+        remove_temporary(self._data_set.output, plan.run_id)
+
+    def _without(
+        self, inputs: Collection[str], run_id: str
+    ) -> tuple[tuple[str, ...], tuple[DataFile, ...], tuple[DataFile, ...]]:
+        """What takes the rows of some inputs out of the data set: files to retire, and files to put in their place."""
+        generation = self._data_set.generations.get(self._selection.generation)
+        sources = {valid_unicode(path) for path in inputs}
+        if not sources or generation is None:
+            return (), (), ()
+        retired: list[str] = []
+        new: dict[bool, list[DataFile]] = {False: [], True: []}
+        rewriter = Rewriter(self._data_set.output, run_id)
+        for path, file in generation.all_files.items():
+            if not sources & file.sources.keys():
+                continue
+            retired.append(path)
+            is_dead = path in generation.dead_letters
+            if file.sources.keys() <= sources:
+                continue
+            left = rewriter.dead_letters_without(file, sources) if is_dead else rewriter.merge([file], sources)
+            new[is_dead] += [left] if left else []
+        return tuple(retired), tuple(new[False]), tuple(new[True])
+
+    def _promote(self) -> None:
+        """Make the new generation the live one, if it has all inputs of the old one that are still wanted."""
+        data_set, selection = self._data_set, self._selection
+        scored = (
+            data_set.generations[selection.generation].inputs if selection.generation in data_set.generations else {}
+        )
+        missing = data_set.live.inputs.keys() - scored.keys() - set(selection.vanished)
+        if missing:
+            print(f"the old results stay until {len(missing)} more file(s) have been scored with the new model")
+            return
+        plan = self._plan.with_new_run()
+        finished = Finished({}, (), (), 0.0)
+        manifest = describe_commit(plan, finished, data_set, self._kind, datetime.now(UTC), [])
+        commit(
+            plan,
+            dataclasses.replace(manifest, generation=selection.generation, promotes=True),
+            data_set,
+            self._lease,
+        )
+        remove_temporary(data_set.output, plan.run_id)

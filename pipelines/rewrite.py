@@ -1,0 +1,118 @@
+"""Result files made from result files: some merged into one, or one without the rows of some inputs.
+
+Values are copied bit by bit; nothing is scored. What is made is a result only once a manifest lists it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.manifest import DataFile
+from torchmoji_core.errors import RunError
+from transforms import storage
+from transforms.write import ROWS_PER_GROUP, TEMPORARY, HashingFile, ParquetPart
+
+BATCH_ROWS = 1024
+
+
+class Rewriter:
+    """Writes files of one run below an output."""
+
+    def __init__(self, output: str, run_id: str) -> None:
+        self._output, self._run_id = output, run_id
+
+    def merge(self, files: Sequence[DataFile], without: Collection[str] = ()) -> DataFile | None:
+        """Write the rows of Parquet files of one schema into one new file beside the first of them.
+
+        Args:
+            files: what to read, in this order.
+            without: values of the column `source` whose rows are left out.
+
+        Returns:
+            The new file; None if no row is left.
+
+        Raises:
+            RunError: if a file cannot be read or written, or has not the rows that it should have.
+        """
+        directory = files[0].path.rpartition("/")[0]
+        temporary, final = self._names(directory, ".parquet")
+        part: ParquetPart | None = None
+        try:
+            for file in files:
+                for batch in self._batches(file):
+                    kept = _without(batch, without)
+                    if len(kept):
+                        if part is None:
+                            part = ParquetPart(temporary, final, kept.schema, ROWS_PER_GROUP)
+                        part.write(kept)
+            if part is None:
+                return None
+            part.close()
+            if temporary != final:
+                storage.rename(temporary, final)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
+        sources = Counter[str]()
+        for file in files:
+            sources.update(file.sources)
+        left = {source: rows for source, rows in sources.items() if source not in without}
+        return DataFile(
+            final.removeprefix(f"{self._output}/"), part.rows, part.file.bytes_, part.file.sha256, part.sources or left
+        )
+
+    def dead_letters_without(self, file: DataFile, without: Collection[str]) -> DataFile | None:
+        """Write a file of dead letters anew without those of some inputs.
+
+        Returns:
+            The new file; None if no letter is left.
+
+        Raises:
+            RunError: if it cannot be read or written.
+        """
+        directory = file.path.rpartition("/")[0]
+        temporary, final = self._names(directory, ".jsonl")
+        sources: Counter[str] = Counter()
+        try:
+            with storage.open_raw(f"{self._output}/{file.path}") as lines:
+                new = HashingFile(storage.create(temporary))
+                for line in io.BufferedReader(lines):  # type: ignore[type-var]
+                    source = json.loads(line)["source"]
+                    if source not in without:
+                        new.write(line)
+                        sources[source] += 1
+                new.close()
+            if temporary != final:
+                storage.rename(temporary, final)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{file.path} cannot be rewritten: {error}") from error
+        rows = sum(sources.values())
+        return DataFile(final.removeprefix(f"{self._output}/"), rows, new.bytes_, new.sha256, dict(sources))
+
+    def _names(self, directory: str, suffix: str) -> tuple[str, str]:
+        name = f"part-{self._run_id}-{uuid.uuid4().hex[:12]}{suffix}"
+        final = "/".join(part for part in (self._output, directory, name) if part)
+        return (f"{self._output}/{TEMPORARY}/{self._run_id}/{name}" if storage.can_rename(final) else final), final
+
+    def _batches(self, file: DataFile) -> Iterator[pa.RecordBatch]:
+        path = f"{self._output}/{file.path}"
+        rows = 0
+        with storage.open_raw(path) as opened:
+            for batch in pq.ParquetFile(opened).iter_batches(BATCH_ROWS):
+                rows += len(batch)
+                yield batch
+        if rows != file.rows:
+            raise RunError(f"{path} has {rows} rows, its manifest says {file.rows}; run pipelines.verify")
+
+
+def _without(batch: pa.RecordBatch, sources: Collection[str]) -> pa.RecordBatch:
+    if not sources:
+        return batch
+    return batch.filter(pc.invert(pc.is_in(batch.column("source"), pa.array(sorted(sources), pa.string()))))

@@ -1,0 +1,262 @@
+"""One bounded run of the pipeline: build it, run it, account for every record, say which files it has written."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
+
+from pipelines import data_set, report
+from pipelines import manifest as manifests
+from pipelines.data_set import DataSet
+from pipelines.lease import Lease
+from pipelines.manifest import DataFile, Input, Manifest, Model, identity
+from pipelines.options import ScoreConfig
+from pipelines.plan import Plan
+from torchmoji_core import __version__
+from torchmoji_core.errors import RunError, TorchMojiError
+from torchmoji_core.inference.scores import valid_unicode
+from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics, storage
+from transforms.formats import resolve_format
+from transforms.read import InputFile, UnreadableInput, unreadable_path
+from transforms.write import DEAD_LETTERS, WrittenFile, committed_files
+
+_LOGGER = logging.getLogger(__name__)
+
+WORKER_LOG = "workers.log"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run did. Its files are in place, but results only once a manifest lists them."""
+
+    counts: dict[str, int]
+    files: tuple[DataFile, ...]
+    dead_letters: tuple[DataFile, ...]
+    seconds: float
+
+
+def build_pipeline(
+    pipeline: beam.Pipeline, plan: Plan, progress: str | None = None, inputs: Sequence[InputFile] | None = None
+) -> None:
+    """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
+
+    Args:
+        pipeline: an empty one.
+        plan: what to do.
+        progress: directory of `metrics.Progress`.
+        inputs: the files to read; None for what the plan's patterns match.
+    """
+    config, score = plan.config, plan.config.score
+    read = pipeline | "ReadTweets" >> ReadTweets(
+        config.inputs if inputs is None else inputs, config.format, config.fields, progress, strict=inputs is not None
+    )
+    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(
+        **vars(score) | {"limits": config.limits, "progress": progress}
+    )
+    annotated.results | "WriteScores" >> WriteScores(config.output, plan.run_id, config.rows_per_file)
+    dead = (read.dead_letters, annotated.dead_letters) | "DeadLetters" >> beam.Flatten()
+    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id)
+
+
+def execute(
+    plan: Plan,
+    runner: PipelineRunner,
+    options: PipelineOptions,
+    scratch: str,
+    inputs: Sequence[InputFile] | None = None,
+) -> Finished:
+    """Run a plan to its end and account for every record.
+
+    Args:
+        plan: what to do.
+        runner: where.
+        options: for Beam.
+        scratch: local directory for progress counts and the log of worker processes.
+        inputs: some of the plan's files; None for all. If one of some cannot be opened, the run fails.
+
+    Raises:
+        RunError: if the run fails, or its counts do not add up. What it has written by then is removed.
+    """
+    config = plan.config
+    clock = time.monotonic()
+    mode = config.progress if config.is_local else "off"
+    progress = Path(scratch, f"progress-{plan.run_id}")
+    progress.mkdir()
+    total_bytes = sum(file.bytes_ for file in inputs) if inputs is not None else plan.input_bytes
+    try:
+        with report.ProgressDisplay(str(progress), total_bytes, mode), _worker_log(plan, scratch):
+            pipeline = beam.Pipeline(runner=runner, options=options)
+            build_pipeline(pipeline, plan, str(progress) if mode != "off" else None, inputs)
+            result = pipeline.run()
+            result.wait_until_finish()
+        counts = report.counters(result)
+        written = [_data_file(config.output, file) for file in committed_files(config.output, plan.run_id)]
+        reconcile(counts, written)
+    except BaseException as error:
+        clean_up(plan)
+        if isinstance(error, UnreadableInput) or not isinstance(error, Exception):
+            raise
+        path = unreadable_path(str(error))
+        if path is not None:
+            reason = str(error).partition("cannot be opened: ")[2].partition(" [while running")[0]
+            raise UnreadableInput(path, reason.splitlines()[0]) from error
+        raise RunError(explain(error, config.output, Path(scratch, WORKER_LOG))) from error
+    files = tuple(file for file in written if not _is_dead(file))
+    dead_letters = tuple(file for file in written if _is_dead(file))
+    return Finished(counts, files, dead_letters, time.monotonic() - clock)
+
+
+def describe_commit(
+    plan: Plan, finished: Finished, target: DataSet, kind: str, started: datetime, files: Sequence[InputFile]
+) -> Manifest:
+    """The manifest of a finished run.
+
+    Args:
+        plan: what was to be done.
+        finished: what was done.
+        target: the data set that it is for.
+        kind: name of the command.
+        started: when.
+        files: the inputs.
+    """
+    rows: Counter[str] = Counter()
+    dead_letters: Counter[str] = Counter()
+    for file in finished.files:
+        rows.update(file.sources)
+    for file in finished.dead_letters:
+        dead_letters.update(file.sources)
+    tells_source = "source" in plan.config.score.outputs
+    model = plan.model
+    return Manifest(
+        sequence=target.next_sequence,
+        run_id=plan.run_id,
+        kind=kind,
+        status="done",
+        started=started.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        code_version=__version__,
+        identity=identity(plan.config),
+        model=Model(model.name, model.fingerprint, model.arithmetic),
+        inputs=tuple(
+            Input(
+                file.path,
+                file.bytes_,
+                file.modified,
+                resolve_format(file.path, plan.config.format),
+                rows[valid_unicode(file.path)] if tells_source else None,
+                dead_letters[valid_unicode(file.path)],
+            )
+            for file in files
+        ),
+        files=finished.files,
+        dead_letters=finished.dead_letters,
+        generation=target.live_generation,
+        counts=finished.counts,
+    )
+
+
+def too_many_dead_letters(counts: dict[str, int], config: ScoreConfig) -> str | None:
+    """What to say if more of what was read than allowed became dead letters; None if not."""
+    fraction = counts.get(metrics.DEAD, 0) / max(counts.get(metrics.READ, 0), 1)
+    if fraction <= config.max_dead_fraction:
+        return None
+    return (
+        f"too many dead letters: {fraction:.1%} of what was read, above --max_dead_fraction "
+        f"{config.max_dead_fraction:.1%}; reasons are in {config.output}/{DEAD_LETTERS}"
+    )
+
+
+def _data_file(output: str, file: WrittenFile) -> DataFile:
+    return DataFile(file.final.removeprefix(f"{output}/"), file.rows, file.bytes_, file.sha256, file.sources)
+
+
+def _is_dead(file: DataFile) -> bool:
+    return file.path.startswith(f"{DEAD_LETTERS}/")
+
+
+def commit(plan: Plan, manifest: Manifest, target: DataSet, lease: Lease) -> None:
+    """Make a run's files results, or remove them.
+
+    Raises:
+        RunError: if the lease was lost, or the manifest cannot be written.
+    """
+    try:
+        lease.check()
+        target.commit(manifest)
+    except BaseException as error:
+        # Once the manifest is there, the files are results, whatever came after.
+        if not storage.exists(f"{target.output}/{manifests.DIRECTORY}/{manifest.name}"):
+            clean_up(plan)
+        if isinstance(error, OSError):
+            raise RunError(explain(error, target.output)) from error
+        raise
+
+
+def clean_up(plan: Plan) -> None:
+    """Remove what a run has written that will not be committed."""
+    try:
+        data_set.discard_run(plan.config.output, plan.run_id)
+    except OSError as error:  # the output may be gone or unwritable, and the first error is the one to report
+        _LOGGER.warning("could not clean up %s: %s", plan.config.output, error)
+
+
+@contextlib.contextmanager
+def _worker_log(plan: Plan, scratch: str) -> Iterator[None]:
+    """What the threads of a local run print goes where processes print it: Beam prints every error that it raises."""
+    if not plan.config.is_local:
+        yield
+        return
+    with Path(scratch, WORKER_LOG).open("a") as log, contextlib.redirect_stderr(log):
+        yield
+
+
+def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
+    """Check that every record met is scored, empty or dead, and every row and dead letter is in a file.
+
+    Raises:
+        RunError: with the figures.
+    """
+    read, scored, empty, dead, rows = (
+        counts.get(name, 0)
+        for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
+    )
+    in_files = sum(file.rows for file in written if not _is_dead(file))
+    dead_in_files = sum(file.rows for file in written if _is_dead(file))
+    if read != scored + empty + dead or not rows == in_files == scored + empty or dead_in_files != dead:
+        raise RunError(
+            f"the counts do not add up: read {read}, scored {scored}, empty {empty}, dead {dead}, rows written {rows}, "
+            f"rows in files {in_files}, dead letters in files {dead_in_files}; "
+            "this is a fault of the program, and the results were removed"
+        )
+
+
+def explain(error: BaseException, output: str, worker_log: Path | None = None) -> str:
+    """One line for a failed run; what is not foreseen is logged with its traceback as well.
+
+    Worker processes hand over their errors as text only, so it is the text that is searched.
+    """
+    text = str(error)
+    if "No space left on device" in text or "Errno 28" in text:
+        return f"disk full while writing {output}; free space and run again, nothing was left under a final name"
+    if "File too large" in text or "Errno 27" in text:
+        return f"a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit"
+    if "MemoryError" in text or isinstance(error, MemoryError):
+        return "out of memory; lower --max_batch_tokens or --direct_num_workers"
+    ours = re.search(r"torchmoji_core\.errors\.\w+: (.*)", text)
+    if ours or isinstance(error, TorchMojiError):
+        return (ours[1] if ours else text).partition(" [while running")[0]
+    _LOGGER.error("the run failed", exc_info=error)
+    if worker_log is not None and worker_log.exists() and (log := worker_log.read_text(errors="replace")):
+        _LOGGER.error("the workers' last words:\n%s", log[-2000:])
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
