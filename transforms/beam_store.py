@@ -6,6 +6,7 @@ by its kind where it has none.
 
 from __future__ import annotations
 
+import functools
 import http.client
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -65,8 +66,12 @@ class BeamStore(ObjectStore):
         _request(source, "copy", lambda: FileSystems.get_filesystem(source).copy([source], [destination]))
 
     def delete(self, paths: Sequence[str]) -> None:
+        def delete(path: str) -> None:
+            if FileSystems.exists(path):
+                FileSystems.delete([path])
+
         for path in paths:
-            _request(path, "delete", lambda path=path: FileSystems.exists(path) and FileSystems.delete([path]))
+            _request(path, "delete", functools.partial(delete, path))
 
 
 class _BeamObject(StoredObject):

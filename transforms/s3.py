@@ -62,7 +62,8 @@ class S3Store(ObjectStore):
         if prefix == pattern:
             found = self.metadata(pattern)
             return [found] if found else []
-        matches = re.compile(FileSystem.translate_pattern(pattern)).match
+        # Python warns of a set that holds a bracket, as an escaped one is.
+        matches = re.compile(FileSystem.translate_pattern(pattern).replace("[[]", r"\[")).match
         return [metadata for metadata in self._list(prefix) if matches(metadata.path)]
 
     def _list(self, prefix: str) -> Iterator[FileMetadata]:

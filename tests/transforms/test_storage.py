@@ -401,6 +401,17 @@ def test_local_files_are_beams_own(tmp_path: Path) -> None:
         storage.open_raw(str(tmp_path / "none"))
 
 
+@pytest.mark.filterwarnings("ignore:Possible nested set")
+def test_a_directory_with_brackets_in_its_name_is_not_taken_for_empty(tmp_path: Path) -> None:
+    directory = tmp_path / "[2024]"
+    write(str(directory / "file"), b"content")
+    storage.remove_empty(str(directory))
+    assert (directory / "file").read_bytes() == b"content"
+    storage.delete([str(directory / "file")])
+    storage.remove_empty(str(directory))
+    assert not directory.exists()
+
+
 def test_a_filesystem_that_is_not_there_is_said_in_one_line() -> None:
     with pytest.raises(OSError, match=r"^nonsense://bucket/object: Unable to get filesystem") as error:
         storage.read_bytes("nonsense://bucket/object")
