@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import shutil
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
@@ -131,15 +133,26 @@ def delete(paths: Iterable[str]) -> None:
     """Delete files; what is not there is no error."""
     in_stores: dict[str | None, list[str]] = {}
     for path in paths:
-        if can_rename(path):
+        scheme = FileSystems.get_scheme(path)
+        if scheme is None:
+            _delete_local(Path(path))
+        elif can_rename(path):
             with _one_line_errors(path):
                 if FileSystems.exists(path):
                     FileSystems.delete([path])
         else:
-            in_stores.setdefault(FileSystems.get_scheme(path), []).append(path)
+            in_stores.setdefault(scheme, []).append(path)
     for of_one_store in in_stores.values():
         if store := _object_store(of_one_store[0]):
             store.delete(of_one_store)
+
+
+def _delete_local(path: Path) -> None:
+    # Beam would take the name for a glob.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def rename(source: str, destination: str) -> None:
