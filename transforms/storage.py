@@ -1,17 +1,26 @@
-"""Files on any of Beam's filesystems: the one place that reads, lists, writes, publishes and deletes them.
+"""Files on any filesystem that Beam knows: the one place that reads, lists, writes, publishes and deletes them.
 
 Every failure is an OSError with a message of one line. Publishing is atomic: where a filesystem has a rename, a file
 is written under a temporary name first; where it has none, as object stores, an object appears whole when it is closed.
+Object stores are tried again while they fail in passing (`object_store`); local files and HDFS are Beam's, untouched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
+import shutil
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
+
+from transforms import object_store
+from transforms.beam_store import BeamStore
+from transforms.object_store import ObjectStore, ObjectWriter
+from transforms.s3 import S3Store, options_of_beam
 
 _SCHEMES_WITH_RENAME = (None, "file", "hdfs")
 
@@ -36,34 +45,68 @@ def can_rename(path: str) -> bool:
     return FileSystems.get_scheme(path) in _SCHEMES_WITH_RENAME
 
 
+def _object_store(path: str) -> ObjectStore | None:
+    """The store of a URI; None where files are on a filesystem with a rename."""
+    if can_rename(path):
+        return None
+    return S3Store(options_of_beam()) if FileSystems.get_scheme(path) == "s3" else BeamStore()
+
+
 def open_raw(path: str) -> BinaryIO:
     """Open a file for reading, seekable, without decompression."""
+    if store := _object_store(path):
+        return object_store.reader(store.open(path))
     with _one_line_errors(path):
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
 
 
 def create(path: str) -> BinaryIO:
-    """Open a file for writing from its beginning to its end, its directories made; nothing is compressed."""
+    """Open a file for writing from its beginning to its end, its directories made; nothing is compressed.
+
+    In an object store the file appears when it is closed; see `discard`. Until then its content takes local disk.
+    """
+    if store := _object_store(path):
+        return object_store.writer(store, path)
     with _one_line_errors(path):
         return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
 
 
+def discard(file: BinaryIO) -> None:
+    """Close a file of `create` that is not complete, as a `with` block does after an exception.
+
+    In an object store, nothing appears; on other filesystems the unfinished file stays until it is deleted.
+    """
+    if isinstance(file, ObjectWriter):
+        file.discard()
+    else:
+        file.close()
+
+
 def match(patterns: Iterable[str]) -> list[FileMetadata]:
     """The files that globs match, each once, sorted by path."""
-    patterns = list(patterns)
-    with _one_line_errors(", ".join(patterns)):
-        results = FileSystems.match(patterns)
-    found = {metadata.path: metadata for result in results for metadata in result.metadata_list}
+    found: dict[str, FileMetadata] = {}
+    for pattern in patterns:
+        if store := _object_store(pattern):
+            matched = store.match(pattern)
+        else:
+            with _one_line_errors(pattern):
+                matched = FileSystems.match([pattern])[0].metadata_list
+        found.update({metadata.path: metadata for metadata in matched})
     return [found[path] for path in sorted(found)]
 
 
 def exists(path: str) -> bool:
+    """Whether there is a file, or where filesystems have them a directory."""
+    if store := _object_store(path):
+        return store.metadata(path) is not None
     with _one_line_errors(path):
         return bool(FileSystems.exists(path))
 
 
 def size(path: str) -> int:
     """Bytes of a file."""
+    if store := _object_store(path):
+        return store.open(path).size
     with _one_line_errors(path):
         # Not `match`: it would take brackets in a name for a glob.
         return int(FileSystems.get_filesystem(path).size(path))
@@ -71,6 +114,8 @@ def size(path: str) -> int:
 
 def metadata(path: str) -> FileMetadata | None:
     """Size and time of the last change of a file; None if it is not there."""
+    if store := _object_store(path):
+        return store.metadata(path)
     with _one_line_errors(path):
         filesystem = FileSystems.get_filesystem(path)
         return filesystem.metadata(path) if filesystem.exists(path) else None
@@ -78,21 +123,44 @@ def metadata(path: str) -> FileMetadata | None:
 
 def delete_directory(directory: str) -> None:
     """Delete a directory with all that is in it; it is no error if it is not there."""
-    delete(file.path for file in match([f"{directory}/**"]))
     if can_rename(directory):
         delete([directory])
+    else:
+        delete(file.path for file in match([f"{glob.escape(directory)}/**"]))
 
 
 def delete(paths: Iterable[str]) -> None:
     """Delete files; what is not there is no error."""
+    in_stores: dict[str | None, list[str]] = {}
     for path in paths:
-        with _one_line_errors(path):
-            if FileSystems.exists(path):
-                FileSystems.delete([path])
+        scheme = FileSystems.get_scheme(path)
+        if scheme is None:
+            _delete_local(Path(path))
+        elif can_rename(path):
+            with _one_line_errors(path):
+                if FileSystems.exists(path):
+                    FileSystems.delete([path])
+        else:
+            in_stores.setdefault(scheme, []).append(path)
+    for of_one_store in in_stores.values():
+        if store := _object_store(of_one_store[0]):
+            store.delete(of_one_store)
+
+
+def _delete_local(path: Path) -> None:
+    # Beam would take the name for a glob.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def rename(source: str, destination: str) -> None:
-    """Give a file another name, its directories made."""
+    """Give a file another name, its directories made. In an object store it is copied, and then deleted."""
+    if store := _object_store(destination):
+        store.copy(source, destination)
+        store.delete([source])
+        return
     with _one_line_errors(destination):
         make_directory(destination.rpartition("/")[0])
         FileSystems.rename([source], [destination])
@@ -100,6 +168,8 @@ def rename(source: str, destination: str) -> None:
 
 def make_directory(directory: str) -> None:
     """Make a directory with its parents, where filesystems have them; another worker may be making it just now."""
+    if not can_rename(directory):
+        return
     try:
         if not FileSystems.exists(directory):
             FileSystems.mkdirs(directory)
@@ -110,6 +180,8 @@ def make_directory(directory: str) -> None:
 
 def read_bytes(path: str) -> bytes:
     """The whole content of a file."""
+    if store := _object_store(path):
+        return store.read(path)
     with open_raw(path) as file, _one_line_errors(path):
         return file.read()
 
@@ -131,5 +203,5 @@ def publish(path: str, content: bytes, temporary: str) -> None:
 
 def remove_empty(directory: str) -> None:
     """Delete a directory, with its directories, if no file is in it."""
-    if can_rename(directory) and exists(directory) and not match([f"{directory}/**"]):
+    if can_rename(directory) and exists(directory) and not match([f"{glob.escape(directory)}/**"]):
         delete([directory])

@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import libfaketime
 import pyarrow as pa
 import pytest
 
@@ -25,20 +28,32 @@ class Annotator:
         self.directory, self.model = directory, model
         self.output = directory / "out"
 
-    def start(self, *options: str, command: tuple[str, ...] = ("-m", "pipelines.annotate")) -> subprocess.Popen[str]:
+    def start(
+        self,
+        *options: str,
+        command: tuple[str, ...] = ("-m", "pipelines.annotate"),
+        clock: timedelta = timedelta(),
+    ) -> subprocess.Popen[str]:
+        """Start one.
+
+        Args:
+            *options: of the command.
+            command: of Python.
+            clock: by how much the clock that it sees is ahead; its monotonic clock is not.
+        """
         arguments = ["--model", self.model, "--input", "in/*", "--output", "out", "--progress", "off", *options]
         return subprocess.Popen(
             [sys.executable, *command, *arguments],
             cwd=self.directory,
-            env=environment() | {"OMP_NUM_THREADS": "1"},
+            env=environment() | {"OMP_NUM_THREADS": "1"} | (fake_clock(clock) if clock else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
 
-    def run(self, *options: str, status: int = 0, command: tuple[str, ...] = ("-m", "pipelines.annotate")) -> str:
-        """Run one to its end. Returns what it printed."""
-        process = self.start(*options, command=command)
+    def run(self, *options: str, status: int = 0, **how: Any) -> str:
+        """Run one to its end, started as `start` does. Returns what it printed."""
+        process = self.start(*options, **how)
         out, err = process.communicate(timeout=300)
         assert process.returncode == status, f"status {process.returncode}\n{out}{err}"
         return out + err
@@ -59,6 +74,18 @@ class Annotator:
     def rows(self) -> pa.Table:
         """The live rows, without the column whose values hold the directory's name."""
         return read_live(self.output, "source")
+
+
+def fake_clock(ahead: timedelta) -> dict[str, str]:
+    """Environment of a process whose clock is ahead; skips the test where the library for it is not built."""
+    libraries = list(Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))
+    if not libraries:
+        pytest.skip("libfaketime is not built for this machine")
+    return {
+        "LD_PRELOAD": str(libraries[0]),
+        "FAKETIME": f"{ahead.total_seconds():+.0f}",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,16 +16,6 @@ from tests.faults.conftest import Annotator, remount
 from tests.pipelines.conftest import corpus
 
 pytestmark = pytest.mark.faults
-
-
-def at(time_of_run: datetime) -> tuple[str, ...]:
-    """A command that runs `annotate` with a clock that shows another time."""
-    code = (
-        "import runpy, sys, time_machine\n"
-        f"with time_machine.travel({time_of_run.timestamp()}, tick=True):\n"
-        "    runpy.run_module('pipelines.annotate', run_name='__main__', alter_sys=True)"
-    )
-    return ("-c", code)
 
 
 def test_a_disk_that_is_full_for_a_while(annotator: Annotator, undisturbed: pa.Table, small_disk: Path) -> None:
@@ -85,11 +75,10 @@ def test_an_input_that_is_truncated_while_it_is_read(annotator: Annotator, suffi
 def test_a_clock_that_steps_backwards(annotator: Annotator, undisturbed: pa.Table, tmp_path: Path) -> None:
     for path in sorted((tmp_path / "in").iterdir())[4:]:
         path.rename(tmp_path / path.name)
-    now = datetime.now(UTC)
-    annotator.run(command=at(now + timedelta(days=2)))
+    annotator.run(clock=timedelta(days=2))
     for path in sorted(tmp_path.glob("*.jsonl")):
         path.rename(tmp_path / "in" / path.name)
-    annotator.run(command=at(now - timedelta(days=2)))
+    annotator.run(clock=timedelta(days=-2))
     annotator.verify("--clean")
     assert annotator.rows().equals(undisturbed)
     assert "nothing is new" in annotator.run()
@@ -98,7 +87,7 @@ def test_a_clock_that_steps_backwards(annotator: Annotator, undisturbed: pa.Tabl
 def test_a_lease_from_the_future_of_a_run_that_died_does_not_keep_others_out(
     annotator: Annotator, undisturbed: pa.Table
 ) -> None:
-    process = annotator.start("--commit_every", "0.1s", command=at(datetime.now(UTC) + timedelta(days=2)))
+    process = annotator.start("--commit_every", "0.1s", clock=timedelta(days=2))
     deadline = time.monotonic() + 60
     while not list((annotator.output / "_manifests").glob("*")) and time.monotonic() < deadline:
         time.sleep(0.01)

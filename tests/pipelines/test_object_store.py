@@ -1,0 +1,123 @@
+"""Commands whose input, model and output are in an object store, with and without faults on the way."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.object_store_server import Faults, ObjectStoreServer, mixed
+from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
+
+BUCKET = "data"
+ROWS = 3_000
+
+
+@pytest.fixture(scope="module")
+def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStoreServer]:
+    """Has the model, and posts in three files."""
+    source = tmp_path_factory.mktemp("posts")
+    for number in range(3):
+        write_lines(source / f"{number}.jsonl", posts(ROWS)[number::3])
+    with ObjectStoreServer() as running:
+        running.client().create_bucket(Bucket=BUCKET)
+        running.upload_directory(source, BUCKET, "posts")
+        running.upload_directory(Path(model), BUCKET, "models/tiny")
+        yield running
+
+
+@pytest.fixture
+def local_posts(tmp_path: Path) -> str:
+    (tmp_path / "posts").mkdir()
+    return str(write_lines(tmp_path / "posts" / "all.jsonl", posts(ROWS)))
+
+
+def run(command: str, server: ObjectStoreServer, directory: Path, *arguments: str, **variables: str) -> Finished:
+    cache = {"TORCHMOJI_CACHE": str(directory / "cache")}
+    finished = subprocess.run(
+        [sys.executable, "-m", f"pipelines.{command}", "--progress", "off", *arguments],
+        cwd=directory,
+        env=environment() | server.environment | cache | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Finished(finished.returncode, finished.stdout, finished.stderr)
+
+
+def download(server: ObjectStoreServer, prefix: str, directory: Path) -> Path:
+    for key, content in server.contents(BUCKET).items():
+        if key.startswith(f"{prefix}/"):
+            path = directory / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return directory / prefix
+
+
+@pytest.mark.parametrize("faults", [Faults(), mixed(0.2, seed=1)], ids=["healthy", "faulty"])
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_scores_are_those_of_a_local_run(
+    server: ObjectStoreServer, model: str, local_posts: str, tmp_path: Path, faults: Faults, processes: str
+) -> None:
+    output = f"scored-{processes}-{faults.errors}"
+    server.faults = faults
+    finished = run(
+        "score", server, tmp_path, "--input", f"s3://{BUCKET}/posts/*.jsonl", "--model", f"s3://{BUCKET}/models/tiny",
+        "--output", f"s3://{BUCKET}/{output}", "--rows_per_file", "1000", "--direct_num_workers", processes,
+    )  # fmt: skip
+    injected = sum(server.injected.values())
+    server.faults = Faults()
+    assert finished.status == 0, finished.err
+    assert (injected > 0) == (faults != Faults())
+    local = run(
+        "score", server, tmp_path, "--input", local_posts, "--model", model, "--output", str(tmp_path / "local")
+    )
+    assert local.status == 0, local.err
+    stored = download(server, output, tmp_path)
+    assert read_scores(stored).equals(read_scores(tmp_path / "local"))
+    assert sum(pq.read_metadata(path).num_rows for path in stored.glob("part-*.parquet")) == ROWS
+    assert {path.name.partition("-")[0] for path in stored.iterdir()} == {"part", "_manifests"}
+    assert server.unfinished_uploads(BUCKET) == []
+
+
+def test_annotate_goes_on_where_it_stopped(server: ObjectStoreServer, tmp_path: Path) -> None:
+    arguments = (
+        "--input", f"s3://{BUCKET}/growing/*.jsonl", "--model", f"s3://{BUCKET}/models/tiny",
+        "--output", f"s3://{BUCKET}/annotated",
+    )  # fmt: skip
+    (tmp_path / "new").mkdir()
+    for number in range(2):
+        write_lines(tmp_path / "new" / f"{number}.jsonl", posts(100))
+        server.client().upload_file(str(tmp_path / "new" / f"{number}.jsonl"), BUCKET, f"growing/{number}.jsonl")
+        server.faults = mixed(0.2, seed=2 + number)
+        finished = run("annotate", server, tmp_path, *arguments)
+        assert sum(server.injected.values()) > 0
+        server.faults = Faults()
+        assert finished.status == 0, finished.err
+    stored = download(server, "annotated", tmp_path)
+    assert sum(pq.read_metadata(path).num_rows for path in stored.rglob("part-*.parquet")) == 200
+    assert not list(stored.glob("_lease/*"))
+
+
+def test_a_store_that_never_answers_well_is_said_in_one_line(server: ObjectStoreServer, tmp_path: Path) -> None:
+    server.faults = Faults(errors=1.0)
+    arguments = ("--input", f"s3://{BUCKET}/posts/*.jsonl", "--output", f"s3://{BUCKET}/never")
+    finished = run("score", server, tmp_path, *arguments, TORCHMOJI_RETRY_SECONDS="1")
+    server.faults = Faults()
+    assert finished.status == 2
+    assert re.search(rf"error: .*s3://{BUCKET}/never: look-up failed \d+ times in 1 seconds", finished.err)
+    assert "Traceback" not in finished.err
+    assert not [key for key in server.contents(BUCKET) if key.startswith("never/")]
+
+
+def test_a_bucket_that_does_not_exist_is_said_in_one_line(server: ObjectStoreServer, tmp_path: Path) -> None:
+    finished = run("score", server, tmp_path, "--output", "s3://no-such-bucket/scored")
+    assert finished.status == 2
+    assert "bucket no-such-bucket does not exist" in finished.err
+    assert "Traceback" not in finished.err
