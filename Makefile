@@ -22,6 +22,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 test-faults: .venv/installed-dev
+	$(PIP) --editable '.[dev,faults]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests/faults
 
 test-airflow: .venv-airflow/installed

@@ -10,7 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import libfaketime
 import pyarrow as pa
 import pytest
 
@@ -78,6 +77,7 @@ class Annotator:
 
 def fake_clock(ahead: timedelta) -> dict[str, str]:
     """Environment of a process whose clock is ahead; skips the test where the library for it is not built."""
+    libfaketime = pytest.importorskip("libfaketime")
     libraries = list(Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))
     if not libraries:
         pytest.skip("libfaketime is not built for this machine")
