@@ -1,16 +1,18 @@
-# make score    install everything into .venv and score the bundled sample
-# make test     install everything and run ruff, mypy and the whole test suite
-# make lint     ruff and mypy alone
-# make format   let ruff format the code
-# make bench    the benchmarks, minutes each; figures go to benchmarks/results/
-# make dist     sdist and wheel into dist/
-# make clean    remove what the others made, .venv included
+# make score        install everything into .venv and score the bundled sample
+# make test         install everything and run ruff, mypy and the whole test suite
+# make test-faults  kills, full disks, clocks that step: some ten minutes
+# make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
+# make lint         ruff and mypy alone
+# make format       let ruff format the code
+# make bench        the benchmarks, minutes each; figures go to benchmarks/results/
+# make dist         sdist and wheel into dist/
+# make clean        remove what the others made, .venv included
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test lint format bench dist clean
+.PHONY: score test test-faults test-airflow lint format bench dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -18,6 +20,12 @@ score: .venv/installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+
+test-faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests/faults
+
+test-airflow: .venv-airflow/installed
+	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -42,7 +50,7 @@ dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv build dist *.egg-info scored
+	rm -rf .venv .venv-airflow build dist *.egg-info scored
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -54,3 +62,9 @@ clean:
 .venv/installed-dev: pyproject.toml setup.py constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[dev]'
 	touch $@ .venv/installed
+
+# An environment of its own, since Airflow brings about ninety packages.
+.venv-airflow/installed: Makefile
+	$(PYTHON) -m venv .venv-airflow
+	.venv-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.*' 'pytest==9.2.*'
+	touch $@

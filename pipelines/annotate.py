@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 from pipelines.annotate_options import parse
-from pipelines.command_line import run_command
-from pipelines.logs import set_up_logging
+from pipelines.command_line import end, run_command
 
 
 def main(arguments: list[str]) -> int:
     """Parse and run. Returns the exit status."""
     config, rest = parse(arguments)
-    set_up_logging()
 
     from pipelines.annotation import run  # Beam and torch, which --help can do without
 
@@ -20,4 +16,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    end(run_command(main))

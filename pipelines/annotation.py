@@ -7,9 +7,8 @@ An input file is the unit of work: files are scored in groups, each group by one
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -17,20 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from apache_beam.io.filesystem import FileSystem
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineRunner
 
 from pipelines import report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
-from pipelines.data_set import DataSet, recover, remove_temporary
-from pipelines.lease import Lease
+from pipelines.data_set import DataSet, remove_temporary
+from pipelines.logs import announce
 from pipelines.manifest import DataFile, identity
 from pipelines.plan import ModelFacts, Plan, check_fields, check_model, differences
 from pipelines.rewrite import Rewriter
-from pipelines.run import WORKER_LOG, Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
-from pipelines.runners import make_runner, pipeline_options
+from pipelines.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
 from pipelines.selection import Groups, Selection, select
+from pipelines.session import Session, open_session
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import storage
@@ -51,25 +48,25 @@ def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
     Raises:
         InputError, RunError, LeaseHeldError: as their names say.
     """
-    options = pipeline_options(config.score, rest)
-    with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
-        runner = make_runner(config.score, options, f"{scratch}/{WORKER_LOG}")
-        with Lease(config.score.output, config.lease) as lease:
-            data_set = DataSet.read(config.score.output)
-            recover(data_set)
-            listed, vanished = list_inputs(config.score.inputs, data_set)
-            model = check_model(config.score)
-            selection = select(data_set, listed, vanished, config, model.fingerprint, time.time())
-            plan = make_plan(config, data_set, selection, model, kind)
-            print(plan.describe(), selection.describe(), sep="\n", flush=True)
-            if config.score.dry_run:
-                print("dry run: nothing was scored or written")
-                return DONE
-            annotation = Annotation(config, plan, data_set, selection, lease, kind)
-            try:
-                return annotation.run(runner, options, scratch)
-            finally:
-                annotation.publish_list()
+    with open_session(config.score, rest, config.lease) as session:
+        data_set, figures = session.data_set, session.figures
+        listed, vanished = list_inputs(config.score.inputs, data_set)
+        model = check_model(config.score)
+        selection = select(data_set, listed, vanished, config, model.fingerprint, time.time())
+        plan = make_plan(config, data_set, selection, model, kind)
+        figures.update(model=model.name, fingerprint=model.fingerprint, **selection.figures)
+        said = f"{plan.describe()}\n{selection.describe()}"
+        announce("plan", said, input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
+        if config.score.dry_run:
+            announce("dry_run", "dry run: nothing was scored or written")
+            return DONE
+        annotation = Annotation(config, plan, session, selection, kind)
+        try:
+            status = figures["exit_status"] = annotation.run()
+        finally:
+            figures.update(annotation.counts, inputs_committed=annotation.committed)
+            annotation.publish_list()
+        return status
 
 
 def list_inputs(patterns: Sequence[str], data_set: DataSet) -> tuple[dict[str, InputFile], list[str]]:
@@ -126,11 +123,10 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
 class Annotation:
     """One run over what was selected: group after group, each committed by itself."""
 
-    def __init__(
-        self, config: AnnotateConfig, plan: Plan, data_set: DataSet, selection: Selection, lease: Lease, kind: str
-    ) -> None:
-        self._config, self._plan, self._data_set = config, plan, data_set
-        self._selection, self._lease, self._kind = selection, lease, kind
+    def __init__(self, config: AnnotateConfig, plan: Plan, session: Session, selection: Selection, kind: str) -> None:
+        self._config, self._plan, self._session = config, plan, session
+        self._selection, self._kind = selection, kind
+        self._data_set = session.data_set
         self.counts: Counter[str] = Counter()
         self.committed = 0
         """Inputs."""
@@ -139,7 +135,7 @@ class Annotation:
         self.unreadable: dict[str, str] = {}
         """Inputs that could not be opened, with the reason."""
 
-    def run(self, runner: PipelineRunner, options: PipelineOptions, scratch: str) -> int:
+    def run(self) -> int:
         """Score and commit everything. Returns the exit status.
 
         Raises:
@@ -152,25 +148,28 @@ class Annotation:
         groups = Groups(selection.work, self._config.commit_every)
         for group in groups:
             begun = time.monotonic()
-            self._score(group, runner, options, scratch)
+            self._score(group)
             groups.took(group, time.monotonic() - begun)
         if selection.promotes:
             self._promote()
         if selection.is_empty:
-            print("nothing is new: nothing was scored")
+            announce("nothing_new", "nothing is new: nothing was scored")
         else:
-            seconds, model = time.monotonic() - clock, self._plan.model
-            print(report.summary(self.counts, seconds, model.classes, model.fingerprint, self._data_set.output))
+            seconds = time.monotonic() - clock
+            report.announce_summary(self.counts, seconds, self._plan.model.classes, self._session.figures)
         return self._status()
 
     def _status(self) -> int:
         for path in self.left:
-            print(f"left to the next run: {path} changed while it was read", file=sys.stderr)
+            announce(
+                "left", f"left to the next run: {path} changed while it was read", level=logging.WARNING, path=path
+            )
         for path, reason in self.unreadable.items():
-            print(f"failed: input {path} cannot be opened: {reason}", file=sys.stderr)
+            said = f"failed: input {path} cannot be opened: {reason}"
+            announce("unreadable", said, level=logging.ERROR, path=path)
         warning = too_many_dead_letters(self.counts, self._plan.config)
         if warning:
-            print(warning, file=sys.stderr)
+            announce("too_many_dead_letters", warning, level=logging.ERROR)
         return FAILED if self.unreadable else TOO_MANY_DEAD_LETTERS if warning else DONE
 
     def publish_list(self) -> None:
@@ -178,15 +177,13 @@ class Annotation:
         if self._data_set.manifests:
             self._data_set.publish_list(self._plan.with_new_run().run_id)
 
-    def _score(
-        self, group: Sequence[InputFile], runner: PipelineRunner, options: PipelineOptions, scratch: str
-    ) -> None:
+    def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""
         while group:
             plan = self._plan.with_new_run()
             started = datetime.now(UTC)
             try:
-                finished = execute(plan, runner, options, scratch, group)
+                finished = execute(plan, self._session, group)
             except UnreadableInput as error:
                 out = {error.path}
                 self.unreadable[error.path] = error.reason
@@ -225,7 +222,7 @@ class Annotation:
             dead_letters=(*manifest.dead_letters, *dead_letters),
             retired=retired,
         )
-        commit(plan, manifest, self._data_set, self._lease)
+        commit(plan, manifest, self._session)
         remove_temporary(self._data_set.output, plan.run_id)
         self.counts.update(finished.counts)
         self.committed += len(group)
@@ -238,7 +235,7 @@ class Annotation:
             plan, Finished({}, files, dead_letters, 0.0), self._data_set, self._kind, started, []
         )
         manifest = dataclasses.replace(manifest, retired=retired, dropped=tuple(paths))
-        commit(plan, manifest, self._data_set, self._lease)
+        commit(plan, manifest, self._session)
         remove_temporary(self._data_set.output, plan.run_id)
 
     def _without(
@@ -271,15 +268,14 @@ class Annotation:
         )
         missing = data_set.live.inputs.keys() - scored.keys() - set(selection.vanished)
         if missing:
-            print(f"the old results stay until {len(missing)} more file(s) have been scored with the new model")
+            announce(
+                "not_yet_complete",
+                f"the old results stay until {len(missing)} more file(s) have been scored with the new model",
+                missing=len(missing),
+            )
             return
         plan = self._plan.with_new_run()
         finished = Finished({}, (), (), 0.0)
         manifest = describe_commit(plan, finished, data_set, self._kind, datetime.now(UTC), [])
-        commit(
-            plan,
-            dataclasses.replace(manifest, generation=selection.generation, promotes=True),
-            data_set,
-            self._lease,
-        )
+        commit(plan, dataclasses.replace(manifest, generation=selection.generation, promotes=True), self._session)
         remove_temporary(data_set.output, plan.run_id)

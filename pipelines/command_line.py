@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import logging
+import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, get_type_hints
 
+from pipelines.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LeaseHeldError, RunError
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD = range(5)
+INTERRUPTED = 130
+_REPEAT_SECONDS = 5.0
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -23,24 +31,79 @@ class OneLineParser(argparse.ArgumentParser):
 def run_command(main: Callable[[list[str]], int]) -> int:
     """Run a command's main; a user's mistake ends in one line on standard error and an exit status.
 
+    Schedulers stop what they have started with SIGTERM; it is taken as an interrupt, so that a run cleans up.
+
     Returns:
-        main's status; 2 for wrong options or input, 1 for a run that failed, 4 where another run writes to the same
-        output, 130 when interrupted.
+        main's status, or the `exit_status` of its error.
     """
+    arguments = sys.argv[1:]
+    set_up_logging(wanted_format(arguments))
     try:
-        return main(sys.argv[1:])
+        with _termination_as_interrupt():
+            return main(arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return WRONG_INPUT
+        announce("error", f"error: {error}", level=logging.ERROR)
+        return exit_status(error)
     except RunError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return FAILED
+        announce("failed", f"failed: {error}", level=logging.ERROR)
+        return exit_status(error)
     except LeaseHeldError as error:
-        print(f"not started: {error}", file=sys.stderr)
+        announce("lease_held", f"not started: {error}", level=logging.WARNING)
+        return exit_status(error)
+    except KeyboardInterrupt as error:
+        announce("interrupted", "interrupted", level=logging.ERROR)
+        return exit_status(error)
+    except Exception as error:
+        announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
+        return exit_status(error)
+
+
+def exit_status(error: BaseException) -> int:
+    """2 for wrong options or input, 4 where another run writes, 130 when interrupted, 1 for everything else."""
+    if isinstance(error, InputError):
+        return WRONG_INPUT
+    if isinstance(error, LeaseHeldError):
         return LEASE_HELD
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+
+
+def end(status: int) -> NoReturn:
+    """End the process. After a run that did not come to its end, threads of Beam may wait for ever; so not for them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status in (FAILED, INTERRUPTED):
+        os._exit(status)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM, by which schedulers end a job, like Ctrl-C: what was begun is cleaned up.
+
+    Python drops an exception of a signal's handler that comes while a finalizer runs, so it is raised again until it is
+    heard.
+    """
+    heard = threading.Event()
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        if not heard.is_set():
+            threading.Thread(target=repeat, args=(number,), daemon=True).start()
+        raise KeyboardInterrupt
+
+    def repeat(number: int) -> None:
+        if not heard.wait(_REPEAT_SECONDS):
+            signal.raise_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        heard.set()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipelines.command_line import OneLineParser, run_command
+from pipelines.command_line import OneLineParser, end, run_command
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 
@@ -173,4 +173,4 @@ def check_known_answers(bundle: Bundle, wanted: str, source: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    end(run_command(main))

@@ -123,6 +123,14 @@ class DataSet:
         manifest.write(self.output, change)
         self.apply(change)
 
+    def is_committed(self, run_id: str) -> bool:
+        """Whether a manifest of a run is there, so that its files are results whatever came after.
+
+        Raises:
+            OSError: if that cannot be known.
+        """
+        return bool(storage.match([f"{self.output}/{manifest.DIRECTORY}/*-{run_id}*.json"]))
+
     def purge(self, before: datetime | None = None) -> list[str]:
         """Delete files that are results no longer, and manifests that a later checkpoint makes superfluous.
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipelines.command_line import OneLineParser, add_dataclass_options, run_command
+from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from torchmoji_core.errors import InputError
 from torchmoji_core.training.options import FineTuningOptions
 
@@ -89,4 +89,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    end(run_command(main))

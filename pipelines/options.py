@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command_line import OneLineParser
+from pipelines.logs import LOG_FORMATS
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS, available_cores
@@ -46,6 +47,7 @@ class ScoreConfig:
     """Whether to commit input by input, and leave out what was committed."""
     dry_run: bool
     progress: str
+    report: str | None
     runner: str
     local_workers: int
     """Processes of a local run."""
@@ -133,6 +135,10 @@ def add_shared_options(result: argparse.ArgumentParser, default_input: str) -> C
     add("--max_batch_tokens", type=int, default=BatchLimits.max_tokens, metavar="N", help="(default: %(default)s)")
     add("--progress", choices=PROGRESS, default="auto",
         help="bar: a progress bar; lines: one every ten seconds; auto: a bar on a terminal (default: %(default)s)")
+    add("--report", metavar="FILE",
+        help="write the run's figures there as JSON and, with the suffix .prom instead, for Prometheus")
+    add("--log_format", choices=LOG_FORMATS, default="text",
+        help="json: all output is one JSON object a line, on standard error (default: %(default)s)")
     add("--dry_run", action="store_true", help="check everything, print the plan and stop")
     return group.add_argument
 # fmt: on
@@ -216,6 +222,7 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
         resume=getattr(options, "resume", True),
         dry_run=options.dry_run,
         progress=options.progress,
+        report=options.report,
         runner=options.runner,
         local_workers=workers,
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command_line import OneLineParser, add_dataclass_options, run_command
+from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.training.options import PretrainingOptions
@@ -150,4 +149,4 @@ def _check_reads_the_same(model: Bundle, vocabulary: Vocabulary, maxlen: int) ->
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    end(run_command(main))

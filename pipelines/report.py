@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pipelines import logs
 from transforms import metrics
 
 LINE_SECONDS = 10.0
@@ -24,11 +25,13 @@ class ProgressDisplay:
         """Args:
         directory: where `metrics.Progress` leaves its counts.
         total_bytes: size of all input.
-        mode: bar, lines, off, or auto for a bar on a terminal and lines elsewhere.
+        mode: bar, lines, off, or auto for a bar on a terminal and lines elsewhere; in JSON, a bar is lines.
         """
         self._directory = directory
         self._total = total_bytes
         self._mode = ("bar" if sys.stderr.isatty() else "lines") if mode == "auto" else mode
+        if self._mode == "bar" and logs.is_json():
+            self._mode = "lines"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._bar if self._mode == "bar" else self._lines, daemon=True)
         self._stream = sys.stderr  # as it is now: while the run lasts, it is the workers'
@@ -61,10 +64,12 @@ class ProgressDisplay:
         while not self._stop.wait(LINE_SECONDS):
             rows, bytes_read = metrics.Progress.total(self._directory)
             share = bytes_read / self._total if self._total else 1.0
-            print(
+            logs.announce(
+                "progress",
                 f"{rows:,} tweets scored, {share:.0%} of the input read, {self._rate(rows):,.0f} tweets/s",
-                file=self._stream,
-                flush=True,
+                stream=self._stream,
+                rows=rows,
+                share=round(share, 4),
             )
 
     def _rate(self, rows: int) -> float:
@@ -79,6 +84,13 @@ def counters(result: Any) -> dict[str, int]:
             name = counter.key.metric.name
             totals[name] = totals.get(name, 0) + int(counter.result or 0)  # None is how some runners say 0
     return totals
+
+
+def announce_summary(counts: dict[str, int], seconds: float, classes: Sequence[str], figures: dict[str, Any]) -> None:
+    """Say how a run has ended, and add its counts to the figures of its report."""
+    figures.update(counts)
+    text = summary(counts, seconds, classes, figures["fingerprint"], figures["output"])
+    logs.announce("summary", text, seconds=round(seconds, 3), **figures)
 
 
 def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fingerprint: str, output: str) -> str:

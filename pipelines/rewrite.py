@@ -21,6 +21,7 @@ from transforms import storage
 from transforms.write import ROWS_PER_GROUP, TEMPORARY, HashingFile, ParquetPart
 
 BATCH_ROWS = 1024
+RUN_ID = b"torchmoji.run_id"
 
 
 class Rewriter:
@@ -51,7 +52,9 @@ class Rewriter:
                     kept = _without(batch, without)
                     if len(kept):
                         if part is None:
-                            part = ParquetPart(temporary, final, kept.schema, ROWS_PER_GROUP)
+                            schema = run_independent(kept.schema)
+                            metadata = schema.metadata | {RUN_ID: self._run_id.encode()}
+                            part = ParquetPart(temporary, final, schema.with_metadata(metadata), ROWS_PER_GROUP)
                         part.write(kept)
             if part is None:
                 return None
@@ -60,13 +63,8 @@ class Rewriter:
                 storage.rename(temporary, final)
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
-        sources = Counter[str]()
-        for file in files:
-            sources.update(file.sources)
-        left = {source: rows for source, rows in sources.items() if source not in without}
-        return DataFile(
-            final.removeprefix(f"{self._output}/"), part.rows, part.file.bytes_, part.file.sha256, part.sources or left
-        )
+        path = final.removeprefix(f"{self._output}/")
+        return DataFile(path, part.rows, part.file.bytes_, part.file.sha256, dict(part.sources))
 
     def dead_letters_without(self, file: DataFile, without: Collection[str]) -> DataFile | None:
         """Write a file of dead letters anew without those of some inputs.
@@ -110,6 +108,11 @@ class Rewriter:
                 yield batch
         if rows != file.rows:
             raise RunError(f"{path} has {rows} rows, its manifest says {file.rows}; run pipelines.verify")
+
+
+def run_independent(schema: pa.Schema) -> pa.Schema:
+    """A file's schema without the name of its run."""
+    return schema.with_metadata({key: value for key, value in (schema.metadata or {}).items() if key != RUN_ID})
 
 
 def _without(batch: pa.RecordBatch, sources: Collection[str]) -> pa.RecordBatch:

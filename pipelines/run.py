@@ -13,27 +13,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import PipelineRunner
 
 from pipelines import data_set, report
-from pipelines import manifest as manifests
 from pipelines.data_set import DataSet
-from pipelines.lease import Lease
 from pipelines.manifest import DataFile, Input, Manifest, Model, identity
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan
+from pipelines.session import WORKER_LOG, Session
 from torchmoji_core import __version__
 from torchmoji_core.errors import RunError, TorchMojiError
 from torchmoji_core.inference.scores import valid_unicode
-from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics, storage
+from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.formats import resolve_format
 from transforms.read import InputFile, UnreadableInput, unreadable_path
 from transforms.write import DEAD_LETTERS, WrittenFile, committed_files
 
 _LOGGER = logging.getLogger(__name__)
 
-WORKER_LOG = "workers.log"
+WORKER_DIED = "a worker process died"
 
 
 @dataclass(frozen=True)
@@ -69,20 +66,12 @@ def build_pipeline(
     dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id)
 
 
-def execute(
-    plan: Plan,
-    runner: PipelineRunner,
-    options: PipelineOptions,
-    scratch: str,
-    inputs: Sequence[InputFile] | None = None,
-) -> Finished:
+def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = None) -> Finished:
     """Run a plan to its end and account for every record.
 
     Args:
         plan: what to do.
-        runner: where.
-        options: for Beam.
-        scratch: local directory for progress counts and the log of worker processes.
+        session: where.
         inputs: some of the plan's files; None for all. If one of some cannot be opened, the run fails.
 
     Raises:
@@ -91,12 +80,12 @@ def execute(
     config = plan.config
     clock = time.monotonic()
     mode = config.progress if config.is_local else "off"
-    progress = Path(scratch, f"progress-{plan.run_id}")
+    progress = Path(session.scratch, f"progress-{plan.run_id}")
     progress.mkdir()
     total_bytes = sum(file.bytes_ for file in inputs) if inputs is not None else plan.input_bytes
     try:
-        with report.ProgressDisplay(str(progress), total_bytes, mode), _worker_log(plan, scratch):
-            pipeline = beam.Pipeline(runner=runner, options=options)
+        with report.ProgressDisplay(str(progress), total_bytes, mode), _worker_log(plan, session.scratch):
+            pipeline = beam.Pipeline(runner=session.runner, options=session.options)
             build_pipeline(pipeline, plan, str(progress) if mode != "off" else None, inputs)
             result = pipeline.run()
             result.wait_until_finish()
@@ -111,7 +100,7 @@ def execute(
         if path is not None:
             reason = str(error).partition("cannot be opened: ")[2].partition(" [while running")[0]
             raise UnreadableInput(path, reason.splitlines()[0]) from error
-        raise RunError(explain(error, config.output, Path(scratch, WORKER_LOG))) from error
+        raise RunError(explain(error, config.output, Path(session.scratch, WORKER_LOG))) from error
     files = tuple(file for file in written if not _is_dead(file))
     dead_letters = tuple(file for file in written if _is_dead(file))
     return Finished(counts, files, dead_letters, time.monotonic() - clock)
@@ -185,18 +174,19 @@ def _is_dead(file: DataFile) -> bool:
     return file.path.startswith(f"{DEAD_LETTERS}/")
 
 
-def commit(plan: Plan, manifest: Manifest, target: DataSet, lease: Lease) -> None:
+def commit(plan: Plan, manifest: Manifest, session: Session) -> None:
     """Make a run's files results, or remove them.
 
     Raises:
         RunError: if the lease was lost, or the manifest cannot be written.
     """
+    target = session.data_set
     try:
-        lease.check()
+        session.lease.check()
         target.commit(manifest)
     except BaseException as error:
         # Once the manifest is there, the files are results, whatever came after.
-        if not storage.exists(f"{target.output}/{manifests.DIRECTORY}/{manifest.name}"):
+        if not target.is_committed(plan.run_id):
             clean_up(plan)
         if isinstance(error, OSError):
             raise RunError(explain(error, target.output)) from error
@@ -253,6 +243,11 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
         return f"a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit"
     if "MemoryError" in text or isinstance(error, MemoryError):
         return "out of memory; lower --max_batch_tokens or --direct_num_workers"
+    if "Channel closed prematurely" in text or WORKER_DIED in text:
+        return (
+            "a worker process died: killed, or out of memory; run again, with a lower --max_batch_tokens or "
+            "--direct_num_workers if memory was short"
+        )
     ours = re.search(r"torchmoji_core\.errors\.\w+: (.*)", text)
     if ours or isinstance(error, TorchMojiError):
         return (ours[1] if ours else text).partition(" [while running")[0]

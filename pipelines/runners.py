@@ -89,6 +89,8 @@ def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) 
         # While one thread converts and writes a batch, another has the model busy; they share one copy of it.
         environment = EmbeddedPythonGrpcEnvironment.default()
     else:
+        from pipelines import local_workers  # noqa: F401 - it replaces Beam's own, which do not notice a death
+
         command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
         environment = SubprocessSDKEnvironment.from_command_string(f"{command} 2>>{shlex.quote(worker_log)}")
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())

@@ -12,7 +12,8 @@ from transforms.read import InputFile
 
 MAX_NAMED = 5
 """Files that a message names of many."""
-FIRST_GROUP_BYTES = 1 << 20
+FIRST_BYTES_PER_SECOND = 64 << 10
+"""What a slow machine does with a full-size model; how fast this one is, the first group tells."""
 MAX_GROWTH = 4.0
 
 
@@ -44,6 +45,16 @@ class Selection:
     @property
     def is_empty(self) -> bool:
         return not (self.work or self.retired or self.promotes)
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """For the run's report."""
+        return {
+            "inputs_new": len(self.new),
+            "inputs_changed": len(self.changed) + self.skipped,
+            "inputs_vanished": len(self.vanished),
+            "inputs_unsettled": len(self.unsettled),
+        }
 
     def describe(self) -> str:
         """What was found, in one line."""
@@ -151,7 +162,7 @@ class Groups:
         """
         self._work = list(work)
         self._seconds = seconds
-        self._bytes = float(FIRST_GROUP_BYTES)
+        self._bytes = seconds * FIRST_BYTES_PER_SECOND
 
     def __iter__(self) -> Iterator[tuple[InputFile, ...]]:
         while self._work:

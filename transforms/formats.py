@@ -75,6 +75,12 @@ def absolute(path: str) -> str:
     return f"{path}/*" if os.path.isdir(path) else path  # noqa: PTH112
 
 
+def absolute_directory(path: str) -> str:
+    """A local directory as an absolute path without a slash at its end; a URI likewise."""
+    path = path.removeprefix("file://")
+    return path.rstrip("/") or "/" if "://" in path else os.path.abspath(path)  # noqa: PTH100
+
+
 def resolve_format(path: str, given: str | None) -> str:
     """The format to read a file in.
 

@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import dataset
 
-from pipelines import score
+from pipelines import annotate, compact, score, verify
 from pipelines.command_line import run_command
+from pipelines.data_set import live_files
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
 
@@ -47,19 +50,44 @@ class Finished(NamedTuple):
 
 
 @pytest.fixture
-def run_score(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def run_main(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Finished]:
-    """The score command in this process, in an empty directory, with the tiny model."""
+    """A command's main in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["score", "--model", model, "--progress", "off", *arguments])
-        status = run_command(score.main)
+    def run(main: Callable[[list[str]], int], *arguments: object) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        status = run_command(main)
         out, err = capsys.readouterr()
         return Finished(status, out, err)
 
     return run
+
+
+@pytest.fixture
+def run_score(model: str, run_main: Callable[..., Finished]) -> Callable[..., Finished]:
+    """The score command in this process, in an empty directory, with the tiny model."""
+    return partial(run_main, score.main, "--model", model, "--progress", "off")
+
+
+@pytest.fixture
+def run_annotate(model: str, run_main: Callable[..., Finished]) -> Callable[..., Finished]:
+    """The annotate command likewise, from `in` to `out`; further options override these."""
+    arguments = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out")
+    return partial(run_main, annotate.main, *arguments)
+
+
+@pytest.fixture
+def run_verify(run_main: Callable[..., Finished]) -> Callable[..., Finished]:
+    """The verify command likewise, of `out`."""
+    return partial(run_main, verify.main, "out")
+
+
+@pytest.fixture
+def run_compact(run_main: Callable[..., Finished]) -> Callable[..., Finished]:
+    """The compact command likewise, of `out`."""
+    return partial(run_main, compact.main, "out")
 
 
 @pytest.fixture
@@ -111,3 +139,22 @@ def posts(n: int) -> list[object]:
     """Made-up posts of many lengths."""
     texts = [" ".join(WORDS[(i * k) % len(WORDS)] for k in range(1, 2 + i % 37)) for i in range(n)]
     return [{"id": f"post-{i:05}", "text": text} for i, text in enumerate(texts)]
+
+
+def corpus(directory: Path, n_files: int, rows: int, first: int = 0) -> list[Path]:
+    """Files of posts, `rows` in each; the ids tell file and row."""
+    directory.mkdir(exist_ok=True)
+    paths = []
+    for number in range(first, first + n_files):
+        content: list[object] = [
+            post | {"id": f"{number}-{index}", "lang": ("en", "de", "fr")[index % 3]}  # type: ignore[operator]
+            for index, post in enumerate(posts(rows + number)[number:])
+        ]
+        paths.append(write_lines(directory / f"{number:04}.jsonl", content))
+    return paths
+
+
+def read_live(output: Path, *without: str) -> pa.Table:
+    """All rows of a data set, as its manifests say, sorted by id."""
+    table = dataset.dataset(live_files(str(output)), partitioning="hive").to_table()
+    return table.drop_columns([name for name in without if name in table.column_names]).sort_by("id")

@@ -1,0 +1,202 @@
+"""What a run tells machines: its figures in a file, as JSON and, beside it, for Prometheus.
+
+The Prometheus file is for the textfile collector of its node exporter. Its metrics are gauges that describe the last
+run, since a batch job has no counters that go on. Names follow https://prometheus.io/docs/practices/naming/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
+
+from pipelines.command_line import DONE, LEASE_HELD, exit_status
+from pipelines.redaction import redact_all
+from torchmoji_core.errors import InputError
+
+_LOGGER = logging.getLogger(__name__)
+
+VERSION = 1
+INPUT_STATES = ("new", "changed", "vanished", "unsettled", "committed")
+"""Figures `inputs_<state>`: how many inputs a run over what is new found in which state."""
+
+_RUN = "torchmoji_last_run"
+_GAUGES = {
+    "read": (f"{_RUN}_read_records", "Records met, damaged ones included."),
+    "scored": (f"{_RUN}_scored_records", "Records scored."),
+    "empty": (f"{_RUN}_empty_records", "Records without tokens, which have no scores."),
+    "dead": (f"{_RUN}_dead_records", "Records that became dead letters."),
+    "rows_written": (f"{_RUN}_written_rows", "Rows in the files written."),
+    "files_written": (f"{_RUN}_written_files", "Files written, of rows and of dead letters."),
+    "bytes_written": (f"{_RUN}_written_bytes", "Size of those files."),
+    "files_read": (f"{_RUN}_read_files", "Input files read."),
+    "bytes_read": (f"{_RUN}_read_bytes", "Input read, as stored."),
+    "tokens": (f"{_RUN}_read_tokens", "Tokens of the texts scored."),
+    "unknown_tokens": (f"{_RUN}_unknown_tokens", "Tokens that are not in the vocabulary."),
+    "truncated": (f"{_RUN}_truncated_records", "Records with more tokens than the model reads."),
+    "reused": (f"{_RUN}_reused_records", "Records not scored again, since their tokens were met before."),
+}
+"""By the names of transforms/metrics.py. A run that failed has left nothing: what is missing is 0."""
+
+
+def check_report(path: str) -> None:
+    """Make sure, before any work, that a report can be written.
+
+    Raises:
+        InputError: naming --report, if it is no local file in a directory that can be written to, or if a file is
+            there that is no report.
+    """
+    if path == "-" or "://" in path:
+        raise InputError(f"--report {path}: reports are local files; give the path of one")
+    file = Path(path)
+    if file.suffix == ".prom" or not file.name:
+        raise InputError(f"--report {path}: give the name of the JSON file, such as report.json; .prom goes beside it")
+    if file.is_dir() or _prometheus_file(file).is_dir():
+        raise InputError(f"--report {path}: is a directory; give the name of a file")
+    try:
+        former = file.read_bytes() if file.exists() else b""
+        probe = _temporary(file)
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--report {path}: cannot be written ({reason}); check path and permissions") from None
+    if former and not _former(file):
+        raise InputError(f"--report {path}: a file is there that is no report; give another name, or move it away")
+
+
+@contextlib.contextmanager
+def reported(path: str | None, dry_run: bool = False, **figures: Any) -> Iterator[dict[str, Any]]:
+    """Report the run in this block, however it ends, unless it was kept out by another run: then that one will.
+
+    Args:
+        path: of the report; None for no report.
+        dry_run: check the path and leave it at that.
+        **figures: what is known beforehand; `output` is what the metrics are labelled with.
+
+    Yields:
+        The figures, for the block to add to: `exit_status` and our counters, and, where they are known, `model`,
+        `fingerprint`, `run_id` and `inputs_<state>`. Times and errors are added here.
+
+    Raises:
+        InputError: from `check_report`, before the block.
+    """
+    if path is not None:
+        check_report(path)
+    started = datetime.now(UTC)
+    try:
+        yield figures
+    except BaseException as error:
+        figures |= {"exit_status": exit_status(error), "error": str(error)}
+        raise
+    finally:
+        if path is not None and not dry_run and figures.setdefault("exit_status", DONE) != LEASE_HELD:
+            try:
+                write_report(path, figures | {"started": started, "finished": datetime.now(UTC)})
+            except OSError as error:  # the run's own end matters more than what is told of it
+                _LOGGER.error("--report %s could not be written: %s", path, error)
+
+
+def write_report(path: str, figures: Mapping[str, Any]) -> None:
+    """Write both files, each under a temporary name that is then renamed: whole or not at all.
+
+    Args:
+        path: of the JSON file; the other has the suffix .prom instead.
+        figures: `output`, `exit_status`, `started`, `finished` (datetimes) and what else is known.
+
+    Raises:
+        OSError: if they cannot be written.
+    """
+    file = Path(path)
+    former = _former(file)
+    successful = figures["exit_status"] == DONE
+    kept = former.get("last_success") if former.get("output") == redact_all(figures["output"]) else None
+    seconds = (figures["finished"] - figures["started"]).total_seconds()
+    written = figures.get("scored", 0) + figures.get("empty", 0)
+    report = {
+        "version": VERSION,
+        **figures,
+        "started": figures["started"].isoformat(timespec="milliseconds"),
+        "finished": figures["finished"].isoformat(timespec="milliseconds"),
+        "seconds": round(seconds, 3),
+        "records_per_second": round(written / seconds, 1) if seconds > 0 else 0.0,
+        "last_success": figures["finished"].isoformat(timespec="milliseconds") if successful else kept,
+    }
+    report = redact_all(report)
+    _write_whole(file, (json.dumps(report, indent=1) + "\n").encode())
+    _write_whole(_prometheus_file(file), generate_latest(_Metrics(report)))
+
+
+class _Metrics(Collector):
+    """The metrics of one report, as prometheus_client wants to collect them."""
+
+    def __init__(self, report: Mapping[str, Any]) -> None:
+        self._report = report
+
+    def collect(self) -> Iterator[Metric]:
+        report, output = self._report, str(self._report["output"])
+
+        def gauge(name: str, meaning: str, value: float) -> Metric:
+            family = GaugeMetricFamily(name, meaning, labels=["output"])
+            family.add_metric([output], value)
+            return family
+
+        yield gauge(f"{_RUN}_start_timestamp_seconds", "When the run began.", _timestamp(report["started"]))
+        yield gauge(f"{_RUN}_end_timestamp_seconds", "When the run ended.", _timestamp(report["finished"]))
+        yield gauge(f"{_RUN}_duration_seconds", "How long the run took.", report["seconds"])
+        yield gauge(f"{_RUN}_exit_status", "Exit status of the run; 0 is success.", report["exit_status"])
+        yield gauge(f"{_RUN}_records_per_second", "Speed, start-up included.", report["records_per_second"])
+        for figure, (name, meaning) in _GAUGES.items():
+            yield gauge(name, meaning, report.get(figure, 0))
+        if any(f"inputs_{state}" in report for state in INPUT_STATES):
+            inputs = GaugeMetricFamily(f"{_RUN}_inputs", "Inputs by state.", labels=["output", "state"])
+            for state in INPUT_STATES:
+                inputs.add_metric([output, state], report.get(f"inputs_{state}", 0))
+            yield inputs
+        if report["last_success"]:
+            meaning = "When a run last ended with exit status 0."
+            yield gauge("torchmoji_last_success_timestamp_seconds", meaning, _timestamp(report["last_success"]))
+        if "fingerprint" in report:
+            model = InfoMetricFamily("torchmoji_model", "The model of the last run.", labels=["output"])
+            model.add_metric([output], {name: str(report.get(name, "")) for name in ("model", "fingerprint")})
+            yield model
+
+
+def _timestamp(time: str) -> float:
+    return datetime.fromisoformat(time).timestamp()
+
+
+def _former(file: Path) -> dict[str, Any]:
+    """The report that is there, or an empty one."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) and content.get("version") == VERSION else {}
+
+
+def _prometheus_file(file: Path) -> Path:
+    return file.with_suffix(".prom")
+
+
+def _temporary(file: Path) -> Path:
+    """A name beside the file that nobody else uses and no collector reads."""
+    return file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    temporary = _temporary(file)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

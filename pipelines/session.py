@@ -1,0 +1,61 @@
+"""What a scoring command holds while it runs: the runner, the lease, the data set, the figures of its report."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
+
+from pipelines.data_set import DataSet, recover
+from pipelines.figures import reported
+from pipelines.lease import DEFAULT_SECONDS, Lease
+from pipelines.options import ScoreConfig
+from pipelines.runners import make_runner, pipeline_options
+
+WORKER_LOG = "workers.log"
+
+
+@dataclass(frozen=True)
+class Session:
+    """See `open_session`."""
+
+    runner: PipelineRunner
+    options: PipelineOptions
+    scratch: str
+    """Local directory for progress counts and the log of worker processes."""
+    lease: Lease
+    data_set: DataSet
+    """What the output holds, freed of what runs that died have left."""
+    figures: dict[str, Any]
+    """For the report."""
+
+
+@contextlib.contextmanager
+def open_session(config: ScoreConfig, rest: list[str], lease_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
+    """Check options and runner, take the lease of the output, read what is there; give the lease back at the end.
+
+    Args:
+        config: the command line.
+        rest: options for Beam.
+        lease_seconds: see `Lease`.
+
+    Raises:
+        InputError: for a wrong option, or an output that cannot be written or read.
+        LeaseHeldError: if another run is writing there.
+    """
+    options = pipeline_options(config, rest)
+    with (
+        reported(config.report, config.dry_run, output=config.output) as figures,
+        # An interrupted run has threads that still write there.
+        tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
+    ):
+        runner = make_runner(config, options, f"{scratch}/{WORKER_LOG}")
+        with Lease(config.output, lease_seconds) as lease:
+            data_set = DataSet.read(config.output)
+            recover(data_set)
+            yield Session(runner, options, scratch, lease, data_set, figures)

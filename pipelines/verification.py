@@ -1,0 +1,250 @@
+"""What `pipelines.verify` checks: manifests against files, files against manifests, counts against counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.data_set import DataSet, Generation, unlisted_files
+from pipelines.lease import is_living, read_leases
+from pipelines.manifest import DataFile, Manifest
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference.scores import valid_unicode
+from transforms import metrics, storage
+
+MAX_NAMED = 10
+_CHECKERS = 8
+_CHUNK = 1 << 20
+_BATCH_ROWS = 65_536
+
+
+@dataclass
+class Findings:
+    """What was looked at, and what is wrong with it."""
+
+    output: str
+    files: int = 0
+    rows: int = 0
+    dead_letters: int = 0
+    inputs: int = 0
+    manifests: int = 0
+    retired: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        """For people: what was checked, then each problem."""
+        shown = self.problems[: 5 * MAX_NAMED]
+        more = len(self.problems) - len(shown)
+        return "\n".join(
+            [
+                f"checked     {self.output}: {self.rows:,} rows in {self.files:,} file(s), "
+                f"{self.dead_letters:,} dead letters, {self.inputs:,} input(s), {self.manifests:,} manifest(s)",
+                *(f"note        {note}" for note in self.notes),
+                *(f"problem     {problem}" for problem in shown),
+                *([f"            and {more:,} more"] if more else []),
+                "sound" if not self.problems else f"not sound: {len(self.problems):,} problem(s)",
+            ]
+        )
+
+
+def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -> Findings:
+    """Check a data set.
+
+    Args:
+        output: its directory.
+        ids_must_be_unique: whether an id that is there twice is a problem.
+        memory_mb: memory for comparing ids, in megabytes; what does not fit goes to temporary files.
+
+    Raises:
+        InputError: if there is no data set.
+    """
+    findings = Findings(output)
+    try:
+        data_set = DataSet.read(output)
+    except InputError as error:
+        findings.problems.append(str(error))
+        return findings
+    if not data_set.manifests:
+        raise InputError(f"{output}: no manifest there, so no data set; check the path")
+    live = data_set.live
+    findings.files, findings.inputs, findings.manifests = len(live.files), len(live.inputs), len(data_set.manifests)
+    findings.rows = sum(file.rows for file in live.files.values())
+    findings.dead_letters = sum(file.rows for file in live.dead_letters.values())
+    _check_sequence(data_set, findings)
+    for change in data_set.manifests:
+        _check_counts(change, findings)
+    for number, generation in sorted(data_set.generations.items()):
+        _check_inputs(generation, findings)
+        if number != data_set.live_generation:
+            findings.notes.append(f"a rescoring with another model has {len(generation.files)} file(s) so far")
+        check = partial(_check_parquet, output, generation.fingerprint)
+        with ThreadPoolExecutor(_CHECKERS) as threads:
+            for problems in threads.map(check, generation.files.values()):
+                findings.problems += problems
+            for problems in threads.map(partial(_check_jsonl, output), generation.dead_letters.values()):
+                findings.problems += problems
+    if ids_must_be_unique:
+        _check_ids(output, list(live.files.values()), memory_mb, findings)
+    _check_unlisted(data_set, findings)
+    return findings
+
+
+def _check_sequence(data_set: DataSet, findings: Findings) -> None:
+    numbers = Counter(change.sequence for change in data_set.manifests)
+    for number, times in numbers.items():
+        if times > 1:
+            findings.problems.append(f"manifest number {number} is there {times} times: two runs wrote at once")
+
+
+def _check_counts(change: Manifest, findings: Findings) -> None:
+    counts = change.counts
+    if not counts:
+        return
+    read, scored, empty, dead = (
+        counts.get(name, 0) for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD)
+    )
+    if read != scored + empty + dead:
+        findings.problems.append(
+            f"manifest {change.name}: read {read} is not scored {scored} + empty {empty} + dead {dead}"
+        )
+    rows = [entry.rows for entry in change.inputs if entry.rows is not None]
+    if rows and sum(rows) != scored + empty:
+        findings.problems.append(f"manifest {change.name}: its inputs gave {sum(rows)} rows, not {scored + empty}")
+
+
+def _check_inputs(generation: Generation, findings: Findings) -> None:
+    """Every row of every input once, by the files' own counts of where rows are from."""
+    for what, files in (("rows", generation.files), ("dead letters", generation.dead_letters)):
+        counted: Counter[str] = Counter()
+        for file in files.values():
+            counted.update(file.sources)
+        if not counted and what == "rows":
+            continue  # rows do not tell their file
+        expected: Counter[str] = Counter()
+        for entry in generation.inputs.values():
+            count = entry.rows if what == "rows" else entry.dead_letters
+            expected[valid_unicode(entry.path)] += count or 0
+        for path in sorted(counted.keys() | expected.keys()):
+            if counted[path] != expected[path]:
+                findings.problems.append(
+                    f"input {path}: its manifest says {expected[path]} {what}, in files there are {counted[path]}"
+                )
+
+
+def _digest(path: str) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with storage.open_raw(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _check_content(output: str, file: DataFile) -> list[str]:
+    """Presence, size and digest."""
+    path = f"{output}/{file.path}"
+    try:
+        if not storage.exists(path):
+            return [f"{file.path}: listed, but not there"]
+        size, digest = _digest(path)
+    except OSError as error:
+        return [f"{file.path}: cannot be read ({error})"]
+    if size != file.bytes:
+        return [f"{file.path}: has {size} bytes, its manifest says {file.bytes}"]
+    return [] if digest == file.sha256 else [f"{file.path}: its content is not what was written (SHA-256 differs)"]
+
+
+def _check_parquet(output: str, fingerprint: str | None, file: DataFile) -> list[str]:
+    problems = _check_content(output, file)
+    if problems:
+        return problems
+    try:
+        with storage.open_raw(f"{output}/{file.path}") as opened:
+            parquet = pq.ParquetFile(opened)
+            rows = parquet.metadata.num_rows
+            scored_by = (parquet.schema_arrow.metadata or {}).get(b"torchmoji.fingerprint", b"").decode()
+            sources: Counter[str] = Counter()
+            if file.sources:
+                for batch in parquet.iter_batches(_BATCH_ROWS, columns=["source"]):
+                    for item in batch.column(0).value_counts().to_pylist():
+                        sources[item["values"]] += item["counts"]
+    except (pa.ArrowException, OSError) as error:
+        return [f"{file.path}: not readable as Parquet ({error})"]
+    if rows != file.rows:
+        problems.append(f"{file.path}: has {rows} rows, its manifest says {file.rows}")
+    if sources != file.sources:
+        problems.append(f"{file.path}: the rows are from other inputs than its manifest says")
+    if fingerprint and scored_by != fingerprint:
+        problems.append(f"{file.path}: scored by model {scored_by[:12]}, the data set by {fingerprint[:12]}")
+    return problems
+
+
+def _check_jsonl(output: str, file: DataFile) -> list[str]:
+    problems = _check_content(output, file)
+    if problems:
+        return problems
+    rows = 0
+    with storage.open_raw(f"{output}/{file.path}") as opened:
+        for rows, line in enumerate(opened, 1):
+            try:
+                json.loads(line)
+            except ValueError:
+                return [f"{file.path}: line {rows} is not JSON"]
+    return [] if rows == file.rows else [f"{file.path}: has {rows} lines, its manifest says {file.rows}"]
+
+
+def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings: Findings) -> None:
+    """Look for ids that are there twice, in bounded memory: the database sorts out on disk what does not fit."""
+    schema = pa.schema([("id", pa.string())])
+
+    def ids() -> Iterator[pa.RecordBatch]:
+        for file in files:
+            try:
+                with storage.open_raw(f"{output}/{file.path}") as opened:
+                    for batch in pq.ParquetFile(opened).iter_batches(_BATCH_ROWS, columns=["id"]):
+                        yield pa.record_batch([batch.column(0)], schema=schema)
+            except (pa.ArrowException, OSError):
+                continue  # what is wrong with it has been said
+
+    with tempfile.TemporaryDirectory(prefix="torchmoji-verify-") as scratch:
+        connection = duckdb.connect(
+            config={
+                "memory_limit": f"{memory_mb}MB",
+                "temp_directory": scratch,
+                "preserve_insertion_order": False,
+                "threads": 2,
+            }
+        )
+        connection.register("rows", pa.RecordBatchReader.from_batches(schema, ids()))
+        query = f"SELECT id, count(*) AS times FROM rows GROUP BY id HAVING times > 1 ORDER BY id LIMIT {MAX_NAMED + 1}"
+        repeated = connection.execute(query).fetchall()
+        connection.close()
+    for name, times in repeated[:MAX_NAMED]:
+        findings.problems.append(f"id {name!r} is there {times} times; --duplicate_ids allow, if the inputs hold it so")
+    if len(repeated) > MAX_NAMED:
+        findings.problems.append("more ids are there several times")
+
+
+def _check_unlisted(data_set: DataSet, findings: Findings) -> None:
+    running = [lease for lease in read_leases(data_set.output).values() if is_living(lease)]
+    unlisted = sorted(unlisted_files(data_set))
+    if running and unlisted:
+        findings.notes.append(f"{len(unlisted)} file(s) that no manifest lists yet belong to a run that goes on")
+        unlisted = []
+    live = data_set.live.all_files
+    findings.retired = sum(path not in live for path in data_set.retired)
+    for path in unlisted[:MAX_NAMED]:
+        findings.problems.append(f"{path}: no manifest lists it; --clean deletes it once it is old enough")
+    if len(unlisted) > MAX_NAMED:
+        findings.problems.append(f"{len(unlisted) - MAX_NAMED} more files that no manifest lists")

@@ -1,0 +1,60 @@
+"""python -m pipelines.verify: proves that a data set is whole, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+
+from pipelines.annotate_options import DEFAULT_LEASE, duration
+from pipelines.command_line import DONE, FAILED, OneLineParser, end, run_command
+from pipelines.logs import LOG_FORMATS, announce
+
+
+# fmt: off
+def parser() -> argparse.ArgumentParser:
+    result = OneLineParser(
+        prog="python -m pipelines.verify",
+        description="Check a directory that pipelines.score or pipelines.annotate has written: every file that its "
+        "manifests list is there and unchanged, ids are unique, counts add up, and nothing else lies there.",
+        epilog="Exit status: 0 sound, 1 not sound, 2 wrong options, 4 (with --clean) another run is writing there.",
+        allow_abbrev=False,
+    )
+    result.add_argument("output", metavar="DIR", help="the directory, on any filesystem")
+    result.add_argument("--duplicate_ids", choices=("fail", "allow"), default="fail",
+        help="allow, where the inputs themselves hold ids more than once (default: %(default)s)")
+    result.add_argument("--clean", action="store_true",
+        help="first delete what no manifest lists, and what is retired, where it is older than --older_than")
+    result.add_argument("--older_than", default="1d", metavar="TIME",
+        help="readers that began before a commit have so long to finish (default: %(default)s)")
+    result.add_argument("--memory_mb", type=int, default=512, metavar="MB",
+        help="for comparing ids; more of them go through temporary files (default: %(default)s)")
+    result.add_argument("--log_format", choices=LOG_FORMATS, default="text",
+        help="json: all output is one JSON object a line, on standard error (default: %(default)s)")
+    return result
+# fmt: on
+
+
+def main(arguments: list[str]) -> int:
+    """Verify, after cleaning if asked to. Returns the exit status."""
+    options = parser().parse_args(arguments)
+    older_than = duration("--older_than", options.older_than)
+
+    from pipelines.cleaning import clean
+    from pipelines.lease import Lease
+    from pipelines.verification import verify
+    from transforms.formats import absolute_directory
+
+    output = absolute_directory(options.output)
+    if options.clean:
+        with Lease(output, DEFAULT_LEASE):
+            deleted = clean(output, older_than)
+        announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
+    findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
+    announce(
+        "verified", findings.describe(), sound=not findings.problems, problems=findings.problems, rows=findings.rows,
+        files=findings.files,
+    )  # fmt: skip
+    return FAILED if findings.problems else DONE
+
+
+if __name__ == "__main__":
+    end(run_command(main))
