@@ -45,6 +45,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.object_store
 
 dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
