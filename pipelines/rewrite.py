@@ -5,7 +5,6 @@ Values are copied bit by bit; nothing is scored. What is made is a result only o
 
 from __future__ import annotations
 
-import io
 import json
 import uuid
 from collections import Counter
@@ -79,14 +78,13 @@ class Rewriter:
         temporary, final = self._names(directory, ".jsonl")
         sources: Counter[str] = Counter()
         try:
-            with storage.open_raw(f"{self._output}/{file.path}") as lines:
-                new = HashingFile(storage.create(temporary))
-                for line in io.BufferedReader(lines):  # type: ignore[type-var]
+            with storage.open_raw(f"{self._output}/{file.path}") as lines, storage.create(temporary) as opened:
+                new = HashingFile(opened)
+                for line in lines:
                     source = json.loads(line)["source"]
                     if source not in without:
                         new.write(line)
                         sources[source] += 1
-                new.close()
             if temporary != final:
                 storage.rename(temporary, final)
         except (OSError, ValueError, KeyError) as error:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
@@ -49,6 +50,7 @@ def open_session(config: ScoreConfig, rest: list[str], lease_seconds: float = DE
         LeaseHeldError: if another run is writing there.
     """
     options = pipeline_options(config, rest)
+    FileSystems.set_options(options)  # an object store's address and keys may be among them
     with (
         reported(config.report, config.dry_run, output=config.output) as figures,
         # An interrupted run has threads that still write there.

@@ -129,6 +129,10 @@ class HashingFile:
     def close(self) -> None:
         self._file.close()
 
+    def discard(self) -> None:
+        """Close a file that is not complete: an object store must not publish it."""
+        storage.discard(self._file)
+
 
 class WriteScores(beam.PTransform):
     """Write record batches of one schema as Parquet: `output/part-<run>-<unique>.parquet`, zstd.
@@ -400,8 +404,10 @@ class ParquetPart(_Part):
             if self._background is not None:
                 self._background.wait()
             self._open().close()
-        finally:
-            self.file.close()
+        except BaseException:
+            self.file.discard()
+            raise
+        self.file.close()
 
 
 # --- dead letters --------------------------------------------------------------------------------------------------
