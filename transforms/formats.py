@@ -6,34 +6,26 @@ where the format allows. Positions are byte offsets in the uncompressed content,
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
-import io
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-import zstandard
-
 from torchmoji_core.errors import InputError
+from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, decompress
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
 _FORMAT_OF_SUFFIX = {
     "txt": "text", "text": "text", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
     "csv": "csv", "tsv": "tsv", "parquet": "parquet", "pq": "parquet",
 }  # fmt: skip
-_COMPRESSIONS = ("gz", "bz2", "zst", "zstd")
 
 MAX_RECORD_BYTES = 16 << 20
 """A longer line is damage: nothing a person wrote is that long, and it would have to fit into memory many times."""
 RAW_KEPT = 1 << 20
 """Bytes of a damaged record that are kept for its dead letter."""
 PARQUET_BATCH_ROWS = 1024
-
-_READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
 
 class Record(NamedTuple):
@@ -59,7 +51,7 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
     ('jsonl', 'gz')
     """
     parts = path.rsplit("/", 1)[-1].lower().split(".")
-    compression = parts.pop() if len(parts) > 1 and parts[-1] in _COMPRESSIONS else None
+    compression = parts.pop() if len(parts) > 1 and parts[-1] in COMPRESSIONS else None
     return (_FORMAT_OF_SUFFIX.get(parts[-1]) if len(parts) > 1 else None), compression
 
 
@@ -109,59 +101,10 @@ def read_records(
     """
     if kind == "parquet":
         return _read_parquet(file, start, end, columns)
-    content = _decompress(file, guess_format(path)[1])
+    content = decompress(file, guess_format(path)[1])
     if kind in ("csv", "tsv"):
         return _read_csv(content, "\t" if kind == "tsv" else ",")
     return _parse_lines(_read_lines(content, start, end), kind)
-
-
-def _decompress(file: BinaryIO, compression: str | None) -> BinaryIO:
-    if compression == "gz":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
-    if compression == "bz2":
-        return io.BufferedReader(_FrameReader(file, bz2.BZ2Decompressor), 1 << 17)
-    if compression is not None:
-        return io.BufferedReader(_FrameReader(file, zstandard.ZstdDecompressor().decompressobj), 1 << 17)
-    return file
-
-
-class _FrameReader(io.RawIOBase):
-    """Decompresses frame after frame.
-
-    Unlike the libraries' own readers it notices a truncated frame of zstandard, and a damaged one of bzip2 behind
-    the first, where the rest of the file would pass for garbage to be ignored.
-    """
-
-    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]) -> None:
-        self._file = file
-        self._new_frame = new_frame
-        self._frame = new_frame()
-        self._fresh = True
-        self._compressed = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            self._compressed = self._compressed or self._file.read(1 << 16)
-            if not self._compressed:
-                if self._fresh:
-                    return 0
-                raise EOFError("compressed file ended before the end of its frame")
-            # Small pieces: a frame may expand a thousandfold, and what is decompressed is held.
-            piece, self._compressed = self._compressed[:4096], self._compressed[4096:]
-            self._ready = memoryview(self._frame.decompress(piece))
-            self._fresh = False
-            if self._frame.eof:
-                self._compressed = self._frame.unused_data + self._compressed
-                self._frame = self._new_frame()
-                self._fresh = True
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
 
 
 # --- lines ---------------------------------------------------------------------------------------------------------
@@ -186,8 +129,9 @@ def _read_lines(file: BinaryIO, start: int = 0, end: int | None = None) -> Itera
                 continue
             yield Record(position, "", line)
             position += len(line)
-    except _READ_ERRORS as error:
-        yield Damage(position, f"the rest of the file cannot be read: {error}", b"")
+    except READ_ERRORS as error:
+        verb = "is not" if isinstance(error, ExpansionError) else "cannot be"
+        yield Damage(position, f"the rest of the file {verb} read: {error}", b"")
 
 
 def _skip_line(file: BinaryIO, limit: int | None) -> int:
