@@ -6,6 +6,7 @@ where the format allows. Positions are byte offsets in the uncompressed content,
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from torchmoji_core.errors import InputError
 from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, decompress
+from transforms.parquet_guard import GuardError, batch_rows, check_footer
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
 _FORMAT_OF_SUFFIX = {
@@ -26,6 +28,9 @@ MAX_RECORD_BYTES = 16 << 20
 RAW_KEPT = 1 << 20
 """Bytes of a damaged record that are kept for its dead letter."""
 PARQUET_BATCH_ROWS = 1024
+_PARQUET_BUFFER_BYTES = 1 << 20
+_VALUE_ERRORS = (ValueError, OverflowError, RecursionError)
+"""Of Arrow's values as Python's: a string that is not UTF-8, a date outside Python's range."""
 
 
 class Record(NamedTuple):
@@ -249,19 +254,22 @@ def _read_csv(file: BinaryIO, delimiter: str) -> Iterator[Record | Damage]:
 # --- Parquet -------------------------------------------------------------------------------------------------------
 
 
-def parquet_rows(file: BinaryIO) -> int:
-    """Number of rows, from the footer alone.
+def parquet_rows(file: BinaryIO) -> tuple[int, int]:
+    """Number of rows in a file and in the largest of its row groups, from the footer alone.
 
     Raises:
-        InputError: if the file is not Parquet, or truncated.
+        InputError: if the file is not Parquet, truncated, or makes absurd claims.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return int(pq.ParquetFile(file).metadata.num_rows)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"not a readable Parquet file: {str(error).splitlines()[0]}") from None
+        check_footer(file)
+        metadata = pq.ParquetFile(file).metadata
+        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    except (pa.ArrowException, OSError, EOFError, GuardError) as error:
+        raise InputError(f"not a readable Parquet file: {_first_line(error)}") from None
+    return metadata.num_rows, max(groups, default=0)
 
 
 def _read_parquet(
@@ -270,48 +278,65 @@ def _read_parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    errors = (pa.ArrowException, OSError, EOFError)
+    errors = (pa.ArrowException, OSError, EOFError, GuardError)
     try:
-        parquet = pq.ParquetFile(file)
+        check_footer(file)
+        # Column chunks are read piece by piece, since a row group may be larger than memory.
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
     except errors as error:
-        yield Damage(start, f"not a readable Parquet file: {str(error).splitlines()[0]}", b"")
+        yield Damage(start, f"not a readable Parquet file: {_first_line(error)}", b"")
         return
     present = parquet.schema_arrow.names
-    wanted = None if columns is None else [name for name in present if name in columns]
-    end = parquet.metadata.num_rows if end is None else end
+    wanted = present if columns is None else [name for name in present if name in columns]
+    leaves = [
+        (index, leaf)
+        for index, leaf in enumerate(map(parquet.schema.column, range(parquet.metadata.num_columns)))
+        if columns is None or any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in wanted)
+    ]
     first = 0
     for group in range(parquet.num_row_groups):
-        after = first + parquet.metadata.row_group(group).num_rows
+        metadata = parquet.metadata.row_group(group)
+        after = first + metadata.num_rows
+        last = after if end is None else min(after, end)
         position = first
         try:
-            if first < end and after > start:
-                batches = parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=wanted)
-                for batch in batches:
+            if first < last and last > start:
+                rows = batch_rows(file, metadata, leaves, PARQUET_BATCH_ROWS)
+                chosen = None if columns is None else wanted
+                for batch in parquet.iter_batches(rows, row_groups=[group], columns=chosen):
                     skipped = min(max(0, start - position), len(batch))
-                    part = batch.slice(skipped, min(end - position, len(batch)) - skipped)
+                    part = batch.slice(skipped, min(last - position, len(batch)) - skipped)
                     yield from _parquet_records(part, position + skipped)
                     position += len(batch)
-                    if position >= end:
+                    if position >= last:
                         break
+                else:
+                    raise EOFError("they are not there")
         except errors as error:
-            reason = (
-                f"rows {max(position, start)} to {min(after, end) - 1} cannot be read: {str(error).splitlines()[0]}"
-            )
+            reason = f"rows {max(position, start)} to {last - 1} cannot be read: {_first_line(error)}"
             yield Damage(max(position, start), reason, b"")
         first = after
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _parquet_records(batch: Any, position: int) -> Iterator[Record | Damage]:
-    try:
-        rows: list[dict[str, Any]] | None = batch.to_pylist()
-    except (UnicodeDecodeError, ValueError, OverflowError):  # a string that is not UTF-8, a date outside Python's range
-        rows = None
+    """Rows of a batch; all at once where they are small, since that is faster."""
+    rows: list[dict[str, Any]] | None = None
+    is_large = batch.nbytes > MAX_RECORD_BYTES
+    with contextlib.suppress(*_VALUE_ERRORS):
+        rows = None if is_large else batch.to_pylist()
     for index in range(len(batch)):
         if rows is not None:
             yield Record(position + index, rows[index], b"")
             continue
+        row = batch.slice(index, 1)
         try:
-            yield Record(position + index, batch.slice(index, 1).to_pylist()[0], b"")
-        except (UnicodeDecodeError, ValueError, OverflowError) as error:
+            if is_large and row.nbytes > MAX_RECORD_BYTES:
+                raise ValueError(f"row is longer than {MAX_RECORD_BYTES >> 20} MiB")
+            yield Record(position + index, row.to_pylist()[0], b"")
+        except _VALUE_ERRORS as error:
             reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             yield Damage(position + index, reason, b"")
