@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from torchmoji_core.errors import InputError
 from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, decompress
-from transforms.parquet_guard import GuardError, batch_rows, check_footer
+from transforms.parquet_guard import Footer, batch_rows, read_footer
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
 _FORMAT_OF_SUFFIX = {
@@ -260,50 +260,47 @@ def parquet_rows(file: BinaryIO) -> tuple[int, int]:
     Raises:
         InputError: if the file is not Parquet, truncated, or makes absurd claims.
     """
+    try:
+        rows = _open_parquet(file)[1].rows
+    except _parquet_errors() as error:
+        raise InputError(f"not a readable Parquet file: {_first_line(error)}") from None
+    return sum(rows), max(rows, default=0)
+
+
+def _parquet_errors() -> tuple[type[Exception], ...]:
     import pyarrow as pa
+
+    # The last two are Arrow's for some damaged headers, names that are not UTF-8 for instance.
+    return pa.ArrowException, OSError, EOFError, RuntimeError, ValueError
+
+
+def _open_parquet(file: BinaryIO) -> tuple[Any, Footer]:
     import pyarrow.parquet as pq
 
-    try:
-        check_footer(file)
-        metadata = pq.ParquetFile(file).metadata
-        groups = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    except (pa.ArrowException, OSError, EOFError, GuardError) as error:
-        raise InputError(f"not a readable Parquet file: {_first_line(error)}") from None
-    return metadata.num_rows, max(groups, default=0)
+    footer = read_footer(file)
+    # Columns are read piece by piece, since a row group may be larger than memory.
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES), footer
 
 
 def _read_parquet(
     file: BinaryIO, start: int, end: int | None, columns: tuple[str, ...] | None
 ) -> Iterator[Record | Damage]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    errors = (pa.ArrowException, OSError, EOFError, GuardError)
+    errors = _parquet_errors()
     try:
-        check_footer(file)
-        # Column chunks are read piece by piece, since a row group may be larger than memory.
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
+        parquet, footer = _open_parquet(file)
+        names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
     except errors as error:
         yield Damage(start, f"not a readable Parquet file: {_first_line(error)}", b"")
         return
-    present = parquet.schema_arrow.names
-    wanted = present if columns is None else [name for name in present if name in columns]
-    leaves = [
-        (index, leaf)
-        for index, leaf in enumerate(map(parquet.schema.column, range(parquet.metadata.num_columns)))
-        if columns is None or any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in wanted)
-    ]
     first = 0
-    for group in range(parquet.num_row_groups):
-        metadata = parquet.metadata.row_group(group)
-        after = first + metadata.num_rows
+    for group, rows_of_group in enumerate(footer.rows):
+        after = first + rows_of_group
         last = after if end is None else min(after, end)
         position = first
         try:
             if first < last and last > start:
-                rows = batch_rows(file, metadata, leaves, PARQUET_BATCH_ROWS)
-                chosen = None if columns is None else wanted
-                for batch in parquet.iter_batches(rows, row_groups=[group], columns=chosen):
+                rows = batch_rows(file, footer, group, names, PARQUET_BATCH_ROWS)
+                for batch in parquet.iter_batches(rows, row_groups=[group], columns=names):
                     skipped = min(max(0, start - position), len(batch))
                     part = batch.slice(skipped, min(last - position, len(batch)) - skipped)
                     yield from _parquet_records(part, position + skipped)

@@ -16,7 +16,7 @@ from transforms.compression import MAX_EXPANSION
 
 MAX_FOOTER_BYTES = 16 << 20
 """100,000 row groups of one column, or 1,000 of 100."""
-MAX_STRUCTURES = 2_000_000
+MAX_STRUCTURES = 1_000_000
 """Of a footer, each of which takes up to 700 bytes in memory; a column has about eight in each row group."""
 MAX_DEPTH = 100
 """Of nested columns; Arrow needs stack for each level."""
@@ -35,8 +35,15 @@ MAX_LIST_BYTES = 1 << 30
 _MAX_PAGE_HEADER_BYTES = 64 << 10
 _PADDING = 100
 """Old writers left a dictionary's header out of the size of a column; Arrow allows for this much."""
+# Kinds of Thrift's fields.
+_I32, _I64, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
+_ENDS = {_I32: 1 << 31, _I64: 1 << 63}
+# Numbers of the Parquet format: page types, an encoding, a type, a repetition, codecs under pyarrow's names.
+_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 _DELTA_BYTE_ARRAY = 7
-_DICTIONARY_PAGE = 2
+_BYTE_ARRAY = 6
+_REPEATED = 2
+_CODECS = {1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
 
 
 class GuardError(ValueError):
@@ -44,21 +51,30 @@ class GuardError(ValueError):
 
 
 class _Structure(dict[int, Any]):
-    """A Thrift struct: field number -> int, bytes, bool, list or struct."""
+    """A Thrift struct by number and kind of its fields; one of another kind is passed over, as Arrow does."""
 
-    def integer(self, number: int) -> int:
-        value = self.get(number)
-        if type(value) is not int or value < 0:
+    def integer(self, number: int, kind: int, default: int | None = None) -> int:
+        """A number that is not negative."""
+        value = self.get(number << 4 | kind, default)
+        if value is None or not 0 <= value < _ENDS[kind]:
             raise GuardError("its headers are damaged")
-        return value
+        return int(value)
 
-    def structure(self, number: int) -> _Structure | None:
-        value = self.get(number)
-        return value if isinstance(value, _Structure) else None
+    def structure(self, number: int) -> _Structure:
+        value = self.get(number << 4 | _STRUCT)
+        if value is None:
+            raise GuardError("its headers are damaged")
+        return value  # type: ignore[no-any-return]
+
+    def structures(self, number: int) -> list[_Structure]:
+        values = self.get(number << 4 | _LIST)
+        if values is None or not all(isinstance(value, _Structure) for value in values):
+            raise GuardError("its headers are damaged")
+        return values  # type: ignore[no-any-return]
 
 
 class _CompactReader:
-    """Decodes one struct. Anything that is cut off raises `IndexError`, anything else wrong `GuardError`."""
+    """Decodes one struct. What is cut off raises `IndexError`, anything else wrong `GuardError`."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -68,31 +84,33 @@ class _CompactReader:
     def structure(self, depth: int = 0) -> _Structure:
         self._structures += 1
         if self._structures > MAX_STRUCTURES or depth > 32:
-            raise GuardError("its headers have too many parts")
+            raise GuardError("its headers have too many parts; write it with fewer columns or row groups")
         found = _Structure()
         number = 0
         while header := self._byte():
+            before, kind = number, header & 15
             number = number + (header >> 4) if header >> 4 else self._integer()
-            kind = header & 15
-            found[number] = kind == 1 if kind in (1, 2) else self._value(kind, depth)
+            if number <= before and any(key >> 4 == number for key in found):  # Arrow would mix the two
+                raise GuardError("its headers are damaged")
+            found[number << 4 | kind] = True if kind in (1, 2) else self._value(kind, depth)
         return found
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind in (1, 2, 3):  # in lists a boolean is a byte
             return self._byte()
-        if kind in (4, 5, 6):
+        if kind in (4, _I32, _I64):
             return self._integer()
         if kind == 7:
             return self._bytes(8)
-        if kind == 8:
+        if kind == _BINARY:
             return self._bytes(self._unsigned())
-        if kind in (9, 10):
+        if kind in (_LIST, 10):
             header = self._byte()
             size = header >> 4 if header >> 4 < 15 else self._unsigned()
             if size > len(self._content) - self.position:
                 raise IndexError
             return [self._value(header & 15, depth + 1) for _ in range(size)]
-        if kind == 12:
+        if kind == _STRUCT:
             return self.structure(depth + 1)
         raise GuardError("its headers are damaged")
 
@@ -124,56 +142,83 @@ class _CompactReader:
 # --- footer --------------------------------------------------------------------------------------------------------
 
 
-def check_footer(file: BinaryIO) -> None:
+class _Leaf(NamedTuple):
+    """A column of values, of which the columns that have names of their own consist."""
+
+    path: str
+    is_repeated: bool
+    """Whether a row may have many values."""
+    fixed_size: int
+    """Bytes of each value, where the schema says it."""
+
+
+class Footer(NamedTuple):
+    """What a footer says."""
+
+    leaves: list[_Leaf]
+    groups: list[_Structure]
+    rows: list[int]
+    """Of each row group."""
+
+
+def read_footer(file: BinaryIO) -> Footer:
     """Read a file's footer as far as is needed to let Arrow read it.
 
-    What is no Parquet at all, or encrypted, is left to Arrow to name.
-
     Raises:
-        GuardError: saying what is wrong with the footer.
+        GuardError: saying what is wrong with it.
         OSError: if the file cannot be read.
     """
     size = file.seek(0, io.SEEK_END)
-    if size < 12:
-        return
-    file.seek(size - 8)
+    file.seek(max(0, size - 8))
     end = file.read(8)
     length = int.from_bytes(end[:4], "little")
+    if end[4:] == b"PARE":
+        raise GuardError("it is encrypted; decrypt it first")
     if end[4:] != b"PAR1" or length > size - 12:
-        return
+        raise GuardError("it does not end with a Parquet footer; is it cut off?")
     if length > MAX_FOOTER_BYTES:
         raise GuardError(f"its footer is larger than {MAX_FOOTER_BYTES >> 20} MiB; write it with fewer row groups")
     file.seek(size - 8 - length)
-    _check_footer(file.read(length), size)
+    return _parse_footer(file.read(length), size)
 
 
-@lru_cache(maxsize=4)
-def _check_footer(content: bytes, size: int) -> None:
+@lru_cache(maxsize=2)  # each part of a file asks again
+def _parse_footer(content: bytes, size: int) -> Footer:
     try:
         footer = _CompactReader(content).structure()
-        depth = max(_depths([element.get(5) or 0 for element in footer[2]]), default=0)
-        rows = footer[3]
-        rows_of_groups = [group[3] for group in footer.get(4, [])]
-    except (IndexError, KeyError, AttributeError, TypeError):
+    except IndexError:
         raise GuardError("its footer is damaged") from None
-    if depth > MAX_DEPTH:
-        raise GuardError(f"its columns are nested more than {MAX_DEPTH} deep")
-    if min([rows, *rows_of_groups]) < 0 or rows != sum(rows_of_groups):
-        raise GuardError(f"its footer claims {rows} rows, and {sum(rows_of_groups)} in its row groups")
-    if rows > max(MAX_ROWS, size * MAX_EXPANSION):
-        raise GuardError(f"its footer claims {rows} rows in {size} bytes")
+    leaves = list(_leaves(footer.structures(2)))
+    groups = footer.structures(4)
+    rows = [group.integer(3, _I64) for group in groups]
+    claimed = footer.integer(3, _I64)
+    if claimed != sum(rows):
+        raise GuardError(f"its footer claims {claimed} rows, and {sum(rows)} in its row groups")
+    if claimed > max(MAX_ROWS, size * MAX_EXPANSION):
+        raise GuardError(f"its footer claims {claimed} rows in {size} bytes")
+    return Footer(leaves, groups, rows)
 
 
-def _depths(children: list[int]) -> Iterator[int]:
-    """How deep each element of a schema stands, which lists elements depth first with their numbers of children."""
-    open_: list[int] = []
-    for count in children:
-        while open_ and open_[-1] == 0:
-            open_.pop()
-        if open_:
-            open_[-1] -= 1
-        yield len(open_)
-        open_.append(count)
+def _leaves(schema: list[_Structure]) -> Iterator[_Leaf]:
+    """The leaves of a schema, which lists its elements depth first with their numbers of children."""
+    path: list[tuple[int, str, bool]] = []  # of the open elements: children to come, name, whether repeated
+    for element in schema:
+        while path and path[-1][0] == 0:
+            path.pop()
+        if path:
+            path[-1] = (path[-1][0] - 1, *path[-1][1:])
+        name = element.get(4 << 4 | _BINARY)
+        children = element.integer(5, _I32, 0)
+        is_repeated = element.integer(3, _I32, 0) == _REPEATED
+        path.append((children, (name or b"").decode("utf-8", "replace"), is_repeated))
+        if len(path) > MAX_DEPTH:
+            raise GuardError(f"its columns are nested more than {MAX_DEPTH} deep")
+        if children == 0:
+            yield _Leaf(
+                ".".join(part for _, part, _ in path[1:]),
+                any(repeated for _, _, repeated in path),
+                element.integer(2, _I32, 0),
+            )
 
 
 # --- pages ---------------------------------------------------------------------------------------------------------
@@ -189,34 +234,40 @@ class _Pages(NamedTuple):
     values: int
 
 
-def batch_rows(file: BinaryIO, group: Any, columns: list[tuple[int, Any]], at_most: int) -> int:
+def batch_rows(file: BinaryIO, footer: Footer, group: int, names: list[str] | None, at_most: int) -> int:
     """How many rows of a row group can be decoded at a time, whatever is in its pages.
 
     Args:
         file: the Parquet file.
-        group: pyarrow's metadata of the row group.
-        columns: indices of the columns to be read and pyarrow's schema of each.
+        footer: its footer.
+        group: index of the row group.
+        names: of the columns to be read; None for all.
         at_most: the answer for files of the usual kind.
 
     Raises:
         GuardError: if its pages cannot be decoded in bounded memory.
         OSError: if the file cannot be read.
     """
+    chunks = footer.groups[group].structures(1)
+    if len(chunks) != len(footer.leaves):
+        raise GuardError("its footer is damaged")
     row = 0
-    for index, schema in columns:
-        chunk = group.column(index)
-        pages = _read_page_headers(file, chunk)
+    for leaf, chunk in zip(footer.leaves, chunks, strict=True):
+        if names is not None and not any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in names):
+            continue
+        column = chunk.structure(3)
+        pages = _read_page_headers(file, column)
         if pages.largest > MAX_PAGE_BYTES:
             raise GuardError(f"a page is larger than {MAX_PAGE_BYTES >> 20} MiB; write it with smaller pages")
-        longest = max(pages.repeatable, schema.length or 0)
-        if not schema.max_repetition_level:
+        longest = max(pages.repeatable, leaf.fixed_size)
+        if not leaf.is_repeated:
             row += longest
             continue
         # One row may have all the values.
-        if pages.values > max(MAX_LIST_VALUES, MAX_EXPANSION * chunk.total_compressed_size):
-            raise GuardError(f"its lists have {pages.values} values in {chunk.total_compressed_size} bytes")
+        if pages.values > max(MAX_LIST_VALUES, MAX_EXPANSION * column.integer(7, _I64)):
+            raise GuardError(f"its lists have {pages.values} values in {column.integer(7, _I64)} bytes")
         if pages.values * longest > MAX_LIST_BYTES and longest == pages.repeatable:
-            longest = _longest_in_dictionary(file, chunk)
+            longest = _longest_in_dictionary(file, column)
         if pages.values * longest > MAX_LIST_BYTES:
             raise GuardError(
                 f"its lists may have {pages.values} values of {longest} bytes each; write it with smaller row groups"
@@ -226,46 +277,46 @@ def batch_rows(file: BinaryIO, group: Any, columns: list[tuple[int, Any]], at_mo
     return max(1, min(at_most, MAX_BATCH_BYTES // max(row, 1)))
 
 
-def _read_page_headers(file: BinaryIO, chunk: Any) -> _Pages:
-    position, left = _start(chunk), chunk.total_compressed_size
+def _read_page_headers(file: BinaryIO, column: _Structure) -> _Pages:
+    position, left = _start(column), column.integer(7, _I64)
+    claimed = column.integer(5, _I64)
     largest = repeatable = values = 0
-    # As Arrow does: pages until there are the values that the footer claims, and not beyond the chunk.
-    while left > 0 and values < chunk.num_values:
+    # As Arrow does: pages until there are the values that the footer claims, and not beyond the column.
+    while left > 0 and values < claimed:
         header, size = _read_page_header(file, position, left)
-        compressed, uncompressed = header.integer(3), header.integer(2)
+        compressed, uncompressed, kind = header.integer(3, _I32), header.integer(2, _I32), header.integer(1, _I32)
         if compressed > left - size + _PADDING:
             raise GuardError("a page is larger than its column")
         largest = max(largest, uncompressed)
-        data = header.structure(5) or header.structure(8)
-        values += data.integer(1) if data else 0
-        is_dictionary = header.integer(1) == _DICTIONARY_PAGE
-        if is_dictionary or (data and _DELTA_BYTE_ARRAY in (data.get(2), data.get(4))):
+        is_repeatable = kind == _DICTIONARY_PAGE
+        if kind in (_DATA_PAGE, _DATA_PAGE_V2):
+            data = header.structure(5 if kind == _DATA_PAGE else 8)
+            values += data.integer(1, _I32)
+            is_repeatable = data.integer(2 if kind == _DATA_PAGE else 4, _I32) == _DELTA_BYTE_ARRAY
+        if is_repeatable:
             repeatable = max(repeatable, uncompressed)
         position, left = position + size + compressed, left - size - compressed
     return _Pages(largest, repeatable, values)
 
 
-def _start(chunk: Any) -> int:
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-        start = chunk.dictionary_page_offset
-    if start < 0 or chunk.total_compressed_size < 0:
-        raise GuardError("its footer is damaged")
-    return int(start)
+def _start(column: _Structure) -> int:
+    start, dictionary = column.integer(9, _I64), column.integer(11, _I64, 0)
+    return dictionary if 0 < dictionary < start else start
 
 
-def _longest_in_dictionary(file: BinaryIO, chunk: Any) -> int:
-    """Bytes of the longest string that a chunk's dictionary has; of the whole dictionary where it has no strings."""
+def _longest_in_dictionary(file: BinaryIO, column: _Structure) -> int:
+    """Bytes of the longest string in a column's dictionary; of the first page where that cannot be told."""
     import pyarrow as pa
 
-    header, size = _read_page_header(file, _start(chunk), chunk.total_compressed_size)
-    uncompressed = header.integer(2)
-    if header.integer(1) != _DICTIONARY_PAGE or chunk.physical_type != "BYTE_ARRAY":
+    header, size = _read_page_header(file, _start(column), column.integer(7, _I64))
+    uncompressed, codec = header.integer(2, _I32), column.integer(4, _I32)
+    is_dictionary = header.integer(1, _I32) == _DICTIONARY_PAGE and column.integer(1, _I32) == _BYTE_ARRAY
+    if not is_dictionary or (codec and codec not in _CODECS):
         return uncompressed
-    file.seek(_start(chunk) + size)
-    content = file.read(header.integer(3))
-    if chunk.compression != "UNCOMPRESSED":
-        content = pa.Codec(chunk.compression.lower()).decompress(content, uncompressed).to_pybytes()
+    file.seek(_start(column) + size)
+    content = file.read(header.integer(3, _I32))
+    if codec:
+        content = pa.Codec(_CODECS[codec]).decompress(content, uncompressed).to_pybytes()
     longest = position = 0
     while position < len(content):
         length = int.from_bytes(content[position : position + 4], "little")
