@@ -12,13 +12,13 @@ from typing import Any, BinaryIO, NamedTuple
 import zstandard
 
 MAX_EXPANSION = 200
-MAX_EXPANDED_BYTES = 256 << 20
+MAX_EXPANDED_BYTES = 64 << 20
 """A file is read until it has expanded to more than both `MAX_EXPANSION` times what was read of it and this.
 
 JSON lines, CSV and text compress 3 to 20 times, tweets with all of Twitter's fields about 10; as soon as rows differ in
 nothing but an id of a few bytes, still below 200. The most that gzip can reach is 1,032, zstandard 32,000, bzip2 a
-million. Only a file of less than 1.3 MB can be stopped at 256 MiB, a larger one never before 200 times its size, so a
-file costs at most what 200 of its size would have cost uncompressed.
+million. Only what is less than 330 kB can be stopped at 64 MiB, and more never before 200 times its size, so a file
+costs at most what 200 of its size would have cost uncompressed.
 """
 
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
@@ -98,6 +98,8 @@ class _FrameReader(io.RawIOBase):
 
     def _decompress_piece(self) -> bool:
         """Decompress a little more; False at the end of the file."""
+        if self._bytes_out > max(MAX_EXPANDED_BYTES, MAX_EXPANSION * self._bytes_in):
+            raise ExpansionError
         piece = self._next_piece() if getattr(self._frame, "needs_input", True) else b""
         if self._fresh:
             piece = piece.lstrip(self._codec.padding) if self._codec.padding else piece
@@ -112,8 +114,6 @@ class _FrameReader(io.RawIOBase):
             self._position -= len(self._frame.unused_data)
             self._frame = self._codec.new_frame()
             self._fresh = True
-        if self._bytes_out > max(MAX_EXPANDED_BYTES, MAX_EXPANSION * self._bytes_in):
-            raise ExpansionError
         return True
 
     def _next_piece(self) -> bytes:
