@@ -5,14 +5,16 @@
 # make lint         ruff and mypy alone
 # make format       let ruff format the code
 # make bench        the benchmarks, minutes each; figures go to benchmarks/results/
+# make fuzz         an hour of looking for inputs that break readers or tokenizer; FUZZ_SECONDS=60 for a minute
 # make dist         sdist and wheel into dist/
 # make clean        remove what the others made, .venv included
 
 PYTHON ?= python3
+FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-airflow lint format bench dist clean
+.PHONY: score test test-faults test-airflow lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -46,6 +48,10 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.object_store
+
+fuzz: .venv/installed-dev
+	$(PIP) --editable '.[dev,fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .

@@ -26,6 +26,8 @@ class BatchLimits:
     """Lengths that share a bucket, for rows that arrive one by one."""
     max_waiting: int = 16_384
     """Rows held back in all; above it the fullest bucket goes first."""
+    max_waiting_size: int = 64 << 20
+    """Characters that they may have in all; above it the largest bucket goes first."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -63,19 +65,24 @@ class LengthBuckets(Generic[T]):
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._buckets: dict[int, list[T]] = {}
-        self._waiting = 0
+        self._sizes: dict[int, int] = {}
+        self._waiting = self._waiting_size = 0
 
-    def add(self, row: T, length: int) -> list[T] | None:
-        """Hold a row; returns a batch when one is due."""
+    def add(self, row: T, length: int, size: int = 0) -> list[T] | None:
+        """Hold a row of so many tokens, which takes so much memory; returns a batch when one is due."""
         bucket = length // self._limits.bucket_width
         rows = self._buckets.setdefault(bucket, [])
         rows.append(row)
+        self._sizes[bucket] = self._sizes.get(bucket, 0) + size
         self._waiting += 1
+        self._waiting_size += size
         longest = (bucket + 1) * self._limits.bucket_width - 1
         if len(rows) >= self._limits.max_rows or (len(rows) + 1) * longest > self._limits.max_tokens:
             return self._take(bucket)
         if self._waiting >= self._limits.max_waiting:
             return self._take(max(self._buckets, key=lambda bucket: len(self._buckets[bucket])))
+        if self._waiting_size > self._limits.max_waiting_size:
+            return self._take(max(self._sizes, key=lambda bucket: self._sizes[bucket]))
         return None
 
     def drain(self) -> Iterator[list[T]]:
@@ -99,4 +106,5 @@ class LengthBuckets(Generic[T]):
     def _take(self, bucket: int) -> list[T]:
         rows = self._buckets.pop(bucket)
         self._waiting -= len(rows)
+        self._waiting_size -= self._sizes.pop(bucket)
         return rows

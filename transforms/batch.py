@@ -9,13 +9,14 @@ import apache_beam as beam
 from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.batching import BatchLimits, LengthBuckets
-from transforms.records import TokenizedTweet
+from transforms.records import TokenizedTweet, Tweet
 
 
 class BatchByLength(beam.PTransform):
     """Group tweets of one window into batches. No state, no timers, no shuffle: works on every runner.
 
-    What is held back is bounded by `BatchLimits.max_waiting` for each window, however large the bundle is. (Beam's own
+    What is held back is bounded by `BatchLimits.max_waiting` and `max_waiting_size` for each window, however large the
+    bundle and its texts are. (Beam's own
     length-aware batching takes effect only with state and timers, which would put all scoring on one worker.)
     """
 
@@ -37,7 +38,7 @@ class _Batch(beam.DoFn):
     def process(self, tweet: TokenizedTweet, window: Any = beam.DoFn.WindowParam) -> Iterator[list[TokenizedTweet]]:
         if window not in self._buckets:
             self._buckets[window] = LengthBuckets(self._limits)
-        batch = self._buckets[window].add(tweet, tweet.length)
+        batch = self._buckets[window].add(tweet, tweet.length, _size(tweet.tweet))
         if batch is not None:
             yield batch
 
@@ -46,3 +47,8 @@ class _Batch(beam.DoFn):
             for batch in buckets.drain():
                 yield WindowedValue(batch, window.max_timestamp(), (window,))
         self._buckets = {}
+
+
+def _size(tweet: Tweet) -> int:
+    """Characters of a tweet: lines of many megabytes are legal, and thousands of tweets wait for a batch."""
+    return len(tweet.id) + len(tweet.text) + sum(len(value) for value in tweet.extra if isinstance(value, str))

@@ -191,7 +191,7 @@ def to_microseconds(value: Any, name: str) -> int:
             return microseconds
     except (ValueError, OverflowError, OSError):
         pass
-    raise FieldError(f"field {name!r} is no time: {str(value)[:40]!r}; expected ISO 8601 or seconds since 1970")
+    raise FieldError(f"field {name!r} is no time: {_shown(value)}; expected ISO 8601 or seconds since 1970")
 
 
 def partition_directory(
@@ -242,9 +242,7 @@ def convert_kept(value: Any, field: KeptField) -> Any:
         return None
     try:
         if field.kind == "json":
-            return valid_unicode(
-                value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            )
+            return valid_unicode(value if isinstance(value, str) else _to_json(value))
         if field.kind == "string" and isinstance(value, str | int | float | bool | date):
             return valid_unicode(value if isinstance(value, str) else json.dumps(value, default=str).strip('"'))
         if field.kind == "bool" and (isinstance(value, bool) or str(value).lower() in ("true", "false")):
@@ -259,7 +257,31 @@ def convert_kept(value: Any, field: KeptField) -> Any:
             return date.fromisoformat(value) if isinstance(value, str) else date(value.year, value.month, value.day)
     except (ValueError, OverflowError, RecursionError, pa.ArrowException):
         pass
-    raise FieldError(f"kept field {field.name!r} is {str(value)[:40]!r}, not of type {field.kind}")
+    raise FieldError(f"kept field {field.name!r} is {_shown(value)}, not of type {field.kind}")
+
+
+def _to_json(value: Any) -> str:
+    """JSON, with null for numbers that JSON has not: readers refuse a whole column for one NaN in it."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value, for a message; its type where it is nested too deep or has too many digits."""
+    try:
+        return repr(str(value)[:40])
+    except (RecursionError, ValueError):
+        return type(value).__name__
 
 
 def infer_kind(values: Sequence[Any]) -> str:

@@ -6,34 +6,31 @@ where the format allows. Positions are byte offsets in the uncompressed content,
 
 from __future__ import annotations
 
-import bz2
+import contextlib
 import csv
-import gzip
-import io
 import json
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-import zstandard
-
 from torchmoji_core.errors import InputError
+from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, decompress
+from transforms.parquet_guard import Footer, batch_rows, read_footer
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
 _FORMAT_OF_SUFFIX = {
     "txt": "text", "text": "text", "jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl",
     "csv": "csv", "tsv": "tsv", "parquet": "parquet", "pq": "parquet",
 }  # fmt: skip
-_COMPRESSIONS = ("gz", "bz2", "zst", "zstd")
 
 MAX_RECORD_BYTES = 16 << 20
 """A longer line is damage: nothing a person wrote is that long, and it would have to fit into memory many times."""
 RAW_KEPT = 1 << 20
 """Bytes of a damaged record that are kept for its dead letter."""
 PARQUET_BATCH_ROWS = 1024
-
-_READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+_PARQUET_BUFFER_BYTES = 1 << 20
+_VALUE_ERRORS = (ValueError, OverflowError, RecursionError)
+"""Of Arrow's values as Python's: a string that is not UTF-8, a date outside Python's range."""
 
 
 class Record(NamedTuple):
@@ -59,7 +56,7 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
     ('jsonl', 'gz')
     """
     parts = path.rsplit("/", 1)[-1].lower().split(".")
-    compression = parts.pop() if len(parts) > 1 and parts[-1] in _COMPRESSIONS else None
+    compression = parts.pop() if len(parts) > 1 and parts[-1] in COMPRESSIONS else None
     return (_FORMAT_OF_SUFFIX.get(parts[-1]) if len(parts) > 1 else None), compression
 
 
@@ -115,59 +112,10 @@ def read_records(
     """
     if kind == "parquet":
         return _read_parquet(file, start, end, columns)
-    content = _decompress(file, guess_format(path)[1])
+    content = decompress(file, guess_format(path)[1])
     if kind in ("csv", "tsv"):
         return _read_csv(content, "\t" if kind == "tsv" else ",")
     return _parse_lines(_read_lines(content, start, end), kind)
-
-
-def _decompress(file: BinaryIO, compression: str | None) -> BinaryIO:
-    if compression == "gz":
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
-    if compression == "bz2":
-        return io.BufferedReader(_FrameReader(file, bz2.BZ2Decompressor), 1 << 17)
-    if compression is not None:
-        return io.BufferedReader(_FrameReader(file, zstandard.ZstdDecompressor().decompressobj), 1 << 17)
-    return file
-
-
-class _FrameReader(io.RawIOBase):
-    """Decompresses frame after frame.
-
-    Unlike the libraries' own readers it notices a truncated frame of zstandard, and a damaged one of bzip2 behind
-    the first, where the rest of the file would pass for garbage to be ignored.
-    """
-
-    def __init__(self, file: BinaryIO, new_frame: Callable[[], Any]) -> None:
-        self._file = file
-        self._new_frame = new_frame
-        self._frame = new_frame()
-        self._fresh = True
-        self._compressed = b""
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            self._compressed = self._compressed or self._file.read(1 << 16)
-            if not self._compressed:
-                if self._fresh:
-                    return 0
-                raise EOFError("compressed file ended before the end of its frame")
-            # Small pieces: a frame may expand a thousandfold, and what is decompressed is held.
-            piece, self._compressed = self._compressed[:4096], self._compressed[4096:]
-            self._ready = memoryview(self._frame.decompress(piece))
-            self._fresh = False
-            if self._frame.eof:
-                self._compressed = self._frame.unused_data + self._compressed
-                self._frame = self._new_frame()
-                self._fresh = True
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
 
 
 # --- lines ---------------------------------------------------------------------------------------------------------
@@ -192,8 +140,9 @@ def _read_lines(file: BinaryIO, start: int = 0, end: int | None = None) -> Itera
                 continue
             yield Record(position, "", line)
             position += len(line)
-    except _READ_ERRORS as error:
-        yield Damage(position, f"the rest of the file cannot be read: {error}", b"")
+    except READ_ERRORS as error:
+        verb = "is not" if isinstance(error, ExpansionError) else "cannot be"
+        yield Damage(position, f"the rest of the file {verb} read: {error}", b"")
 
 
 def _skip_line(file: BinaryIO, limit: int | None) -> int:
@@ -311,69 +260,86 @@ def _read_csv(file: BinaryIO, delimiter: str) -> Iterator[Record | Damage]:
 # --- Parquet -------------------------------------------------------------------------------------------------------
 
 
-def parquet_rows(file: BinaryIO) -> int:
-    """Number of rows, from the footer alone.
+def parquet_rows(file: BinaryIO) -> tuple[int, int]:
+    """Number of rows in a file and in the largest of its row groups, from the footer alone.
 
     Raises:
-        InputError: if the file is not Parquet, or truncated.
+        InputError: if the file is not Parquet, truncated, or makes absurd claims.
     """
+    try:
+        rows = _open_parquet(file)[1].rows
+    except _parquet_errors() as error:
+        raise InputError(f"not a readable Parquet file: {_first_line(error)}") from None
+    return sum(rows), max(rows, default=0)
+
+
+def _parquet_errors() -> tuple[type[Exception], ...]:
     import pyarrow as pa
+
+    # The last two are Arrow's for some damaged headers, names that are not UTF-8 for instance.
+    return pa.ArrowException, OSError, EOFError, RuntimeError, ValueError
+
+
+def _open_parquet(file: BinaryIO) -> tuple[Any, Footer]:
     import pyarrow.parquet as pq
 
-    try:
-        return int(pq.ParquetFile(file).metadata.num_rows)
-    except (pa.ArrowException, OSError, EOFError) as error:
-        raise InputError(f"not a readable Parquet file: {str(error).splitlines()[0]}") from None
+    footer = read_footer(file)
+    # Columns are read piece by piece, since a row group may be larger than memory.
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES), footer
 
 
 def _read_parquet(
     file: BinaryIO, start: int, end: int | None, columns: tuple[str, ...] | None
 ) -> Iterator[Record | Damage]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    errors = (pa.ArrowException, OSError, EOFError)
+    errors = _parquet_errors()
     try:
-        parquet = pq.ParquetFile(file)
+        parquet, footer = _open_parquet(file)
+        names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
     except errors as error:
-        yield Damage(start, f"not a readable Parquet file: {str(error).splitlines()[0]}", b"")
+        yield Damage(start, f"not a readable Parquet file: {_first_line(error)}", b"")
         return
-    present = parquet.schema_arrow.names
-    wanted = None if columns is None else [name for name in present if name in columns]
-    end = parquet.metadata.num_rows if end is None else end
     first = 0
-    for group in range(parquet.num_row_groups):
-        after = first + parquet.metadata.row_group(group).num_rows
+    for group, rows_of_group in enumerate(footer.rows):
+        after = first + rows_of_group
+        last = after if end is None else min(after, end)
         position = first
         try:
-            if first < end and after > start:
-                batches = parquet.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=wanted)
-                for batch in batches:
+            if first < last and last > start:
+                rows = batch_rows(file, footer, group, names, PARQUET_BATCH_ROWS)
+                for batch in parquet.iter_batches(rows, row_groups=[group], columns=names):
                     skipped = min(max(0, start - position), len(batch))
-                    part = batch.slice(skipped, min(end - position, len(batch)) - skipped)
+                    part = batch.slice(skipped, min(last - position, len(batch)) - skipped)
                     yield from _parquet_records(part, position + skipped)
                     position += len(batch)
-                    if position >= end:
+                    if position >= last:
                         break
+                else:
+                    raise EOFError("they are not there")
         except errors as error:
-            reason = (
-                f"rows {max(position, start)} to {min(after, end) - 1} cannot be read: {str(error).splitlines()[0]}"
-            )
+            reason = f"rows {max(position, start)} to {last - 1} cannot be read: {_first_line(error)}"
             yield Damage(max(position, start), reason, b"")
         first = after
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _parquet_records(batch: Any, position: int) -> Iterator[Record | Damage]:
-    try:
-        rows: list[dict[str, Any]] | None = batch.to_pylist()
-    except (UnicodeDecodeError, ValueError, OverflowError):  # a string that is not UTF-8, a date outside Python's range
-        rows = None
+    """Rows of a batch; all at once where they are small, since that is faster."""
+    rows: list[dict[str, Any]] | None = None
+    is_large = batch.nbytes > MAX_RECORD_BYTES
+    with contextlib.suppress(*_VALUE_ERRORS):
+        rows = None if is_large else batch.to_pylist()
     for index in range(len(batch)):
         if rows is not None:
             yield Record(position + index, rows[index], b"")
             continue
+        row = batch.slice(index, 1)
         try:
-            yield Record(position + index, batch.slice(index, 1).to_pylist()[0], b"")
-        except (UnicodeDecodeError, ValueError, OverflowError) as error:
+            if is_large and row.nbytes > MAX_RECORD_BYTES:
+                raise ValueError(f"row is longer than {MAX_RECORD_BYTES >> 20} MiB")
+            yield Record(position + index, row.to_pylist()[0], b"")
+        except _VALUE_ERRORS as error:
             reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             yield Damage(position + index, reason, b"")

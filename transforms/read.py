@@ -38,6 +38,8 @@ from transforms.records import DeadLetter, Outcome, Tweet
 DEAD = "dead"
 PART_BYTES = 4 << 20
 PART_ROWS = 16_384
+PARTS_OF_GROUP = 64
+"""At most: each part of a row group decodes what is before it."""
 
 
 class InputFile(NamedTuple):
@@ -103,9 +105,10 @@ def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
     path, size, modified = file
     if kind == "parquet":
         with storage.open_raw(path) as opened:
-            rows = parquet_rows(opened)
-        for start in range(0, rows, PART_ROWS):
-            end = min(start + PART_ROWS, rows)
+            rows, largest_group = parquet_rows(opened)
+        step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
+        for start in range(0, rows, step):
+            end = min(start + step, rows)
             yield FilePart(path, kind, start, end, size * (end - start) // rows, modified)
     elif is_splittable(path, kind):
         for start in range(0, size, PART_BYTES):

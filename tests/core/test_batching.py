@@ -92,6 +92,15 @@ def test_the_fullest_bucket_goes_when_too_many_rows_wait() -> None:
     assert buckets.add("d", 3) == ["b", "c"]
 
 
+def test_the_largest_bucket_goes_when_what_waits_is_too_large() -> None:
+    buckets: LengthBuckets[str] = LengthBuckets(BatchLimits(max_waiting_size=100, bucket_width=1))
+    assert [buckets.add(name, length, 20) for name, length in (("a", 1), ("b", 1), ("c", 1))] == [None] * 3
+    assert buckets.add("d", 2, 90) == ["d"]
+    assert buckets.add("e", 2, 40) is None
+    assert buckets.add("f", 3, 1) == ["a", "b", "c"]
+    assert list(buckets.drain()) == [["f", "e"]]
+
+
 def test_draining_joins_neighbours() -> None:
     buckets: LengthBuckets[int] = LengthBuckets(BatchLimits(max_rows=10, bucket_width=2))
     for length in range(1, 9):

@@ -163,6 +163,19 @@ def test_types() -> None:
     assert (rows | BatchByLength()).element_type == beam.typehints.List[TokenizedTweet]
 
 
+def test_long_texts_do_not_wait_for_a_full_batch() -> None:
+    """Thousands of texts of 16 MiB would be held."""
+    do_fn = _Batch(BatchLimits(max_waiting_size=10_000))
+    do_fn.start_bundle()
+    waiting = 0
+    for index in range(200):
+        tweet = Tweet(str(index), "x" * 900, None, ("y" * 900, 5, None))
+        waiting += 1
+        waiting -= sum(map(len, do_fn.process(TokenizedTweet(tweet, [11], 1, False, 0), GlobalWindow())))
+        assert waiting <= 5
+    assert sum(len(value.value) for value in do_fn.finish_bundle()) == waiting
+
+
 @pytest.mark.parametrize("name", ["max_rows", "max_tokens", "bucket_width", "max_waiting"])
 def test_limits_are_checked_when_the_pipeline_is_built(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be at least 1"):

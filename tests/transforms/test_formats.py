@@ -623,7 +623,7 @@ def test_row_ranges_give_every_row_once(n_rows: int, group: int, batch: int, cut
 
 def test_parquet_rows() -> None:
     content = parquet(make_table(), row_group_size=7)
-    assert parquet_rows(io.BytesIO(content)) == 50
+    assert parquet_rows(io.BytesIO(content)) == (50, 7)
     for bad in (b"", b"PAR1", content[:-1], content[: len(content) // 2], b"x" * 1000):
         with pytest.raises(InputError, match="not a readable Parquet file"):
             parquet_rows(io.BytesIO(bad))
