@@ -7,13 +7,16 @@ is written under a temporary name first; where it has none, as object stores, an
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
 _SCHEMES_WITH_RENAME = (None, "file", "hdfs")
+_TRIES = 10
 
 
 @contextlib.contextmanager
@@ -45,6 +48,9 @@ def open_raw(path: str) -> BinaryIO:
 def create(path: str) -> BinaryIO:
     """Open a file for writing from its beginning to its end, its directories made; nothing is compressed."""
     with _one_line_errors(path):
+        for _ in range(_TRIES):
+            with contextlib.suppress(FileNotFoundError):  # `remove_empty` of another process took the new directory
+                return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
         return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
 
 
@@ -84,11 +90,15 @@ def delete_directory(directory: str) -> None:
 
 
 def delete(paths: Iterable[str]) -> None:
-    """Delete files; what is not there is no error."""
+    """Delete files; what is not there, or what another process deletes just now, is no error."""
     for path in paths:
         with _one_line_errors(path):
-            if FileSystems.exists(path):
-                FileSystems.delete([path])
+            try:
+                if FileSystems.exists(path):
+                    FileSystems.delete([path])
+            except OSError:
+                if FileSystems.exists(path):
+                    raise
 
 
 def rename(source: str, destination: str) -> None:
@@ -129,7 +139,16 @@ def publish(path: str, content: bytes, temporary: str) -> None:
         rename(first, path)
 
 
-def remove_empty(directory: str) -> None:
-    """Delete a directory, with its directories, if no file is in it."""
-    if can_rename(directory) and exists(directory) and not match([f"{directory}/**"]):
-        delete([directory])
+def remove_empty(directory: str, deep: bool = True) -> None:
+    """Delete a local directory if no file is in it; elsewhere an empty one does no harm.
+
+    Another process may be putting a file there just now, so only what is empty when it is deleted goes.
+
+    Args:
+        directory: its path.
+        deep: whether directories in it that are empty go first, as only who alone writes there may ask for.
+    """
+    if FileSystems.get_scheme(directory) is None:
+        for path in [path for path, _, _ in os.walk(directory, topdown=False)] if deep else [directory]:
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()
