@@ -202,7 +202,7 @@ def is_living(content: dict[str, Any]) -> bool:
         silence = (datetime.now(UTC) - datetime.fromisoformat(content["beat"])).total_seconds()
     except (KeyError, TypeError, ValueError):
         return False
-    return silence < _seconds(content)
+    return abs(silence) < _seconds(content)  # its clock may be ahead
 
 
 def _seconds(content: dict[str, Any]) -> float:
