@@ -49,7 +49,8 @@ def create(path: str) -> BinaryIO:
     """Open a file for writing from its beginning to its end, its directories made; nothing is compressed."""
     with _one_line_errors(path):
         for _ in range(_TRIES):
-            with contextlib.suppress(FileNotFoundError):  # `remove_empty` of another process took the new directory
+            # `remove_empty` of another process may take the new directory at once.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
                 return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
         return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
 

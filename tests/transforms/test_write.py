@@ -35,7 +35,7 @@ from apache_beam.utils.windowed_value import PaneInfoTiming
 from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
-from transforms import WriteDeadLetters, WriteScores, metrics
+from transforms import WriteDeadLetters, WriteScores, metrics, storage
 from transforms.options import OUTPUTS, PARTITION_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Tweet
 from transforms.score import _RecordBatchHandler
@@ -604,6 +604,28 @@ def test_workers_may_make_the_same_directory_at_the_same_time(tmp_path: Path) ->
 
         with ThreadPoolExecutor(len(files)) as threads:
             assert list(threads.map(commit_with_others, files)) == files
+
+
+def test_an_empty_directory_is_never_removed_with_a_file_that_was_just_put_there(tmp_path: Path) -> None:
+    """Another run's lease for instance; and who is putting it there is not disturbed."""
+    directory = f"{tmp_path}/a/b"
+    stop = threading.Event()
+
+    def remove() -> None:
+        while not stop.is_set():
+            storage.remove_empty(directory, deep=False)
+
+    with ThreadPoolExecutor(1) as threads:
+        removing = threads.submit(remove)
+        try:
+            for index in range(1000):
+                path = f"{directory}/{index}"
+                storage.publish(path, b"x", f"{path}.tmp")
+                assert storage.read_bytes(path) == b"x"
+                storage.delete([path])
+        finally:
+            stop.set()
+        removing.result()
 
 
 def test_a_file_that_is_removed_while_it_is_written(tmp_path: Path) -> None:
