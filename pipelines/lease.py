@@ -55,6 +55,7 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._existed = True
+        self._held = False
 
     def __enter__(self) -> Lease:
         """Take the lease.
@@ -91,7 +92,11 @@ class Lease:
         Raises:
             RunError: if it was taken, or could not be renewed for too long.
         """
-        if time.monotonic() - self._last_beat > self._seconds or not storage.exists(self._path):
+        leases = read_leases(self._output)
+        others = [
+            content for path, content in leases.items() if path != self._path and content.get("state") == "holder"
+        ]
+        if time.monotonic() - self._last_beat > self._seconds or self._path not in leases or others:
             raise RunError(
                 f"the lease of {self._output} was lost: another run may be writing there; nothing more was committed"
             )
@@ -102,6 +107,7 @@ class Lease:
             others = self._living_others()
             if not others:
                 self._write("holder")
+                self._held = True
                 return
             storage.delete([self._path])
             for other in others:
@@ -140,10 +146,12 @@ class Lease:
 
     def _withdraw(self) -> None:
         try:
-            storage.delete([self._path, f"{self._directory}/{self._id}.tmp"])
-            storage.remove_empty(self._directory)
-            if not self._existed:
+            if self._held and not self._existed:
                 storage.remove_empty(self._output)
+            storage.delete([self._path, f"{self._directory}/{self._id}.tmp"])
+            storage.remove_empty(self._directory, deep=False)
+            if not self._existed:
+                storage.remove_empty(self._output, deep=False)
         except OSError as error:
             _LOGGER.warning("the lease of %s could not be given back: %s", self._output, error)
 
@@ -180,7 +188,7 @@ def read_leases(output: str) -> dict[str, dict[str, Any]]:
             content = json.loads(storage.read_bytes(file.path))
         except FileNotFoundError:
             continue  # given back meanwhile
-        except ValueError:
+        except (ValueError, RecursionError):
             content = {}
         leases[file.path] = content if isinstance(content, dict) else {}
     return leases
@@ -194,7 +202,7 @@ def is_living(content: dict[str, Any]) -> bool:
         silence = (datetime.now(UTC) - datetime.fromisoformat(content["beat"])).total_seconds()
     except (KeyError, TypeError, ValueError):
         return False
-    return silence < _seconds(content)
+    return abs(silence) < _seconds(content)  # its clock may be ahead
 
 
 def _seconds(content: dict[str, Any]) -> float:

@@ -176,7 +176,8 @@ def _check(manifest: Manifest) -> None:
     if not isinstance(manifest.sequence, int) or not isinstance(manifest.identity, dict):
         raise ValueError("sequence or identity of another type")
     for path in (*manifest.retired, *(file.path for file in (*manifest.files, *manifest.dead_letters))):
-        if path.startswith("/") or "://" in path or ".." in path.split("/"):
+        # An empty part is an absolute path, a URI, or the output itself.
+        if {"", ".", ".."} & set(path.split("/")):
             raise ValueError(f"path {path!r} leaves the output")
 
 

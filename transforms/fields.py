@@ -31,8 +31,8 @@ KEPT_TYPES: dict[str, pa.DataType] = {
 }
 DATE = "date"
 """The partition field that every record has: the day of its timestamp, or of its file."""
-MAX_PARTITION_NAME = 200
-"""Filesystems end names at 255 bytes, and the field's name is before the value."""
+MAX_PARTITION_NAME = 255
+"""Bytes of a directory's name, where most filesystems end them."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _EPOCH = date(1970, 1, 1)
 _TWITTER_TIME = "%a %b %d %H:%M:%S %z %Y"
@@ -200,9 +200,8 @@ def partition_directory(
     """The directory of a record's row in Hive's layout, `date=2026-01-31/lang=en`; "" without `partition_by`.
 
     `date` is the day, in UTC, of the record's timestamp or, where no timestamp is asked for, of the last change of its
-    file. Characters that could leave the directory, or that a
-    filesystem may not take, are percent-encoded, as Hive's readers expect; a value that is missing, null or empty
-    gets Hive's name for it.
+    file. Characters that could leave the directory, or that a filesystem may not take, are percent-encoded, as Hive's
+    readers expect; a value that is missing, null or empty gets Hive's name for it.
 
     Args:
         record: fields by name; empty for a line of text.
@@ -211,13 +210,17 @@ def partition_directory(
         modified: seconds since 1970 of the last change of its file, where known.
 
     Raises:
-        FieldError: if a value is neither a string, a number, a boolean nor a date, or longer than a name may be.
+        FieldError: if a value is neither a string, a number, a boolean nor a date, longer than a name may be, or a
+            day that no calendar holds.
     """
     names = []
     for field in mapping.partition_by:
         if field == DATE:
             seconds = timestamp // 1_000_000 if timestamp is not None else modified if not mapping.timestamp else None
-            value: Any = None if seconds is None else _EPOCH + timedelta(days=math.floor(seconds / 86_400))
+            try:
+                value: Any = None if seconds is None else _EPOCH + timedelta(days=math.floor(seconds / 86_400))
+            except (OverflowError, ValueError):  # in its own time zone it may be of the year 1 or 9999
+                raise FieldError(f"partition field {field!r} is a day that no calendar holds in UTC") from None
         else:
             value = look_up(record, field)
         if isinstance(value, datetime):
@@ -225,10 +228,10 @@ def partition_directory(
         if value is not None and not isinstance(value, str | int | float | date):
             raise FieldError(f"partition field {field!r} is {type(value).__name__}, not a string or a number")
         text = str(value).lower() if isinstance(value, bool) else "" if value is None else valid_unicode(str(value))
-        encoded = quote(text, safe=" ") if text else _HIVE_NULL
-        if len(encoded) > MAX_PARTITION_NAME:
-            raise FieldError(f"partition field {field!r} is longer than {MAX_PARTITION_NAME} characters")
-        names.append(f"{quote(field)}={encoded}")
+        name = f"{quote(valid_unicode(field), safe='')}={quote(text, safe=' ') if text else _HIVE_NULL}"
+        if len(name) > MAX_PARTITION_NAME:
+            raise FieldError(f"partition field {field!r} makes a name of more than {MAX_PARTITION_NAME} bytes")
+        names.append(name)
     return "/".join(names)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from transforms.object_store import ObjectStore, ObjectWriter
 from transforms.s3 import S3Store, options_of_beam
 
 _SCHEMES_WITH_RENAME = (None, "file", "hdfs")
+_TRIES = 10
 
 
 @contextlib.contextmanager
@@ -68,6 +70,10 @@ def create(path: str) -> BinaryIO:
     if store := _object_store(path):
         return object_store.writer(store, path)
     with _one_line_errors(path):
+        for _ in range(_TRIES):
+            # `remove_empty` of another process may take the new directory at once.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
         return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
 
 
@@ -130,7 +136,7 @@ def delete_directory(directory: str) -> None:
 
 
 def delete(paths: Iterable[str]) -> None:
-    """Delete files; what is not there is no error."""
+    """Delete files; what is not there, or what another process deletes just now, is no error."""
     in_stores: dict[str | None, list[str]] = {}
     for path in paths:
         scheme = FileSystems.get_scheme(path)
@@ -150,7 +156,8 @@ def delete(paths: Iterable[str]) -> None:
 def _delete_local(path: Path) -> None:
     # Beam would take the name for a glob.
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -201,7 +208,16 @@ def publish(path: str, content: bytes, temporary: str) -> None:
         rename(first, path)
 
 
-def remove_empty(directory: str) -> None:
-    """Delete a directory, with its directories, if no file is in it."""
-    if can_rename(directory) and exists(directory) and not match([f"{glob.escape(directory)}/**"]):
-        delete([directory])
+def remove_empty(directory: str, deep: bool = True) -> None:
+    """Delete a local directory if no file is in it; elsewhere an empty one does no harm.
+
+    Another process may be putting a file there just now, so only what is empty when it is deleted goes.
+
+    Args:
+        directory: its path.
+        deep: whether directories in it that are empty go first, as only who alone writes there may ask for.
+    """
+    if FileSystems.get_scheme(directory) is None:
+        for path in [path for path, _, _ in os.walk(directory, topdown=False)] if deep else [directory]:
+            with contextlib.suppress(OSError):
+                Path(path).rmdir()

@@ -36,7 +36,7 @@ def assert_refused(finished: Finished, expected: str, tmp_path: Path) -> None:
         ("--input in.jsonl --keep_fields text", "output column"),
         ("--input in.jsonl --keep_fields a:int32", "int64"),
         ("--input in.txt --keep_fields a", "text lines have no fields"),
-        ("--input in.jsonl --outputs top,topp", "'topp' is unknown; choose from text, top"),
+        ("--input in.jsonl --outputs top,topp", "'topp' is unknown; choose from text, source, top"),
         ("--input in.jsonl --outputs ,", "outputs"),
         ("--input in.jsonl --embedding_type int8", "float16"),
         ("--input in.jsonl --precision fp8", "fp32"),

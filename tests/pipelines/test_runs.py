@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.score import explain, reconcile
+from pipelines.manifest import DataFile
+from pipelines.run import explain, reconcile
 from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
 from torchmoji_core.errors import RunError
 from torchmoji_core.processor import has_bfloat16
@@ -163,11 +164,17 @@ def test_the_output_is_removed_while_running(model: str, tmp_path: Path) -> None
 
 
 def test_counts_that_do_not_add_up_fail_the_run() -> None:
-    good = {"read": 5, "scored": 3, "empty": 1, "dead": 1, "rows_written": 4}
-    reconcile(good)
+    good = {"read": 6, "scored": 3, "empty": 1, "dead": 2, "rows_written": 4}
+    files = [DataFile("date=2026-01-31/part-a.parquet", 3, 0, ""), DataFile("part-b.parquet", 1, 0, "")]
+    dead = [DataFile("_dead_letters/part-c.jsonl", 2, 0, "")]
+    reconcile(good, [*files, *dead])
+    reconcile({}, [])
     for name in good:
         with pytest.raises(RunError, match="do not add up"):
-            reconcile(good | {name: 2})
+            reconcile(good | {name: 5}, [*files, *dead])
+    for written in ([*files[:1], *dead], files, dead, [*files, *files, *dead], [*files, *dead, *dead]):
+        with pytest.raises(RunError, match="do not add up"):
+            reconcile(good, written)
 
 
 @pytest.mark.parametrize(

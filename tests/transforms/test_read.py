@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from apache_beam.io.filesystem import FileMetadata
 
 from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.errors import InputError
 from transforms import metrics
 from transforms.fields import FieldMapping, KeptField, position_id
-from transforms.read import FilePart, ReadTweets, _ReadParts, match_files, split_file
+from transforms.read import (
+    FilePart,
+    InputFile,
+    ReadTweets,
+    UnreadableInput,
+    _ReadParts,
+    match_files,
+    split_file,
+    unreadable_path,
+)
 from transforms.records import DeadLetter, Tweet
 
 
@@ -34,8 +43,8 @@ def rows_of(prefix: str, n: int) -> list[dict[str, Any]]:
     return [{"id": f"{prefix}-{index}", "text": text} for index, text in enumerate(make_texts(n))]
 
 
-def tweets_of(rows: list[dict[str, Any]]) -> list[Tweet]:
-    return [Tweet(row["id"], row["text"]) for row in rows]
+def tweets_of(rows: list[dict[str, Any]], path: Path) -> list[Tweet]:
+    return [Tweet(row["id"], row["text"], source=str(path)) for row in rows]
 
 
 def read(run: Run, *patterns: Path | str, **arguments: Any) -> Ran:
@@ -51,7 +60,9 @@ def assert_reconciles(ran: Ran) -> None:
 
 
 def test_all_formats_in_one_run(run: Run, tmp_path: Path) -> None:
-    rows = {name: rows_of(name, 20) for name in ("jsonl", "csv", "tsv", "parquet", "gz", "bz2", "zst")}
+    names = {name: f"x.{name}" for name in ("jsonl", "csv", "tsv", "parquet")}
+    names |= {"gz": "a.jsonl.gz", "bz2": "b.jsonl.bz2", "zst": "c.jsonl.zst"}
+    rows = {name: rows_of(name, 20) for name in names}
     lines = make_texts(20, seed=5)
     for name, delimiter in (("csv", ","), ("tsv", "\t")):
         file = io.StringIO()
@@ -69,7 +80,7 @@ def test_all_formats_in_one_run(run: Run, tmp_path: Path) -> None:
     ran = read(run, tmp_path / "*")
 
     named = [tweet for tweet in ran["tweets"] if "-" in tweet.id]
-    assert sorted(named) == sorted(tweet for some in rows.values() for tweet in tweets_of(some))
+    assert sorted(named) == sorted(tweet for name in names for tweet in tweets_of(rows[name], tmp_path / names[name]))
     assert sorted(tweet.text for tweet in ran["tweets"] if "-" not in tweet.id) == sorted(lines)
     assert all(type(tweet) is Tweet for tweet in ran["tweets"])
     assert ran["dead"] == []
@@ -87,7 +98,7 @@ def test_files_that_several_patterns_match_are_read_once(
     monkeypatch.chdir(tmp_path)
     ran = read(run, tmp_path / "*.jsonl", tmp_path / "one.jsonl", tmp_path / "t*", "*.jsonl", "./two.jsonl")
     assert sorted(ran["tweets"]) == sorted(
-        tweets_of([row for name in ("one", "two", "three") for row in rows_of(name, 3)])
+        tweet for name in ("one", "two", "three") for tweet in tweets_of(rows_of(name, 3), tmp_path / f"{name}.jsonl")
     )
     assert ran.count(metrics.FILES_READ) == 3
 
@@ -100,13 +111,14 @@ def test_match_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def names(*patterns: str) -> list[str]:
         found = match_files(list(patterns))
-        assert all(isinstance(metadata, FileMetadata) for metadata in found)
-        return [str(Path(metadata.path).relative_to(tmp_path)) for metadata in found]
+        assert all(isinstance(file, InputFile) for file in found)
+        return [str(Path(file.path).relative_to(tmp_path)) for file in found]
 
     assert names("*.txt") == ["a.txt", "b.txt"]
     assert names(f"{tmp_path}/**.txt") == ["a.txt", "b.txt", "deep/c.txt", "deep/deeper/d.txt"]
     assert names("b.txt", f"file://{tmp_path}/a.txt") == ["a.txt", "b.txt"]
-    assert match_files(["a.txt"])[0].size_in_bytes == 5
+    os.utime("a.txt", (1_700_000_000.5, 1_700_000_000.5))
+    assert match_files(["a.txt"]) == [InputFile(str(tmp_path / "a.txt"), 5, 1_700_000_000.5)]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +181,10 @@ def test_what_is_no_tweet_is_a_dead_letter(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n".join(lines))
     ran = read(run, path, fields=FieldMapping(timestamp="at", keep=(KeptField("likes", "int64"),)))
-    assert sorted(ran["tweets"]) == [Tweet("1", "fine", None, (None,)), Tweet("9", "kept", 1711011512_000000, (12,))]
+    assert sorted(ran["tweets"]) == [
+        Tweet("1", "fine", None, (None,), str(path)),
+        Tweet("9", "kept", 1711011512_000000, (12,), str(path)),
+    ]
     assert {letter.raw for letter in ran["dead"]} == set(lines[1:8])
     assert all(type(letter) is DeadLetter and letter.source == str(path) for letter in ran["dead"])
     content = path.read_bytes()
@@ -201,7 +216,10 @@ def test_nested_columns(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(jsonl(rows))
     fields = FieldMapping(keep=(KeptField("data.lang"), KeptField("user", "json")))
     ran = read(run, tmp_path / "x.*", fields=fields)
-    assert ran["tweets"] == [Tweet("7", "deep", None, ("en", '{"name": "ann", "x": 1}'))] * 2
+    assert sorted(ran["tweets"]) == [
+        Tweet("7", "deep", None, ("en", '{"name": "ann", "x": 1}'), str(tmp_path / name))
+        for name in ("x.jsonl", "x.parquet")
+    ]
 
 
 def test_unreadable_files_are_one_dead_letter_each(run: Run, tmp_path: Path) -> None:
@@ -228,7 +246,7 @@ def test_a_file_that_vanishes_after_it_was_found(run: Run, tmp_path: Path) -> No
         read = (
             pipeline
             | beam.Create([part])
-            | beam.ParDo(_ReadParts(FieldMapping(), None)).with_outputs("dead", main="tweets")
+            | beam.ParDo(_ReadParts(FieldMapping(), None, strict=False)).with_outputs("dead", main="tweets")
         )
         return {"tweets": read["tweets"], "dead": read["dead"]}
 
@@ -256,11 +274,11 @@ def test_a_big_file_is_read_in_parts(run: Run, tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "big.jsonl"
     path.write_bytes("\ufeff".encode() + jsonl(rows) + b'{"id": "bad"}\n')
     monkeypatch.setattr("transforms.read.PART_BYTES", 1000)
-    parts = list(split_file(str(path), path.stat().st_size, "jsonl"))
+    parts = list(split_file(InputFile(str(path), path.stat().st_size), "jsonl"))
     assert len(parts) > 20
     assert sum(part.bytes_ for part in parts) == path.stat().st_size
     ran = read(run, path)
-    assert sorted(ran["tweets"]) == sorted(tweets_of(rows))
+    assert sorted(ran["tweets"]) == sorted(tweets_of(rows, path))
     assert len(ran["dead"]) == 1
     assert ran.count(metrics.BYTES_READ) == path.stat().st_size
     assert_reconciles(ran)
@@ -272,16 +290,16 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
     path = tmp_path / "big.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
     monkeypatch.setattr("transforms.read.PART_ROWS", 7)
-    assert len(list(split_file(str(path), path.stat().st_size, "parquet"))) == 15
+    assert len(list(split_file(InputFile(str(path), path.stat().st_size), "parquet"))) == 15
     ran = read(run, path)
-    assert sorted(ran["tweets"]) == sorted(tweets_of(rows))
+    assert sorted(ran["tweets"]) == sorted(tweets_of(rows, path))
     assert_reconciles(ran)
 
 
 def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.read.PART_BYTES", 10)
     for name, kind in (("x.jsonl.gz", "jsonl"), ("x.csv", "csv")):
-        assert list(split_file(name, 1000, kind)) == [FilePart(name, kind, 0, None, 1000)]
+        assert list(split_file(InputFile(name, 1000, 7.5), kind)) == [FilePart(name, kind, 0, None, 1000, 7.5)]
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "empty.csv", "empty.jsonl.gz"])
@@ -304,3 +322,103 @@ def test_types_of_the_outputs_are_known() -> None:
     outcome = beam.Pipeline() | ReadTweets(["x.txt"])
     assert outcome.results.element_type is Tweet
     assert outcome.dead_letters.element_type is DeadLetter
+
+
+# --- strict --------------------------------------------------------------------------------------------------------
+
+
+def listed(*paths: Path) -> list[InputFile]:
+    return [InputFile(str(path), path.stat().st_size, path.stat().st_mtime) for path in paths]
+
+
+def read_strictly(run: Run, files: list[InputFile], **arguments: Any) -> Ran:
+    def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
+        outcome = pipeline | "ReadTweets" >> ReadTweets(files, strict=True, **arguments)
+        return {"tweets": outcome.results, "dead": outcome.dead_letters}
+
+    return run(build)
+
+
+def test_files_that_were_listed_are_read_as_they_are_named(run: Run, tmp_path: Path) -> None:
+    """No glob is made of them."""
+    paths = [tmp_path / "a[1].jsonl", tmp_path / "b*.jsonl"]
+    for path in (*paths, tmp_path / "a1.jsonl", tmp_path / "bb.jsonl"):
+        path.write_bytes(jsonl(rows_of(path.name, 3)))
+    ran = read_strictly(run, [*listed(*paths), *listed(paths[0])])
+    assert sorted(ran["tweets"]) == sorted(tweet for path in paths for tweet in tweets_of(rows_of(path.name, 3), path))
+    assert ran.count(metrics.FILES_READ) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["gone.jsonl", "gone.parquet", "gone.csv.gz", 'quo"ted \\ näme.jsonl', "line\nbreak.txt"]
+)
+def test_a_file_that_cannot_be_opened_fails_a_strict_run_by_its_name(name: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_text("hello\n")
+    missing = InputFile(str(tmp_path / name), 10, 5.0)
+    with pytest.raises(Exception, match="UnreadableInput") as caught:
+        read_strictly(run, [*listed(tmp_path / "good.txt"), missing])
+    assert unreadable_path(str(caught.value)) == missing.path
+
+
+def test_what_is_unreadable_in_a_file_that_opens_fails_no_strict_run(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 and nothing more")
+    (tmp_path / "x.docx").write_bytes(b"what is this")
+    (tmp_path / "x.jsonl").write_bytes(b"not json\n" + jsonl(rows_of("x", 2)))
+    ran = read_strictly(run, listed(tmp_path / "x.parquet", tmp_path / "x.docx", tmp_path / "x.jsonl"))
+    assert sorted(ran["tweets"]) == tweets_of(rows_of("x", 2), tmp_path / "x.jsonl")
+    assert sorted(Path(letter.source).name for letter in ran["dead"]) == ["x.docx", "x.jsonl", "x.parquet"]
+    assert_reconciles(ran)
+
+
+@pytest.mark.parametrize(
+    "path", ["/a/b.jsonl", 'a "quoted" one', "back\\slash", "ünï 😂", "line\nbreak", "half \udcff"]
+)
+def test_the_path_is_found_in_what_runners_say(path: str) -> None:
+    error = UnreadableInput(path, "Permission denied")
+    text = f"Traceback (most recent call last):\ntransforms.read.UnreadableInput: {error} [while running 'ReadTweets']"
+    assert unreadable_path(text) == path
+
+
+@pytest.mark.parametrize("text", ["", 'input "x" cannot be opened', "OSError: UnreadableInput", "RunError: x is gone"])
+def test_other_errors_have_no_path(text: str) -> None:
+    assert unreadable_path(text) is None
+
+
+# --- partitions ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_without_a_timestamp_field_are_partitioned_by_the_date_of_their_file(run: Run, tmp_path: Path) -> None:
+    """In every format and in every part of a file."""
+    moment = 1_700_000_000
+    (tmp_path / "x.txt").write_text("hello\nworld\n")
+    (tmp_path / "x.jsonl").write_bytes(jsonl(rows_of("x", 2)))
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(jsonl(rows_of("y", 2))))
+    pq.write_table(pa.Table.from_pylist(rows_of("z", 2)), tmp_path / "x.parquet")
+    for path in tmp_path.iterdir():
+        os.utime(path, (moment, moment))
+    ran = read(run, tmp_path / "*", fields=FieldMapping(partition_by=("date",)))
+    assert [tweet.partition for tweet in ran["tweets"]] == ["date=2023-11-14"] * 8
+
+
+def test_partitions_that_are_no_name_are_dead_letters(run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"id": "1", "text": "fine", "lang": "en", "at": 0},
+        {"id": "2", "text": "long", "lang": "x" * 10_000, "at": 0},
+        {"id": "3", "text": "nested", "lang": {"code": "en"}, "at": 0},
+        {"id": "4", "text": "hostile", "lang": "../../etc", "at": 86_400},
+        {"id": "5", "text": "none", "at": None},
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(jsonl(rows))
+    ran = read(run, path, fields=FieldMapping(timestamp="at", partition_by=("date", "lang")))
+    assert {tweet.id: tweet.partition for tweet in ran["tweets"]} == {
+        "1": "date=1970-01-01/lang=en",
+        "4": "date=1970-01-02/lang=..%2F..%2Fetc",
+        "5": "date=__HIVE_DEFAULT_PARTITION__/lang=__HIVE_DEFAULT_PARTITION__",
+    }
+    reasons = {json.loads(letter.raw)["id"]: letter.reason for letter in ran["dead"]}
+    assert reasons == {
+        "2": "partition field 'lang' makes a name of more than 255 bytes",
+        "3": "partition field 'lang' is dict, not a string or a number",
+    }
+    assert_reconciles(ran)

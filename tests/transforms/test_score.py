@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.transforms.conftest import Ran, Run, assert_scores, make_texts
 from torchmoji_core import __version__
 from torchmoji_core.bundle import Bundle, load_bundle
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
@@ -120,8 +120,8 @@ def test_schema_and_metadata(run: Run, bundle: Bundle, model: str) -> None:
     ran = score(run, [tokenized(bundle, named(["i love rain"]), extra=(3, "ann", None))], options)
     (batch,) = ran["batches"]
     assert batch.schema.names == [
-        "id", "text", "likes", "user.name", "day", "timestamp", "top_emojis", "probabilities", "embedding", "attention",
-        "n_tokens", "n_unknown", "truncated", "status",
+        "id", "text", "source", "likes", "user.name", "day", "timestamp", "top_emojis", "probabilities", "embedding",
+        "attention", "n_tokens", "n_unknown", "truncated", "status",
     ]  # fmt: skip
     types = {field.name: field.type for field in batch.schema}
     assert types["likes"] == pa.int64()
@@ -368,10 +368,42 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
         load_model(str(tmp_path / "no-such-bundle"), ScoreOptions())
 
 
+def test_another_model_than_the_run_was_planned_with_is_refused(bundle: Bundle, model: str) -> None:
+    """Somebody may have replaced it between planning and scoring, and rows of two models would be one data set."""
+    assert load_model(model, ScoreOptions(fingerprint=bundle.fingerprint)).scorer.fingerprint == bundle.fingerprint
+    other = "0" * len(bundle.fingerprint)
+    with pytest.raises(RunError, match=f"{bundle.fingerprint[:12]}.*planned with {other[:12]}.*replaced"):
+        load_model(model, ScoreOptions(fingerprint=other))
+
+
+def test_a_run_fails_whose_model_is_another(run: Run, bundle: Bundle, model: str) -> None:
+    options = ScoreOptions(model, fingerprint="0" * 64)
+    with pytest.raises(Exception, match="was replaced meanwhile"):
+        score(run, [tokenized(bundle, {"a": "love"})], options)
+
+
+def test_the_columns_source_and_partition_are_the_tweets(run: Run, bundle: Bundle, model: str) -> None:
+    rows = [
+        row._replace(tweet=row.tweet._replace(source="in.jsonl", partition="lang=en"))
+        for row in tokenized(bundle, {"a": "love", "b": "rain"})
+    ]
+    ran = score(run, [rows], ScoreOptions(model, outputs=("source", "top"), partitioned=True))
+    (batch,) = ran["batches"]
+    assert batch.column("source").to_pylist() == ["in.jsonl"] * 2
+    assert batch.column("_partition").to_pylist() == ["lang=en"] * 2
+
+
+def test_a_dead_letter_names_the_file_of_the_row(run: Run, bundle: Bundle, model: str) -> None:
+    poison = TokenizedTweet(Tweet("poison", "x", source="in.jsonl"), [10**6], 1, False, 0)
+    ran = score(run, [[poison, *tokenized(bundle, {"b": "rain"})]], ScoreOptions(model))
+    (letter,) = ran["dead"]
+    assert (letter.source, letter.position, letter.raw) == ("in.jsonl", "poison", b"x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"outputs": ("top", "emoji")}, "outputs: 'emoji' is unknown; choose from text, top"),
+        ({"outputs": ("top", "emoji")}, "outputs: 'emoji' is unknown; choose from text, source, top"),
         ({"outputs": ()}, "outputs: none given"),
         ({"precision": "fp8"}, "precision 'fp8' is unknown; choose one of auto"),
         ({"embedding_type": "float64"}, "embedding_type 'float64' is unknown; choose one of float16, float32"),

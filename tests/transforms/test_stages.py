@@ -14,9 +14,10 @@ from apache_beam.runners.pipeline_context import PipelineContext
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import EmbeddedPythonEnvironment
 
+from pipelines.data_set import DataSet
 from pipelines.options import parse
 from pipelines.plan import make_plan
-from pipelines.score import build_pipeline
+from pipelines.run import build_pipeline
 from tests.transforms.conftest import make_texts
 from torchmoji_core.batching import BatchLimits
 from transforms import metrics
@@ -44,7 +45,7 @@ def pipeline(model: str, tmp_path_factory: pytest.TempPathFactory) -> beam.Pipel
     (directory / "x.txt").write_text("\n".join(make_texts(20)))
     config, _ = parse(["--input", str(directory / "*.txt"), "--output", str(directory / "out"), "--model", model])
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    build_pipeline(pipeline, make_plan(config))
+    build_pipeline(pipeline, make_plan(config, DataSet(config.output)))
     return pipeline
 
 
@@ -118,8 +119,8 @@ def test_no_barrier_lies_between_model_and_file(proto: beam_runner_api_pb2.Pipel
 KEEP = tuple(KeptField(f"some.longer.field.name.{index}", "json") for index in range(20))
 OPTIONS = ScoreOptions(None, outputs=OUTPUTS, keep=KEEP, timestamp=True, run_id="run", progress="/tmp/progress")
 CARRIED: dict[str, Any] = {
-    "SplitFiles": _SplitFiles("jsonl"),
-    "ReadParts": _ReadParts(FieldMapping(timestamp="at", keep=KEEP), "/tmp/progress"),
+    "SplitFiles": _SplitFiles("jsonl", strict=True),
+    "ReadParts": _ReadParts(FieldMapping(timestamp="at", keep=KEEP), "/tmp/progress", strict=True),
     "Tokenize": _Tokenize(None),
     "Batch": _Batch(BatchLimits()),
     "RecordBatchHandler": _RecordBatchHandler(OPTIONS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -34,12 +35,19 @@ from apache_beam.utils.windowed_value import PaneInfoTiming
 from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
-from transforms import WriteDeadLetters, WriteScores, metrics
-from transforms.options import OUTPUTS, ScoreOptions
+from transforms import WriteDeadLetters, WriteScores, metrics, storage
+from transforms.options import OUTPUTS, PARTITION_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Tweet
 from transforms.score import _RecordBatchHandler
 from transforms.tokenize import tokenize
-from transforms.write import WrittenFile, _WriteParquet, commit, window_directory
+from transforms.write import (
+    MAX_OPEN_FILES,
+    WrittenFile,
+    _WriteParquet,
+    commit,
+    committed_files,
+    window_directory,
+)
 
 HOUR = 3600
 METADATA = {"torchmoji.fingerprint": "abc", "torchmoji.classes": '["😂"]'}
@@ -68,10 +76,12 @@ def write(run: Run, output: Path, batches: list[Any], run_id: str = "run", **arg
 
 
 def parts(output: Path) -> list[Path]:
-    """All files under final names; that there are no others is checked along the way."""
-    found = [path for path in output.rglob("*") if path.is_file()]
+    """All files under final names; that there are no others but the records of them is checked along the way."""
+    records = list(output.rglob("_tmp/*/committed/*.json"))
+    found = [path for path in output.rglob("*") if path.is_file() and path not in records]
     assert all(re.fullmatch(r"part-[\w-]+-[0-9a-f]{12}\.(parquet|jsonl)", path.name) for path in found), found
     assert len({path.name for path in found}) == len(found)
+    assert sorted(path.name.removesuffix(".json") for path in records) == sorted(path.name for path in found)
     return sorted(found)
 
 
@@ -100,8 +110,10 @@ def test_what_is_reported_is_what_is_there(run: Run, tmp_path: Path) -> None:
         path = Path(file.final)
         assert path.name.startswith("part-run-7-")
         assert file.bytes_ == path.stat().st_size
+        assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert file.rows == pq.ParquetFile(path).metadata.num_rows
         assert not Path(file.temporary).exists()
+    assert sorted(ran["files"]) == committed_files(str(tmp_path), "run-7")
     assert ran.count(metrics.BYTES_WRITTEN) == sum(path.stat().st_size for path in parts(tmp_path))
 
 
@@ -159,6 +171,138 @@ def test_outputs_of_any_name(name: str, run: Run, tmp_path: Path) -> None:
 def test_numbers_of_rows_are_checked_when_the_pipeline_is_built(arguments: dict[str, int]) -> None:
     with pytest.raises(InputError, match="must be at least 1"):
         WriteScores("output", "run", **arguments)
+
+
+# --- partitions ----------------------------------------------------------------------------------------------------
+
+
+def partitioned(rows: Iterable[tuple[str, str]], source: str = "in.jsonl") -> pa.RecordBatch:
+    """Rows of id and partition."""
+    ids, partitions = zip(*rows, strict=True)
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "source": pa.array([source] * len(ids), pa.string()),
+        PARTITION_COLUMN: pa.array(partitions, pa.string()),
+        "vector": pa.array([[1.0, 2.0]] * len(ids), pa.list_(pa.float32())),
+    }
+    return pa.record_batch(columns).replace_schema_metadata(METADATA)
+
+
+def rows_of(output: Path) -> list[tuple[str, str]]:
+    """Id and directory of every row, sorted."""
+    return sorted((row, str(path.parent.relative_to(output))) for path in parts(output) for row in ids_of(path))
+
+
+def test_rows_lie_in_the_directories_of_their_partitions(run: Run, tmp_path: Path) -> None:
+    names = ["date=2026-01-31", "date=2026-02-01/lang=en", "date=2026-02-01/lang=..%2F..", ""]
+    rows = [(f"{index:04}", names[index % 7 % 4]) for index in range(500)]
+    batches = [partitioned(rows[first : first + 23]) for first in range(0, 500, 23)]
+    ran = write(run, tmp_path, batches, rows_per_file=60)
+    assert rows_of(tmp_path) == [(row, name or ".") for row, name in rows]
+    assert max(map(len, map(ids_of, parts(tmp_path)))) == 60
+    for path in parts(tmp_path):
+        assert ids_of(path) == sorted(ids_of(path)), "rows stay in their order"
+        schema = pq.read_schema(path)
+        assert schema.names == ["id", "source", "vector"]
+        assert schema.metadata[b"torchmoji.fingerprint"] == b"abc"
+    assert ran.count(metrics.ROWS_WRITTEN) == 500
+    assert ran.count(metrics.FILES_WRITTEN) == len(parts(tmp_path)) == len(ran["files"])
+
+
+def test_partitions_are_columns_to_readers(run: Run, tmp_path: Path) -> None:
+    write(run, tmp_path, [partitioned([("1", "lang=a%2Fb"), ("2", "lang=two words"), ("3", "lang=%F0%9F%98%82")])])
+    with duckdb.connect() as connection:
+        query = f"select id, lang from read_parquet('{tmp_path}/lang*/*.parquet', hive_partitioning=true) order by id"
+        assert connection.sql(query).fetchall() == [("1", "a/b"), ("2", "two words"), ("3", "😂")]
+    table = pq.read_table(tmp_path).sort_by("id")
+    assert table["lang"].to_pylist() == ["a/b", "two words", "😂"]
+
+
+def test_partitions_and_windows_go_together(run: Run, tmp_path: Path) -> None:
+    def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
+        batch = partitioned([("1", "lang=en"), ("2", "lang=de")])
+        batches = pipeline | beam.Create([TimestampedValue(batch, 5), TimestampedValue(batch, HOUR)])
+        return {"files": batches | beam.WindowInto(FixedWindows(HOUR)) | WriteScores(str(tmp_path), "run")}
+
+    run(build)
+    hours = ("date=1970-01-01/hour=00", "date=1970-01-01/hour=01")
+    assert rows_of(tmp_path) == sorted(
+        (row, f"{hour}/{lang}") for hour in hours for row, lang in (("1", "lang=en"), ("2", "lang=de"))
+    )
+
+
+def open_below(directory: Path) -> int:
+    """How many files below a directory this process has open."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            count += str(descriptor.readlink()).startswith(str(directory))
+        except FileNotFoundError:
+            continue  # of the listing itself
+    return count
+
+
+def test_of_many_partitions_few_files_are_open_and_every_row_is_there_once(tmp_path: Path) -> None:
+    """Every row is a row group here, so that every partition wants an open file."""
+    do_fn = _WriteParquet(str(tmp_path), "run", 100, 1)
+    do_fn.start_bundle()
+    rows = [(f"{index:05}", f"key={index * 7 % 300}") for index in range(1500)]
+    files, opened = [], []
+    for first in range(0, len(rows), 10):
+        files += list(do_fn.process(partitioned(rows[first : first + 10]), GlobalWindow()))
+        opened.append(open_below(tmp_path))
+    files += list(do_fn.finish_bundle())
+    assert MAX_OPEN_FILES - 10 <= max(opened) <= MAX_OPEN_FILES
+    assert open_below(tmp_path) == 0
+    for file in files:
+        commit(file.value if hasattr(file, "value") else file)
+    assert rows_of(tmp_path) == rows
+    assert len({name for _, name in rows_of(tmp_path)}) == 300
+
+
+def test_many_partitions_with_a_few_rows_wait_in_memory_up_to_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And then the largest is written, so that files are few: one for each partition here, of few row groups."""
+    monkeypatch.setattr("transforms.write.WAITING_BYTES", 20_000)
+    do_fn = _WriteParquet(str(tmp_path), "run", 100_000, 4096)
+    do_fn.start_bundle()
+    rows = [(f"{index:05}", f"key={index % 40}") for index in range(8000)]
+    files = []
+    for first in range(0, len(rows), 50):
+        files += list(do_fn.process(partitioned(rows[first : first + 50]), GlobalWindow()))
+        assert sum(part.waiting_bytes for part in do_fn._parts.values()) <= 20_000
+    files += list(do_fn.finish_bundle())
+    for file in files:
+        commit(file.value)
+    assert rows_of(tmp_path) == rows
+    assert len(parts(tmp_path)) == 40
+    assert max(pq.ParquetFile(path).metadata.num_row_groups for path in parts(tmp_path)) > 1
+
+
+def test_rows_are_counted_by_their_sources(run: Run, tmp_path: Path) -> None:
+    batches = [partitioned([(str(index), f"key={index % 3}")] * 5, f"{index % 4}.jsonl") for index in range(40)]
+    ran = write(run, tmp_path, batches, rows_per_file=17)
+    total: dict[str, int] = {}
+    for file in ran["files"]:
+        column = pq.ParquetFile(file.final).read(["source"])["source"].to_pylist()
+        assert file.sources == {source: column.count(source) for source in set(column)}
+        for source, n in file.sources.items():
+            total[source] = total.get(source, 0) + n
+    assert total == {f"{index}.jsonl": 50 for index in range(4)}
+
+
+def test_without_a_source_column_no_sources_are_counted(run: Run, tmp_path: Path) -> None:
+    ran = write(run, tmp_path, numbered_batches([5]))
+    assert [file.sources for file in ran["files"]] == [{}]
+
+
+def test_committed_files_are_those_of_the_run_alone(run: Run, tmp_path: Path) -> None:
+    first = write(run, tmp_path, numbered_batches([25]), run_id="one", rows_per_file=10)
+    second = write(run, tmp_path, [partitioned([("1", "lang=en")])], run_id="two")
+    assert committed_files(str(tmp_path), "one") == sorted(first["files"])
+    assert committed_files(str(tmp_path), "two") == second["files"]
+    assert committed_files(str(tmp_path), "three") == []
 
 
 # --- readers -------------------------------------------------------------------------------------------------------
@@ -444,7 +588,12 @@ def test_commit_where_nothing_can_be_put(tmp_path: Path) -> None:
 def test_workers_may_make_the_same_directory_at_the_same_time(tmp_path: Path) -> None:
     for attempt in range(200):
         output = tmp_path / str(attempt)
-        files = [WrittenFile(f"{output}-{index}", f"{output}/date=1/{index}", 0, 0) for index in range(4)]
+        files = [
+            WrittenFile(
+                f"{output}-{index}", f"{output}/date=1/{index}", f"{output}/_tmp/run/{index}.json", 0, 0, "", {}
+            )
+            for index in range(4)
+        ]
         for file in files:
             Path(file.temporary).write_bytes(b"")
         start = threading.Barrier(len(files))
@@ -457,8 +606,30 @@ def test_workers_may_make_the_same_directory_at_the_same_time(tmp_path: Path) ->
             assert list(threads.map(commit_with_others, files)) == files
 
 
+def test_an_empty_directory_is_never_removed_with_a_file_that_was_just_put_there(tmp_path: Path) -> None:
+    """Another run's lease for instance; and who is putting it there is not disturbed."""
+    directory = f"{tmp_path}/a/b"
+    stop = threading.Event()
+
+    def remove() -> None:
+        while not stop.is_set():
+            storage.remove_empty(directory, deep=False)
+
+    with ThreadPoolExecutor(1) as threads:
+        removing = threads.submit(remove)
+        try:
+            for index in range(1000):
+                path = f"{directory}/{index}"
+                storage.publish(path, b"x", f"{path}.tmp")
+                assert storage.read_bytes(path) == b"x"
+                storage.delete([path])
+        finally:
+            stop.set()
+        removing.result()
+
+
 def test_a_file_that_is_removed_while_it_is_written(tmp_path: Path) -> None:
-    do_fn = _WriteParquet(str(tmp_path), "run", 100, 100)
+    do_fn = _WriteParquet(str(tmp_path), "run", 100, 1)
     do_fn.start_bundle()
     list(do_fn.process(make_batch(["1"]), GlobalWindow()))
     (temporary,) = (tmp_path / "_tmp" / "run").iterdir()
@@ -497,6 +668,14 @@ def test_dead_letters_survive_as_json_lines(run: Run, tmp_path: Path) -> None:
             found.append(DeadLetter(fields["source"], fields["position"], fields["reason"], raw))
     assert sorted(found) == sorted(LETTERS)
     assert ran.count(metrics.DEAD) == len(LETTERS)
+    counted: dict[str, int] = {}
+    for file in ran["files"]:
+        content = Path(file.final).read_bytes()
+        assert (file.bytes_, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+        assert file.rows == len(content.splitlines())
+        for source, n in file.sources.items():
+            counted[source] = counted.get(source, 0) + n
+    assert counted == {"x.jsonl": 2, "s3://bucket/ünï.csv.gz": 1, "": 1, "x.txt": 1, "name-\ufffd.txt": 1}
     assert ran.count(metrics.FILES_WRITTEN) == len(ran["files"]) == len(parts(tmp_path))
     assert ran.count(metrics.ROWS_WRITTEN) == 0
 
