@@ -7,7 +7,10 @@ import json
 import os
 import platform
 import random
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,26 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def measure_command(command: list[str]) -> dict[str, float]:
+    """Seconds and peak resident memory, in megabytes, of a command that must succeed.
+
+    It runs in a child of a child, whose peak is then not mixed with an earlier one's.
+    """
+    program = (
+        "import json, resource, subprocess, sys; "
+        "status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode; "
+        "print(json.dumps([status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
+    )
+    started = time.perf_counter()
+    finished = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - started
+    status, kilobytes = json.loads(finished.stdout)
+    if status:
+        raise SystemExit(finished.stderr)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return {"peak MB": kilobytes * unit / 1e6, "seconds": seconds}
 
 
 def _lines(path: str) -> list[str]:

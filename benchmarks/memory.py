@@ -11,13 +11,11 @@ import argparse
 import json
 import random
 import resource
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from benchmarks.common import report
+from benchmarks.common import measure_command, report
 from benchmarks.reference_bundle import save_reference_bundle
 
 WORDS = ["so", "happy", "sad", "rain", "love", "late", "coffee", "today", "never", "again", "friends", "!", "..."]
@@ -48,25 +46,13 @@ def main() -> None:
 
 
 def _measure(model: Path, inputs: Path, output: Path, arguments: list[str]) -> dict[str, float]:
-    """Run the command in a child of a child, whose peak is then not mixed with an earlier one's."""
     command = [
         sys.executable, "-m", "pipelines.score", "--progress", "off", "--model", str(model), "--input", str(inputs),
         "--output", str(output), "--outputs", "top,probabilities,embedding", *arguments,
     ]  # fmt: skip
-    program = (
-        "import json, resource, subprocess, sys; "
-        "status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode; "
-        "print(json.dumps([status, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
-    )
-    started = time.perf_counter()
-    finished = subprocess.run([sys.executable, "-c", program, *command], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - started
-    status, kilobytes = json.loads(finished.stdout)
-    if status:
-        raise SystemExit(finished.stderr)
-    page = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
+    measured = measure_command(command)
     size = sum(file.stat().st_size for file in output.glob("*.parquet"))
-    return {"peak MB": kilobytes * page / 1e6, "seconds": seconds, "written MB": size / 1e6}
+    return measured | {"written MB": size / 1e6}
 
 
 if __name__ == "__main__":
