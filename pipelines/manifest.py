@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.options import ScoreConfig
+from pipelines.redaction import redact_all
 from torchmoji_core.errors import InputError
 from transforms import storage
 from transforms.write import TEMPORARY
@@ -104,7 +105,7 @@ class Manifest:
 def identity(config: ScoreConfig) -> dict[str, Any]:
     """What makes two runs the same command: all that decides the rows, but not where they come from or run."""
     score = config.score
-    return {
+    options = {
         "inputs": sorted(config.inputs),
         "format": config.format,
         "text_field": list(config.fields.text),
@@ -118,6 +119,7 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
         "top_k": score.top_k,
         "embedding_type": score.embedding_type,
     }
+    return dict(redact_all(options))  # the address of a model may hold a password
 
 
 def read_all(output: str) -> list[Manifest]:

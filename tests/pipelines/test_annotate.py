@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -424,6 +426,44 @@ def test_text_lines_have_days_and_sources_too(tmp_path: Path, run_annotate: Run,
     assert table.column("source").to_pylist() == [str(path)] * 2
     assert table.column("date").to_pylist() == ["1970-01-02"] * 2
     assert is_sound(run_verify)
+
+
+# --- security --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("umask", "files", "directories"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_files_have_the_permissions_that_the_umask_leaves(
+    tmp_path: Path, run_annotate: Run, umask: int, files: int, directories: int
+) -> None:
+    write_lines_of(tmp_path / "in" / "a.jsonl", [{"id": "1", "text": "i"}, "{broken"])
+    before = os.umask(umask)
+    try:
+        assert run_annotate("--max_dead_fraction", "1").status == 0
+    finally:
+        os.umask(before)
+    found = list((tmp_path / "out").rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in found if path.is_file()} == {files}
+    assert {path.stat().st_mode & 0o777 for path in found if path.is_dir()} == {directories}
+
+
+def test_manifests_hold_no_credentials(tmp_path: Path, model: str, run_annotate: Run) -> None:
+    corpus(tmp_path / "in", 1, 2)
+    shutil.make_archive(str(tmp_path / "model"), "zip", model)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://someone:hunter2@127.0.0.1:{server.server_port}/model.zip"
+        finished = run_annotate("--model", address)
+        assert finished.status == 0
+        assert "nothing is new" in run_annotate("--model", address).out
+    finally:
+        server.shutdown()
+        server.server_close()
+    said = finished.out + finished.err
+    written = "".join(path.read_text() for path in (tmp_path / "out" / "_manifests").iterdir())
+    assert "hunter2" not in said + written
 
 
 # --- score --resume ---------------------------------------------------------------------------------------------------
