@@ -2,7 +2,7 @@
 
     python -m tests.fuzz.worker TARGET SLOWEST [libFuzzer's options, corpus]
 
-SLOWEST is a file in which the seconds and the size of the slowest input so far are kept.
+SLOWEST is a file in which the slowest input so far is kept, with its processor time in seconds and its size.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ def main() -> None:
 
     def run_timed(data: bytes) -> None:
         nonlocal longest
-        started = time.perf_counter()
+        started = time.process_time()
         run(data)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         if seconds > longest:
             longest = seconds
-            Path(slowest).write_text(json.dumps({"seconds": round(seconds, 3), "bytes": len(data)}))
+            Path(slowest).write_text(
+                json.dumps({"seconds": round(seconds, 3), "bytes": len(data), "input": data.hex()})
+            )
 
     atheris.Setup([sys.argv[0], *options], run_timed)
     atheris.Fuzz()
