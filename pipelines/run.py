@@ -62,7 +62,7 @@ def build_pipeline(
         **vars(score) | {"limits": config.limits, "progress": progress}
     )
     annotated.results | "WriteScores" >> WriteScores(config.output, plan.run_id, config.rows_per_file)
-    dead = (read.dead_letters, annotated.dead_letters) | "DeadLetters" >> beam.Flatten()
+    dead = (*read.dead_letters, *annotated.dead_letters)
     dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id)
 
 

@@ -79,8 +79,7 @@ class AnnotateTweets(beam.PTransform):
             | "BatchByLength" >> BatchByLength(self._limits)
             | "ScoreBatches" >> ScoreBatches(self._options)
         )
-        dead = (checked["dead"], scored.dead_letters) | "DeadLetters" >> beam.Flatten()
-        return Outcome(scored.results, dead)
+        return Outcome(scored.results, (checked["dead"], *scored.dead_letters))
 
 
 def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:

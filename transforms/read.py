@@ -164,8 +164,7 @@ class ReadTweets(beam.PTransform):
             .with_output_types(Tweet, dead=DeadLetter)
             .with_outputs(DEAD, main="tweets")
         )
-        dead = (split[DEAD], read[DEAD]) | "DeadLetters" >> beam.Flatten()
-        return Outcome(read["tweets"], dead)
+        return Outcome(read["tweets"], (split[DEAD], read[DEAD]))
 
 
 def _match(inputs: list[str | InputFile]) -> Iterator[InputFile]:

@@ -56,7 +56,9 @@ class Outcome(NamedTuple):
     """The two outputs of a transform that can reject input."""
 
     results: beam.PCollection[Any]
-    dead_letters: beam.PCollection[DeadLetter]
+    dead_letters: tuple[beam.PCollection[DeadLetter], ...]
+    """One collection for each step that rejects; `WriteDeadLetters` takes them as they are. `beam.Flatten()` makes one
+    of them, but Beam's local runner then keeps all letters in memory."""
 
 
 class _RecordCoder(Coder):

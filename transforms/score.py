@@ -54,7 +54,7 @@ class ScoreBatches(beam.PTransform):
             .with_output_types(pa.RecordBatch, dead=DeadLetter)
             .with_outputs("dead", main="rows")
         )
-        return Outcome(unpacked["rows"], unpacked["dead"])
+        return Outcome(unpacked["rows"], (unpacked["dead"],))
 
 
 def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:

@@ -175,13 +175,18 @@ class WriteDeadLetters(beam.PTransform):
         super().__init__()
         self._do_fn = _WriteJsonLines(output, run_id)
 
-    def expand(self, letters: beam.PCollection[DeadLetter]) -> beam.PCollection[WrittenFile]:
-        return (
-            letters
-            | "Count" >> beam.Map(_count_dead)
-            | "WriteJsonLines" >> beam.ParDo(self._do_fn)
-            | "CommitFiles" >> _CommitFiles(count_rows=False)
-        )
+    def expand(
+        self, letters: beam.PCollection[DeadLetter] | tuple[beam.PCollection[DeadLetter], ...]
+    ) -> beam.PCollection[WrittenFile]:
+        # Each collection where it is made: a Flatten of letters, unlike one of names, would keep them all in memory.
+        parts = letters if isinstance(letters, tuple | list) else (letters,)
+        written = [
+            part
+            | f"Count{number}" >> beam.Map(_count_dead)
+            | f"WriteJsonLines{number}" >> beam.ParDo(self._do_fn).with_output_types(WrittenFile)
+            for number, part in enumerate(parts)
+        ]
+        return written | "Names" >> beam.Flatten() | "CommitFiles" >> _CommitFiles(count_rows=False)
 
 
 class _WriteFiles(beam.DoFn):

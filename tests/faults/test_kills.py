@@ -29,13 +29,24 @@ def committed_inputs(output: Path) -> Counter[str]:
     return found
 
 
-def kill_at_random(process: subprocess.Popen[str], output: Path, chance: random.Random) -> bool:
-    """kill -9 either while it starts, or some time after it has the lease. Returns whether it was still running."""
+def leases(output: Path) -> set[Path]:
+    return set((output / "_lease").glob("*.json"))
+
+
+def kill_at_random(process: subprocess.Popen[str], output: Path, old: set[Path], chance: random.Random) -> bool:
+    """kill -9 while it starts, or some time after it has taken the lease. Returns whether it was still running.
+
+    Args:
+        process: of the run.
+        output: where it writes.
+        old: leases of runs before it, which died.
+        chance: how long to wait.
+    """
     if chance.random() < 0.2:
         time.sleep(chance.uniform(0, 3))
     else:
         deadline = time.monotonic() + 60
-        while not list((output / "_lease").glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+        while not leases(output) - old and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 1.8))
     process.kill()
@@ -54,8 +65,9 @@ def test_fifty_kills_over_one_annotation(
         before = len(committed_inputs(annotator.output))
         # Some with worker processes, which outlive their launcher for a moment.
         workers = ("--direct_num_workers", "2") if kills % 10 == 9 else ()
+        old = leases(annotator.output)
         process = annotator.start("--commit_every", "0.1s", *workers)
-        if kill_at_random(process, annotator.output, chance):
+        if kill_at_random(process, annotator.output, old, chance):
             kills += 1
             while_work_was_left += before < FILES
             progress.add(len(committed_inputs(annotator.output)))

@@ -28,7 +28,7 @@ def annotate(run: Run, elements: list[Any], model: str, **arguments: Any) -> Ran
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         created = pipeline | beam.Create(elements).with_output_types(Any)
         scored, dead = created | AnnotateTweets(model, **arguments)
-        return {"batches": scored, "dead": dead}
+        return {"batches": scored, "dead": dead | beam.Flatten()}
 
     return run(build)
 
@@ -157,7 +157,7 @@ def test_windows_are_kept_apart(run: Run, bundle: Bundle, model: str) -> None:
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         outcome: Outcome = pipeline | stream | beam.WindowInto(FixedWindows(20)) | AnnotateTweets(model)
-        return {"batches": outcome.results | beam.Map(window_of), "dead": outcome.dead_letters}
+        return {"batches": outcome.results | beam.Map(window_of), "dead": outcome.dead_letters | beam.Flatten()}
 
     ran = run(build, streaming=True)
     assert ran["dead"] == []
@@ -202,7 +202,7 @@ def test_options_are_checked_when_the_pipeline_is_built(arguments: dict[str, Any
 def test_types_of_the_outputs_are_known() -> None:
     outcome = beam.Pipeline() | beam.Create(["x"]) | AnnotateTweets("unused")
     assert outcome.results.element_type is pa.RecordBatch
-    assert outcome.dead_letters.element_type is DeadLetter
+    assert {letters.element_type for letters in outcome.dead_letters} == {DeadLetter}
 
 
 def test_public_names() -> None:

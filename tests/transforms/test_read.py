@@ -50,7 +50,7 @@ def tweets_of(rows: list[dict[str, Any]], path: Path) -> list[Tweet]:
 def read(run: Run, *patterns: Path | str, **arguments: Any) -> Ran:
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         outcome = pipeline | "ReadTweets" >> ReadTweets([str(pattern) for pattern in patterns], **arguments)
-        return {"tweets": outcome.results, "dead": outcome.dead_letters}
+        return {"tweets": outcome.results, "dead": outcome.dead_letters | beam.Flatten()}
 
     return run(build)
 
@@ -321,7 +321,7 @@ def test_types_of_the_outputs_are_known() -> None:
     """So that Beam uses the coders of `records`; with an unknown type it pickles."""
     outcome = beam.Pipeline() | ReadTweets(["x.txt"])
     assert outcome.results.element_type is Tweet
-    assert outcome.dead_letters.element_type is DeadLetter
+    assert {letters.element_type for letters in outcome.dead_letters} == {DeadLetter}
 
 
 # --- strict --------------------------------------------------------------------------------------------------------
@@ -334,7 +334,7 @@ def listed(*paths: Path) -> list[InputFile]:
 def read_strictly(run: Run, files: list[InputFile], **arguments: Any) -> Ran:
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         outcome = pipeline | "ReadTweets" >> ReadTweets(files, strict=True, **arguments)
-        return {"tweets": outcome.results, "dead": outcome.dead_letters}
+        return {"tweets": outcome.results, "dead": outcome.dead_letters | beam.Flatten()}
 
     return run(build)
 

@@ -46,7 +46,7 @@ def score(run: Run, batches: list[list[TokenizedTweet]], options: ScoreOptions) 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         created = pipeline | beam.Create(batches).with_output_types(list[TokenizedTweet])
         outcome = created | "ScoreBatches" >> ScoreBatches(options)
-        return {"batches": outcome.results, "dead": outcome.dead_letters}
+        return {"batches": outcome.results, "dead": outcome.dead_letters | beam.Flatten()}
 
     return run(build)
 
@@ -164,7 +164,7 @@ def test_types_of_the_outputs_are_known() -> None:
     created = beam.Pipeline() | beam.Create([[]]).with_output_types(list[TokenizedTweet])
     outcome = created | ScoreBatches(ScoreOptions("unused"))
     assert outcome.results.element_type is pa.RecordBatch
-    assert outcome.dead_letters.element_type is DeadLetter
+    assert {letters.element_type for letters in outcome.dead_letters} == {DeadLetter}
 
 
 # --- bad rows ------------------------------------------------------------------------------------------------------

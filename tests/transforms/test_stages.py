@@ -192,3 +192,20 @@ def test_the_pipeline_that_was_inspected_runs(pipeline: beam.Pipeline) -> None:
     result.wait_until_finish()
     counters = {c.key.metric.name: c.result for c in result.metrics().query()["counters"]}
     assert counters[metrics.READ] == counters[metrics.ROWS_WRITTEN] == 20
+
+
+def test_dead_letters_are_written_where_they_are_made(proto: beam_runner_api_pb2.Pipeline) -> None:
+    """A Flatten of letters, as of all that is not names of files, would keep them in the local runner's memory."""
+    flattened = [
+        name
+        for transform in proto.components.transforms.values()
+        if transform.spec.urn == common_urns.primitives.FLATTEN.urn
+        for name in transform.inputs.values()
+    ]
+    producers = [
+        transform.unique_name
+        for transform in proto.components.transforms.values()
+        if not transform.subtransforms and set(flattened) & set(transform.outputs.values())
+    ]
+    assert producers, "names of files are flattened"
+    assert all(name.startswith("WriteDeadLetters/WriteJsonLines") for name in producers), producers
