@@ -159,7 +159,9 @@ def _delete_local(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)
     else:
-        path.unlink(missing_ok=True)
+        # NotADirectoryError: what should be its directory is a file, so it is not there either.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
 
 
 def rename(source: str, destination: str) -> None:

@@ -378,7 +378,7 @@ def test_directories_are_values_of_fields(tmp_path: Path, run_annotate: Run, run
     assert {path.name for path in tmp_path.parent.iterdir()} == before
     assert all(name.startswith("lang=") and "/" not in name for name in partitions(tmp_path / "out"))
     assert [letter["reason"] for letter in read_dead_letters(tmp_path / "out")] == [
-        "partition field 'lang' is longer than 200 characters"
+        "partition field 'lang' makes a name of more than 255 bytes"
     ]
     table = read_live(tmp_path / "out")
     values = dict(zip(table.column("id").to_pylist(), table.column("lang").to_pylist(), strict=True))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipelines.annotate_options import AnnotateConfig, parse
 from pipelines.data_set import DataSet
 from pipelines.manifest import Input, Manifest, Model
-from pipelines.selection import FIRST_GROUP_BYTES, MAX_GROWTH, Groups, Selection, select
+from pipelines.selection import FIRST_BYTES_PER_SECOND, MAX_GROWTH, Groups, Selection, select
 from tests.pipelines.test_manifest import make
 from torchmoji_core.errors import InputError
 from transforms.read import InputFile
@@ -270,6 +270,6 @@ def test_the_first_group_is_small_and_the_next_ones_grow_step_by_step() -> None:
     for group in groups:
         sizes.append(sum(file.bytes_ for file in group))
         groups.took(group, 0.0)
-    assert sizes[0] == FIRST_GROUP_BYTES
+    assert sizes[0] == 30 * FIRST_BYTES_PER_SECOND
     assert all(after <= MAX_GROWTH * before for before, after in itertools.pairwise(sizes))
-    assert max(sizes) > 100 * FIRST_GROUP_BYTES
+    assert max(sizes) > 100 * sizes[0]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,7 +44,7 @@ from tests.transforms.forged_parquet import (
 from transforms import compression, formats, metrics
 from transforms.fields import FieldMapping, KeptField
 from transforms.formats import Damage, Record, read_records
-from transforms.read import ReadTweets, split_file, to_tweets
+from transforms.read import InputFile, ReadTweets, split_file, to_tweets
 from transforms.records import DeadLetter, Tweet
 
 ROOT = Path(__file__).parents[2]
@@ -378,7 +379,7 @@ def test_parts_of_absurd_row_groups_are_few(claimed: int, tmp_path: Path) -> Non
     """Each of them decodes what is before it, so their number is what a row group costs."""
     path = tmp_path / "x.parquet"
     path.write_bytes(forge(whole(), claim_rows(claimed)))
-    parts = list(split_file(str(path), path.stat().st_size, "parquet"))
+    parts = list(split_file(InputFile(str(path), path.stat().st_size), "parquet"))
     assert len(parts) <= 65
     assert (parts[0].start, parts[-1].end) == (0, claimed)
 
@@ -387,7 +388,7 @@ def test_ten_million_rows_in_a_tiny_file_are_rows(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(repeated(10**7))
     assert path.stat().st_size < 50_000
-    parts = list(split_file(str(path), path.stat().st_size, "parquet"))
+    parts = list(split_file(InputFile(str(path), path.stat().st_size), "parquet"))
     assert sum(part.end - part.start for part in parts if part.end) == 10**7
     with path.open("rb") as file:
         *_, last = read_records(file, str(path), "parquet", 10**7 - 10, 10**7)
@@ -399,7 +400,12 @@ def test_ten_million_rows_in_a_tiny_file_are_rows(tmp_path: Path) -> None:
 
 def test_rows_that_a_parquet_file_only_claims_are_told_once_a_part(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(forge(whole(), claim_rows(40_000)))
-    ran = run(lambda pipeline: dict(zip(("tweets", "dead"), pipeline | ReadTweets([f"{tmp_path}/*"]), strict=True)))
+
+    def read(pipeline: beam.Pipeline) -> dict[str, beam.PCollection]:
+        outcome = pipeline | ReadTweets([f"{tmp_path}/*"])
+        return {"tweets": outcome.results, "dead": outcome.dead_letters | beam.Flatten()}
+
+    ran = run(read)
     assert len(ran["tweets"]) == 10
     told = sorted(tuple(map(int, re.findall(r"rows (\d+) to (\d+) ", letter.reason)[0])) for letter in ran["dead"])
     assert told == [(10, 16_383), (16_384, 32_767), (32_768, 39_999)]
