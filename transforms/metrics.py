@@ -29,6 +29,7 @@ TEXT_TOKENS = "text_tokens"
 FILES_WRITTEN = "files_written"
 ROWS_WRITTEN = "rows_written"
 BYTES_WRITTEN = "bytes_written"
+ROWS_PUBLISHED = "rows_published"
 TOP_PREFIX = "top_"
 """Followed by a class index: how often that class was the most probable one."""
 
