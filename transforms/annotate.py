@@ -13,6 +13,7 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, valid_unicode
 from transforms.batch import BatchByLength
 from transforms.fields import KeptField
+from transforms.hold import HoldOptions, HoldTweets
 from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.score import ScoreBatches
@@ -42,17 +43,19 @@ class AnnotateTweets(beam.PTransform):
         threads: int | None = None,
         cache_mb: int = DEFAULT_CACHE_MB,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
+        hold: HoldOptions | None = None,
         fingerprint: str | None = None,
         run_id: str = "",
         progress: str | None = None,
     ) -> None:
-        """Args are those of `ScoreOptions`, and `limits` of a batch.
+        """Args are those of `ScoreOptions`, `limits` of a batch, and `hold`: when tweets go on that are held across
+        bundles, for input that comes in a trickle; None where bundles are large, as those of files are.
 
         Raises:
             InputError: for an unknown value, when the pipeline is built.
         """
         super().__init__()
-        self._limits = limits
+        self._limits, self._hold = limits, hold
         self._options = ScoreOptions(
             model=model,
             fingerprint=fingerprint,
@@ -73,11 +76,11 @@ class AnnotateTweets(beam.PTransform):
         checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_output_types(
             Tweet, dead=DeadLetter
         ).with_outputs("dead", main="tweets")
+        tokenized = checked["tweets"] | "TokenizeTweets" >> TokenizeTweets(self._options.model)
+        if self._hold is not None:
+            tokenized = tokenized | "HoldTweets" >> HoldTweets(self._hold, self._limits)
         scored = (
-            checked["tweets"]
-            | "TokenizeTweets" >> TokenizeTweets(self._options.model)
-            | "BatchByLength" >> BatchByLength(self._limits)
-            | "ScoreBatches" >> ScoreBatches(self._options)
+            tokenized | "BatchByLength" >> BatchByLength(self._limits) | "ScoreBatches" >> ScoreBatches(self._options)
         )
         return Outcome(scored.results, (checked["dead"], *scored.dead_letters))
 
