@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipelines import journal
 from pipelines.data_set import DataSet
+from pipelines.journal import identity_of_stream
 from pipelines.manifest import identity
 from pipelines.options import ScoreConfig
 from torchmoji_core.bundle import load_bundle
@@ -193,6 +195,38 @@ def _check_output(config: ScoreConfig, data_set: DataSet) -> int:
             "give another --output, or --if_exists replace or append"
         )
     return len(data_set.live.all_files)
+
+
+def check_stream(
+    config: ScoreConfig, data_set: DataSet, model: ModelFacts, options: Mapping[str, Any], models_may_differ: bool
+) -> None:
+    """Make sure, before a stream starts, that it continues what is in its output, or that nothing is there.
+
+    Args:
+        config: what all scoring commands have.
+        data_set: what is in its output.
+        model: what it begins to score with.
+        options: as of `journal.begin`.
+        models_may_differ: whether models are to be exchanged as it runs, so that the output may hold rows of several.
+
+    Raises:
+        InputError: if the output holds, or another stream is writing there, what other options make.
+    """
+    ours = identity_of_stream(config, options)
+    others = [stream.identity for stream in journal.read(data_set.output).streams.values()]
+    for theirs in [*([data_set.identity] if data_set.identity else []), *others]:
+        # Of the model, its fingerprint counts and not where it is.
+        if changed := [name for name in differences(ours, theirs) if name != "model"]:
+            raise InputError(
+                f"output {config.output} holds results of another command (other {', '.join(changed)}); "
+                "give the same options as before, or another --output"
+            )
+    scored_by = data_set.live.fingerprint
+    if not models_may_differ and scored_by not in (None, model.fingerprint):
+        raise InputError(
+            f"output {config.output} was scored by model {str(scored_by)[:12]}, and this one is "
+            f"{model.fingerprint[:12]}; give another --output, or --model_watch to have rows of several models in one"
+        )
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
     announce(
         "verified", findings.describe(), sound=not findings.problems, problems=findings.problems, rows=findings.rows,
-        files=findings.files,
+        files=findings.files, waiting=findings.waiting,
     )  # fmt: skip
     return FAILED if findings.problems else DONE
 
