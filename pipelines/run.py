@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.transforms.window import FixedWindows
-from apache_beam.utils.timestamp import Duration
 
 from pipelines import data_set, report
 from pipelines.data_set import DataSet
@@ -76,15 +74,13 @@ def build_pipeline(
         read = pipeline | "ReadTweets" >> ReadTweets(
             config.inputs if inputs is None else inputs, config.format, config.fields, progress, inputs is not None
         )
-        tweets = read.results
     else:
         read = read_messages(pipeline, config, stream, deliveries)
-        tweets = read.results | "Windows" >> beam.WindowInto(FixedWindows(Duration.of(stream.window)))
         annotate |= {"hold": hold_options(stream), "model_updates": model_updates(pipeline, config, stream)}
-    annotated = tweets | "AnnotateTweets" >> AnnotateTweets(**annotate)
+    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(**annotate)
     is_stream = stream is not None
     written = annotated.results | "WriteScores" >> WriteScores(
-        config.output, plan.run_id, config.rows_per_file, journal=is_stream
+        config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
     )
     dead = (*read.dead_letters, *annotated.dead_letters)
     dead_written = dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)

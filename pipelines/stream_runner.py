@@ -8,7 +8,7 @@ Three things are replaced in it:
   keeps for ever and looks through for timers at every step.
 * How Pub/Sub is written: Beam's own makes a client for each bundle, and never closes it.
 
-State of a key that has none left is dropped for the same reason.
+State of a key that has none left is dropped for the same reason, and metrics are counted in every bundle.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from __future__ import annotations
 import functools
 import time
 from typing import Any
+from unittest import mock
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pipeline import AppliedPTransform, Pipeline, PTransformOverride
-from apache_beam.runners.direct import direct_runner, evaluation_context, transform_evaluator
+from apache_beam.runners.direct import direct_runner, evaluation_context, executor, transform_evaluator
 from apache_beam.runners.direct.util import TransformResult
 from apache_beam.runners.direct.watermark_manager import WatermarkManager
+from apache_beam.runners.worker import statesampler
 from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils import counters
 from apache_beam.utils.timestamp import Timestamp
 
 from pipelines.pubsub_reader import PubSubReader
@@ -52,16 +55,14 @@ class StreamRunner(direct_runner.BundleBasedDirectRunner):
                 _Replace(WriteToPubSub, lambda write: PublishToPubSub(write.full_topic)),
             ]
         )
-        overrides = transform_evaluator.TransformEvaluatorRegistry._test_evaluators_overrides
-        read = direct_runner._DirectReadFromPubSub
-        context = evaluation_context.EvaluationContext
-        overrides[read] = functools.partial(_ReadEvaluator, self._reader)
-        evaluation_context.EvaluationContext = _FrugalContext
-        try:
+        evaluators = transform_evaluator.TransformEvaluatorRegistry._test_evaluators_overrides
+        read = {direct_runner._DirectReadFromPubSub: functools.partial(_ReadEvaluator, self._reader)}
+        with (
+            mock.patch.dict(evaluators, read),
+            mock.patch.object(evaluation_context, "EvaluationContext", _FrugalContext),
+            mock.patch.object(executor, "_ExecutorService", _MeasuredService),
+        ):
             return super().run_pipeline(pipeline, options)
-        finally:
-            evaluation_context.EvaluationContext = context
-            del overrides[read]
 
 
 class _ReadEvaluator(transform_evaluator._TransformEvaluator):
@@ -103,6 +104,31 @@ class _FrugalContext(evaluation_context.EvaluationContext):
 
 def _has_state(state: Any) -> bool:
     return any(values for tags in state.state.values() for values in tags.values())
+
+
+class _MeasuredService(executor._ExecutorService):
+    """Runs each task with a state sampler of its own.
+
+    A sampler keeps the first metrics of each step that it meets, so with one for the whole run, as Beam has it, what is
+    counted in the second bundle of a step and later ones is lost.
+    """
+
+    def submit(self, task: Any) -> None:
+        super().submit(_Measured(task))
+
+
+class _Measured(executor._ExecutorService.CallableTask):
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    @property
+    def name(self) -> Any:
+        return self._task.name
+
+    def call(self, state_sampler: Any) -> None:
+        own = statesampler.StateSampler("", counters.CounterFactory())
+        statesampler.set_current_tracker(own)
+        self._task.call(own)
 
 
 class _Replace(PTransformOverride):

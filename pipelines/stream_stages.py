@@ -7,13 +7,15 @@ import socket
 from typing import Any
 
 import apache_beam as beam
-from transforms.hold import HoldOptions
-from transforms.model_watch import ModelUpdates, ModelWatch, WatchModels
+from apache_beam.transforms.window import FixedWindows
+from apache_beam.utils.timestamp import Duration
 
 from pipelines.options import ScoreConfig
 from pipelines.streaming_options import StreamOptions
 from torchmoji_core.errors import InputError
+from transforms.hold import HoldOptions
 from transforms.messages import MessageFields, ParseMessages, ReadMessages
+from transforms.model_watch import ModelUpdates, ModelWatch, WatchModels
 from transforms.publish import PublishScores
 from transforms.records import Outcome
 from transforms.topics import KafkaTopic
@@ -24,7 +26,7 @@ JAR_SECONDS = 60.0
 def read_messages(
     pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions, deliveries: str | None
 ) -> Outcome:
-    """Tweets and dead letters of the source.
+    """Tweets and dead letters of the source, in their windows.
 
     Raises:
         InputError: if the source cannot be used.
@@ -41,8 +43,12 @@ def read_messages(
     rules = MessageFields(
         config.fields, stream.format, stream.id_attribute, stream.timestamp_attribute, stream.allowed_lateness
     )
-    outcome: Outcome = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules, deliveries)
-    return outcome
+    parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules, deliveries)
+    windows = FixedWindows(Duration.of(stream.window))
+    return Outcome(
+        parsed.results | "Windows" >> beam.WindowInto(windows),
+        tuple(letters | "WindowsOfDead" >> beam.WindowInto(windows) for letters in parsed.dead_letters),
+    )
 
 
 def hold_options(stream: StreamOptions) -> HoldOptions:

@@ -19,7 +19,6 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
-from transforms.model_watch import ModelWatch
 
 from pipelines import journal, report
 from pipelines.adoption import Adopter
@@ -37,6 +36,7 @@ from pipelines.streaming_options import StreamOptions
 from torchmoji_core.errors import InputError, RunError
 from transforms import metrics
 from transforms.deliveries import Deliveries
+from transforms.model_watch import ModelWatch
 from transforms.topics import PubSubName
 
 IN_FLIGHT_BYTES = 64 << 20

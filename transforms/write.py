@@ -66,7 +66,7 @@ class WrittenFile(NamedTuple):
     sha256: str
     sources: dict[str, int]
     """Rows by the file they are from, where that is known."""
-    event_times: dict[str, int]
+    event_times: dict[str, int] = {}  # noqa: RUF012 - never changed
     """Of rows with a timestamp: how many `rows`, the `earliest`, the `latest` and the `sum`, in milliseconds."""
     empty: int = 0
     """Rows without tokens, which have no scores."""
@@ -184,7 +184,6 @@ class WriteScores(beam.PTransform):
             raise InputError(
                 f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
             )
-        self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file))
         self._commit = _CommitFiles(count_rows=True, measure_latency=measure_latency)
         self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file), journal)
 
@@ -298,23 +297,18 @@ class _WriteFiles(beam.DoFn):
             ) from error
         if size != written:
             raise RunError(f"{part.temporary} has {size} bytes, but {written} were written; is the disk full?")
-        name = part.final.rpartition("/")[2]
-        record = f"{committed_directory(self._output, self._run_id)}/{name}.json"
         return WrittenFile(
-            part.temporary,
-            part.final,
-            record,
-            part.rows,
-            written,
-            part.file.sha256,
-            dict(part.sources),
-            part.event_times,
+            temporary=part.temporary,
+            final=part.final,
+            record=f"{self._records}/{part.final.rpartition('/')[2]}.json",
+            rows=part.rows,
+            bytes_=written,
+            sha256=part.file.sha256,
+            sources=dict(part.sources),
+            event_times=part.event_times,
+            empty=part.empty,
+            model=part.model,
         )
-        record = f"{self._records}/{part.final.rpartition('/')[2]}.json"
-        return WrittenFile(
-            part.temporary, part.final, record, part.rows, written, part.file.sha256, dict(part.sources), part.empty,
-            part.model,
-        )  # fmt: skip
 
 
 def committed_directory(output: str, run_id: str) -> str:
