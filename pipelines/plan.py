@@ -68,7 +68,7 @@ class Plan:
         kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
         workers = f"{config.local_workers} process(es), {config.score.threads} thread(s) each"
         lines = [
-            f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes, format {kinds}",
+            f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes" + (f", format {kinds}" if kinds else ""),
             *shown,
             f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
             f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "
