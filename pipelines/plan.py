@@ -62,13 +62,14 @@ class Plan:
         """The plan in a few lines, for people."""
         config, model = self.config, self.model
         paths = [file.path for file in self.files]
-        kinds = ", ".join(sorted({resolve_format(path, config.format) for path in paths}))
+        kinds = sorted({resolve_format(path, config.format) for path in paths})
+        of_kinds = f", format {', '.join(kinds)}" if kinds else ""
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
         kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
         workers = f"{config.local_workers} process(es), {config.score.threads} thread(s) each"
         lines = [
-            f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes, format {kinds}",
+            f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes{of_kinds}",
             *shown,
             f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
             f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "

@@ -22,6 +22,7 @@ from torchmoji_core.training.classifier import ClassifierTraining
 from torchmoji_core.training.finetuning import LAYERS, OUTPUT_LAYER, reading_of, stages_of
 from torchmoji_core.training.labelled_texts import LabelledTexts
 from torchmoji_core.training.options import METHODS, FineTuningOptions
+from torchmoji_core.training.prediction import forward
 from torchmoji_core.vocabulary import UNKNOWN
 
 WORDS = ["sun", "rain", "snow", "wind", "and", "more", "today", "again"]
@@ -244,7 +245,7 @@ def test_a_stage_ends_when_patience_does_and_keeps_its_best_epoch() -> None:
         loss < min([math.inf, *losses[:n]]) for n, loss in enumerate(losses)
     ]
     assert len(losses) == best + 1 + OPTIONS.patience < 60
-    logits, _ = finetuning.forward(model, task.data["val"].corpus)
+    logits, _ = forward(model, task.data["val"].corpus)
     assert float(finetuning.loss_of(logits, task.data["val"].targets)) == pytest.approx(losses[best], rel=1e-5)
 
 
@@ -255,7 +256,7 @@ def test_no_stage_leaves_the_model_worse_than_it_found_it() -> None:
     best = [report["validation_loss"] for report in reports if report["improved"]]
     assert len(best) < len(reports)
     assert best == sorted(best, reverse=True)
-    logits, _ = finetuning.forward(model, task.data["val"].corpus)
+    logits, _ = forward(model, task.data["val"].corpus)
     assert float(finetuning.loss_of(logits, task.data["val"].targets)) == pytest.approx(best[-1], rel=1e-5)
 
 

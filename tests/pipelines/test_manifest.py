@@ -100,7 +100,7 @@ def without(name: str) -> str:
     return json.dumps(values)
 
 
-NO_MANIFESTS = {
+NO_MANIFESTS: dict[str, str | bytes] = {
     "empty": "",
     "truncated": spoiled()[:-40],
     "not UTF-8": b"\xff\xfe",

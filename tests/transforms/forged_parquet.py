@@ -21,7 +21,7 @@ MAX_I64 = (1 << 63) - 1
 class Encoded(NamedTuple):
     """Values of a list as they are written, where there are too many to make."""
 
-    count: int
+    length: int
     content: bytes
 
 
@@ -169,7 +169,7 @@ def _encode(kind: int, value: Any) -> bytes:
         return _struct(value)
     of, values = value
     if isinstance(values, Encoded):
-        return bytes([0xF0 | of]) + _unsigned(values.count) + values.content
+        return bytes([0xF0 | of]) + _unsigned(values.length) + values.content
     head = bytes([len(values) << 4 | of]) if len(values) < 15 else bytes([0xF0 | of]) + _unsigned(len(values))
     return head + b"".join(_encode(of, item) for item in values)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -63,7 +64,7 @@ def write(path: str, content: bytes) -> None:
         file.write(content)
 
 
-def paths(found: list[storage.FileMetadata]) -> list[str]:
+def paths(found: list[FileMetadata]) -> list[str]:
     return [metadata.path for metadata in found]
 
 
