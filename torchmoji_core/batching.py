@@ -66,7 +66,10 @@ class LengthBuckets(Generic[T]):
         self._limits = limits
         self._buckets: dict[int, list[T]] = {}
         self._sizes: dict[int, int] = {}
-        self._waiting = self._waiting_size = 0
+        self.waiting = 0
+        """Rows held back in all."""
+        self.waiting_size = 0
+        """And their size."""
 
     def add(self, row: T, length: int, size: int = 0) -> list[T] | None:
         """Hold a row of so many tokens, which takes so much memory; returns a batch when one is due."""
@@ -74,14 +77,14 @@ class LengthBuckets(Generic[T]):
         rows = self._buckets.setdefault(bucket, [])
         rows.append(row)
         self._sizes[bucket] = self._sizes.get(bucket, 0) + size
-        self._waiting += 1
-        self._waiting_size += size
+        self.waiting += 1
+        self.waiting_size += size
         longest = (bucket + 1) * self._limits.bucket_width - 1
         if len(rows) >= self._limits.max_rows or (len(rows) + 1) * longest > self._limits.max_tokens:
             return self._take(bucket)
-        if self._waiting >= self._limits.max_waiting:
+        if self.waiting >= self._limits.max_waiting:
             return self._take(max(self._buckets, key=lambda bucket: len(self._buckets[bucket])))
-        if self._waiting_size > self._limits.max_waiting_size:
+        if self.waiting_size > self._limits.max_waiting_size:
             return self._take(max(self._sizes, key=lambda bucket: self._sizes[bucket]))
         return None
 
@@ -105,6 +108,6 @@ class LengthBuckets(Generic[T]):
 
     def _take(self, bucket: int) -> list[T]:
         rows = self._buckets.pop(bucket)
-        self._waiting -= len(rows)
-        self._waiting_size -= self._sizes.pop(bucket)
+        self.waiting -= len(rows)
+        self.waiting_size -= self._sizes.pop(bucket)
         return rows

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transforms.annotate import AnnotateTweets
     from transforms.batch import BatchByLength
     from transforms.fields import FieldMapping, KeptField
+    from transforms.hold import HoldOptions, HoldTweets
     from transforms.model_handler import TorchMojiModelHandler
     from transforms.options import ScoreOptions
     from transforms.read import ReadTweets
@@ -24,6 +25,8 @@ __all__ = [
     "BatchByLength",
     "DeadLetter",
     "FieldMapping",
+    "HoldOptions",
+    "HoldTweets",
     "KeptField",
     "Outcome",
     "ReadTweets",
@@ -42,6 +45,8 @@ _MODULES = {
     "BatchByLength": "batch",
     "DeadLetter": "records",
     "FieldMapping": "fields",
+    "HoldOptions": "hold",
+    "HoldTweets": "hold",
     "KeptField": "fields",
     "Outcome": "records",
     "ReadTweets": "read",

@@ -13,6 +13,7 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, valid_unicode
 from transforms.batch import BatchByLength
 from transforms.fields import KeptField
+from transforms.hold import HoldOptions, HoldTweets
 from transforms.model_watch import ModelUpdates
 from transforms.options import DEFAULT_OUTPUTS, FINGERPRINT_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Outcome, Tweet
@@ -43,20 +44,24 @@ class AnnotateTweets(beam.PTransform):
         threads: int | None = None,
         cache_mb: int = DEFAULT_CACHE_MB,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
+        hold: HoldOptions | None = None,
         fingerprint: str | None = None,
         run_id: str = "",
         progress: str | None = None,
         model_updates: ModelUpdates = None,
     ) -> None:
-        """Args are those of `ScoreOptions`, `limits` of a batch, and `model_updates`: where models come from that take
-        the place of the first one, a `ModelWatch` or what `WatchModels` gives. Rows then have the column fingerprint.
+        """Args are those of `ScoreOptions`, `limits` of a batch, and
+
+            hold: when tweets go on that are held across bundles, for input that comes in a trickle; None where bundles
+                are large, as those of files are.
+            model_updates: where models come from that take the place of the first one, a `ModelWatch` or what
+                `WatchModels` gives. Rows then have the column fingerprint.
 
         Raises:
             InputError: for an unknown value, when the pipeline is built.
         """
         super().__init__()
-        self._limits = limits
-        self._model_updates = model_updates
+        self._limits, self._hold, self._model_updates = limits, hold, model_updates
         columns = dict.fromkeys([*outputs, *([] if model_updates is None else [FINGERPRINT_COLUMN])])
         self._options = ScoreOptions(
             model=model,
@@ -78,9 +83,11 @@ class AnnotateTweets(beam.PTransform):
         checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_output_types(
             Tweet, dead=DeadLetter
         ).with_outputs("dead", main="tweets")
+        tokenized = checked["tweets"] | "TokenizeTweets" >> TokenizeTweets(self._options.model)
+        if self._hold is not None:
+            tokenized = tokenized | "HoldTweets" >> HoldTweets(self._hold, self._limits)
         scored = (
-            checked["tweets"]
-            | "TokenizeTweets" >> TokenizeTweets(self._options.model)
+            tokenized
             | "BatchByLength" >> BatchByLength(self._limits)
             | "ScoreBatches" >> ScoreBatches(self._options, self._model_updates)
         )

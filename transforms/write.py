@@ -1,10 +1,11 @@
 """WriteScores and WriteDeadLetters: files that appear whole, under unique names, in their own window's directory.
 
-A bundle writes to temporary files, one for each window and partition; only their names are shuffled; then each is
-renamed to its final name. So a failed or repeated bundle leaves nothing under a final name, late data and further panes
-get files of their own, and rows behind the model are never shuffled. Object stores have no rename, but objects appear
-whole: there a file is written under its final name, and what says that it counts is its record. (Beam's own Parquet
-sink corrupts or mixes files of several windows, and its generic one overwrites a window's first pane with the next.)
+A bundle writes to temporary files, one for each window, partition and schema; only their names are shuffled; then each
+is renamed to its final name. So a failed or repeated bundle leaves nothing under a final name, late data and further
+panes get files of their own, and rows behind the model are never shuffled. Object stores have no rename, but objects
+appear whole: there a file is written under its final name, and what says that it counts is its record. (Beam's own
+Parquet sink corrupts or mixes files of several windows, and its generic one overwrites a window's first pane with the
+next.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 import uuid
+import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -40,6 +43,8 @@ BYTES_PER_GROUP = 4 << 20
 MAX_OPEN_FILES = 128
 MAX_OPEN_UPLOADS = 16
 """Files that a bundle has open at a time; more partitions get more and smaller files. An upload holds megabytes."""
+BYTES_PER_BATCH = 12 << 10
+"""What a record batch takes in memory besides its content, however few its rows are. Arrow does not count it."""
 WAITING_BYTES = 32 << 20
 """What waits in memory in all files of a bundle together, before the largest row group is written as it is."""
 TEMPORARY = "_tmp"
@@ -61,6 +66,8 @@ class WrittenFile(NamedTuple):
     sha256: str
     sources: dict[str, int]
     """Rows by the file they are from, where that is known."""
+    event_times: dict[str, int]
+    """Of rows with a timestamp: how many `rows`, the `earliest`, the `latest` and the `sum`, in milliseconds."""
     empty: int = 0
     """Rows without tokens, which have no scores."""
     model: dict[str, str] = {}  # noqa: RUF012 - never changed
@@ -78,6 +85,7 @@ class _Part(ABC):
         self.sources: Counter[str] = Counter()
         self.empty = 0
         self.model: dict[str, str] = {}
+        self.event_times: dict[str, int] = {}
         self._file: HashingFile | None = None
 
     @property
@@ -142,10 +150,11 @@ class HashingFile:
 
 
 class WriteScores(beam.PTransform):
-    """Write record batches of one schema as Parquet: `output/part-<run>-<unique>.parquet`, zstd.
+    """Write record batches as Parquet: `output/part-<run>-<unique>.parquet`, zstd.
 
     Data in a fixed or sliding window goes to `output/date=YYYY-MM-DD/hour=HH/` of the window's start, rows with a
-    partition to its directory. Gives the `WrittenFile`s under their final names.
+    partition to its directory. A file has rows of one window, one partition and one schema, whose metadata name the
+    model. Gives the `WrittenFile`s under their final names.
     """
 
     def __init__(
@@ -154,6 +163,7 @@ class WriteScores(beam.PTransform):
         run_id: str,
         rows_per_file: int = ROWS_PER_FILE,
         rows_per_group: int = ROWS_PER_GROUP,
+        measure_latency: bool = False,
         journal: bool = False,
     ) -> None:
         """Args:
@@ -161,6 +171,8 @@ class WriteScores(beam.PTransform):
         run_id: part of every file name, so that a run's files can be told from another's.
         rows_per_file: rows at which a new file is begun.
         rows_per_group: rows of a row group; a group is held in memory until it is full.
+        measure_latency: whether the column timestamp is of events that have just happened, as in streaming runs; then
+            the time from each to its file being in place goes to the distribution `metrics.LATENCY`.
         journal: whether the records of files go to the journal, to be adopted while the run goes on
             (`pipelines.journal`), since an endless run has no end at which they could be listed.
 
@@ -173,9 +185,10 @@ class WriteScores(beam.PTransform):
                 f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
             )
         self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file), journal)
+        self._commit = _CommitFiles(count_rows=True, measure_latency=measure_latency)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[WrittenFile]:
-        return batches | "WriteParquet" >> beam.ParDo(self._do_fn) | "CommitFiles" >> _CommitFiles(count_rows=True)
+        return batches | "WriteParquet" >> beam.ParDo(self._do_fn) | "CommitFiles" >> self._commit
 
 
 class WriteDeadLetters(beam.PTransform):
@@ -203,8 +216,18 @@ class WriteDeadLetters(beam.PTransform):
         return written | "Names" >> beam.Flatten() | "CommitFiles" >> _CommitFiles(count_rows=False)
 
 
+class _Key(NamedTuple):
+    """What all rows of a file have in common."""
+
+    window: Any
+    partition: str
+    """Directory below that of the window."""
+    schema: bytes
+    """With all metadata, which differ where models do."""
+
+
 class _WriteFiles(beam.DoFn):
-    """Keeps a file for each window and partition of a bundle, bounded in open files and in memory."""
+    """Keeps a file for each window, partition and schema of a bundle, bounded in open files and in memory."""
 
     suffix: str
     directory = ""
@@ -220,32 +243,36 @@ class _WriteFiles(beam.DoFn):
         """An element's rows by their directories."""
         return [("", element)]
 
+    def schema(self, element: Any) -> bytes:
+        """What tells elements that can share a file from others."""
+        return b""
+
     def split(self, element: Any, rows: int) -> tuple[Any, Any]:
         """An element's first `rows` rows, and the rest or None."""
         raise NotImplementedError
 
     def start_bundle(self) -> None:
         # In the order of their last use.
-        self._parts: dict[tuple[Any, str], _Part] = {}
+        self._parts: dict[_Key, _Part] = {}
         scheme_has_rename = storage.can_rename(self._output)
         self._max_open = MAX_OPEN_FILES if scheme_has_rename else MAX_OPEN_UPLOADS
         self._temporary = f"{self._output}/{TEMPORARY}/{self._run_id}" if scheme_has_rename else None
 
     def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterator[WrittenFile | WindowedValue]:
         for partition, rows in self.partitions(element):
-            yield from self._write((window, partition), rows)
+            yield from self._write(_Key(window, partition, self.schema(rows)), rows)
         while sum(part.waiting_bytes for part in self._parts.values()) > WAITING_BYTES:
             max(self._parts.values(), key=lambda part: part.waiting_bytes).flush()
         opened = [key for key, part in self._parts.items() if part.is_open]
         for key in opened[: max(0, len(opened) - self._max_open)]:
-            yield WindowedValue(self._close(key), key[0].max_timestamp(), (key[0],))
+            yield WindowedValue(self._close(key), key.window.max_timestamp(), (key.window,))
 
-    def _write(self, key: tuple[Any, str], element: Any) -> Iterator[WrittenFile]:
+    def _write(self, key: _Key, element: Any) -> Iterator[WrittenFile]:
         while element is not None:
             part = self._parts.pop(key, None)
             if part is None:
                 unique = f"{self._run_id}-{uuid.uuid4().hex[:12]}{self.suffix}"
-                directories = (self._output, self.directory, window_directory(key[0]), key[1])
+                directories = (self._output, self.directory, window_directory(key.window), key.partition)
                 final = "/".join(name for name in (*directories, f"part-{unique}") if name)
                 part = self.open_part(f"{self._temporary}/{unique}" if self._temporary else final, final, element)
             self._parts[key] = part
@@ -256,9 +283,9 @@ class _WriteFiles(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for key in list(self._parts):
-            yield WindowedValue(self._close(key), key[0].max_timestamp(), (key[0],))
+            yield WindowedValue(self._close(key), key.window.max_timestamp(), (key.window,))
 
-    def _close(self, key: tuple[Any, str]) -> WrittenFile:
+    def _close(self, key: _Key) -> WrittenFile:
         part = self._parts.pop(key)
         part.close()
         written = part.file.bytes_
@@ -272,9 +299,17 @@ class _WriteFiles(beam.DoFn):
             raise RunError(f"{part.temporary} has {size} bytes, but {written} were written; is the disk full?")
         record = f"{self._records}/{part.final.rpartition('/')[2]}.json"
         return WrittenFile(
-            part.temporary, part.final, record, part.rows, written, part.file.sha256, dict(part.sources), part.empty,
+            part.temporary,
+            part.final,
+            record,
+            part.rows,
+            written,
+            part.file.sha256,
+            dict(part.sources),
+            part.event_times,
+            part.empty,
             part.model,
-        )  # fmt: skip
+        )
 
 
 def committed_directory(output: str, run_id: str) -> str:
@@ -347,6 +382,9 @@ class _WriteParquet(_WriteFiles):
             return [(names[0], rows)]
         return [(name, rows.filter(pc.equal(column, name))) for name in names]
 
+    def schema(self, element: pa.RecordBatch) -> bytes:
+        return element.schema.serialize().to_pybytes()
+
     def split(self, element: pa.RecordBatch, rows: int) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
         return element.slice(0, rows), element.slice(rows) if len(element) > rows else None
 
@@ -397,13 +435,15 @@ class ParquetPart(_Part):
     def write(self, element: pa.RecordBatch) -> None:
         self._waiting.append(element)
         self._waiting_rows += len(element)
-        self.waiting_bytes += element.nbytes
+        self.waiting_bytes += element.nbytes + BYTES_PER_BATCH
         self.rows += len(element)
         if "source" in element.schema.names:
             for item in element.column("source").value_counts().to_pylist():
                 self.sources[item["values"]] += item["counts"]
         if "n_tokens" in element.schema.names:
             self.empty += pc.sum(pc.equal(element.column("n_tokens"), 0)).as_py() or 0
+        if "timestamp" in element.schema.names:
+            self.event_times = _add_event_times(self.event_times, element.column("timestamp"))
         if self._waiting_rows >= self._rows_per_group or self.waiting_bytes >= BYTES_PER_GROUP:
             self.flush()
 
@@ -444,6 +484,20 @@ class ParquetPart(_Part):
             self.file.discard()
             raise
         self.file.close()
+
+
+def _add_event_times(event_times: dict[str, int], column: pa.Array) -> dict[str, int]:
+    """A file's event times with those of a column of timestamps in microseconds."""
+    milliseconds = column.drop_null().cast(pa.int64()).to_numpy() // 1000
+    if not len(milliseconds):
+        return event_times
+    earliest, latest = int(milliseconds.min()), int(milliseconds.max())
+    return {
+        "rows": event_times.get("rows", 0) + len(milliseconds),
+        "earliest": min(event_times.get("earliest", earliest), earliest),
+        "latest": max(event_times.get("latest", latest), latest),
+        "sum": event_times.get("sum", 0) + int(milliseconds.sum()),
+    }
 
 
 # --- dead letters --------------------------------------------------------------------------------------------------
@@ -489,25 +543,44 @@ class _JsonLinesPart(_Part):
 # --- commit --------------------------------------------------------------------------------------------------------
 
 
+_COMMIT_KEYS = 64
+"""Bounds how many workers rename files at the same time."""
+
+
 class _CommitFiles(beam.PTransform):
-    def __init__(self, count_rows: bool) -> None:
+    def __init__(self, count_rows: bool, measure_latency: bool = False) -> None:
         super().__init__()
-        self._count_rows = count_rows
+        self._count_rows, self._measure_latency = count_rows, measure_latency
 
     def expand(self, files: beam.PCollection[WrittenFile]) -> beam.PCollection[WrittenFile]:
-        # In the global window with a trigger that fires at once: a late window's file must not be dropped here.
+        # In the global window with a trigger that fires at once: a late window's file must not be dropped here. Nor one
+        # that is written when the input has ended, as held tweets are: the local runner's watermark has by then passed
+        # the global window, hence the lateness. Beam's Reshuffle has none, and keys of which that runner forgets none.
         window = beam.WindowInto(
-            GlobalWindows(), trigger=Repeatedly(AfterCount(1)), accumulation_mode=AccumulationMode.DISCARDING
+            GlobalWindows(),
+            trigger=Repeatedly(AfterCount(1)),
+            accumulation_mode=AccumulationMode.DISCARDING,
+            allowed_lateness=2 * 24 * 3600,
         )
         return (
             files
             | "Rewindow" >> window
-            | "ReshuffleNames" >> beam.Reshuffle()
-            | "Rename" >> beam.Map(commit, self._count_rows)
+            | "Key" >> beam.Map(_commit_key).with_output_types(tuple[int, WrittenFile])
+            | "GroupNames" >> beam.GroupByKey()
+            | "Names" >> beam.FlatMap(_names).with_output_types(WrittenFile)
+            | "Rename" >> beam.Map(commit, self._count_rows, self._measure_latency)
         )
 
 
-def commit(file: WrittenFile, count_rows: bool = True) -> WrittenFile:
+def _commit_key(file: WrittenFile) -> tuple[int, WrittenFile]:
+    return zlib.crc32(file.final.encode("utf-8", "surrogatepass")) % _COMMIT_KEYS, file
+
+
+def _names(group: tuple[int, Iterable[WrittenFile]]) -> Iterable[WrittenFile]:
+    return group[1]
+
+
+def commit(file: WrittenFile, count_rows: bool = True, measure_latency: bool = False) -> WrittenFile:
     """Give a closed file its final name. Done again after a retry, it finds the work done.
 
     Raises:
@@ -527,4 +600,25 @@ def commit(file: WrittenFile, count_rows: bool = True) -> WrittenFile:
     metrics.counter(metrics.BYTES_WRITTEN).inc(file.bytes_)
     if count_rows:
         metrics.counter(metrics.ROWS_WRITTEN).inc(file.rows)
+    if measure_latency:
+        for latency in latencies(file.event_times, round(1000 * time.time())):
+            metrics.distribution(metrics.LATENCY).update(latency)
     return file
+
+
+def latencies(event_times: dict[str, int], now: int) -> Iterator[int]:
+    """One latency for each row of a file: with the number, smallest, largest and sum that the rows' own have.
+
+    That is all that a distribution of Beam's keeps of them, and it need not be kept row by row.
+
+    >>> list(latencies({"rows": 4, "earliest": 10, "latest": 50, "sum": 10 + 20 + 45 + 50}, now=100))
+    [90, 50, 68, 67]
+    """
+    rows = event_times.get("rows", 0)
+    if rows == 0:
+        return
+    ends = [now - event_times["earliest"], now - event_times["latest"]][:rows]
+    yield from ends
+    if rows > 2:
+        each, ones = divmod(rows * now - event_times["sum"] - sum(ends), rows - 2)
+        yield from (each + (index < ones) for index in range(rows - 2))

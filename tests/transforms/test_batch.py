@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import apache_beam as beam
@@ -140,22 +140,27 @@ def test_sliding_windows_hold_each_row_in_all_of_its_windows(run: Run) -> None:
     assert all(ids([batch]) == [0, 1, 2] for *_, batch in batches)
 
 
-def test_each_window_is_bounded_by_itself() -> None:
-    limits = BatchLimits(max_waiting=5)
+@pytest.mark.parametrize(
+    "limits", [BatchLimits(max_waiting=5), BatchLimits(max_waiting_size=5)], ids=["rows", "characters"]
+)
+def test_all_windows_of_a_bundle_are_bounded_together(limits: BatchLimits) -> None:
+    """A bundle of old posts may be of thousands of windows."""
     do_fn = _Batch(limits)
     do_fn.start_bundle()
-    windows = [IntervalWindow(start, start + 10) for start in (0, 10, 20)]
-
-    def feed() -> Iterator[list[TokenizedTweet]]:
-        for index in range(90):
-            yield from do_fn.process(tokenized(index, index % 20), windows[index % 3])
-
-    early = list(feed())
-    rest: list[WindowedValue] = list(do_fn.finish_bundle())
-    assert sum(len(value.value) for value in rest) < 3 * limits.max_waiting
-    assert ids([*early, *(value.value for value in rest)]) == list(range(90))
-    for batch in [*early, *(value.value for value in rest)]:
-        assert len({int(row.tweet.id) % 3 for row in batch}) == 1
+    windows = [IntervalWindow(start, start + 10) for start in range(0, 70, 10)]
+    batches: list[tuple[Any, list[TokenizedTweet]]] = []
+    for index in range(9):
+        tweet = tokenized(index, index % 20)
+        for emitted in do_fn.process(tweet, windows[index % 7]):
+            if isinstance(emitted, WindowedValue):
+                batches.append((*emitted.windows, emitted.value))
+            else:
+                batches.append((windows[index % 7], emitted))
+        assert index + 1 - sum(len(batch) for _, batch in batches) <= 5
+    batches += [(*value.windows, value.value) for value in do_fn.finish_bundle()]
+    assert ids(batch for _, batch in batches) == list(range(9))
+    for window, batch in batches:
+        assert {windows[int(row.tweet.id) % 7] for row in batch} == {window}
 
 
 def test_types() -> None:

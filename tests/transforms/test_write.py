@@ -592,7 +592,7 @@ def test_workers_may_make_the_same_directory_at_the_same_time(tmp_path: Path) ->
         output = tmp_path / str(attempt)
         files = [
             WrittenFile(
-                f"{output}-{index}", f"{output}/date=1/{index}", f"{output}/_tmp/run/{index}.json", 0, 0, "", {}
+                f"{output}-{index}", f"{output}/date=1/{index}", f"{output}/_tmp/run/{index}.json", 0, 0, "", {}, {}
             )
             for index in range(4)
         ]
