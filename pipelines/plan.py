@@ -62,27 +62,34 @@ class Plan:
 
     def describe(self) -> str:
         """The plan in a few lines, for people."""
-        config, model = self.config, self.model
+        config = self.config
         paths = [file.path for file in self.files]
         kinds = sorted({resolve_format(path, config.format) for path in paths})
         of_kinds = f", format {', '.join(kinds)}" if kinds else ""
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
-        kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
         workers = f"{config.local_workers} process(es), {config.score.threads} thread(s) each"
         lines = [
             f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes{of_kinds}",
             *shown,
+            *self.describe_model(),
+            *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
+            f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
+        ]
+        return "\n".join(lines)
+
+    def describe_model(self) -> list[str]:
+        """The lines about model and output."""
+        config, model = self.config, self.model
+        kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
+        return [
             f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
             f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "
             f"precision {model.arithmetic}",
             f"output      {config.output}: {', '.join(config.score.outputs)}; "
             f"embeddings as {config.score.embedding_type}; up to {config.rows_per_file:,} rows a file",
             *([f"kept        {kept}"] if kept else []),
-            *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
-            f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
         ]
-        return "\n".join(lines)
 
 
 def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.annotate_options import DEFAULT_LEASE, duration
-from pipelines.command_line import DONE, FAILED, OneLineParser, end, run_command
+from pipelines.annotate_options import DEFAULT_LEASE
+from pipelines.command_line import DONE, FAILED, OneLineParser, duration, end, run_command
 from pipelines.logs import LOG_FORMATS, announce
 
 

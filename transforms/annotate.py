@@ -50,18 +50,20 @@ class AnnotateTweets(beam.PTransform):
         progress: str | None = None,
         model_updates: ModelUpdates = None,
     ) -> None:
-        """Args are those of `ScoreOptions`, `limits` of a batch, and
+        """Args are those of `ScoreOptions`, and:
 
-            hold: when tweets go on that are held across bundles, for input that comes in a trickle; None where bundles
-                are large, as those of files are.
-            model_updates: where models come from that take the place of the first one, a `ModelWatch` or what
-                `WatchModels` gives. Rows then have the column fingerprint.
+        limits: of a batch.
+        hold: when tweets go on that are held across bundles, for input that comes in a trickle; None where bundles are
+            large, as those of files are.
+        model_updates: where models come from that take the place of the first one, a `ModelWatch` or what `WatchModels`
+            gives. Rows then have the column fingerprint.
 
         Raises:
             InputError: for an unknown value, when the pipeline is built.
         """
         super().__init__()
-        self._limits, self._hold, self._model_updates = limits, hold, model_updates
+        self._limits, self._hold = limits, hold
+        self._model_updates = model_updates
         columns = dict.fromkeys([*outputs, *([] if model_updates is None else [FINGERPRINT_COLUMN])])
         self._options = ScoreOptions(
             model=model,

@@ -135,8 +135,10 @@ def find_text(record: dict[str, Any], mapping: FieldMapping) -> str:
     raise FieldError(f"no text: none of the fields {', '.join(mapping.text)}")
 
 
-def find_id(record: dict[str, Any], mapping: FieldMapping, source: str, position: int) -> str:
-    """The id of a record as a string.
+def find_id(
+    record: dict[str, Any], mapping: FieldMapping, source: str, position: int | str, default: str | None = None
+) -> str:
+    """The id of a record as a string; without one, the default or else `position_id`.
 
     Raises:
         FieldError: if it is neither a string nor an integer: floats lose digits of tweet ids.
@@ -150,10 +152,10 @@ def find_id(record: dict[str, Any], mapping: FieldMapping, source: str, position
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         raise FieldError(f"id field {path!r} is {type(value).__name__}, neither a string nor an integer")
-    return position_id(source, position)
+    return default or position_id(source, position)
 
 
-def position_id(source: str, position: int) -> str:
+def position_id(source: str, position: int | str) -> str:
     """The id of a record without one: 32 hexadecimal digits, the same whenever the same file is read.
 
     >>> position_id("tweets.txt", 0)

@@ -66,7 +66,7 @@ class WrittenFile(NamedTuple):
     sha256: str
     sources: dict[str, int]
     """Rows by the file they are from, where that is known."""
-    event_times: dict[str, int]
+    event_times: dict[str, int] = {}  # noqa: RUF012 - never changed
     """Of rows with a timestamp: how many `rows`, the `earliest`, the `latest` and the `sum`, in milliseconds."""
     empty: int = 0
     """Rows without tokens, which have no scores."""
@@ -83,9 +83,9 @@ class _Part(ABC):
         self.waiting_bytes = 0
         """What is held in memory until it is written."""
         self.sources: Counter[str] = Counter()
+        self.event_times: dict[str, int] = {}
         self.empty = 0
         self.model: dict[str, str] = {}
-        self.event_times: dict[str, int] = {}
         self._file: HashingFile | None = None
 
     @property
@@ -184,8 +184,8 @@ class WriteScores(beam.PTransform):
             raise InputError(
                 f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
             )
-        self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file), journal)
         self._commit = _CommitFiles(count_rows=True, measure_latency=measure_latency)
+        self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file), journal)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[WrittenFile]:
         return batches | "WriteParquet" >> beam.ParDo(self._do_fn) | "CommitFiles" >> self._commit
@@ -297,18 +297,17 @@ class _WriteFiles(beam.DoFn):
             ) from error
         if size != written:
             raise RunError(f"{part.temporary} has {size} bytes, but {written} were written; is the disk full?")
-        record = f"{self._records}/{part.final.rpartition('/')[2]}.json"
         return WrittenFile(
-            part.temporary,
-            part.final,
-            record,
-            part.rows,
-            written,
-            part.file.sha256,
-            dict(part.sources),
-            part.event_times,
-            part.empty,
-            part.model,
+            temporary=part.temporary,
+            final=part.final,
+            record=f"{self._records}/{part.final.rpartition('/')[2]}.json",
+            rows=part.rows,
+            bytes_=written,
+            sha256=part.file.sha256,
+            sources=dict(part.sources),
+            event_times=part.event_times,
+            empty=part.empty,
+            model=part.model,
         )
 
 
@@ -440,10 +439,10 @@ class ParquetPart(_Part):
         if "source" in element.schema.names:
             for item in element.column("source").value_counts().to_pylist():
                 self.sources[item["values"]] += item["counts"]
-        if "n_tokens" in element.schema.names:
-            self.empty += pc.sum(pc.equal(element.column("n_tokens"), 0)).as_py() or 0
         if "timestamp" in element.schema.names:
             self.event_times = _add_event_times(self.event_times, element.column("timestamp"))
+        if "n_tokens" in element.schema.names:
+            self.empty += pc.sum(pc.equal(element.column("n_tokens"), 0)).as_py() or 0
         if self._waiting_rows >= self._rows_per_group or self.waiting_bytes >= BYTES_PER_GROUP:
             self.flush()
 
