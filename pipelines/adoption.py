@@ -8,7 +8,7 @@ import uuid
 from collections import Counter
 
 from pipelines import journal
-from pipelines.data_set import DataSet, adopt
+from pipelines.data_set import DataSet, adopt, recover
 from pipelines.lease import DEFAULT_SECONDS, Lease
 from pipelines.logs import announce
 from pipelines.manifest import Manifest
@@ -36,6 +36,8 @@ class Adopter:
         """Of what was committed, by the names of transforms/metrics.py."""
         self._next_beat = time.monotonic() + journal.BEAT_SECONDS
         self._list_is_due, self._next_list = False, 0.0
+        self._has_recovered = False
+        """Whether what streams have left that died before was looked for; once is enough."""
         self._said: type[Exception] | None = None
 
     def adopt(self) -> list[Manifest]:
@@ -46,10 +48,14 @@ class Adopter:
             self._say(error, "what was written waits to be committed")
             return []
 
-    def finish(self) -> list[Manifest]:
+    def finish(self, has_ended: bool = True) -> list[Manifest]:
         """Commit what is left when the stream has ended.
 
         Where another command holds the lease, it is left to the next one that takes it.
+
+        Args:
+            has_ended: whether nothing of the run can put a file in place any more, so that it may be taken out of the
+                journal. Otherwise that is left to the next command, which sees that this process is gone.
 
         Raises:
             TorchMojiError, OSError: if it cannot be committed for another reason; it waits in the journal.
@@ -59,7 +65,8 @@ class Adopter:
         except LeaseHeldError as error:
             self._say(error, "what was written last is committed by the next command that writes there")
             return []
-        journal.end(self._data_set.output, self._run_id)
+        if has_ended:
+            journal.end(self._data_set.output, self._run_id)
         return committed
 
     def _adopt(self, is_last: bool) -> list[Manifest]:
@@ -68,11 +75,15 @@ class Adopter:
             journal.beat(output, self._run_id)
             self._next_beat = time.monotonic() + journal.BEAT_SECONDS
         list_is_due = self._list_is_due and (is_last or time.monotonic() >= self._next_list)
-        if not list_is_due and next(journal.pending_records(output), None) is None:
+        if self._has_recovered and not list_is_due and next(journal.pending_records(output), None) is None:
             return []
         with Lease(output, self._lease_seconds, brief=True) as lease:
             self._data_set.refresh()
-            committed = adopt(self._data_set, lease)
+            if self._has_recovered:
+                committed = adopt(self._data_set, lease)
+            else:
+                committed = recover(self._data_set, lease)
+                self._has_recovered = True
             for change in committed:
                 self.counts.update(change.counts)
             self._list_is_due |= bool(committed)

@@ -53,8 +53,8 @@ def annotate_parser() -> argparse.ArgumentParser:
     )
     add = add_shared_options(result, "")
     add("--partition_by", default=DATE, metavar="FIELDS",
-        help="fields whose values name directories, DIR/date=2026-01-31/part-*.parquet; date is the day of the "
-        "timestamp or, without --timestamp_field, of the file; '' for none (default: %(default)s)")
+        help="fields whose values name directories, DIR/date=2026-01-31/part-*.parquet; date is the day and hour the "
+        "hour (UTC) of the timestamp or, without --timestamp_field, of the file; '' for none (default: %(default)s)")
     add("--lease", default="5m", metavar="TIME",
         help="another machine's run that gave no sign of life for so long is taken for dead (default: %(default)s)")
     add = result.add_argument_group("what is new").add_argument

@@ -303,19 +303,25 @@ def _files(output: str, temporary: bool) -> dict[str, float | None]:
     return files
 
 
-def recover(data_set: DataSet) -> None:
+def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
     """Adopt what streams have put in place, and delete what runs that died have left.
 
     To be called by the holder of the lease. Of a stream that may be going on, only temporary files are deleted that it
     has not touched for a day.
 
+    Args:
+        data_set: what the output holds now.
+        lease: as of `adopt`.
+
+    Returns:
+        The manifests that were committed.
+
     Raises:
-        InputError: if the journal cannot be read.
-        OSError: if it cannot be done.
+        InputError, RunError, OSError: as `adopt`.
     """
     output = data_set.output
     found = journal.read(output)
-    adopt(data_set, found=found)
+    committed = adopt(data_set, lease, found)
     dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
     if dead:
         paths = [path for path in unlisted_files(data_set) if _is_of_run(path, dead)]
@@ -332,6 +338,7 @@ def recover(data_set: DataSet) -> None:
     for run_id in found.ended:
         storage.delete_directory(journal_directory(output, run_id))
     storage.remove_empty(f"{output}/{JOURNAL}")
+    return committed
 
 
 def _is_of_run(path: str, runs: Collection[str]) -> bool:

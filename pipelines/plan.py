@@ -20,6 +20,7 @@ from transforms.fields import FieldError, KeptField, find_text, infer_kind, look
 from transforms.formats import Record, is_splittable, read_records, resolve_format
 from transforms.read import InputFile, match_files
 from transforms.storage import open_raw
+from transforms.write import journal_directory
 
 SAMPLED_RECORDS = 1000
 SAMPLED_FILES = 20
@@ -214,13 +215,21 @@ def check_stream(
         InputError: if the output holds, or another stream is writing there, what other options make.
     """
     ours = identity_of_stream(config, options)
-    others = [stream.identity for stream in journal.read(data_set.output).streams.values()]
-    for theirs in [*([data_set.identity] if data_set.identity else []), *others]:
-        # Of the model, its fingerprint counts and not where it is.
-        if changed := [name for name in differences(ours, theirs) if name != "model"]:
+    # Which subscription a row is from does not make it another kind of row; of the model, its fingerprint counts.
+    free = ("inputs", "model")
+    if changed := [name for name in differences(ours, data_set.identity or ours) if name not in free]:
+        raise InputError(
+            f"output {config.output} holds results of another command (other {', '.join(changed)}); "
+            "give the same options as before, or another --output"
+        )
+    found = journal.read(data_set.output)
+    for run_id in sorted(found.going_on | {entry.run_id for entry in found.entries}):
+        stream = found.streams[run_id]
+        if changed := [name for name in differences(ours, stream.identity) if name not in free]:
             raise InputError(
-                f"output {config.output} holds results of another command (other {', '.join(changed)}); "
-                "give the same options as before, or another --output"
+                f"output {config.output}: a stream with other {', '.join(changed)}, started {stream.started}, may be "
+                f"writing there; give the same options or another --output, or if it has ended for certain and all its "
+                f"files are committed, delete {journal_directory(data_set.output, run_id)}"
             )
     scored_by = data_set.live.fingerprint
     if not models_may_differ and scored_by not in (None, model.fingerprint):

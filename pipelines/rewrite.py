@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from pipelines.manifest import DataFile
 from torchmoji_core.errors import RunError
 from transforms import storage
+from transforms.options import RUN_ID
 from transforms.write import ROWS_PER_GROUP, TEMPORARY, HashingFile, ParquetPart
 
 BATCH_ROWS = 1024
-RUN_ID = b"torchmoji.run_id"
 
 
 class Rewriter:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -126,6 +127,8 @@ def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = N
             reason = str(error).partition("cannot be opened: ")[2].partition(" [while running")[0]
             raise UnreadableInput(path, reason.splitlines()[0]) from error
         raise RunError(explain(error, config.output, Path(session.scratch, WORKER_LOG))) from error
+    finally:
+        shutil.rmtree(progress, ignore_errors=True)
     files = tuple(file for file in written if not _is_dead(file))
     dead_letters = tuple(file for file in written if _is_dead(file))
     return Finished(counts, files, dead_letters, time.monotonic() - clock)

@@ -27,7 +27,7 @@ from pipelines.data_set import DataSet
 from pipelines.figures import reported, write_report
 from pipelines.logs import announce
 from pipelines.options import ScoreConfig
-from pipelines.plan import Plan, check_model, differences
+from pipelines.plan import Plan, check_model, check_stream
 from pipelines.pubsub_reader import PubSubReader
 from pipelines.run import build_pipeline, explain, too_many_dead_letters
 from pipelines.runners import cluster_runner, pipeline_options
@@ -83,14 +83,7 @@ def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> 
     model = check_model(config)
     if stream.model_watch is not None:
         ModelWatch(stream.model_watch, stream.model_poll).check()
-    # Which subscription a row is from does not make it another kind of row, and files tell their model.
-    ours = journal.identity_of_stream(config, identity(stream))
-    changed = [name for name in differences(ours, data_set.identity or ours) if name not in ("inputs", "model")]
-    if changed:
-        raise InputError(
-            f"output {config.output} holds results of another command (other {', '.join(changed)}); "
-            "give the same options as before, or another --output"
-        )
+    check_stream(config, data_set, model, identity(stream), models_may_differ=stream.model_watch is not None)
     return Plan(config, (), model).with_new_run()
 
 
@@ -128,26 +121,27 @@ def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:
     config = plan.config
     pipeline = beam.Pipeline(runner=cluster_runner(config), options=options)
     build_pipeline(pipeline, plan)
+    _begin(plan, stream)
     try:
-        with _in_journal(plan, stream, keep=True):
-            result = pipeline.run()
+        result = pipeline.run()
     except Exception as error:
+        with contextlib.suppress(OSError):
+            journal.end(config.output, plan.run_id)
         raise RunError(explain(error, config.output)) from error
     job = getattr(result, "job_id", None)
     job = job() if callable(job) else job
     announce(
         "submitted",
         f"submitted to {config.runner}{f' as job {job}' if job else ''}; its files become results whenever "
-        f"pipelines.compact, pipelines.verify or pipelines.annotate works on {config.output}",
+        f"pipelines.compact or pipelines.verify --clean works on {config.output}",
         job=job,
         run_id=plan.run_id,
     )
     return DONE
 
 
-@contextlib.contextmanager
-def _in_journal(plan: Plan, stream: StreamOptions, keep: bool = False) -> Iterator[None]:
-    """Describe the run in the journal for a block, and with `keep` beyond it, unless the block fails.
+def _begin(plan: Plan, stream: StreamOptions) -> None:
+    """Describe the run in the journal.
 
     Raises:
         InputError: if the output cannot be written.
@@ -158,14 +152,6 @@ def _in_journal(plan: Plan, stream: StreamOptions, keep: bool = False) -> Iterat
     except OSError as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"output {output} cannot be written ({reason}); check path and permissions") from None
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        if failed or not keep:
-            with contextlib.suppress(OSError):
-                journal.end(output, plan.run_id)
 
 
 class LocalStream:
@@ -213,11 +199,12 @@ class LocalStream:
 
     @contextlib.contextmanager
     def _journal(self) -> Iterator[None]:
-        with _in_journal(self._plan, self._stream):
-            try:
-                yield
-            finally:
-                self._adopter.finish()
+        _begin(self._plan, self._stream)
+        try:
+            yield
+        finally:
+            # Threads of a pipeline that has not ended may still put files in place.
+            self._adopter.finish(has_ended=self._ended.is_set() and self._error is None)
 
     def _wait_for(self, result: Any) -> None:
         try:

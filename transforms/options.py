@@ -15,6 +15,8 @@ FINGERPRINT_COLUMN = "fingerprint"
 OUTPUTS = ("text", "source", *SCORE_OUTPUTS, FINGERPRINT_COLUMN)
 ROWS_PER_FILE = 100_000
 DEFAULT_OUTPUTS = ("text", "top", "probabilities", "embedding")
+RUN_ID = b"torchmoji.run_id"
+"""Key of files' metadata: the run that wrote them."""
 PARTITION_COLUMN = "_partition"
 """Travels with the rows to the writer, which makes directories of it; it is in no file."""
 RESERVED_COLUMNS = (
