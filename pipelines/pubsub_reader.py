@@ -31,6 +31,7 @@ RECEIPTS_AT_ONCE = 1000
 TAKEN_AT_ONCE = 4000
 LONGEST_PAUSE = 30.0
 STOP_SECONDS = 2.0
+ACKNOWLEDGE_SECONDS = 10.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -83,15 +84,17 @@ class PubSubReader:
             thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Acknowledge what is in place, and give back what is not."""
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Acknowledge what is in place, and give back what is not; on an interrupt neither, but leave at once."""
         self._closed.set()
-        self._threads[1].join(timeout=10.0)
+        if kind is not None and not issubclass(kind, Exception):
+            return
+        self.stop()
+        self._threads[1].join(timeout=ACKNOWLEDGE_SECONDS)
         try:
             self._change_deadline([*self._given_up, *self._deliveries.give_up()], 0)
-        except self._errors.GoogleAPIError as failure:  # it will come again all the same, only later
-            _LOGGER.warning("messages could not be given back: %s", _first_line(failure))
+        except self._errors.GoogleAPIError as failure:
+            _LOGGER.debug("messages come again only when their time is over: %s", failure)
         self._client.close()
 
     # --- for the runner ---

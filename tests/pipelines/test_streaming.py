@@ -140,6 +140,33 @@ def test_a_window_that_is_held_is_written_when_the_stream_is_stopped(
     assert len(subscription.acknowledged) == 100
 
 
+def test_what_is_not_written_in_time_is_given_back(
+    server: FakePubSub, subscription: FakeSubscription, model: str, tmp_path: Path
+) -> None:
+    sender = Sender(server)
+    with running(tmp_path, model, server, "--drain", "0s", "--max_latency", "30s") as stream:
+        stream.wait_for(lambda: "reading" in stream.log)
+        sender.send(10_000)
+        stream.wait_for(lambda: not subscription.waiting)
+        assert stream.stop() == 1, stream.log
+        assert "messages were not written within --drain 0s; they are given back" in stream.log.splitlines()[-1]
+    rows = rows_in_place(tmp_path / "out", window=3600)
+    assert {sender.sent[id_] for id_ in rows} >= set(subscription.acknowledged)
+    subscription.expire(time.monotonic())
+    assert len(subscription.waiting) == 10_000 - len(subscription.acknowledged)
+
+
+def test_a_second_signal_ends_it_at_once(server: FakePubSub, model: str, tmp_path: Path) -> None:
+    server.refuse["Acknowledge"] = grpc.StatusCode.UNAVAILABLE  # so that stopping takes its time
+    sender = Sender(server)
+    with running(tmp_path, model, server) as stream:
+        sender.send(1)
+        stream.wait_for(lambda: result_files(tmp_path / "out"))
+        stream.process.send_signal(signal.SIGINT)
+        stream.wait_for(lambda: "stopping" in stream.log)
+        assert stream.stop(signal.SIGINT, seconds=5) == 130, stream.log
+
+
 # --- the reader alone ---
 
 
