@@ -19,7 +19,7 @@ from torchmoji_core.errors import InputError
 from transforms.deliveries import Deliveries
 from transforms.fields import FieldMapping, KeptField, position_id
 from transforms.formats import MAX_RECORD_BYTES, RAW_KEPT
-from transforms.messages import MessageFields, ParseMessages, from_kafka, from_pubsub, parse_message
+from transforms.messages import MessageFields, ParseMessages, parse_message, to_message
 from transforms.publish import to_messages
 from transforms.records import DeadLetter, Message, Tweet
 from transforms.topics import KafkaTopic, PubSubName, parse_sink, parse_source
@@ -149,8 +149,8 @@ def test_messages_of_pubsub() -> None:
     time = datetime(2026, 9, 21, 13, tzinfo=UTC)
     micros = round(time.timestamp() * 1e6)
     for published in (time, time.replace(tzinfo=None), Timestamp(micros=micros)):
-        found = from_pubsub(PubsubMessage(b"x", {"a": "b"}, "m1", published))
-        assert found == Message("m1", b"x", micros, {"a": "b"})
+        found = to_message(PubsubMessage(b"x", {"a": "b"}, "m1", published))
+        assert found == to_message(found) == Message("m1", b"x", micros, {"a": "b"})
 
 
 def test_records_of_kafka() -> None:
@@ -158,9 +158,9 @@ def test_records_of_kafka() -> None:
     record = beam.Row(
         topic="t", partition=3, offset=99, timestamp=1_790_000_000_000, key=b"k", value=b"x", headers=[header]
     )
-    assert from_kafka(record) == Message("3:99", b"x", PUBLISHED, {"a": "b"})
+    assert to_message(record) == Message("3:99", b"x", PUBLISHED, {"a": "b"})
     tombstone = beam.Row(topic="t", partition=3, offset=99, timestamp=1, key=b"k", value=None, headers=None)
-    assert from_kafka(tombstone) == Message("3:99", b"", 1000, {})
+    assert to_message(tombstone) == Message("3:99", b"", 1000, {})
 
 
 def test_tweets_have_their_event_time_as_timestamp_in_the_pipeline() -> None:
