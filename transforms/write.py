@@ -575,8 +575,9 @@ def commit(file: WrittenFile, count_rows: bool = True, measure_latency: bool = F
     if count_rows:
         metrics.counter(metrics.ROWS_WRITTEN).inc(file.rows)
     if measure_latency:
+        distribution = metrics.distribution(metrics.LATENCY)
         for latency in latencies(file.event_times, round(1000 * time.time())):
-            metrics.distribution(metrics.LATENCY).update(latency)
+            distribution.update(latency)
     return file
 
 
