@@ -13,7 +13,8 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, valid_unicode
 from transforms.batch import BatchByLength
 from transforms.fields import KeptField
-from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
+from transforms.model_watch import ModelUpdates
+from transforms.options import DEFAULT_OUTPUTS, FINGERPRINT_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.score import ScoreBatches
 from transforms.tokenize import TokenizeTweets
@@ -45,19 +46,23 @@ class AnnotateTweets(beam.PTransform):
         fingerprint: str | None = None,
         run_id: str = "",
         progress: str | None = None,
+        model_updates: ModelUpdates = None,
     ) -> None:
-        """Args are those of `ScoreOptions`, and `limits` of a batch.
+        """Args are those of `ScoreOptions`, `limits` of a batch, and `model_updates`: where models come from that take
+        the place of the first one, a `ModelWatch` or what `WatchModels` gives. Rows then have the column fingerprint.
 
         Raises:
             InputError: for an unknown value, when the pipeline is built.
         """
         super().__init__()
         self._limits = limits
+        self._model_updates = model_updates
+        columns = dict.fromkeys([*outputs, *([] if model_updates is None else [FINGERPRINT_COLUMN])])
         self._options = ScoreOptions(
             model=model,
             fingerprint=fingerprint,
             precision=precision,
-            outputs=tuple(outputs),
+            outputs=tuple(columns),
             top_k=top_k,
             embedding_type=embedding_type,
             keep=tuple(keep),
@@ -77,7 +82,7 @@ class AnnotateTweets(beam.PTransform):
             checked["tweets"]
             | "TokenizeTweets" >> TokenizeTweets(self._options.model)
             | "BatchByLength" >> BatchByLength(self._limits)
-            | "ScoreBatches" >> ScoreBatches(self._options)
+            | "ScoreBatches" >> ScoreBatches(self._options, self._model_updates)
         )
         return Outcome(scored.results, (checked["dead"], *scored.dead_letters))
 

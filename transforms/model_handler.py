@@ -14,9 +14,9 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP
 from transforms import metrics
+from transforms.loaded_model import LoadedModel, load_model
 from transforms.options import ScoreOptions
 from transforms.records import TokenizedTweet, Tweet
-from transforms.score import LoadedModel, load_model
 
 
 class Prediction(TypedDict):
