@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transforms.batch import BatchByLength
     from transforms.fields import FieldMapping, KeptField
     from transforms.model_handler import TorchMojiModelHandler
+    from transforms.model_watch import ModelWatch, WatchModels
     from transforms.options import ScoreOptions
     from transforms.read import ReadTweets
     from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
@@ -25,6 +26,7 @@ __all__ = [
     "DeadLetter",
     "FieldMapping",
     "KeptField",
+    "ModelWatch",
     "Outcome",
     "ReadTweets",
     "ScoreBatches",
@@ -33,6 +35,7 @@ __all__ = [
     "TokenizedTweet",
     "TorchMojiModelHandler",
     "Tweet",
+    "WatchModels",
     "WriteDeadLetters",
     "WriteScores",
 ]
@@ -43,6 +46,7 @@ _MODULES = {
     "DeadLetter": "records",
     "FieldMapping": "fields",
     "KeptField": "fields",
+    "ModelWatch": "model_watch",
     "Outcome": "records",
     "ReadTweets": "read",
     "ScoreBatches": "score",
@@ -51,6 +55,7 @@ _MODULES = {
     "TokenizedTweet": "records",
     "TorchMojiModelHandler": "model_handler",
     "Tweet": "records",
+    "WatchModels": "model_watch",
     "WriteDeadLetters": "write",
     "WriteScores": "write",
 }
