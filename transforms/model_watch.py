@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import apache_beam as beam
 from apache_beam.coders import FloatCoder, PickleCoder, StrUtf8Coder
-from apache_beam.ml.inference.base import ModelMetadata
+from apache_beam.ml.inference.base import ModelHandler, ModelMetadata
 from apache_beam.transforms.periodicsequence import PeriodicImpulse, RebaseMode
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
 from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
@@ -32,10 +32,12 @@ from torchmoji_core.bundle import load_bundle
 from torchmoji_core.bundle_files import CONFIG, is_remote, local_path
 from torchmoji_core.errors import InputError
 from transforms import metrics, storage
-from transforms.loaded_model import LoadedModel, Traits, load_successor, traits_of
+from transforms.loaded_model import LoadedModel, Traits, load_model, load_successor, traits_of
 from transforms.options import ScoreOptions
 from transforms.per_process import PerProcess
 
+E = TypeVar("E")
+R = TypeVar("R")
 _LOGGER = logging.getLogger(__name__)
 _MARK = "#sha256="
 """Between location and fingerprint in an announcement: a bundle replaced under its name is another model."""
@@ -199,6 +201,30 @@ def _swap(current: LoadedModel, model: LoadedModel) -> LoadedModel:
     metrics.counter(metrics.MODEL_SWAPS).inc()
     _LOGGER.info("model %s takes the place of %s", model.scorer.fingerprint[:12], current.scorer.fingerprint[:12])
     return model
+
+
+class SwappingHandler(ModelHandler[E, R, LoadedModel]):
+    """What handlers of RunInference do about models: load one in each process, and take another when it is announced.
+
+    RunInference announces by `update_model_path`, and then calls `load_model`. That must not raise for what cannot be
+    loaded: at the next batch, RunInference would take it for loaded.
+    """
+
+    def __init__(self, options: ScoreOptions) -> None:
+        super().__init__()
+        self._options = options
+        self._announced: str | None = None
+        self._held: PerProcess[LoadedModel] = PerProcess()
+
+    def load_model(self) -> LoadedModel:
+        with self._held.lock:
+            model = self._held.get(lambda: load_model(self._options.model, self._options))
+            if self._announced:
+                model = self._held.value = successor(self._announced, model, self._options)
+            return model
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._announced = model_path or self._announced
 
 
 class Lookout:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import pickle
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +25,7 @@ from apache_beam.ml.inference.base import ModelMetadata
 from apache_beam.testing import test_stream
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
+from tests.object_store_server import ObjectStoreServer
 from tests.tiny import tiny_bundle
 from tests.transforms.conftest import WORDS, Ran, Run, assert_scores, make_texts
 from torchmoji_core.bundle import Bundle, load_bundle
@@ -31,6 +36,8 @@ from transforms import AnnotateTweets, ModelWatch, Tweet, WatchModels, WriteScor
 from transforms.loaded_model import LoadedModel, load_model, load_successor
 from transforms.model_watch import Announce, Known, Lookout, find_bundles, look
 from transforms.options import OUTPUTS, ScoreOptions
+from transforms.score import _RecordBatchHandler
+from transforms.tokenize import tokenize
 
 OTHER_WORDS = [*reversed(WORDS), "zyxwv"]
 
@@ -274,6 +281,30 @@ def test_a_place_that_cannot_be_looked_at_is_named(models: Path) -> None:
     with pytest.raises(InputError, match=r"^models to watch for: nosuch://bucket/models") as raised:
         ModelWatch("nosuch://bucket/models/*").check()
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+def test_bundles_in_an_object_store(
+    suffix: str, model: str, second: Bundle, third: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory's objects arrive one after the other, the one that makes it a bundle first."""
+    monkeypatch.setenv("TORCHMOJI_CACHE", str(tmp_path / "cache"))
+    with ObjectStoreServer() as server:
+        server.use(monkeypatch)
+        client = server.client()
+        client.create_bucket(Bucket="models")
+        looking = Looking(model, tmp_path)
+        looking.pattern = f"s3://models/deep/*{suffix}"
+        assert looking() == ("", ())
+        for name, bundle in (("v2", second), ("v3", third)):
+            bundle.save(tmp_path / f"{name}{suffix}")
+            for file in sorted((tmp_path / name).iterdir()) if not suffix else [tmp_path / f"{name}{suffix}"]:
+                assert looking() == ("", ())
+                key = f"deep/{name}/{file.name}" if not suffix else f"deep/{file.name}"
+                client.put_object(Bucket="models", Key=key, Body=file.read_bytes())
+            assert looking() == (f"{name}{suffix}", ())
+            assert looking.current == bundle.fingerprint
+            assert looking() == ("", ())
 
 
 Said = Callable[[], list[str]]
@@ -551,6 +582,42 @@ def test_a_stream_takes_each_model_that_appears(
         for index in range(file.metadata.num_columns)
     }
     assert "RLE_DICTIONARY" in encodings["fingerprint"]
+
+
+def test_threads_that_score_during_swaps(
+    bundle: Bundle, model: str, second: Bundle, third: Bundle, models: Path
+) -> None:
+    """Each batch is of one model, no thread goes back to an old one, and a model that nobody uses is let go."""
+    watch = ModelWatch(f"{models}/*", every_seconds=0.01)
+    handler = _RecordBatchHandler(ScoreOptions(model, outputs=("embedding", "fingerprint")), watch)
+    texts = {f"{index}": text for index, text in enumerate(make_texts(16))}
+    batch = [tokenize(tweet, bundle.tokenizer, bundle.maxlen) for tweet in tweets_of(texts)]
+    expected = {one.fingerprint: one for one in (bundle, second, third)}
+    end = time.monotonic() + 20
+
+    def score(last: str) -> list[pa.RecordBatch]:
+        copy = pickle.loads(pickle.dumps(handler))  # as the DoFns of other threads have it
+        held = copy.load_model()
+        scored: list[pa.RecordBatch] = []
+        while time.monotonic() < end and (not scored or scored[-1]["fingerprint"][0].as_py() != last):
+            scored += next(iter(copy.run_inference(batch, held))).parts
+        return scored
+
+    with ThreadPoolExecutor(4) as pool:
+        for one in (second, third):
+            old = weakref.ref(handler.load_model())
+            threads = [pool.submit(score, one.fingerprint) for _ in range(4)]
+            save(one, models / one.fingerprint[:4], 100 if one is second else 200)
+            for thread in threads:
+                found = thread.result()
+                order = list(dict.fromkeys(part["fingerprint"][0].as_py() for part in found))
+                assert order[-1] == one.fingerprint
+                assert len(order) <= 2
+                for part in (found[0], found[-1]):
+                    assert_scores(part.to_pylist(), texts, expected[part["fingerprint"][0].as_py()], ["fingerprint"])
+            del threads, thread
+            gc.collect()
+            assert old() is None
 
 
 # --- announcing ----------------------------------------------------------------------------------------------------
