@@ -601,6 +601,8 @@ def test_threads_that_score_during_swaps(
         scored: list[pa.RecordBatch] = []
         while time.monotonic() < end and (not scored or scored[-1]["fingerprint"][0].as_py() != last):
             scored += next(iter(copy.run_inference(batch, held))).parts
+        for _ in range(3):
+            scored += next(iter(copy.run_inference(batch, held))).parts
         return scored
 
     with ThreadPoolExecutor(4) as pool:
@@ -649,11 +651,12 @@ def test_announcements(
     ticks = [
         (0.0, f"{save(second, tmp_path / 'two')}->{models / 'v2'}"),
         (60.0, ""),
-        (120.0, f"{save(third, tmp_path / 'three')}->{models / 'v3'}"),
-        (121.0, f"{tmp_path / 'bad'}->{models / 'v4'}"),
+        (120.0, ""),
+        (121.0, f"{save(third, tmp_path / 'three')}->{models / 'v3'}"),
         (180.0, ""),
-        (240.0, ""),
+        (240.0, f"{tmp_path / 'bad'}->{models / 'v4'}"),
         (300.0, ""),
+        (360.0, ""),
     ]
     half_weights(bundle, tmp_path / "bad")  # last, so that it is the newest
     stream = test_stream.TestStream()
@@ -671,7 +674,7 @@ def test_announcements(
     assert sorted(ran["updates"]) == [
         (0.0, "", ""),
         (60.0, f"{models / 'v2'}#sha256={second.fingerprint}", ""),
-        (120.0, f"{models / 'v3'}#sha256={third.fingerprint}", ""),
+        (180.0, f"{models / 'v3'}#sha256={third.fingerprint}", ""),
     ]
     assert [reason.count("model.safetensors does not match") for reason in said()] == [1]
 
