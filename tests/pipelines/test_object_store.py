@@ -41,7 +41,7 @@ def local_posts(tmp_path: Path) -> str:
 def run(command: str, server: ObjectStoreServer, directory: Path, *arguments: str, **variables: str) -> Finished:
     cache = {"TORCHMOJI_CACHE": str(directory / "cache")}
     finished = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{command}", "--progress", "off", *arguments],
+        [sys.executable, "-m", f"pipelines.{command}", *arguments],
         cwd=directory,
         env=environment() | server.environment | cache | variables,
         capture_output=True,
