@@ -185,7 +185,8 @@ class DataSet:
     def publish_list(self, run_id: str) -> None:
         """Write the list of live files: one JSON object a line with path (relative), rows and bytes."""
         # A stream publishes a long list again and again, in which little is new, and files never change.
-        self._lines = {path: self._lines.get(path) or _line(file) for path, file in sorted(self.live.files.items())}
+        files = self.live.files
+        self._lines = {path: self._lines.get(path) or _line(files[path]) for path in sorted(files)}
         content = "".join(self._lines.values()).encode("utf-8", "backslashreplace")
         path = f"{self.output}/{LIVE}"
         if not storage.exists(path) or storage.read_bytes(path) != content:

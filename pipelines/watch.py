@@ -156,10 +156,11 @@ class _Watcher:
 
     def run(self) -> int:
         while not self._stop.is_set():
-            self._stop.wait(self._look_once())
+            seconds = self._look_once()
             if self._plan is not None and self._config.score.dry_run:
                 announce("dry_run", "dry run: nothing was scored or written")
                 return DONE
+            self._stop.wait(seconds)
         score, figures = self._config.score, self._workshop.figures
         if self._plan is not None:
             report.announce_summary(self._counts, time.monotonic() - self._clock, self._model.classes, figures)
