@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import pubsub_reader
 from pipelines.data_set import live_files
 from pipelines.pubsub_reader import PubSubReader
 from tests.fake_pubsub import FakePubSub, FakeSubscription
-from tests.pipelines.conftest import Finished
+from tests.pipelines.conftest import WORDS, Finished
 from tests.streams import SUBSCRIPTION, Sender, read_rows, result_files, rows_in_place, running
+from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
 from transforms.deliveries import Deliveries
 from transforms.write import WrittenFile
@@ -138,6 +140,37 @@ def test_a_window_that_is_held_is_written_when_the_stream_is_stopped(
     (path,) = result_files(tmp_path / "out")
     assert sorted(read_rows([path])["id"].to_pylist()) == sorted(sender.sent)
     assert len(subscription.acknowledged) == 100
+
+
+def test_a_new_model_takes_over_while_the_stream_goes_on(
+    server: FakePubSub, subscription: FakeSubscription, model: str, tmp_path: Path
+) -> None:
+    sender, output = Sender(server), tmp_path / "out"
+
+    def fingerprints() -> set[str]:
+        return {
+            pq.ParquetFile(path).schema_arrow.metadata[b"torchmoji.fingerprint"].decode()
+            for path in result_files(output)
+        }
+
+    def send_until_there_are(count: int) -> None:
+        sender.send(1)
+        stream.wait_for(lambda: len(subscription.acknowledged) == len(sender.sent))
+        while len(fingerprints()) < count:
+            sender.send(1)
+            stream.wait_for(lambda: len(subscription.acknowledged) == len(sender.sent))
+
+    watch = ("--model_watch", "models/*", "--model_poll", "100ms", "--max_latency", "50ms")
+    with running(tmp_path, model, server, *watch) as stream:
+        send_until_there_are(1)
+        tiny_bundle(WORDS, seed=8).save(tmp_path / "models" / "new")
+        send_until_there_are(2)
+        assert stream.stop() == 0, stream.log
+    for path in result_files(output):
+        file = pq.ParquetFile(path)
+        metadata = file.schema_arrow.metadata[b"torchmoji.fingerprint"].decode()
+        assert set(file.read()["fingerprint"].to_pylist()) == {metadata}
+    assert sum(rows_in_place(output, window=3600).values()) == len(sender.sent)
 
 
 def test_what_is_not_written_in_time_is_given_back(
