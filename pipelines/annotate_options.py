@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from dataclasses import dataclass
 
-from pipelines.command_line import OneLineParser
+from pipelines.command_line import OneLineParser, duration
 from pipelines.options import ScoreConfig, add_shared_options, parse_known, score_config
 from torchmoji_core.errors import InputError
 from transforms.fields import DATE
@@ -16,7 +15,6 @@ ON_CHANGED = ("rescore", "skip", "fail")
 ON_VANISHED = ("keep", "retire", "fail")
 COMMIT_SECONDS = 30.0
 """A run of the pipeline costs half a second before it scores anything, and what dies loses half of this on average."""
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ def annotate_parser() -> argparse.ArgumentParser:
     )
     add = add_shared_options(result, "")
     add("--partition_by", default=DATE, metavar="FIELDS",
-        help="fields whose values name directories, DIR/date=2026-01-31/part-*.parquet; date is the day of the "
-        "timestamp or, without --timestamp_field, of the file; '' for none (default: %(default)s)")
+        help="fields whose values name directories, DIR/date=2026-01-31/part-*.parquet; date is the day and hour the "
+        "hour (UTC) of the timestamp or, without --timestamp_field, of the file; '' for none (default: %(default)s)")
     add("--lease", default="5m", metavar="TIME",
         help="another machine's run that gave no sign of life for so long is taken for dead (default: %(default)s)")
     add = result.add_argument_group("what is new").add_argument
@@ -104,15 +102,3 @@ def parse(arguments: list[str]) -> tuple[AnnotateConfig, list[str]]:
     if config.lease < 1:
         raise InputError(f"--lease must be at least 1s, not {options.lease}")
     return config, rest
-
-
-def duration(option: str, text: str) -> float:
-    """Seconds of a time like 90, 90s, 10m, 2h or 1d.
-
-    Raises:
-        InputError: if it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
-    if match is None:
-        raise InputError(f"{option} must be a time like 30s, 10m, 2h or 1d, not {text!r}")
-    return float(match[1]) * _SECONDS[match[2] or "s"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -123,7 +124,24 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
 class Annotation:
     """One run over what was selected: group after group, each committed by itself."""
 
-    def __init__(self, config: AnnotateConfig, plan: Plan, session: Session, selection: Selection, kind: str) -> None:
+    def __init__(
+        self,
+        config: AnnotateConfig,
+        plan: Plan,
+        session: Session,
+        selection: Selection,
+        kind: str,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Args:
+        config: the policies.
+        plan: what to do.
+        session: where.
+        selection: the inputs to score or retire.
+        kind: name of the command, for the manifests.
+        stop: ends the run before the next group once it is set; None for none.
+        """
+        self._stop = stop or threading.Event()
         self._config, self._plan, self._session = config, plan, session
         self._selection, self._kind = selection, kind
         self._data_set = session.data_set
@@ -142,24 +160,35 @@ class Annotation:
             RunError: if a group fails. What was committed before stays.
         """
         clock = time.monotonic()
+        self.score_all()
+        if self._selection.is_empty:
+            announce("nothing_new", "nothing is new: nothing was scored")
+        else:
+            seconds = time.monotonic() - clock
+            report.announce_summary(self.counts, seconds, self._plan.model.classes, self._session.figures)
+        return self.status()
+
+    def score_all(self) -> None:
+        """Score and commit everything, in silence.
+
+        Raises:
+            RunError: as `run`.
+        """
         selection = self._selection
         if selection.retired:
             self._retire(selection.retired)
         groups = Groups(selection.work, self._config.commit_every)
         for group in groups:
+            if self._stop.is_set():
+                return
             begun = time.monotonic()
             self._score(group)
             groups.took(group, time.monotonic() - begun)
         if selection.promotes:
             self._promote()
-        if selection.is_empty:
-            announce("nothing_new", "nothing is new: nothing was scored")
-        else:
-            seconds = time.monotonic() - clock
-            report.announce_summary(self.counts, seconds, self._plan.model.classes, self._session.figures)
-        return self._status()
 
-    def _status(self) -> int:
+    def status(self) -> int:
+        """Say what was left, and give the exit status."""
         for path in self.left:
             announce(
                 "left", f"left to the next run: {path} changed while it was read", level=logging.WARNING, path=path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
+from pipelines import journal
 from pipelines.data_set import DataSet, recover, unlisted_files
 from transforms import storage
 
@@ -12,7 +13,8 @@ from transforms import storage
 def clean(output: str, older_than: float) -> list[str]:
     """Delete what runs that died have left, unlisted files, retired files and superfluous manifests.
 
-    To be called by the holder of the lease.
+    To be called by the holder of the lease. What streams have put in place is adopted first, and what one that may be
+    going on is about to put in place is left alone.
 
     Args:
         output: directory of a data set.
@@ -27,11 +29,12 @@ def clean(output: str, older_than: float) -> list[str]:
     """
     data_set = DataSet.read(output)
     recover(data_set)
+    streams = journal.read(output)
     now = time.time()
     old = [
         path
         for path, modified in unlisted_files(data_set).items()
-        if modified is not None and now - modified >= older_than
+        if modified is not None and now - modified >= older_than and not streams.protects(path, modified)
     ]
     storage.delete(f"{output}/{path}" for path in old)
     return old + data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))

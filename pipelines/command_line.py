@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from torchmoji_core.errors import InputError, LeaseHeldError, RunError
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD = range(5)
 INTERRUPTED = 130
 _REPEAT_SECONDS = 5.0
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -114,3 +116,15 @@ def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -
         parser.add_argument(
             f"--{field.name}", type=types[field.name], default=field.default, help=f"{meaning} (default: %(default)s)"
         )
+
+
+def duration(option: str, text: str) -> float:
+    """Seconds of a time like 90, 500ms, 90s, 10m, 2h or 1d.
+
+    Raises:
+        InputError: if it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text.strip())
+    if match is None:
+        raise InputError(f"{option} must be a time like 500ms, 30s, 10m, 2h or 1d, not {text!r}")
+    return float(match[1]) * _SECONDS[match[2] or "s"]

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set import DataSet, discard_run, recover, remove_temporary
+from pipelines.data_set import DataSet, discard_run, recover, remove_temporary, result_files
 from pipelines.lease import Lease
 from pipelines.manifest import DataFile, Manifest
 from pipelines.rewrite import Rewriter, run_independent
@@ -37,6 +37,8 @@ def compact(output: str, target_bytes: int, lease: Lease, dry_run: bool = False)
         RunError: if a file cannot be read or written; nothing has changed then.
     """
     data_set = DataSet.read(output)
+    if not dry_run:
+        recover(data_set)  # what streams have written until now is merged too
     if not data_set.manifests:
         raise InputError(f"{output}: no manifest there, so no data set; check the path")
     if len(data_set.generations) > 1:
@@ -46,7 +48,6 @@ def compact(output: str, target_bytes: int, lease: Lease, dry_run: bool = False)
     merged = sum(map(len, groups))
     if dry_run:
         return f"dry run: {merged:,} of {len(live.files):,} file(s) would become {len(groups):,}"
-    recover(data_set)
     if not groups and len(data_set.manifests) == 1:
         return f"nothing to do: {len(live.files):,} file(s), none to be merged"
     run_id, started = uuid.uuid4().hex[:12], datetime.now(UTC)
@@ -54,7 +55,9 @@ def compact(output: str, target_bytes: int, lease: Lease, dry_run: bool = False)
         rewriter = Rewriter(output, run_id)
         made = [file for group in groups if (file := rewriter.merge(group)) is not None]
         files = {path: file for path, file in live.files.items() if not any(file in group for group in groups)}
-        retired = tuple(path for path in data_set.known_files if path not in files and path not in live.dead_letters)
+        kept = files.keys() | live.dead_letters.keys()
+        # Not those that are deleted already: a stream that is compacted often would carry their names along for ever.
+        retired = tuple(sorted((data_set.known_files - kept) & result_files(output).keys()))
         last = data_set.manifests[-1]
         lease.check()
         data_set.commit(
@@ -91,7 +94,10 @@ def compact(output: str, target_bytes: int, lease: Lease, dry_run: bool = False)
 
 
 def _groups(output: str, files: dict[str, DataFile], target_bytes: int) -> Iterator[Sequence[DataFile]]:
-    """Small files of one directory and one schema, in the order of their names, about a target together."""
+    """Small files of one directory and one schema, its model included, in the order of their names.
+
+    Those of a group are about a target together.
+    """
     alike: dict[tuple[str, bytes], list[DataFile]] = defaultdict(list)
     for path, file in sorted(files.items()):
         if file.bytes < target_bytes // 2:

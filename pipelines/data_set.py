@@ -7,15 +7,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
-from pipelines import manifest
+from pipelines import journal, manifest
+from pipelines.journal import QUIET_SECONDS, Entry, Journal, Stream
+from pipelines.lease import Lease
 from pipelines.manifest import DataFile, Input, Manifest
-from transforms import storage
-from transforms.write import DEAD_LETTERS, TEMPORARY
+from transforms import metrics, storage
+from transforms.write import DEAD_LETTERS, JOURNAL, TEMPORARY, journal_directory
 
 LIVE = "_live.jsonl"
 """A list of the live files for readers without this package; a snapshot, at most one commit behind the manifests."""
@@ -60,6 +65,10 @@ class DataSet:
 
     def __init__(self, output: str, manifests: Iterable[Manifest] = ()) -> None:
         self.output = output
+        self._lines: dict[str, str] = {}
+        self._begin(manifests)
+
+    def _begin(self, manifests: Iterable[Manifest]) -> None:
         self.manifests: list[Manifest] = []
         self.generations: dict[int, Generation] = {}
         self.live_generation = 0
@@ -77,6 +86,20 @@ class DataSet:
         """
         output = output.rstrip("/") or "/"
         return cls(output, manifest.read_all(output))
+
+    def refresh(self) -> None:
+        """Take up what others have committed since; only new manifests are read.
+
+        Raises:
+            InputError: if one cannot be read.
+        """
+        known = [change.name for change in self.manifests]
+        names = manifest.names(self.output)
+        if names[: len(known)] == known:
+            for change in manifest.read_all(self.output, names[len(known) :]):
+                self.apply(change)
+        else:
+            self._begin(manifest.read_all(self.output, names))
 
     def apply(self, change: Manifest) -> None:
         """Take up the next manifest."""
@@ -161,15 +184,97 @@ class DataSet:
 
     def publish_list(self, run_id: str) -> None:
         """Write the list of live files: one JSON object a line with path (relative), rows and bytes."""
-        lines = [
-            json.dumps({"path": file.path, "rows": file.rows, "bytes": file.bytes}, ensure_ascii=False)
-            for _, file in sorted(self.live.files.items())
-        ]
-        content = "".join(f"{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+        # A stream publishes a long list again and again, in which little is new, and files never change.
+        files = self.live.files
+        self._lines = {path: self._lines.get(path) or _line(files[path]) for path in sorted(files)}
+        content = "".join(self._lines.values()).encode("utf-8", "backslashreplace")
         path = f"{self.output}/{LIVE}"
         if not storage.exists(path) or storage.read_bytes(path) != content:
             storage.publish(path, content, f"{self.output}/{TEMPORARY}/{run_id}/{LIVE}")
             remove_temporary(self.output, run_id)
+
+
+def _line(file: DataFile) -> str:
+    return json.dumps({"path": file.path, "rows": file.rows, "bytes": file.bytes}, ensure_ascii=False) + "\n"
+
+
+def adopt(data_set: DataSet, lease: Lease | None = None, found: Journal | None = None) -> list[Manifest]:
+    """List what waits in the journal in manifests, one for each stream and model; to be called by the lease's holder.
+
+    A file that is listed already, because somebody died before deleting its record, is not listed again.
+
+    Args:
+        data_set: what the output holds now.
+        lease: looked at before each commit, by those who may have been suspended since they took it.
+        found: the journal, if it has been read.
+
+    Returns:
+        The manifests that were committed.
+
+    Raises:
+        InputError: if the journal cannot be read.
+        RunError: if the lease was lost.
+        OSError: if something cannot be written; then what is not listed waits on.
+    """
+    found = found or journal.read(data_set.output)
+    known = data_set.known_files if found.entries else set()
+    committed = []
+    for stream in found.streams.values():
+        new = [entry for entry in found.entries if entry.run_id == stream.run_id and entry.file.path not in known]
+        for entries in _by_model(new):
+            if lease is not None:
+                lease.check()
+            change = _adoption(data_set, stream, entries)
+            data_set.commit(change)
+            remove_temporary(data_set.output, change.run_id)
+            committed.append(change)
+    storage.delete(entry.record for entry in found.entries)
+    return committed
+
+
+def _by_model(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Dead letters are of no model, so they are with the last one's."""
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    dead = []
+    for entry in entries:
+        if entry.is_dead_letters:
+            dead.append(entry)
+        else:
+            groups[entry.file.fingerprint].append(entry)
+    if dead:
+        groups[next(reversed(groups), "")].extend(dead)
+    return list(groups.values())
+
+
+def _adoption(data_set: DataSet, stream: Stream, entries: Sequence[Entry]) -> Manifest:
+    files = tuple(entry.file for entry in entries if not entry.is_dead_letters)
+    dead_letters = tuple(entry.file for entry in entries if entry.is_dead_letters)
+    rows, dead = sum(file.rows for file in files), sum(file.rows for file in dead_letters)
+    empty = sum(entry.empty for entry in entries)
+    return Manifest(
+        sequence=data_set.next_sequence,
+        # Not the stream's: of two that commit at once, because one lost its lease, neither must replace the other's.
+        run_id=uuid.uuid4().hex[:12],
+        kind="stream",
+        status="done",
+        started=stream.started,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        code_version=stream.code_version,
+        identity=stream.identity,
+        model=next((entry.model for entry in entries if entry.model is not None), stream.model),
+        files=files,
+        dead_letters=dead_letters,
+        generation=data_set.live_generation,
+        counts={
+            metrics.READ: rows + dead,
+            metrics.SCORED: rows - empty,
+            metrics.EMPTY: empty,
+            metrics.DEAD: dead,
+            metrics.ROWS_WRITTEN: rows,
+            metrics.FILES_WRITTEN: len(entries),
+            metrics.BYTES_WRITTEN: sum(entry.file.bytes for entry in entries),
+        },
+    )
 
 
 def unlisted_files(data_set: DataSet) -> dict[str, float | None]:
@@ -178,40 +283,73 @@ def unlisted_files(data_set: DataSet) -> dict[str, float | None]:
     Returns:
         Path relative to the output -> seconds since 1970 of its last change, where known.
     """
-    prefix = f"{data_set.output}/"
     known = data_set.known_files
-    unlisted = {}
-    for file in storage.match([f"{data_set.output}/**"]):
+    return {path: changed for path, changed in _files(data_set.output, temporary=True).items() if path not in known}
+
+
+def result_files(output: str) -> dict[str, float | None]:
+    """Files below an output that are named as results, listed or not; values as of `unlisted_files`."""
+    return _files(output, temporary=False)
+
+
+def _files(output: str, temporary: bool) -> dict[str, float | None]:
+    prefix = f"{output}/"
+    files = {}
+    for file in storage.match([f"{output}/**"]):
         path = file.path[file.path.find(prefix) + len(prefix) :]
         first = path.partition("/")[0]
         is_part = path.rpartition("/")[2].startswith("part-") and (not first.startswith("_") or first == DEAD_LETTERS)
-        if (is_part or first == TEMPORARY) and path not in known:
-            unlisted[path] = file.last_updated_in_seconds or None
-    return unlisted
+        if is_part or (temporary and first == TEMPORARY):
+            files[path] = file.last_updated_in_seconds or None
+    return files
 
 
-def recover(data_set: DataSet) -> None:
-    """Delete what runs that died have left; to be called by the holder of the lease.
+def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
+    """Adopt what streams have put in place, and delete what runs that died have left.
+
+    To be called by the holder of the lease. Of a stream that may be going on, only temporary files are deleted that it
+    has not touched for a day.
+
+    Args:
+        data_set: what the output holds now.
+        lease: as of `adopt`.
+
+    Returns:
+        The manifests that were committed.
 
     Raises:
-        OSError: if it cannot be done.
+        InputError, RunError, OSError: as `adopt`.
     """
-    runs = list(manifest.names_of_runs(data_set.output))
-    known = data_set.known_files
-    for run_id in runs:
-        paths = [path for path in files_of_run(data_set.output, run_id) if path not in known]
-        storage.delete(f"{data_set.output}/{path}" for path in paths)
-        remove_temporary(data_set.output, run_id)
+    output = data_set.output
+    found = journal.read(output)
+    committed = adopt(data_set, lease, found)
+    dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
+    if dead:
+        paths = [path for path in unlisted_files(data_set) if _is_of_run(path, dead)]
+        storage.delete(f"{output}/{path}" for path in paths)
+    for run_id in dead:
+        remove_temporary(output, run_id)
+    for run_id in found.going_on:
+        old = [
+            file.path
+            for file in storage.match([f"{output}/{TEMPORARY}/{run_id}/**"])
+            if file.last_updated_in_seconds and time.time() - file.last_updated_in_seconds > QUIET_SECONDS
+        ]
+        storage.delete(old)
+    for run_id in found.ended:
+        storage.delete_directory(journal_directory(output, run_id))
+    storage.remove_empty(f"{output}/{JOURNAL}")
+    return committed
+
+
+def _is_of_run(path: str, runs: Collection[str]) -> bool:
+    name = path.rpartition("/")[2]
+    return any(name.startswith(f"part-{run_id}-") for run_id in runs)
 
 
 def files_of_run(output: str, run_id: str) -> list[str]:
     """Paths of all files that a run has put in place, listed or not."""
-    prefix = f"{output}/"
-    return [
-        file.path[file.path.find(prefix) + len(prefix) :]
-        for file in storage.match([f"{output}/**"])
-        if file.path.rpartition("/")[2].startswith(f"part-{run_id}-")
-    ]
+    return [path for path in result_files(output) if _is_of_run(path, [run_id])]
 
 
 def discard_run(output: str, run_id: str) -> None:

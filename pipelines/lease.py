@@ -39,14 +39,16 @@ _LOGGER = logging.getLogger(__name__)
 class Lease:
     """The right to write to an output directory; a context manager around a run."""
 
-    def __init__(self, output: str, seconds: float = DEFAULT_SECONDS) -> None:
+    def __init__(self, output: str, seconds: float = DEFAULT_SECONDS, brief: bool = False) -> None:
         """Args:
         output: directory on any of Beam's filesystems.
         seconds: how long a holder on another machine is taken for living after its last beat.
+        brief: whether it will be held for a moment only, so that others better wait than give up.
         """
         self._output = output
         self._directory = f"{output}/{DIRECTORY}"
         self._seconds = seconds
+        self._brief = brief
         self._id = uuid.uuid4().hex
         self._path = f"{self._directory}/{self._id}.json"
         self._started = _now()
@@ -111,7 +113,7 @@ class Lease:
                 return
             storage.delete([self._path])
             for other in others:
-                if other.get("state") != "contender":
+                if other.get("state") != "contender" and not other.get("brief"):
                     raise LeaseHeldError(
                         f"{self._output} is being written by process {other.get('pid')} on {other.get('host')} "
                         f"since {other.get('started')} ({other.get('command')}); its last sign of life was "
@@ -124,9 +126,8 @@ class Lease:
         self._beats += 1
         content = {
             "state": state,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "process": process_key(os.getpid()),
+            **this_process(),
+            "brief": self._brief,
             "command": Path(sys.argv[0]).stem,
             "started": self._started,
             "beat": _now(),
@@ -203,6 +204,16 @@ def is_living(content: dict[str, Any]) -> bool:
     except (KeyError, TypeError, ValueError):
         return False
     return abs(silence) < _seconds(content)  # its clock may be ahead
+
+
+def is_gone(content: dict[str, Any]) -> bool:
+    """Whether a process of this machine that wrote `this_process` is known to be there no longer."""
+    return _is_here(content) and not is_living(content)
+
+
+def this_process() -> dict[str, Any]:
+    """What `is_gone` and `is_living` need to know of a process."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "process": process_key(os.getpid())}
 
 
 def _seconds(content: dict[str, Any]) -> float:

@@ -20,6 +20,8 @@ from pipelines.redaction import redact, redact_all
 LOG_FORMATS = ("text", "json")
 
 _ANNOUNCEMENTS = logging.getLogger("pipelines.run")
+_UNHEARD = ("apache_beam.runners.", "apache_beam.io.filesystems")
+"""Beam's local runner logs what it then raises, and we explain; the other warns of extras that nobody asked for."""
 
 
 class _TextFormatter(logging.Formatter):
@@ -50,14 +52,14 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def set_up_logging(log_format: str) -> None:
-    """Log warnings to standard error, but those of Beam's local runner: it logs what it then raises, and we explain.
+    """Log warnings to standard error.
 
     Args:
         log_format: one of `LOG_FORMATS`; in json, Python's warnings become records too.
     """
     handler = _Handler()
     handler.setFormatter(_JSONFormatter() if log_format == "json" else _TextFormatter())
-    handler.addFilter(lambda record: record.name != "root" and not record.name.startswith("apache_beam.runners."))
+    handler.addFilter(lambda record: record.name != "root" and not record.name.startswith(_UNHEARD))
     root = logging.getLogger()
     for earlier in [other for other in root.handlers if isinstance(other, _Handler)]:
         root.removeHandler(earlier)

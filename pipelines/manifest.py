@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +55,8 @@ class DataFile:
     sha256: str
     sources: dict[str, int] = field(default_factory=dict)
     """Rows by the file they are from, where rows tell it."""
+    fingerprint: str = ""
+    """Of the model that scored it, where a data set may hold files of several; "" for that of the manifest."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Manifest:
     sequence: int
     run_id: str
     kind: str
-    """Name of the command: score, annotate, compact."""
+    """Name of the command: score, annotate, compact; stream for files that were adopted from a stream's journal."""
     status: str
     started: str
     """ISO 8601, as is `finished`."""
@@ -122,19 +124,32 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
     return dict(redact_all(options))  # the address of a model may hold a password
 
 
-def read_all(output: str) -> list[Manifest]:
-    """The manifests below an output directory that matter, by sequence: from the last checkpoint on.
+def names(output: str) -> list[str]:
+    """Names of the manifests below an output directory that matter, by sequence: from the last checkpoint on.
 
     Raises:
-        InputError: if one cannot be read, since then nobody can say which files are results.
+        InputError: if they cannot be listed, since then nobody can say which files are results.
     """
     try:
-        names = sorted(file.path for file in storage.match([f"{output}/{DIRECTORY}/*.json"]))
+        found = sorted(file.path.rpartition("/")[2] for file in storage.match([f"{output}/{DIRECTORY}/*.json"]))
     except OSError as error:
         raise InputError(f"output {output}/{DIRECTORY}: cannot be read ({error})") from None
-    first = max((index for index, name in enumerate(names) if name.endswith(_CHECKPOINT)), default=0)
+    return found[max((index for index, name in enumerate(found) if name.endswith(_CHECKPOINT)), default=0) :]
+
+
+def read_all(output: str, wanted: Sequence[str] | None = None) -> list[Manifest]:
+    """Read manifests below an output directory.
+
+    Args:
+        output: the directory.
+        wanted: their names; None for all that matter.
+
+    Raises:
+        InputError: if one cannot be read.
+    """
+    wanted = names(output) if wanted is None else wanted
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(read, names[first:]))
+        return list(threads.map(read, [f"{output}/{DIRECTORY}/{name}" for name in wanted]))
 
 
 def read(path: str) -> Manifest:

@@ -6,6 +6,7 @@ Imports neither Beam nor torch, so that --help is fast.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from pipelines.command_line import OneLineParser
 from pipelines.logs import LOG_FORMATS
+from pipelines.streaming_options import StreamOptions, WatchOptions, add_streaming_options, streaming_options
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS, available_cores
@@ -51,6 +53,10 @@ class ScoreConfig:
     runner: str
     local_workers: int
     """Processes of a local run."""
+    stream: StreamOptions | None = None
+    """How to read messages; None for files."""
+    watch: WatchOptions | None = None
+    """How to watch a directory; None for none."""
 
     @property
     def local_threads(self) -> int:
@@ -81,6 +87,7 @@ def score_parser() -> argparse.ArgumentParser:
     add("--resume", action="store_true",
         help="commit the results of input file after input file, and leave out what an earlier run of the same command "
         "has committed: what died is gone on with")
+    add_streaming_options(result)
     return result
 
 
@@ -161,8 +168,19 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
     Raises:
         InputError: naming the option at fault and its valid values.
     """
-    options, rest = parse_known(score_parser(), arguments)
-    return score_config(options), rest
+    parser = score_parser()
+    options, rest = parse_known(parser, arguments)
+    endless = streaming_options(options, parser)
+    config = score_config(options)
+    if isinstance(endless, WatchOptions):
+        return dataclasses.replace(config, watch=endless), rest
+    if isinstance(endless, StreamOptions):
+        # A row's window is told by its time, so it is always there.
+        score = dataclasses.replace(config.score, timestamp=True)
+        if endless.model_watch is not None and "fingerprint" not in score.outputs:
+            score = dataclasses.replace(score, outputs=(*score.outputs, "fingerprint"))
+        config = dataclasses.replace(config, stream=endless, score=score)
+    return config, rest
 
 
 def parse_known(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipelines import journal
 from pipelines.data_set import DataSet
+from pipelines.journal import identity_of_stream
 from pipelines.manifest import identity
 from pipelines.options import ScoreConfig
 from torchmoji_core.bundle import load_bundle
@@ -18,6 +20,7 @@ from transforms.fields import FieldError, KeptField, find_text, infer_kind, look
 from transforms.formats import Record, is_splittable, read_records, resolve_format
 from transforms.read import InputFile, match_files
 from transforms.storage import open_raw
+from transforms.write import journal_directory
 
 SAMPLED_RECORDS = 1000
 SAMPLED_FILES = 20
@@ -60,27 +63,34 @@ class Plan:
 
     def describe(self) -> str:
         """The plan in a few lines, for people."""
-        config, model = self.config, self.model
+        config = self.config
         paths = [file.path for file in self.files]
         kinds = sorted({resolve_format(path, config.format) for path in paths})
         of_kinds = f", format {', '.join(kinds)}" if kinds else ""
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
-        kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
         workers = f"{config.local_workers} process(es), {config.score.threads} thread(s) each"
         lines = [
             f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes{of_kinds}",
             *shown,
+            *self.describe_model(),
+            *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
+            f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
+        ]
+        return "\n".join(lines)
+
+    def describe_model(self) -> list[str]:
+        """The lines about model and output."""
+        config, model = self.config, self.model
+        kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
+        return [
             f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
             f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "
             f"precision {model.arithmetic}",
             f"output      {config.output}: {', '.join(config.score.outputs)}; "
             f"embeddings as {config.score.embedding_type}; up to {config.rows_per_file:,} rows a file",
             *([f"kept        {kept}"] if kept else []),
-            *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
-            f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
         ]
-        return "\n".join(lines)
 
 
 def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
@@ -187,6 +197,46 @@ def _check_output(config: ScoreConfig, data_set: DataSet) -> int:
             "give another --output, or --if_exists replace or append"
         )
     return len(data_set.live.all_files)
+
+
+def check_stream(
+    config: ScoreConfig, data_set: DataSet, model: ModelFacts, options: Mapping[str, Any], models_may_differ: bool
+) -> None:
+    """Make sure, before a stream starts, that it continues what is in its output, or that nothing is there.
+
+    Args:
+        config: what all scoring commands have.
+        data_set: what is in its output.
+        model: what it begins to score with.
+        options: as of `journal.begin`.
+        models_may_differ: whether models are to be exchanged as it runs, so that the output may hold rows of several.
+
+    Raises:
+        InputError: if the output holds, or another stream is writing there, what other options make.
+    """
+    ours = identity_of_stream(config, options)
+    # Which subscription a row is from does not make it another kind of row; of the model, its fingerprint counts.
+    free = ("inputs", "model")
+    if changed := [name for name in differences(ours, data_set.identity or ours) if name not in free]:
+        raise InputError(
+            f"output {config.output} holds results of another command (other {', '.join(changed)}); "
+            "give the same options as before, or another --output"
+        )
+    found = journal.read(data_set.output)
+    for run_id in sorted(found.going_on | {entry.run_id for entry in found.entries}):
+        stream = found.streams[run_id]
+        if changed := [name for name in differences(ours, stream.identity) if name not in free]:
+            raise InputError(
+                f"output {config.output}: a stream with other {', '.join(changed)}, started {stream.started}, may be "
+                f"writing there; give the same options or another --output, or if it has ended for certain and all its "
+                f"files are committed, delete {journal_directory(data_set.output, run_id)}"
+            )
+    scored_by = data_set.live.fingerprint
+    if not models_may_differ and scored_by not in (None, model.fingerprint):
+        raise InputError(
+            f"output {config.output} was scored by model {str(scored_by)[:12]}, and this one is "
+            f"{model.fingerprint[:12]}; give another --output, or --model_watch to have rows of several models in one"
+        )
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -79,11 +79,35 @@ class ProgressDisplay:
 def counters(result: Any) -> dict[str, int]:
     """Our counters of a finished run by name, summed over steps."""
     totals: dict[str, int] = {}
-    for counter in result.metrics().query()["counters"]:
+    for counter in _query(result)["counters"]:
         if counter.key.metric.namespace == metrics.NAMESPACE:
             name = counter.key.metric.name
             totals[name] = totals.get(name, 0) + int(counter.result or 0)  # None is how some runners say 0
     return totals
+
+
+def distributions(result: Any) -> dict[str, float]:
+    """Our distributions of a run: NAME_count, NAME_mean, NAME_min and NAME_max for each that has a value."""
+    found: dict[str, float] = {}
+    for distribution in _query(result)["distributions"]:
+        name, value = distribution.key.metric.name, distribution.result
+        if distribution.key.metric.namespace == metrics.NAMESPACE and value is not None and value.count:
+            found |= {
+                f"{name}_count": value.count,
+                f"{name}_mean": round(value.mean, 3),
+                f"{name}_min": value.min,
+                f"{name}_max": value.max,
+            }
+    return found
+
+
+def _query(result: Any) -> Any:
+    """All metrics; the local streaming runner adds some while they are looked through."""
+    while True:
+        try:
+            return result.metrics().query()
+        except RuntimeError:
+            time.sleep(0.01)
 
 
 def announce_summary(counts: dict[str, int], seconds: float, classes: Sequence[str], figures: dict[str, Any]) -> None:
@@ -99,13 +123,13 @@ def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fing
     def get(name: str) -> int:
         return counts.get(name, 0)
 
-    rows = get(metrics.SCORED) + get(metrics.EMPTY)
+    rows, files = get(metrics.SCORED) + get(metrics.EMPTY), get(metrics.FILES_READ)
     tops = {label: get(f"{metrics.TOP_PREFIX}{index}") for index, label in enumerate(classes)}
     commonest = sorted(tops.items(), key=lambda item: -item[1])[:10]
     shown = "  ".join(f"{label} {count / max(get(metrics.SCORED), 1):.1%}" for label, count in commonest if count)
     return "\n".join(
         [
-            f"read        {get(metrics.READ):,} from {get(metrics.FILES_READ):,} file(s)",
+            f"read        {get(metrics.READ):,}" + (f" from {files:,} file(s)" if files else ""),
             f"scored      {get(metrics.SCORED):,}",
             f"empty       {get(metrics.EMPTY):,} without tokens",
             f"dead        {get(metrics.DEAD):,} dead letters",

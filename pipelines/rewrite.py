@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from pipelines.manifest import DataFile
 from torchmoji_core.errors import RunError
 from transforms import storage
+from transforms.options import RUN_ID
 from transforms.write import ROWS_PER_GROUP, TEMPORARY, HashingFile, ParquetPart
 
 BATCH_ROWS = 1024
-RUN_ID = b"torchmoji.run_id"
 
 
 class Rewriter:
@@ -63,7 +63,9 @@ class Rewriter:
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
         path = final.removeprefix(f"{self._output}/")
-        return DataFile(path, part.rows, part.file.bytes_, part.file.sha256, dict(part.sources))
+        # A stream's rows are from no file that could change; its files' lists of sources are empty and stay so.
+        sources = dict(part.sources) if any(file.sources for file in files) else {}
+        return DataFile(path, part.rows, part.file.bytes_, part.file.sha256, sources, files[0].fingerprint)
 
     def dead_letters_without(self, file: DataFile, without: Collection[str]) -> DataFile | None:
         """Write a file of dead letters anew without those of some inputs.

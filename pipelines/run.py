@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 
@@ -20,10 +22,12 @@ from pipelines.manifest import DataFile, Input, Manifest, Model, identity
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan
 from pipelines.session import WORKER_LOG, Session
+from pipelines.stream_stages import hold_options, model_updates, publish_scores, read_messages
 from torchmoji_core import __version__
 from torchmoji_core.errors import RunError, TorchMojiError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
+from transforms.deliveries import SettleDeliveries
 from transforms.formats import resolve_format
 from transforms.read import InputFile, UnreadableInput, unreadable_path
 from transforms.write import DEAD_LETTERS, WrittenFile, committed_files
@@ -44,26 +48,48 @@ class Finished:
 
 
 def build_pipeline(
-    pipeline: beam.Pipeline, plan: Plan, progress: str | None = None, inputs: Sequence[InputFile] | None = None
+    pipeline: beam.Pipeline,
+    plan: Plan,
+    progress: str | None = None,
+    inputs: Sequence[InputFile] | None = None,
+    deliveries: str | None = None,
 ) -> None:
     """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
+
+    Endless input differs in its source and its windows, in what holds tweets until there are enough for a batch, and in
+    that what is written goes to the journal, for there is no end at which it could be committed.
 
     Args:
         pipeline: an empty one.
         plan: what to do.
         progress: directory of `metrics.Progress`.
         inputs: the files to read; None for what the plan's patterns match.
+        deliveries: name of the `Deliveries` that messages come from and are to be settled with; None on clusters.
+
+    Raises:
+        InputError: if a source or sink cannot be used.
     """
-    config, score = plan.config, plan.config.score
-    read = pipeline | "ReadTweets" >> ReadTweets(
-        config.inputs if inputs is None else inputs, config.format, config.fields, progress, strict=inputs is not None
+    config, score, stream = plan.config, plan.config.score, plan.config.stream
+    annotate: dict[str, Any] = vars(score) | {"limits": config.limits, "progress": progress}
+    if stream is None:
+        read = pipeline | "ReadTweets" >> ReadTweets(
+            config.inputs if inputs is None else inputs, config.format, config.fields, progress, inputs is not None
+        )
+    else:
+        read = read_messages(pipeline, config, stream, deliveries)
+        annotate |= {"hold": hold_options(stream), "model_updates": model_updates(pipeline, config, stream)}
+    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(**annotate)
+    is_stream = stream is not None
+    written = annotated.results | "WriteScores" >> WriteScores(
+        config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
     )
-    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(
-        **vars(score) | {"limits": config.limits, "progress": progress}
-    )
-    annotated.results | "WriteScores" >> WriteScores(config.output, plan.run_id, config.rows_per_file)
     dead = (*read.dead_letters, *annotated.dead_letters)
-    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id)
+    dead_written = dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    if stream is not None and stream.publish is not None:
+        annotated.results | "PublishScores" >> publish_scores(stream)
+    if deliveries is not None:
+        written | "SettleScores" >> SettleDeliveries(deliveries)
+        dead_written | "SettleDeadLetters" >> SettleDeliveries(deliveries)
 
 
 def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = None) -> Finished:
@@ -101,6 +127,8 @@ def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = N
             reason = str(error).partition("cannot be opened: ")[2].partition(" [while running")[0]
             raise UnreadableInput(path, reason.splitlines()[0]) from error
         raise RunError(explain(error, config.output, Path(session.scratch, WORKER_LOG))) from error
+    finally:
+        shutil.rmtree(progress, ignore_errors=True)
     files = tuple(file for file in written if not _is_dead(file))
     dead_letters = tuple(file for file in written if _is_dead(file))
     return Finished(counts, files, dead_letters, time.monotonic() - clock)

@@ -9,7 +9,13 @@ import shlex
 import sys
 from typing import Any
 
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, WorkerOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    WorkerOptions,
+)
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipelines.options import ScoreConfig
@@ -35,6 +41,7 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         options.view_as(DirectOptions).direct_num_workers = max(config.local_workers, config.local_threads)
         if not options.view_as(WorkerOptions).default_sdk_harness_log_level:
             options.view_as(WorkerOptions).default_sdk_harness_log_level = "ERROR"
+    options.view_as(StandardOptions).streaming = config.stream is not None
     # All code is in installed modules; nothing of the main session has to travel.
     options.view_as(SetupOptions).save_main_session = False
     return options
@@ -70,10 +77,7 @@ def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) 
         InputError: if Beam has no runner of that name.
     """
     if not config.is_local:
-        try:
-            return create_runner(config.runner)
-        except (ValueError, ImportError) as error:
-            raise InputError(f"--runner {config.runner}: {str(error).splitlines()[0]}") from None
+        return cluster_runner(config)
     from apache_beam.portability.api import beam_provision_api_pb2
     from apache_beam.runners.portability.fn_api_runner import fn_runner
     from apache_beam.runners.portability.portable_runner import JobServiceHandle
@@ -96,3 +100,15 @@ def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) 
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     provision = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
     return fn_runner.FnApiRunner(default_environment=environment, provision_info=provision)
+
+
+def cluster_runner(config: ScoreConfig) -> PipelineRunner:
+    """Beam's runner of the given name.
+
+    Raises:
+        InputError: if Beam has none.
+    """
+    try:
+        return create_runner(config.runner)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"--runner {config.runner}: {str(error).splitlines()[0]}") from None

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Parse, plan, run, report. Returns the exit status."""
     config, rest = parse(arguments)
+    if config.watch is not None:
+        from pipelines import watch
+
+        return watch.run(config, rest, config.watch)
+    if config.stream is not None:
+        from pipelines import streaming
+
+        return streaming.run(config, config.stream, rest)
     if config.resume:
         from pipelines import annotation
         from pipelines.annotate_options import AnnotateConfig

@@ -136,7 +136,8 @@ def _generation(data_set: DataSet, config: AnnotateConfig, fingerprint: str) -> 
     if not config.rescore_with_new_model:
         raise InputError(
             f"output {data_set.output} was scored by model {str(live.fingerprint)[:12]}, and this one is "
-            f"{fingerprint[:12]}; score everything again with --rescore_with_new_model, or give another --output"
+            f"{fingerprint[:12]}; score everything again with pipelines.annotate --rescore_with_new_model, or give "
+            "another --output"
         )
     for number, generation in data_set.generations.items():
         if number != data_set.live_generation and generation.fingerprint == fingerprint:

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -36,6 +36,40 @@ class Session:
     """For the report."""
 
 
+class Workshop(NamedTuple):
+    """What a command has before it takes the lease; the fields are those of `Session`."""
+
+    runner: PipelineRunner
+    options: PipelineOptions
+    scratch: str
+    figures: dict[str, Any]
+
+    def session(self, lease: Lease, data_set: DataSet) -> Session:
+        """With what the holder of the lease has found in the output."""
+        return Session(self.runner, self.options, self.scratch, lease, data_set, self.figures)
+
+
+@contextlib.contextmanager
+def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
+    """Check options and runner, and report how the block ends.
+
+    Args:
+        config: the command line.
+        rest: options for Beam.
+
+    Raises:
+        InputError: for a wrong option.
+    """
+    options = pipeline_options(config, rest)
+    FileSystems.set_options(options)  # an object store's address and keys may be among them
+    with (
+        reported(config.report, config.dry_run, output=config.output) as figures,
+        # An interrupted run has threads that still write there.
+        tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
+    ):
+        yield Workshop(make_runner(config, options, f"{scratch}/{WORKER_LOG}"), options, scratch, figures)
+
+
 @contextlib.contextmanager
 def open_session(config: ScoreConfig, rest: list[str], lease_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
     """Check options and runner, take the lease of the output, read what is there; give the lease back at the end.
@@ -49,15 +83,7 @@ def open_session(config: ScoreConfig, rest: list[str], lease_seconds: float = DE
         InputError: for a wrong option, or an output that cannot be written or read.
         LeaseHeldError: if another run is writing there.
     """
-    options = pipeline_options(config, rest)
-    FileSystems.set_options(options)  # an object store's address and keys may be among them
-    with (
-        reported(config.report, config.dry_run, output=config.output) as figures,
-        # An interrupted run has threads that still write there.
-        tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
-    ):
-        runner = make_runner(config, options, f"{scratch}/{WORKER_LOG}")
-        with Lease(config.output, lease_seconds) as lease:
-            data_set = DataSet.read(config.output)
-            recover(data_set)
-            yield Session(runner, options, scratch, lease, data_set, figures)
+    with open_workshop(config, rest) as workshop, Lease(config.output, lease_seconds) as lease:
+        data_set = DataSet.read(config.output)
+        recover(data_set)
+        yield workshop.session(lease, data_set)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines import journal
 from pipelines.data_set import DataSet, Generation, unlisted_files
+from pipelines.journal import Journal
 from pipelines.lease import is_living, read_leases
 from pipelines.manifest import DataFile, Manifest
 from torchmoji_core.errors import InputError
@@ -39,6 +41,8 @@ class Findings:
     inputs: int = 0
     manifests: int = 0
     retired: int = 0
+    waiting: int = 0
+    """Files in the journal of a stream, which are checked like the others."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -71,16 +75,27 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     """
     findings = Findings(output)
     try:
+        # In this order: what is adopted in between is met twice and not never.
+        streams = journal.read(output)
         data_set = DataSet.read(output)
     except InputError as error:
         findings.problems.append(str(error))
         return findings
-    if not data_set.manifests:
+    if not data_set.manifests and not streams.entries:
         raise InputError(f"{output}: no manifest there, so no data set; check the path")
-    live = data_set.live
-    findings.files, findings.inputs, findings.manifests = len(live.files), len(live.inputs), len(data_set.manifests)
-    findings.rows = sum(file.rows for file in live.files.values())
-    findings.dead_letters = sum(file.rows for file in live.dead_letters.values())
+    live, known = data_set.live, data_set.known_files
+    waiting = [entry for entry in streams.entries if entry.file.path not in known]
+    files = [*live.files.values(), *(entry.file for entry in waiting if not entry.is_dead_letters)]
+    dead_letters = [*live.dead_letters.values(), *(entry.file for entry in waiting if entry.is_dead_letters)]
+    findings.files, findings.inputs, findings.manifests = len(files), len(live.inputs), len(data_set.manifests)
+    findings.rows = sum(file.rows for file in files)
+    findings.dead_letters = sum(file.rows for file in dead_letters)
+    findings.waiting = len(waiting)
+    if waiting:
+        findings.notes.append(
+            f"{len(waiting):,} of these files are in the journal of a stream and wait to be listed in a manifest, "
+            "which the next command does that writes there"
+        )
     _check_sequence(data_set, findings)
     for change in data_set.manifests:
         _check_counts(change, findings)
@@ -88,16 +103,21 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
         _check_inputs(generation, findings)
         if number != data_set.live_generation:
             findings.notes.append(f"a rescoring with another model has {len(generation.files)} file(s) so far")
-        check = partial(_check_parquet, output, generation.fingerprint)
-        with ThreadPoolExecutor(_CHECKERS) as threads:
-            for problems in threads.map(check, generation.files.values()):
-                findings.problems += problems
-            for problems in threads.map(partial(_check_jsonl, output), generation.dead_letters.values()):
-                findings.problems += problems
+        parquet = partial(_check_parquet, output, generation.fingerprint)
+        _check_all(parquet, generation.files.values(), findings)
+        _check_all(partial(_check_jsonl, output), generation.dead_letters.values(), findings)
+    for is_dead, check in ((False, partial(_check_parquet, output, None)), (True, partial(_check_jsonl, output))):
+        _check_all(check, [entry.file for entry in waiting if entry.is_dead_letters == is_dead], findings)
     if ids_must_be_unique:
-        _check_ids(output, list(live.files.values()), memory_mb, findings)
-    _check_unlisted(data_set, findings)
+        _check_ids(output, files, memory_mb, findings)
+    _check_unlisted(data_set, streams, known | {entry.file.path for entry in waiting}, findings)
     return findings
+
+
+def _check_all(check: Callable[[DataFile], list[str]], files: Iterable[DataFile], findings: Findings) -> None:
+    with ThreadPoolExecutor(_CHECKERS) as threads:
+        for problems in threads.map(check, files):
+            findings.problems += problems
 
 
 def _check_sequence(data_set: DataSet, findings: Findings) -> None:
@@ -185,8 +205,9 @@ def _check_parquet(output: str, fingerprint: str | None, file: DataFile) -> list
         problems.append(f"{file.path}: has {rows} rows, its manifest says {file.rows}")
     if sources != file.sources:
         problems.append(f"{file.path}: the rows are from other inputs than its manifest says")
-    if fingerprint and scored_by != fingerprint:
-        problems.append(f"{file.path}: scored by model {scored_by[:12]}, the data set by {fingerprint[:12]}")
+    expected = file.fingerprint or fingerprint
+    if expected and scored_by != expected:
+        problems.append(f"{file.path}: scored by model {scored_by[:12]}, the data set by {expected[:12]}")
     return problems
 
 
@@ -236,9 +257,15 @@ def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings:
         findings.problems.append("more ids are there several times")
 
 
-def _check_unlisted(data_set: DataSet, findings: Findings) -> None:
+def _check_unlisted(data_set: DataSet, streams: Journal, known: Collection[str], findings: Findings) -> None:
+    files = {path: changed for path, changed in unlisted_files(data_set).items() if path not in known}
+    # Streams may have begun since, and ended.
+    later = journal.read(data_set.output)
+    going_on = {path for path in files if streams.protects(path, files[path]) or later.protects(path, files[path])}
+    if going_on:
+        findings.notes.append(f"{len(going_on):,} more file(s) are being written by a stream that may be going on")
     running = [lease for lease in read_leases(data_set.output).values() if is_living(lease)]
-    unlisted = sorted(unlisted_files(data_set))
+    unlisted = sorted(files.keys() - going_on)
     if running and unlisted:
         findings.notes.append(f"{len(unlisted)} file(s) that no manifest lists yet belong to a run that goes on")
         unlisted = []

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.annotate_options import DEFAULT_LEASE, duration
-from pipelines.command_line import DONE, FAILED, OneLineParser, end, run_command
+from pipelines.annotate_options import DEFAULT_LEASE
+from pipelines.command_line import DONE, FAILED, OneLineParser, duration, end, run_command
 from pipelines.logs import LOG_FORMATS, announce
 
 
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
     announce(
         "verified", findings.describe(), sound=not findings.problems, problems=findings.problems, rows=findings.rows,
-        files=findings.files,
+        files=findings.files, waiting=findings.waiting,
     )  # fmt: skip
     return FAILED if findings.problems else DONE
 

@@ -14,7 +14,8 @@ from torchmoji_core.inference.scores import DEFAULT_TOP, valid_unicode
 from transforms.batch import BatchByLength
 from transforms.fields import KeptField
 from transforms.hold import HoldOptions, HoldTweets
-from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
+from transforms.model_watch import ModelUpdates
+from transforms.options import DEFAULT_OUTPUTS, FINGERPRINT_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.score import ScoreBatches
 from transforms.tokenize import TokenizeTweets
@@ -47,20 +48,28 @@ class AnnotateTweets(beam.PTransform):
         fingerprint: str | None = None,
         run_id: str = "",
         progress: str | None = None,
+        model_updates: ModelUpdates = None,
     ) -> None:
-        """Args are those of `ScoreOptions`, `limits` of a batch, and `hold`: when tweets go on that are held across
-        bundles, for input that comes in a trickle; None where bundles are large, as those of files are.
+        """Args are those of `ScoreOptions`, and:
+
+        limits: of a batch.
+        hold: when tweets go on that are held across bundles, for input that comes in a trickle; None where bundles are
+            large, as those of files are.
+        model_updates: where models come from that take the place of the first one, a `ModelWatch` or what `WatchModels`
+            gives. Rows then have the column fingerprint.
 
         Raises:
             InputError: for an unknown value, when the pipeline is built.
         """
         super().__init__()
         self._limits, self._hold = limits, hold
+        self._model_updates = model_updates
+        columns = dict.fromkeys([*outputs, *([] if model_updates is None else [FINGERPRINT_COLUMN])])
         self._options = ScoreOptions(
             model=model,
             fingerprint=fingerprint,
             precision=precision,
-            outputs=tuple(outputs),
+            outputs=tuple(columns),
             top_k=top_k,
             embedding_type=embedding_type,
             keep=tuple(keep),
@@ -80,7 +89,9 @@ class AnnotateTweets(beam.PTransform):
         if self._hold is not None:
             tokenized = tokenized | "HoldTweets" >> HoldTweets(self._hold, self._limits)
         scored = (
-            tokenized | "BatchByLength" >> BatchByLength(self._limits) | "ScoreBatches" >> ScoreBatches(self._options)
+            tokenized
+            | "BatchByLength" >> BatchByLength(self._limits)
+            | "ScoreBatches" >> ScoreBatches(self._options, self._model_updates)
         )
         return Outcome(scored.results, (checked["dead"], *scored.dead_letters))
 

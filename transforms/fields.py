@@ -30,7 +30,8 @@ KEPT_TYPES: dict[str, pa.DataType] = {
     "json": pa.string(),
 }
 DATE = "date"
-"""The partition field that every record has: the day of its timestamp, or of its file."""
+HOUR = "hour"
+"""Partition fields that every record has: the day and the hour, in UTC, of its timestamp or of its file."""
 MAX_PARTITION_NAME = 255
 """Bytes of a directory's name, where most filesystems end them."""
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -134,8 +135,10 @@ def find_text(record: dict[str, Any], mapping: FieldMapping) -> str:
     raise FieldError(f"no text: none of the fields {', '.join(mapping.text)}")
 
 
-def find_id(record: dict[str, Any], mapping: FieldMapping, source: str, position: int) -> str:
-    """The id of a record as a string.
+def find_id(
+    record: dict[str, Any], mapping: FieldMapping, source: str, position: int | str, default: str | None = None
+) -> str:
+    """The id of a record as a string; without one, the default or else `position_id`.
 
     Raises:
         FieldError: if it is neither a string nor an integer: floats lose digits of tweet ids.
@@ -149,10 +152,10 @@ def find_id(record: dict[str, Any], mapping: FieldMapping, source: str, position
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         raise FieldError(f"id field {path!r} is {type(value).__name__}, neither a string nor an integer")
-    return position_id(source, position)
+    return default or position_id(source, position)
 
 
-def position_id(source: str, position: int) -> str:
+def position_id(source: str, position: int | str) -> str:
     """The id of a record without one: 32 hexadecimal digits, the same whenever the same file is read.
 
     >>> position_id("tweets.txt", 0)
@@ -200,8 +203,9 @@ def partition_directory(
     """The directory of a record's row in Hive's layout, `date=2026-01-31/lang=en`; "" without `partition_by`.
 
     `date` is the day, in UTC, of the record's timestamp or, where no timestamp is asked for, of the last change of its
-    file. Characters that could leave the directory, or that a filesystem may not take, are percent-encoded, as Hive's
-    readers expect; a value that is missing, null or empty gets Hive's name for it.
+    file; `hour` is the hour of that day, 00 to 23. Characters that could leave the directory, or that a filesystem may
+    not take, are percent-encoded, as Hive's readers expect; a value that is missing, null or empty gets Hive's name for
+    it.
 
     Args:
         record: fields by name; empty for a line of text.
@@ -215,14 +219,8 @@ def partition_directory(
     """
     names = []
     for field in mapping.partition_by:
-        if field == DATE:
-            seconds = timestamp // 1_000_000 if timestamp is not None else modified if not mapping.timestamp else None
-            try:
-                value: Any = None if seconds is None else _EPOCH + timedelta(days=math.floor(seconds / 86_400))
-            except (OverflowError, ValueError):  # in its own time zone it may be of the year 1 or 9999
-                raise FieldError(f"partition field {field!r} is a day that no calendar holds in UTC") from None
-        else:
-            value = look_up(record, field)
+        is_time = field in (DATE, HOUR)
+        value = _day_or_hour(field, mapping, timestamp, modified) if is_time else look_up(record, field)
         if isinstance(value, datetime):
             value = value.date()
         if value is not None and not isinstance(value, str | int | float | date):
@@ -233,6 +231,18 @@ def partition_directory(
             raise FieldError(f"partition field {field!r} makes a name of more than {MAX_PARTITION_NAME} bytes")
         names.append(name)
     return "/".join(names)
+
+
+def _day_or_hour(field: str, mapping: FieldMapping, timestamp: int | None, modified: float | None) -> date | str | None:
+    seconds = timestamp // 1_000_000 if timestamp is not None else modified if not mapping.timestamp else None
+    if seconds is None:
+        return None
+    if field == HOUR:
+        return f"{math.floor(seconds / 3600) % 24:02}"
+    try:
+        return _EPOCH + timedelta(days=math.floor(seconds / 86_400))
+    except (OverflowError, ValueError):  # in its own time zone it may be of the year 1 or 9999
+        raise FieldError(f"partition field {field!r} is a day that no calendar holds in UTC") from None
 
 
 def convert_kept(value: Any, field: KeptField) -> Any:

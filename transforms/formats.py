@@ -1,7 +1,8 @@
 """File formats as records: text lines, JSON lines, CSV/TSV, Parquet; compressed or not. Pure functions, no Beam.
 
 A reader yields a `Record` for what could be read and a `Damage` for what could not, and goes on behind the damage
-where the format allows. Positions are byte offsets in the uncompressed content, row numbers in Parquet.
+where the format allows. Positions are byte offsets in the uncompressed content, row numbers in Parquet, and ids of
+messages.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _VALUE_ERRORS = (ValueError, OverflowError, RecursionError)
 class Record(NamedTuple):
     """One record: fields by name, or the line itself in format text."""
 
-    position: int
+    position: int | str
     value: dict[str, Any] | str
     raw: bytes
 
@@ -44,7 +45,7 @@ class Record(NamedTuple):
 class Damage(NamedTuple):
     """Something that could not be read."""
 
-    position: int
+    position: int | str
     reason: str
     raw: bytes
 
@@ -157,24 +158,26 @@ def _skip_line(file: BinaryIO, limit: int | None) -> int:
 
 def _parse_lines(lines: Iterator[Record | Damage], kind: str) -> Iterator[Record | Damage]:
     for line in lines:
-        if isinstance(line, Damage):
-            yield line
-            continue
-        raw = line.raw.removesuffix(b"\n").removesuffix(b"\r")
-        try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            yield Damage(line.position, f"not UTF-8: {error.reason} at byte {error.start}", raw[:RAW_KEPT])
-            continue
-        if line.position == 0:
-            text = text.removeprefix("\ufeff")
-        if kind == "text":
-            yield Record(line.position, text, raw)
-        elif text and not text.isspace():  # a blank line is no record in JSON lines
-            yield _parse_json(line.position, text, raw)
+        parsed = line if isinstance(line, Damage) else parse_line(line.position, line.raw, kind)
+        if parsed is not None:  # a blank line is no record in JSON lines
+            yield parsed
 
 
-def _parse_json(position: int, text: str, raw: bytes) -> Record | Damage:
+def parse_line(position: int | str, raw: bytes, kind: str) -> Record | Damage | None:
+    """One record of format text or jsonl; None for blank JSON."""
+    raw = raw.removesuffix(b"\n").removesuffix(b"\r")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        return Damage(position, f"not UTF-8: {error.reason} at byte {error.start}", raw[:RAW_KEPT])
+    if position == 0:
+        text = text.removeprefix("\ufeff")
+    if kind == "text":
+        return Record(position, text, raw)
+    return _parse_json(position, text, raw) if text and not text.isspace() else None
+
+
+def _parse_json(position: int | str, text: str, raw: bytes) -> Record | Damage:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -198,7 +201,7 @@ class _CsvLines:
     def __init__(self, lines: Iterator[Record | Damage]) -> None:
         self._lines = lines
         self.raw = bytearray()  # grows by thousands of lines where a quote is missing its end
-        self.position = 0
+        self.position: int | str = 0
         self.damage: Damage | None = None
 
     def __iter__(self) -> Iterator[str]:

@@ -10,14 +10,18 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
 from transforms.fields import KeptField
 
-OUTPUTS = ("text", "source", *SCORE_OUTPUTS)
+FINGERPRINT_COLUMN = "fingerprint"
+"""Of the model that scored the row; models may change while a stream runs."""
+OUTPUTS = ("text", "source", *SCORE_OUTPUTS, FINGERPRINT_COLUMN)
 ROWS_PER_FILE = 100_000
 DEFAULT_OUTPUTS = ("text", "top", "probabilities", "embedding")
+RUN_ID = b"torchmoji.run_id"
+"""Key of files' metadata: the run that wrote them."""
 PARTITION_COLUMN = "_partition"
 """Travels with the rows to the writer, which makes directories of it; it is in no file."""
 RESERVED_COLUMNS = (
     "id", "text", "source", "timestamp", PARTITION_COLUMN, "top_emojis", "top_classes", "probabilities", "embedding",
-    "attention", "n_tokens", "n_unknown", "truncated", "status",
+    "attention", "n_tokens", "n_unknown", "truncated", "status", FINGERPRINT_COLUMN,
 )  # fmt: skip
 
 

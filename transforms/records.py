@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -24,6 +25,17 @@ class Tweet(NamedTuple):
     """The file it is from."""
     partition: str = ""
     """Directory of its row below the output, `date=2026-01-31` for instance; see `fields.partition_directory`."""
+
+
+class Message(NamedTuple):
+    """A message of a subscription or a topic, whichever system it is from."""
+
+    position: str
+    """What tells it from all others of its source: id of the message, or partition and offset."""
+    data: bytes
+    published: int
+    """Microseconds since 1970 in UTC."""
+    attributes: Mapping[str, str] = {}
 
 
 class TokenizedTweet(NamedTuple):
@@ -109,6 +121,6 @@ class RecordBatchCoder(Coder):
         return pa.RecordBatch
 
 
-for _kind in (Tweet, TokenizedTweet, DeadLetter):
+for _kind in (Message, Tweet, TokenizedTweet, DeadLetter):
     registry.register_coder(_kind, _RecordCoder)
 registry.register_coder(pa.RecordBatch, RecordBatchCoder)

@@ -6,28 +6,24 @@ RunInference shares one model per process, measures it, and can swap it. What it
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.ml.inference.base import RunInference
 
-from torchmoji_core import __version__
-from torchmoji_core.bundle import load_bundle
-from torchmoji_core.errors import RunError
-from torchmoji_core.inference.scorer import Scorer
-from torchmoji_core.inference.scores import Scores, score_schema
-from torchmoji_core.tokenizer import TOKENIZER_VERSION
+from torchmoji_core.inference.scores import Scores
 from transforms import metrics
-from transforms.options import PARTITION_COLUMN, ScoreOptions
+from transforms.loaded_model import LoadedModel
+from transforms.model_watch import Lookout, ModelUpdates, ModelWatch, SwappingHandler
+from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
+from transforms.per_process import PerProcess
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
+from transforms.tokenize import tokenize
 
 T = TypeVar("T")
-_LOGGER = logging.getLogger(__name__)
 
 
 class ScoredBatch(NamedTuple):
@@ -40,15 +36,22 @@ class ScoredBatch(NamedTuple):
 class ScoreBatches(beam.PTransform):
     """Score batches. Gives an `Outcome` of `pyarrow.RecordBatch`, one row per tweet, and DeadLetters."""
 
-    def __init__(self, options: ScoreOptions = ScoreOptions()) -> None:  # noqa: B008
+    def __init__(self, options: ScoreOptions = ScoreOptions(), model_updates: ModelUpdates = None) -> None:  # noqa: B008
+        """Args:
+        options: what to score with first, and which columns to make.
+        model_updates: where other models come from while the pipeline runs.
+        """
         super().__init__()
         self._options = options
+        self._model_updates = model_updates
 
     def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
-        handler = _RecordBatchHandler(self._options).with_no_batching()
+        watched = isinstance(self._model_updates, ModelWatch)
+        handler = _RecordBatchHandler(self._options, self._model_updates if watched else None).with_no_batching()
+        announced = None if watched else self._model_updates
         unpacked = (
             batches
-            | "RunInference" >> RunInference(handler)
+            | "RunInference" >> RunInference(handler, model_metadata_pcoll=announced)
             | "Unpack"
             >> beam.FlatMap(_unpack)
             .with_output_types(pa.RecordBatch, dead=DeadLetter)
@@ -63,69 +66,35 @@ def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.Tagged
         yield beam.pvalue.TaggedOutput("dead", letter)
 
 
-class LoadedModel:
-    """A scorer, the schema of its rows, and the metadata that files carry."""
+class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
+    """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, and models per process."""
 
-    def __init__(self, scorer: Scorer, name: str, options: ScoreOptions) -> None:
-        self.scorer = scorer
-        self.schema = output_schema(scorer, name, options)
-
-
-def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema:
-    """Schema of the output: id, text, kept fields, timestamp, scores; with metadata that says what made it.
-
-    Every metadata value is a string; `classes` is a JSON list in the order of `probabilities`.
-    """
-    fields = [pa.field("id", pa.string())]
-    if "text" in options.outputs:
-        fields.append(pa.field("text", pa.string()))
-    if "source" in options.outputs:
-        fields.append(pa.field("source", pa.string()))
-    if options.partitioned:
-        fields.append(pa.field(PARTITION_COLUMN, pa.string()))
-    fields += [field.column for field in options.keep]
-    if options.timestamp:
-        fields.append(pa.field("timestamp", pa.timestamp("us", tz="UTC")))
-    fields += list(score_schema(scorer.classes, options.score_outputs, options.embedding_type))
-    metadata = {
-        "torchmoji.bundle": name,
-        "torchmoji.fingerprint": scorer.fingerprint,
-        "torchmoji.classes": json.dumps(scorer.classes, ensure_ascii=False),
-        "torchmoji.tokenizer": TOKENIZER_VERSION,
-        "torchmoji.precision": scorer.precision,
-        "torchmoji.arithmetic": scorer.arithmetic,
-        "torchmoji.maxlen": str(scorer.maxlen),
-        "torchmoji.version": __version__,
-        "torchmoji.run_id": options.run_id,
-    }
-    return pa.schema(fields, metadata=metadata)
-
-
-class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]):
-    """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, never a model."""
-
-    def __init__(self, options: ScoreOptions) -> None:
-        self._options = options
-        self._model = options.model
+    def __init__(self, options: ScoreOptions, watch: ModelWatch | None = None) -> None:
+        """Args:
+        options: what to score with, and which columns to make.
+        watch: where to look for models between batches; None to wait for announcements.
+        """
+        super().__init__(options)
+        self._watch = watch
+        self._looking: PerProcess[Lookout] = PerProcess()
         self._progress: metrics.Progress | None = None
-
-    def load_model(self) -> LoadedModel:
-        return load_model(self._model, self._options)
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model = model_path or self._model
 
     def run_inference(
         self, batch: Sequence[TokenizedTweet], model: LoadedModel, inference_args: dict[str, Any] | None = None
     ) -> Iterable[ScoredBatch]:
-        def score(rows: list[TokenizedTweet]) -> tuple[Scores, pa.RecordBatch]:
+        if self._watch is not None:
+            model = self._newest(self._watch, model)
+
+        def score(rows: list[TokenizedTweet]) -> tuple[list[TokenizedTweet], Scores, pa.RecordBatch]:
+            if not model.reads_as_first:
+                rows = [tokenize(row.tweet, model.scorer.tokenizer, model.scorer.maxlen) for row in rows]
             scores = model.scorer.score_ids([row.ids for row in rows])
-            return scores, _to_record_batch(rows, scores, model, self._options)
+            return rows, scores, _to_record_batch(rows, scores, model, self._options)
 
         scored, dead = bisect(list(batch), score)
-        for rows, (scores, _) in scored:
+        for _, (rows, scores, _) in scored:
             _count(rows, scores)
-        parts = [part for _, (_, part) in scored]
+        parts = [part for _, (_, _, part) in scored]
         if self._progress is None:
             self._progress = metrics.Progress(self._options.progress)
         self._progress.add(rows=len(batch))
@@ -140,6 +109,14 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
         )
         return [ScoredBatch(tuple(parts), letters)]
 
+    def _newest(self, watch: ModelWatch, model: LoadedModel) -> LoadedModel:
+        """The model for the next batch; what was loaded meanwhile takes the place of the one in use."""
+        with self._held.lock:
+            current = self._held.value or model
+            lookout = self._looking.get(lambda: Lookout(watch, self._options))
+            self._held.value = lookout.newest(current)
+            return self._held.value
+
     def get_num_bytes(self, batch: Sequence[TokenizedTweet]) -> int:
         return sum(4 * row.length for row in batch)
 
@@ -149,27 +126,6 @@ class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         if inference_args:
             raise ValueError("this model takes no inference_args")
-
-
-def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
-    """Load a bundle for scoring in this process.
-
-    Raises:
-        RunError: if it is not the one that `options` ask for.
-    """
-    bundle = load_bundle(model)
-    if options.fingerprint not in (None, bundle.fingerprint):
-        raise RunError(
-            f"the model {bundle.name} has fingerprint {bundle.fingerprint[:12]}, the run was planned with "
-            f"{str(options.fingerprint)[:12]}: it was replaced meanwhile; run again"
-        )
-    loaded = LoadedModel(
-        Scorer(bundle, options.precision, options.threads, options.cache_mb, options.embedding_type),
-        bundle.name,
-        options,
-    )
-    _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], loaded.scorer.arithmetic)
-    return loaded
 
 
 def bisect(
@@ -220,6 +176,8 @@ def _to_record_batch(
     columns.update(zip(scored.schema.names, scored.columns, strict=True))
     # Scores know whether ids were cut off only if they saw them; the tokenizing step knows.
     columns["truncated"] = pa.array([row.truncated for row in rows])
+    if FINGERPRINT_COLUMN in options.outputs:
+        columns[FINGERPRINT_COLUMN] = pa.array([model.scorer.fingerprint] * len(rows), pa.string())
     return pa.record_batch([columns[name] for name in model.schema.names], schema=model.schema)
 
 

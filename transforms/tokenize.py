@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import apache_beam as beam
-from apache_beam.utils.shared import Shared
 
 from torchmoji_core.bundle import load_tokenizer
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.vocabulary import UNKNOWN
 from transforms import metrics
+from transforms.per_process import PerProcess
 from transforms.records import TokenizedTweet, Tweet
 
 
@@ -37,22 +37,15 @@ class TokenizeTweets(beam.PTransform):
         return tweets | "Tokenize" >> beam.ParDo(_Tokenize(self._model)).with_output_types(TokenizedTweet)
 
 
-class _Loaded:
-    """A tokenizer and its maxlen, as one object that `Shared` can hold."""
-
-    def __init__(self, model: str | None) -> None:
-        self.tokenizer, self.maxlen = load_tokenizer(model)
-
-
 class _Tokenize(beam.DoFn):
     def __init__(self, model: str | None) -> None:
         self._model = model
-        self._shared = Shared()
+        self._held: PerProcess[tuple[Tokenizer, int]] = PerProcess()
 
     def setup(self) -> None:
-        self._loaded = self._shared.acquire(lambda: _Loaded(self._model), tag=str(self._model))
+        self._tokenizer, self._maxlen = self._held.get(lambda: load_tokenizer(self._model))
 
     def process(self, tweet: Tweet) -> Iterator[TokenizedTweet]:
-        tokenized = tokenize(tweet, self._loaded.tokenizer, self._loaded.maxlen)
+        tokenized = tokenize(tweet, self._tokenizer, self._maxlen)
         metrics.distribution(metrics.TEXT_TOKENS).update(tokenized.length)
         yield tokenized

@@ -49,6 +49,7 @@ WAITING_BYTES = 32 << 20
 """What waits in memory in all files of a bundle together, before the largest row group is joined or written."""
 TEMPORARY = "_tmp"
 DEAD_LETTERS = "_dead_letters"
+JOURNAL = "_journal"
 """Names with an underscore are passed over by readers of Parquet directories."""
 
 
@@ -65,8 +66,12 @@ class WrittenFile(NamedTuple):
     sha256: str
     sources: dict[str, int]
     """Rows by the file they are from, where that is known."""
-    event_times: dict[str, int]
+    event_times: dict[str, int] = {}  # noqa: RUF012 - never changed
     """Of rows with a timestamp: how many `rows`, the `earliest`, the `latest` and the `sum`, in milliseconds."""
+    empty: int = 0
+    """Rows without tokens, which have no scores."""
+    model: dict[str, str] = {}  # noqa: RUF012 - never changed
+    """Name, fingerprint and arithmetic of what scored the rows, where they have scores."""
 
 
 class _Part(ABC):
@@ -79,6 +84,8 @@ class _Part(ABC):
         """What is held in memory until it is written."""
         self.sources: Counter[str] = Counter()
         self.event_times: dict[str, int] = {}
+        self.empty = 0
+        self.model: dict[str, str] = {}
         self._file: HashingFile | None = None
 
     @property
@@ -161,6 +168,7 @@ class WriteScores(beam.PTransform):
         rows_per_file: int = ROWS_PER_FILE,
         rows_per_group: int = ROWS_PER_GROUP,
         measure_latency: bool = False,
+        journal: bool = False,
     ) -> None:
         """Args:
         output: directory on any of Beam's filesystems.
@@ -169,6 +177,8 @@ class WriteScores(beam.PTransform):
         rows_per_group: rows of a row group; a group is held in memory until it is full.
         measure_latency: whether the column timestamp is of events that have just happened, as in streaming runs; then
             the time from each to its file being in place goes to the distribution `metrics.LATENCY`.
+        journal: whether the records of files go to the journal, to be adopted while the run goes on
+            (`pipelines.journal`), since an endless run has no end at which they could be listed.
 
         Raises:
             InputError: if a number of rows is below 1.
@@ -178,8 +188,8 @@ class WriteScores(beam.PTransform):
             raise InputError(
                 f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
             )
-        self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file))
         self._commit = _CommitFiles(count_rows=True, measure_latency=measure_latency)
+        self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file), journal)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[WrittenFile]:
         return batches | "WriteParquet" >> beam.ParDo(self._do_fn) | "CommitFiles" >> self._commit
@@ -191,10 +201,10 @@ class WriteDeadLetters(beam.PTransform):
     Fields: source, position, reason, raw (the original bytes in base64), text (the same for human eyes).
     """
 
-    def __init__(self, output: str, run_id: str) -> None:
+    def __init__(self, output: str, run_id: str, journal: bool = False) -> None:
         """Args as in `WriteScores`."""
         super().__init__()
-        self._do_fn = _WriteJsonLines(output, run_id)
+        self._do_fn = _WriteJsonLines(output, run_id, journal)
 
     def expand(
         self, letters: beam.PCollection[DeadLetter] | tuple[beam.PCollection[DeadLetter], ...]
@@ -226,8 +236,9 @@ class _WriteFiles(beam.DoFn):
     suffix: str
     directory = ""
 
-    def __init__(self, output: str, run_id: str, rows_per_file: int) -> None:
+    def __init__(self, output: str, run_id: str, rows_per_file: int, journal: bool = False) -> None:
         self._output, self._run_id, self._rows_per_file = output, run_id, rows_per_file
+        self._records = (journal_directory if journal else committed_directory)(output, run_id)
 
     def open_part(self, temporary: str, final: str, element: Any) -> _Part:
         raise NotImplementedError
@@ -290,23 +301,28 @@ class _WriteFiles(beam.DoFn):
             ) from error
         if size != written:
             raise RunError(f"{part.temporary} has {size} bytes, but {written} were written; is the disk full?")
-        name = part.final.rpartition("/")[2]
-        record = f"{committed_directory(self._output, self._run_id)}/{name}.json"
         return WrittenFile(
-            part.temporary,
-            part.final,
-            record,
-            part.rows,
-            written,
-            part.file.sha256,
-            dict(part.sources),
-            part.event_times,
+            temporary=part.temporary,
+            final=part.final,
+            record=f"{self._records}/{part.final.rpartition('/')[2]}.json",
+            rows=part.rows,
+            bytes_=written,
+            sha256=part.file.sha256,
+            sources=dict(part.sources),
+            event_times=part.event_times,
+            empty=part.empty,
+            model=part.model,
         )
 
 
 def committed_directory(output: str, run_id: str) -> str:
     """Where a run has a record of every file that it has put in place."""
     return f"{output}/{TEMPORARY}/{run_id}/committed"
+
+
+def journal_directory(output: str, run_id: str) -> str:
+    """Where an endless run has the records of the files that it has put in place and that no manifest lists yet."""
+    return f"{output}/{JOURNAL}/{run_id}"
 
 
 def committed_files(output: str, run_id: str) -> list[WrittenFile]:
@@ -340,8 +356,10 @@ def window_directory(window: Any) -> str:
 class _WriteParquet(_WriteFiles):
     suffix = ".parquet"
 
-    def __init__(self, output: str, run_id: str, rows_per_file: int, rows_per_group: int) -> None:
-        super().__init__(output, run_id, rows_per_file)
+    def __init__(
+        self, output: str, run_id: str, rows_per_file: int, rows_per_group: int, journal: bool = False
+    ) -> None:
+        super().__init__(output, run_id, rows_per_file, journal)
         self._rows_per_group = rows_per_group
 
     def start_bundle(self) -> None:
@@ -406,6 +424,11 @@ class ParquetPart(_Part):
     ) -> None:
         super().__init__(temporary, final)
         self._schema = schema
+        metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+        self.model = {
+            name: metadata.get(f"torchmoji.{key}", "")
+            for name, key in (("name", "bundle"), ("fingerprint", "fingerprint"), ("arithmetic", "arithmetic"))
+        }
         self._rows_per_group = rows_per_group
         self._background = background
         self._waiting: list[pa.RecordBatch] = []
@@ -422,6 +445,8 @@ class ParquetPart(_Part):
                 self.sources[item["values"]] += item["counts"]
         if "timestamp" in element.schema.names:
             self.event_times = _add_event_times(self.event_times, element.column("timestamp"))
+        if "n_tokens" in element.schema.names:
+            self.empty += pc.sum(pc.equal(element.column("n_tokens"), 0)).as_py() or 0
         if self._waiting_rows >= self._rows_per_group or self.waiting_bytes >= BYTES_PER_GROUP:
             self.flush()
 
@@ -499,8 +524,8 @@ class _WriteJsonLines(_WriteFiles):
     suffix = ".jsonl"
     directory = DEAD_LETTERS
 
-    def __init__(self, output: str, run_id: str) -> None:
-        super().__init__(output, run_id, ROWS_PER_FILE)
+    def __init__(self, output: str, run_id: str, journal: bool = False) -> None:
+        super().__init__(output, run_id, ROWS_PER_FILE, journal)
 
     def open_part(self, temporary: str, final: str, element: DeadLetter) -> _Part:
         return _JsonLinesPart(temporary, final)

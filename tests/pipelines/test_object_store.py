@@ -13,6 +13,7 @@ import pytest
 
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
 from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
+from tests.pipelines.test_journal import stream, tweets
 
 BUCKET = "data"
 ROWS = 3_000
@@ -40,7 +41,7 @@ def local_posts(tmp_path: Path) -> str:
 def run(command: str, server: ObjectStoreServer, directory: Path, *arguments: str, **variables: str) -> Finished:
     cache = {"TORCHMOJI_CACHE": str(directory / "cache")}
     finished = subprocess.run(
-        [sys.executable, "-m", f"pipelines.{command}", "--progress", "off", *arguments],
+        [sys.executable, "-m", f"pipelines.{command}", *arguments],
         cwd=directory,
         env=environment() | server.environment | cache | variables,
         capture_output=True,
@@ -103,6 +104,27 @@ def test_annotate_goes_on_where_it_stopped(server: ObjectStoreServer, tmp_path: 
     stored = download(server, "annotated", tmp_path)
     assert sum(pq.read_metadata(path).num_rows for path in stored.rglob("part-*.parquet")) == 200
     assert not list(stored.glob("_lease/*"))
+
+
+def test_what_a_stream_has_written_is_adopted(
+    server: ObjectStoreServer, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    output = f"s3://{BUCKET}/streamed"
+    stream(output, model, [*tweets(0, 10), 42])
+    pending = run("verify", server, tmp_path, output)
+    assert pending.status == 0, pending.out + pending.err
+    assert "3 of these files are in the journal" in pending.out
+    server.faults = mixed(0.2, seed=4)
+    finished = run("compact", server, tmp_path, output)
+    server.faults = Faults()
+    assert finished.status == 0, finished.err
+    verified = run("verify", server, tmp_path, output)
+    assert verified.status == 0, verified.out
+    assert "10 rows in 2 file(s), 1 dead letters" in verified.out
+    left = [key for key in server.contents(BUCKET) if key.startswith("streamed/_journal/")]
+    assert [key.rpartition("/")[2] for key in left] == ["run.json"], "it may be going on"
 
 
 def test_a_store_that_never_answers_well_is_said_in_one_line(server: ObjectStoreServer, tmp_path: Path) -> None:

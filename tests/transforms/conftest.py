@@ -240,6 +240,8 @@ def assert_scores(
         found: dict[str, Any] = {name: row.get(name) for name in ("probabilities", "embedding", "attention")}
         if "text" in outputs:
             assert row["text"] == text
+        if "fingerprint" in outputs:
+            assert row["fingerprint"] == bundle.fingerprint
         if n_tokens == 0:
             assert all(value is None for value in (*found.values(), row.get("top_emojis")))
             continue

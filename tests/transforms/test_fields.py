@@ -415,9 +415,29 @@ def test_dates_are_days_in_utc_of_the_timestamp_or_else_of_the_file(
     assert directory({}, "date", timestamp=timestamp, modified=modified) == f"date={name}"
 
 
-def test_a_record_without_the_timestamp_asked_for_is_not_given_its_files_date() -> None:
-    mapping = FieldMapping(timestamp="at", partition_by=("date",))
-    assert partition_directory({"at": None}, mapping, None, 5.0) == f"date={NULL}"
+@pytest.mark.parametrize(
+    ("timestamp", "modified", "name"),
+    [
+        (0, None, "00"),
+        (3_599_999_999, None, "00"),
+        (3_600_000_000, None, "01"),
+        (DAY * 1_000_000 - 1, None, "23"),
+        (DAY * 1_000_000, None, "00"),
+        (-1, None, "23"),
+        (MICROSECONDS, 0.0, "08"),
+        (None, 3_600.0, "01"),
+        (None, -0.5, "23"),
+        (None, None, NULL),
+    ],
+)
+def test_hours_are_those_of_the_day_in_utc(timestamp: int | None, modified: float | None, name: str) -> None:
+    found = directory({"hour": "of its own"}, "date", "hour", timestamp=timestamp, modified=modified)
+    assert found.partition("/")[2] == f"hour={name}"
+
+
+def test_a_record_without_the_timestamp_asked_for_is_not_given_that_of_its_file() -> None:
+    mapping = FieldMapping(timestamp="at", partition_by=("date", "hour"))
+    assert partition_directory({"at": None}, mapping, None, 5.0) == f"date={NULL}/hour={NULL}"
 
 
 @pytest.mark.parametrize("text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])

@@ -24,9 +24,10 @@ from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from transforms import metrics
 from transforms.fields import KeptField
+from transforms.loaded_model import load_model
 from transforms.options import OUTPUTS, ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
-from transforms.score import ScoreBatches, _RecordBatchHandler, bisect, load_model
+from transforms.score import ScoreBatches, _RecordBatchHandler, bisect
 from transforms.tokenize import tokenize
 
 ALL = OUTPUTS
@@ -121,7 +122,7 @@ def test_schema_and_metadata(run: Run, bundle: Bundle, model: str) -> None:
     (batch,) = ran["batches"]
     assert batch.schema.names == [
         "id", "text", "source", "likes", "user.name", "day", "timestamp", "top_emojis", "probabilities", "embedding",
-        "attention", "n_tokens", "n_unknown", "truncated", "status",
+        "attention", "n_tokens", "n_unknown", "truncated", "status", "fingerprint",
     ]  # fmt: skip
     types = {field.name: field.type for field in batch.schema}
     assert types["likes"] == pa.int64()

@@ -1,0 +1,102 @@
+"""Adoption by a stream that goes on: what it has put in place becomes results every few seconds."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections import Counter
+
+from pipelines import journal
+from pipelines.data_set import DataSet, adopt, recover
+from pipelines.lease import DEFAULT_SECONDS, Lease
+from pipelines.logs import announce
+from pipelines.manifest import Manifest
+from torchmoji_core.errors import LeaseHeldError, TorchMojiError
+
+LIST_SHARE = 0.05
+"""Of a stream's time that may go into the list of live files, which is written whole; it is late rather than dear."""
+
+
+class Adopter:
+    """Commits what a stream of this process has put in place, whenever it is asked to.
+
+    The lease is taken for that moment only, so that `pipelines.compact` and `pipelines.verify --clean` can work on the
+    same output while the stream goes on. While one of them does, files wait in the journal.
+    """
+
+    def __init__(self, data_set: DataSet, run_id: str, lease_seconds: float = DEFAULT_SECONDS) -> None:
+        """Args:
+        data_set: what the output holds.
+        run_id: of the stream.
+        lease_seconds: see `Lease`.
+        """
+        self._data_set, self._run_id, self._lease_seconds = data_set, run_id, lease_seconds
+        self.counts: Counter[str] = Counter()
+        """Of what was committed, by the names of transforms/metrics.py."""
+        self._next_beat = time.monotonic() + journal.BEAT_SECONDS
+        self._list_is_due, self._next_list = False, 0.0
+        self._has_recovered = False
+        """Whether what streams have left that died before was looked for; once is enough."""
+        self._said: type[Exception] | None = None
+
+    def adopt(self) -> list[Manifest]:
+        """Commit what waits; if that cannot be done now, say so once and leave it to the next time."""
+        try:
+            return self._adopt(is_last=False)
+        except (TorchMojiError, OSError) as error:
+            self._say(error, "what was written waits to be committed")
+            return []
+
+    def finish(self, has_ended: bool = True) -> list[Manifest]:
+        """Commit what is left when the stream has ended.
+
+        Where another command holds the lease, it is left to the next one that takes it.
+
+        Args:
+            has_ended: whether nothing of the run can put a file in place any more, so that it may be taken out of the
+                journal. Otherwise that is left to the next command, which sees that this process is gone.
+
+        Raises:
+            TorchMojiError, OSError: if it cannot be committed for another reason; it waits in the journal.
+        """
+        try:
+            committed = self._adopt(is_last=True)
+        except LeaseHeldError as error:
+            self._say(error, "what was written last is committed by the next command that writes there")
+            return []
+        if has_ended:
+            journal.end(self._data_set.output, self._run_id)
+        return committed
+
+    def _adopt(self, is_last: bool) -> list[Manifest]:
+        output = self._data_set.output
+        if time.monotonic() >= self._next_beat:
+            journal.beat(output, self._run_id)
+            self._next_beat = time.monotonic() + journal.BEAT_SECONDS
+        list_is_due = self._list_is_due and (is_last or time.monotonic() >= self._next_list)
+        if self._has_recovered and not list_is_due and next(journal.pending_records(output), None) is None:
+            return []
+        with Lease(output, self._lease_seconds, brief=True) as lease:
+            self._data_set.refresh()
+            if self._has_recovered:
+                committed = adopt(self._data_set, lease)
+            else:
+                committed = recover(self._data_set, lease)
+                self._has_recovered = True
+            for change in committed:
+                self.counts.update(change.counts)
+            self._list_is_due |= bool(committed)
+            if self._list_is_due and (is_last or time.monotonic() >= self._next_list):
+                begun = time.monotonic()
+                self._data_set.publish_list(uuid.uuid4().hex[:12])
+                self._list_is_due = False
+                self._next_list = time.monotonic() + (time.monotonic() - begun) / LIST_SHARE
+        self._said = None
+        return committed
+
+    def _say(self, error: Exception, text: str) -> None:
+        """Every kind of reason once, until things are well again."""
+        if self._said is not type(error):
+            announce("adoption_waits", f"{text}: {error}", level=logging.WARNING)
+        self._said = type(error)

@@ -1,0 +1,178 @@
+"""Beam's local streaming runner, with a source that waits for what is in flight, and memory that does not grow.
+
+Three things are replaced in it:
+
+* How Pub/Sub is read: see `pubsub_reader`. When reading is stopped, the source ends like a bounded one, so all windows
+  close, all timers fire, and the pipeline comes to its end.
+* `Reshuffle`, which in one process moves nothing, but makes a random key for each element, whose state Beam's runner
+  keeps for ever and looks through for timers at every step.
+* How Pub/Sub is written: Beam's own makes a client for each bundle, and never closes it.
+
+State of a key that has none left is dropped for the same reason, and metrics are counted in every bundle.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+from unittest import mock
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pipeline import AppliedPTransform, Pipeline, PTransformOverride
+from apache_beam.runners.direct import direct_runner, evaluation_context, executor, transform_evaluator
+from apache_beam.runners.direct.util import TransformResult
+from apache_beam.runners.direct.watermark_manager import WatermarkManager
+from apache_beam.runners.worker import statesampler
+from apache_beam.transforms import userstate
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils import counters
+from apache_beam.utils.timestamp import Timestamp
+
+from pipelines.pubsub_reader import PubSubReader
+from transforms.publish import PublishToPubSub
+
+TAKE_SECONDS = 0.025
+"""How long the runner waits for messages at a time; no timer fires meanwhile."""
+WATERMARK_DELAY = 1.0
+"""Seconds by which the watermark is behind the clock, so that a message on its way is not late."""
+
+SPECS_KNOWN = 1000
+"""Functions that are pickled by value are others each time."""
+
+
+class StreamRunner(direct_runner.BundleBasedDirectRunner):
+    """Runs a streaming pipeline that reads one subscription, in threads of this process."""
+
+    def __init__(self, reader: PubSubReader) -> None:
+        super().__init__()
+        self._reader = reader
+
+    def run_pipeline(self, pipeline: Pipeline, options: PipelineOptions) -> Any:
+        """Start the pipeline and return at once."""
+        from apache_beam.io.gcp.pubsub import WriteToPubSub
+
+        _remember_specs()
+        pipeline.replace_all(
+            [
+                _Replace(beam.Reshuffle, lambda _: beam.Map(_same)),
+                _Replace(WriteToPubSub, lambda write: PublishToPubSub(write.full_topic)),
+            ]
+        )
+        evaluators = transform_evaluator.TransformEvaluatorRegistry._test_evaluators_overrides
+        read = {direct_runner._DirectReadFromPubSub: functools.partial(_ReadEvaluator, self._reader)}
+        with (
+            mock.patch.dict(evaluators, read),
+            mock.patch.object(evaluation_context, "EvaluationContext", _FrugalContext),
+            mock.patch.object(executor, "_ExecutorService", _MeasuredService),
+        ):
+            return super().run_pipeline(pipeline, options)
+
+
+class _ReadEvaluator(transform_evaluator._TransformEvaluator):
+    """Gives what was pulled meanwhile in one bundle."""
+
+    def __init__(self, reader: PubSubReader, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._reader = reader
+
+    def finish_bundle(self) -> TransformResult:
+        from apache_beam.io.gcp.pubsub import PubsubMessage
+
+        (output,) = self._outputs
+        messages = self._reader.take(TAKE_SECONDS)
+        bundles = [self._evaluation_context.create_bundle(output)] if messages else []
+        for message in messages:
+            time_ = message.publish_time
+            published = Timestamp(time_.seconds, time_.nanos // 1000)
+            element = PubsubMessage(message.data, dict(message.attributes), message.message_id, published)
+            bundles[0].output(GlobalWindows.windowed_value(element, timestamp=published))
+        if self._reader.is_exhausted:
+            return TransformResult(self, bundles, [], None, {None: WatermarkManager.WATERMARK_POS_INF})
+        # An empty bundle as what is left to process, by which the runner comes back.
+        rest = self._evaluation_context.create_bundle(beam.pvalue.PBegin(self._applied_ptransform.transform.pipeline))
+        return TransformResult(self, bundles, [rest], None, {None: Timestamp.of(time.time() - WATERMARK_DELAY)})
+
+
+class _FrugalContext(evaluation_context.EvaluationContext):
+    """Forgets keys that have neither state nor timers."""
+
+    def handle_result(self, completed_bundle: Any, completed_timers: Any, result: TransformResult) -> Any:
+        committed = super().handle_result(completed_bundle, completed_timers, result)
+        with self._lock:
+            states = self._transform_keyed_states[result.transform]
+            for key in result.partial_keyed_state:
+                state = states.get(key)
+                if state is not None and not state.timers and not state.global_state and not _has_state(state):
+                    del states[key]
+        return committed
+
+
+def _has_state(state: Any) -> bool:
+    return any(values for tags in state.state.values() for values in tags.values())
+
+
+class _MeasuredService(executor._ExecutorService):
+    """Runs each task with a state sampler of its own.
+
+    A sampler keeps the first metrics of each step that it meets, so with one for the whole run, as Beam has it, what is
+    counted in the second bundle of a step and later ones is lost.
+    """
+
+    def submit(self, task: Any) -> None:
+        super().submit(_Measured(task))
+
+
+class _Measured(executor._ExecutorService.CallableTask):
+    def __init__(self, task: Any) -> None:
+        self._task = task
+
+    @property
+    def name(self) -> Any:
+        return self._task.name
+
+    def call(self, state_sampler: Any) -> None:
+        own = statesampler.StateSampler("", counters.CounterFactory())
+        statesampler.set_current_tracker(own)
+        self._task.call(own)
+
+
+def _remember_specs() -> None:
+    """Have Beam look for a DoFn's state and timers once, and not several times a bundle by inspecting its methods.
+
+    That is two thirds of what a bundle costs, and small bundles are what a stream consists of.
+    """
+    find = userstate.get_dofn_specs
+    if hasattr(find, "__wrapped__"):
+        return
+    known: dict[Any, Any] = {}
+
+    @functools.wraps(find)
+    def remember(dofn: beam.DoFn) -> Any:
+        key = (type(dofn), getattr(dofn, "_fn", None))  # of beam.Map and the like, the function
+        if key not in known:
+            if len(known) >= SPECS_KNOWN:
+                known.clear()
+            known[key] = find(dofn)
+        return known[key]
+
+    userstate.get_dofn_specs = transform_evaluator.get_dofn_specs = remember
+
+
+class _Replace(PTransformOverride):
+    """Replaces each transform of a type."""
+
+    def __init__(self, kind: type[beam.PTransform], replacement: Any) -> None:
+        super().__init__()
+        self._kind, self._replacement = kind, replacement
+
+    def matches(self, applied_ptransform: AppliedPTransform) -> bool:
+        return type(applied_ptransform.transform) is self._kind
+
+    def get_replacement_transform_for_applied_ptransform(self, applied_ptransform: AppliedPTransform) -> Any:
+        return self._replacement(applied_ptransform.transform)
+
+
+def _same(element: Any) -> Any:
+    return element

@@ -1,0 +1,141 @@
+"""LoadedModel: a model that a process scores with, and what a model must have to take the place of another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from torchmoji_core import __version__
+from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.inference.scorer import Scorer
+from torchmoji_core.inference.scores import score_schema
+from torchmoji_core.tokenizer import TOKENIZER_VERSION
+from torchmoji_core.vocabulary import UNKNOWN
+from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Traits(NamedTuple):
+    """What decides the columns of a model's rows, and which token ids it reads."""
+
+    classes: tuple[str, ...]
+    multi_label: bool
+    width: int
+    """Of an embedding."""
+    reading: tuple[str, int]
+    """Digest of the vocabulary, and maxlen: models that are equal in it read the same ids of a text."""
+
+
+class LoadedModel:
+    """A scorer, the schema of its rows, and the metadata that files carry."""
+
+    def __init__(self, scorer: Scorer, name: str, options: ScoreOptions, traits: Traits, first: Traits) -> None:
+        self.scorer = scorer
+        self.schema = output_schema(scorer, name, options)
+        self.first = first
+        """Traits of the model that tweets were tokenized for."""
+        self.reads_as_first = traits.reading == first.reading
+
+
+def traits_of(bundle: Bundle) -> Traits:
+    """The traits of a bundle's model."""
+    vocabulary = hashlib.sha256(bundle.vocabulary.to_json().encode()).hexdigest()
+    width = bundle.dimensions.channels
+    return Traits(bundle.classes, bundle.multi_label, width, (vocabulary, bundle.maxlen))
+
+
+def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema:
+    """Schema of the output: id, text, kept fields, timestamp, scores; with metadata that says what made it.
+
+    Every metadata value is a string; `classes` is a JSON list in the order of `probabilities`.
+    """
+    fields = [pa.field("id", pa.string())]
+    if "text" in options.outputs:
+        fields.append(pa.field("text", pa.string()))
+    if "source" in options.outputs:
+        fields.append(pa.field("source", pa.string()))
+    if options.partitioned:
+        fields.append(pa.field(PARTITION_COLUMN, pa.string()))
+    fields += [field.column for field in options.keep]
+    if options.timestamp:
+        fields.append(pa.field("timestamp", pa.timestamp("us", tz="UTC")))
+    fields += list(score_schema(scorer.classes, options.score_outputs, options.embedding_type))
+    if FINGERPRINT_COLUMN in options.outputs:
+        fields.append(pa.field(FINGERPRINT_COLUMN, pa.string()))
+    metadata = {
+        "torchmoji.bundle": name,
+        "torchmoji.fingerprint": scorer.fingerprint,
+        "torchmoji.classes": json.dumps(scorer.classes, ensure_ascii=False),
+        "torchmoji.tokenizer": TOKENIZER_VERSION,
+        "torchmoji.precision": scorer.precision,
+        "torchmoji.arithmetic": scorer.arithmetic,
+        "torchmoji.maxlen": str(scorer.maxlen),
+        "torchmoji.version": __version__,
+        "torchmoji.run_id": options.run_id,
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
+    """Load a bundle for scoring in this process.
+
+    Raises:
+        InputError: if it cannot be read.
+        RunError: if it is not the one that `options` ask for.
+    """
+    bundle = load_bundle(model)
+    if options.fingerprint not in (None, bundle.fingerprint):
+        raise RunError(
+            f"the model {bundle.name} has fingerprint {bundle.fingerprint[:12]}, the run was planned with "
+            f"{str(options.fingerprint)[:12]}: it was replaced meanwhile; run again"
+        )
+    traits = traits_of(bundle)
+    return _loaded(bundle, options, traits, traits)
+
+
+def load_successor(location: str, first: Traits, options: ScoreOptions, fingerprint: str | None = None) -> LoadedModel:
+    """Load a bundle that is to take the place of another while a pipeline runs.
+
+    Args:
+        location: path or URI.
+        first: traits of the model that the pipeline was started with.
+        options: what to make; its own fingerprint is that of the first model.
+        fingerprint: what the bundle must have; None for any.
+
+    Raises:
+        InputError: if it cannot be read, is damaged, would give other columns, or has broken weights.
+    """
+    bundle = load_bundle(location)
+    if fingerprint not in (None, bundle.fingerprint):
+        raise InputError(
+            f"bundle {location} has fingerprint {bundle.fingerprint[:12]}, not {str(fingerprint)[:12]} as when it was "
+            "found; give each bundle a name of its own"
+        )
+    traits = traits_of(bundle)
+    if traits.classes != first.classes or traits.multi_label != first.multi_label:
+        raise InputError(
+            f"bundle {location} has other classes than the model of this run ({len(traits.classes)} and "
+            f"{len(first.classes)}, or in another order, or other rules); start a new run with it"
+        )
+    if traits.width != first.width:
+        raise InputError(
+            f"bundle {location} has embeddings of {traits.width} numbers, the model of this run of {first.width}; "
+            "start a new run with it"
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in bundle.state.values()):
+        raise InputError(f"bundle {location} has weights that are no finite numbers; train or convert it again")
+    loaded = _loaded(bundle, options, traits, first)
+    loaded.scorer.score_ids([[UNKNOWN]])  # what fails here would fail for every tweet
+    return loaded
+
+
+def _loaded(bundle: Bundle, options: ScoreOptions, traits: Traits, first: Traits) -> LoadedModel:
+    scorer = Scorer(bundle, options.precision, options.threads, options.cache_mb, options.embedding_type)
+    _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], scorer.arithmetic)
+    return LoadedModel(scorer, bundle.name, options, traits, first)

@@ -1,0 +1,123 @@
+"""PublishScores: rows as compact JSON to a topic of Pub/Sub or Kafka, without the vectors, keyed by id."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from datetime import date
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.utils.shared import Shared
+
+from transforms import metrics
+from transforms.options import PARTITION_COLUMN
+from transforms.topics import KafkaTopic, Source
+
+LEFT_OUT = ("text", "probabilities", "embedding", "attention", PARTITION_COLUMN)
+"""Who listens to a topic wants to be told, not to be sent kilobytes a row; they are in the files, under the same id."""
+PUBLISH_SECONDS = 300.0
+_ATTRIBUTE_BYTES = 1024
+"""The most that an attribute of Pub/Sub may have."""
+
+
+class PublishScores(beam.PTransform):
+    """Record batches -> messages: JSON objects with id, timestamp, top classes, kept fields and fingerprint.
+
+    In Kafka the id is the key, in Pub/Sub the attribute `id`. A row may be published more than once, under the same id.
+    """
+
+    def __init__(
+        self, sink: Source, producer_options: Mapping[str, str] | None = None, expansion_service: Any = None
+    ) -> None:
+        """Args:
+        sink: a topic.
+        producer_options: for Kafka's producer.
+        expansion_service: what expands Kafka's transform, as `WriteToKafka` takes it; None for Beam's jar.
+        """
+        super().__init__()
+        self._expansion_service = expansion_service
+        self._sink, self._producer_options = sink, dict(producer_options or {})
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:
+        rows = batches | "Rows" >> beam.FlatMap(to_messages).with_output_types(tuple[bytes, bytes])
+        if isinstance(self._sink, KafkaTopic):
+            from apache_beam.io.kafka import WriteToKafka
+
+            producer = {"bootstrap.servers": self._sink.brokers} | self._producer_options
+            return rows | "WriteToKafka" >> WriteToKafka(
+                producer, self._sink.topic, expansion_service=self._expansion_service
+            )
+        from apache_beam.io.gcp.pubsub import PubsubMessage, WriteToPubSub
+
+        return (
+            rows
+            | "Messages" >> beam.Map(_pubsub_message).with_output_types(PubsubMessage)
+            | "WriteToPubSub" >> WriteToPubSub(self._sink.path, with_attributes=True)
+        )
+
+
+def to_messages(batch: pa.RecordBatch) -> Iterator[tuple[bytes, bytes]]:
+    """Key and content of each row."""
+    fingerprint = (batch.schema.metadata or {}).get(b"torchmoji.fingerprint", b"").decode()
+    rows = batch.drop_columns([name for name in LEFT_OUT if name in batch.schema.names]).to_pylist()
+    metrics.counter(metrics.ROWS_PUBLISHED).inc(len(rows))
+    for row in rows:
+        content = {name: _plain(value) for name, value in row.items()} | {"fingerprint": fingerprint}
+        yield row["id"].encode(), json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: times as ISO 8601, probabilities to six digits, null for what is no number."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, date):  # datetime too
+        return value.isoformat()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _pubsub_message(row: tuple[bytes, bytes]) -> Any:
+    from apache_beam.io.gcp.pubsub import PubsubMessage
+
+    key = row[0] if len(row[0]) <= _ATTRIBUTE_BYTES else hashlib.sha256(row[0]).hexdigest().encode()
+    return PubsubMessage(row[1], {"id": key.decode()})
+
+
+class PublishToPubSub(beam.PTransform):
+    """What `WriteToPubSub` does with attributes, with one client for the whole process."""
+
+    def __init__(self, topic: str) -> None:
+        """Args:
+        topic: projects/P/topics/T.
+        """
+        super().__init__()
+        self._topic = topic
+
+    def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[None]:
+        return messages | beam.ParDo(_Publish(self._topic)).with_output_types(None)
+
+
+class _Publish(beam.DoFn):
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        from google.cloud import pubsub
+
+        self._client = self._shared.acquire(pubsub.PublisherClient)
+
+    def start_bundle(self) -> None:
+        self._futures: list[Any] = []
+
+    def process(self, message: Any) -> None:
+        self._futures.append(self._client.publish(self._topic, message.data, **message.attributes))
+
+    def finish_bundle(self) -> None:
+        for future in self._futures:
+            future.result(PUBLISH_SECONDS)
