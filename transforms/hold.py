@@ -170,7 +170,8 @@ class _Held(NamedTuple):
 
 class _Hold(beam.DoFn):
     """Every firing of a timer, whichever and whenever, lets all of a key's tweets go: so no order of firings, and none
-    that comes twice or late, can lose or repeat one. As long as there are tweets, the watermark's timer is set."""
+    that comes twice, late, or for tweets that have gone, can lose or repeat one. As long as there are tweets, the
+    watermark's timer is set."""
 
     HELD = ReadModifyWriteStateSpec("held", TupleCoder([VarIntCoder()] * 3 + [FloatCoder()] * 2 + [VarIntCoder()] * 2))
     TWEETS = BagStateSpec("tweets", TupleCoder([registry.get_coder(TokenizedTweet), VarIntCoder()]))
@@ -210,8 +211,6 @@ class _Hold(beam.DoFn):
         )
         tweets.add((tweet, timestamp))
         if held.rows >= self._max_rows or held.tokens >= self._max_tokens or held.size >= self._max_size:
-            clock_timer.clear()
-            watermark_timer.clear()
             yield from self._release(held, held_state, tweets)
             return
         if held.due < before.due:
@@ -231,9 +230,7 @@ class _Hold(beam.DoFn):
         self,
         held_state: Any = beam.DoFn.StateParam(HELD),
         tweets: Any = beam.DoFn.StateParam(TWEETS),
-        watermark_timer: Any = beam.DoFn.TimerParam(WATERMARK),
     ) -> Iterator[TimestampedValue]:
-        watermark_timer.clear()
         yield from self._release(_Held(*(held_state.read() or ())), held_state, tweets)
 
     @on_timer(WATERMARK)  # type: ignore[untyped-decorator]
@@ -242,9 +239,7 @@ class _Hold(beam.DoFn):
         timestamp: Any = beam.DoFn.TimestampParam,
         held_state: Any = beam.DoFn.StateParam(HELD),
         tweets: Any = beam.DoFn.StateParam(TWEETS),
-        clock_timer: Any = beam.DoFn.TimerParam(CLOCK),
     ) -> Iterator[TimestampedValue]:
-        clock_timer.clear()
         held = _Held(*(held_state.read() or ()))
         yield from self._release(held._replace(closed=max(held.closed, timestamp.micros)), held_state, tweets)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,8 +112,8 @@ def test_a_full_batch_does_not_wait(
     stream = begin()
     for second in range(10):
         stream = stream.add_elements([tweet(second)])
-    ran = annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, BATCH, limits=limits)
-    assert sorted((len(batch) for batch in ran["batches"]), reverse=True) == sizes
+    annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, BATCH, limits=limits)
+    assert sorted((len(rows) for rows in files_of(tmp_path)), reverse=True) == sizes
 
 
 def test_a_batch_that_was_full_does_not_shorten_the_wait_of_the_next(run: Run, model: str, tmp_path: Path) -> None:
@@ -146,6 +148,16 @@ def test_shards_share_the_tweets_equally(run: Run, model: str, tmp_path: Path) -
         run, stream.advance_watermark_to_infinity(), tmp_path, model, hold, limits=BatchLimits(max_rows=4)
     )
     assert [len(batch) for batch in ran["batches"]] == [4, 4, 4]
+
+
+def test_bundles_of_one_tweet_go_to_all_shards(run: Run, model: str, tmp_path: Path) -> None:
+    """None of ten shards gets half of them, which would be a full batch."""
+    stream = begin()
+    for second in range(25):
+        stream = stream.add_elements([tweet(second)])
+    hold = HoldOptions(max_latency=1, shards=10, clock=runners_time)
+    annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, hold, limits=BatchLimits(max_rows=13))
+    assert len(files_of(tmp_path)) == 1, "all went at the end"
 
 
 # --- windows and panes -----------------------------------------------------------------------------------------------
@@ -224,6 +236,27 @@ def test_late_panes(run: Run, model: str, tmp_path: Path) -> None:
     )
     annotate_stream(run, stream, tmp_path, model, PANE)
     assert panes(tmp_path) == expect("1 2", "3 4", "5", "61 62")
+
+
+def test_windows_that_share_a_key(run: Run, model: str, tmp_path: Path) -> None:
+    """The first and the 65th do. One that is late does not wait for the end of the other, however often it is late."""
+    stream = (
+        begin()
+        .advance_watermark_to(61)
+        .add_elements([tweet(3841)])
+        .add_elements([tweet(1)])  # that its window is past is found out by its timer
+        .add_elements([tweet(3842)])
+        .add_elements([tweet(2)])  # and known from then on
+        .advance_processing_time(0.5)
+        .add_elements([tweet(3843)])
+        .advance_processing_time(0.4)
+        .add_elements([tweet(3)])
+        .advance_processing_time(0.2)  # 2 is due
+        .add_elements([tweet(3844), tweet(4)])
+        .advance_watermark_to_infinity()
+    )
+    annotate_stream(run, stream, tmp_path, model, PANE)
+    assert panes(tmp_path) == expect("3841", "1", "3842 3843", "2 3", "3844", "4")
 
 
 @pytest.mark.parametrize("hold", [BATCH, PANE, None], ids=["batch", "pane", "no hold"])
@@ -440,6 +473,31 @@ def test_a_hold_on_portable_runners(
     assert distributions[metrics.HOLD_WAIT].count == distributions[metrics.HELD_ROWS].count
     assert distributions[metrics.EVENT_LAG].count == len(rows)
     assert distributions[metrics.EVENT_LAG].min > 50 * 365 * DAY * 1000, "of the seventies"
+
+
+TICKS = itertools.count()
+
+
+def ticking() -> float:
+    """A clock that goes on by a second when it is asked."""
+    return next(TICKS)
+
+
+def test_how_long_tweets_are_held_and_how_many(run: Run, model: str) -> None:
+    """From the first of them: the clock is asked for each of five, and when they go."""
+
+    def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
+        tweets = pipeline | beam.Create([tweet(second) for second in range(5)], reshuffle=False)
+        outcome = tweets | AnnotateTweets(model, hold=HoldOptions(shards=1, clock=ticking))
+        return {"batches": outcome.results}
+
+    ran = run(build)
+    assert [len(batch) for batch in ran["batches"]] == [5]
+    wait = ran.distributions[metrics.HOLD_WAIT]
+    assert wait.count == 1
+    assert wait.min >= 5000
+    rows = ran.distributions[metrics.HELD_ROWS]
+    assert (rows.count, rows.min) == (1, 5)
 
 
 # --- options ---------------------------------------------------------------------------------------------------------
