@@ -78,6 +78,14 @@ def end(status: int) -> NoReturn:
     sys.exit(status)
 
 
+_heard = threading.Event()
+
+
+def heed_interrupt() -> None:
+    """Have an interrupt that was heard not raised again, so that cleaning up after it is not interrupted in turn."""
+    _heard.set()
+
+
 @contextlib.contextmanager
 def _termination_as_interrupt() -> Iterator[None]:
     """SIGTERM, by which schedulers end a job, like Ctrl-C: what was begun is cleaned up.
@@ -85,7 +93,8 @@ def _termination_as_interrupt() -> Iterator[None]:
     Python drops an exception of a signal's handler that comes while a finalizer runs, so it is raised again until it is
     heard.
     """
-    heard = threading.Event()
+    heard = _heard
+    heard.clear()
 
     def interrupt(number: int, frame: object) -> NoReturn:
         if not heard.is_set():

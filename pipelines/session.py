@@ -12,11 +12,13 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
+from pipelines.command_line import heed_interrupt
 from pipelines.data_set import DataSet, recover
 from pipelines.figures import reported
 from pipelines.lease import DEFAULT_SECONDS, Lease
 from pipelines.options import ScoreConfig
 from pipelines.runners import make_runner, pipeline_options
+from torchmoji_core.errors import InputError, RunError
 
 WORKER_LOG = "workers.log"
 
@@ -86,4 +88,11 @@ def open_session(config: ScoreConfig, rest: list[str], lease_seconds: float = DE
     with open_workshop(config, rest) as workshop, Lease(config.output, lease_seconds) as lease:
         data_set = DataSet.read(config.output)
         recover(data_set)
-        yield workshop.session(lease, data_set)
+        try:
+            yield workshop.session(lease, data_set)
+        except KeyboardInterrupt:
+            heed_interrupt()
+            # The interrupt may have come anywhere, in the middle of cleaning up too.
+            with contextlib.suppress(OSError, InputError, RunError):
+                recover(DataSet.read(config.output))
+            raise

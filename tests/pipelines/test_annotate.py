@@ -483,3 +483,19 @@ def test_score_resumes(tmp_path: Path, run_score: Run, run_verify: Run) -> None:
     assert finished.status == 2
     assert "has changed since it was scored" in finished.err
     assert run_score("--input", "in/*", "--output", "out", "--resume", "--outputs", "top").status == 2
+
+
+def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
+    tmp_path: Path, run_annotate: Run, run_verify: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus(tmp_path / "in", 2, 5)
+
+    def interrupt(output: str, run_id: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipelines.annotation.remove_temporary", interrupt)
+        assert run_annotate().status == 130
+    assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lease").exists()
+    assert is_sound(run_verify)
+    assert len(ids(tmp_path / "out")) == 10
