@@ -532,7 +532,7 @@ def test_options_are_checked_when_the_pipeline_is_built(arguments: dict[str, Any
         ("pane", SlidingWindows(60, 30), "hold until pane works with FixedWindows, not with SlidingWindows"),
         ("pane", GlobalWindows(), "hold until pane works with FixedWindows, not with GlobalWindows"),
     ],
-    ids=str,
+    ids=["batch of sliding windows", "pane of sliding windows", "pane of the global window"],
 )
 def test_windows_that_a_timestamp_does_not_tell_are_refused(until: str, window: Any, message: str) -> None:
     tweets = beam.Pipeline() | beam.Create(CORPUS) | beam.WindowInto(window)

@@ -1,0 +1,200 @@
+"""python -m benchmarks.streaming: a local stream from a Pub/Sub server, beside a batch run on the same tweets.
+
+* batch: rows/s between a run over a tenth of the tweets and one over all, so without start-up;
+* saturated: all tweets wait in the subscription; rows/s from the first file in place to the last;
+* rate: tweets are published at a share of the batch run's rows/s; latency from publication to the file in place.
+
+The server is a process of its own, and takes its part of the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from benchmarks.common import measure_command, report, texts
+from benchmarks.reference_bundle import save_reference_bundle
+from tests.fake_pubsub import FakePubSub
+
+SUBSCRIPTION = "projects/benchmark/subscriptions/tweets"
+_SCORE = [sys.executable, "-m", "pipelines.score", "--progress", "off", "--cache_mb", "0"]
+_START_SECONDS = 120.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="Parquet with a column text (default: the tweets beside the checkout, if any)")
+    parser.add_argument("--model", help="bundle, or full for random weights of the published size")
+    parser.add_argument("--rows", type=int, default=20_000, help="of batch and saturated stream (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of a steady rate (default: %(default)s)")
+    parser.add_argument("--shares", default="0.25,0.5", help="of the batch run's speed (default: %(default)s)")
+    parser.add_argument("--max_latency", type=float, default=1.0, help="of the stream, seconds (default: %(default)s)")
+    options = parser.parse_args()
+    corpus, source = texts(options.rows, options.data)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        model = options.model
+        if model == "full":
+            model = str(directory / "full")
+            save_reference_bundle(Path(model))
+        score = [*_SCORE, *(["--model", model] if model else [])]
+        speeds = [_batch(directory, corpus, score)]
+        stream = [*score, "--streaming", "--max_latency", f"{options.max_latency}s"]
+        rows = [_saturated(directory, corpus, stream)]
+        speeds.append(_batch(directory, corpus, score))
+        speed = float(np.mean(speeds))
+        for share in map(float, options.shares.split(",")):
+            rows.append(
+                {"what": f"rate of {share:g}"} | _steady(directory, corpus, stream, share * speed, options.seconds)
+            )
+    batches = [_row("batch", rate) for rate in speeds]
+    rows = [batches[0], *rows, batches[1]]
+    for row in rows:
+        row["of batch"] = row["rows/s"] / speed
+    report("streaming", rows, texts=source, model=options.model or "bundled", max_latency=f"{options.max_latency:g} s")
+
+
+def _row(
+    what: str, rate: float, peak: float | None = None, latencies: NDArray[np.float64] | None = None
+) -> dict[str, Any]:
+    names = ("median s", "p99 s", "max s")
+    quantiles = [""] * 3 if latencies is None else np.quantile(latencies, [0.5, 0.99, 1]).tolist()
+    return {"what": what, "rows/s": rate, **dict(zip(names, quantiles, strict=True)), "peak MB": peak or ""}
+
+
+def _payload(number: int, text: str) -> bytes:
+    return json.dumps({"id": str(number), "text": text}).encode()
+
+
+def _batch(directory: Path, corpus: list[str], score: list[str]) -> float:
+    """Rows a second without start-up."""
+    seconds = []
+    sizes = (len(corpus) // 10, len(corpus))
+    for size in sizes:
+        path = directory / "in.jsonl"
+        path.write_bytes(b"".join(_payload(number, text) + b"\n" for number, text in enumerate(corpus[:size])))
+        command = [*score, "--input", str(path), "--output", str(directory / "batch"), "--if_exists", "replace"]
+        seconds.append(measure_command(command)["seconds"])
+    return (sizes[1] - sizes[0]) / (seconds[1] - seconds[0])
+
+
+def _saturated(directory: Path, corpus: list[str], stream: list[str]) -> dict[str, Any]:
+    with _Server(corpus, rate=None, seconds=0) as server:
+        output = directory / "saturated"
+        peak = _run_stream(stream, output, server.address, len(corpus))
+    files = sorted(_files(output))
+    first, last = files[0], files[-1]
+    rows = sum(len(stamps) for _, stamps in files) - len(first[1])
+    return _row("saturated", rows / (last[0] - first[0]), peak)
+
+
+def _steady(directory: Path, corpus: list[str], stream: list[str], rate: float, seconds: float) -> dict[str, Any]:
+    output = directory / f"steady-{rate:.0f}"
+    with _Server(corpus, rate, seconds) as server:
+        peak = _run_stream(stream, output, server.address, round(rate * seconds))
+    # The first seconds are the process's start.
+    latencies = np.concatenate([placed - stamps for placed, stamps in _files(output)])
+    stamps = np.concatenate([stamps for _, stamps in _files(output)])
+    counted = stamps > stamps.min() + seconds / 6
+    return _row("", rate, peak, latencies[counted])
+
+
+def _files(output: Path) -> list[tuple[float, NDArray[np.float64]]]:
+    """Of each file the time of its renaming, and the times of its rows, in seconds since 1970."""
+    found = []
+    for path in output.glob("date=*/hour=*/part-*.parquet"):
+        stamps = pq.ParquetFile(path).read(columns=["timestamp"])["timestamp"].cast("int64").to_numpy() / 1e6
+        found.append((path.stat().st_ctime, stamps))
+    return found
+
+
+def _run_stream(stream: list[str], output: Path, address: str, rows: int) -> float:
+    """Run until so many rows are in place, then have it end. Returns its peak resident memory in MB."""
+    environment = os.environ | {"PUBSUB_EMULATOR_HOST": address}
+    command = [*stream, "--input", f"pubsub://{SUBSCRIPTION}", "--output", str(output)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + _START_SECONDS
+    seen: dict[Path, int] = {}
+    while sum(seen.values()) < rows:
+        if process.poll() is not None:
+            raise SystemExit(process.communicate()[1])
+        before = len(seen)
+        for path in output.glob("date=*/hour=*/part-*.parquet"):
+            if path not in seen:
+                seen[path] = pq.ParquetFile(path).metadata.num_rows
+        if len(seen) > before:
+            deadline = time.monotonic() + _START_SECONDS
+        if time.monotonic() > deadline:
+            process.kill()
+            raise SystemExit(f"only {sum(seen.values())} of {rows} rows came")
+        time.sleep(0.5)
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+    process.send_signal(signal.SIGTERM)
+    if process.wait(120):
+        raise SystemExit(process.communicate()[1])
+    return peak
+
+
+class _Server:
+    """A Pub/Sub server in a process of its own that publishes by itself; a context manager."""
+
+    def __init__(self, corpus: list[str], rate: float | None, seconds: float) -> None:
+        """Args:
+        corpus: texts.
+        rate: of publishing, in texts a second; None for all at once.
+        seconds: how long to publish at that rate.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._address: Any = context.Queue()
+        self._process = context.Process(target=_serve, args=(corpus, rate, seconds, self._address), daemon=True)
+
+    def __enter__(self) -> _Server:
+        self._process.start()
+        self.address: str = self._address.get(timeout=60)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(corpus: list[str], rate: float | None, seconds: float, address: Any) -> None:
+    with FakePubSub() as server:
+        subscription = server.subscribe(SUBSCRIPTION)
+        payloads = [_payload(number, text) for number, text in enumerate(corpus)]
+        if rate is None:
+            for payload in payloads:
+                server.send(SUBSCRIPTION, payload)
+        address.put(server.address)
+        while subscription.delivered == 0 and rate is not None:
+            # The first message tells that somebody reads; what comes before that would tell of the start alone.
+            if not subscription.waiting and not subscription.leased:
+                server.send(SUBSCRIPTION, payloads[0])
+            time.sleep(0.01)
+        sent, begun = 1, time.monotonic()
+        while rate is not None and sent < round(rate * seconds):
+            while sent < min(rate * seconds, (time.monotonic() - begun) * rate):
+                text = payloads[sent % len(payloads)]
+                server.send(SUBSCRIPTION, text if sent < len(payloads) else _payload(sent, corpus[sent % len(corpus)]))
+                sent += 1
+            time.sleep(0.005)
+        while True:
+            time.sleep(60)
+
+
+if __name__ == "__main__":
+    main()
