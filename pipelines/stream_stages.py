@@ -42,7 +42,13 @@ def read_messages(
     with _one_line(config.inputs[0]):
         messages = pipeline | "ReadMessages" >> reader
     rules = MessageFields(
-        config.fields, stream.format, stream.id_attribute, stream.timestamp_attribute, stream.allowed_lateness
+        config.fields,
+        stream.format,
+        stream.id_attribute,
+        stream.timestamp_attribute,
+        stream.allowed_lateness,
+        # Which of a cluster's brokers are asked first must not change ids.
+        id_scope=f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None,
     )
     parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules, deliveries)
     windows = FixedWindows(Duration.of(stream.window))

@@ -70,12 +70,13 @@ class StreamOptions:
         return isinstance(self.source, KafkaTopic) or isinstance(self.publish, KafkaTopic)
 
 
+CLUSTER_SHARDS = 4
 # The options' defaults. The parser has none, so that it can be told whether one was given.
 _DEFAULTS = {
     "window": "1h",
     "max_latency": "1s",
     "hold": "batch",
-    "shards": 4,
+    "shards": 1,
     "commit_every": "10s",
     "max_in_flight": 20_000,
     "drain": "25s",
@@ -114,7 +115,7 @@ def add_streaming_options(parser: argparse.ArgumentParser) -> None:
     add("--early_every", metavar="TIME",
         help="with --hold pane: write what a window has so far, each time (default: at its end)")
     add("--shards", type=int, metavar="N",
-        help=f"in how many places at most tweets wait, and so are scored from {default('shards')}")
+        help="in how many places tweets wait, and so how many workers can score (default: 1 on this machine, else 4)")
     add("--commit_every", metavar="TIME",
         help=f"how often files become part of the data set, in local runs {default('commit_every')}")
     add("--max_in_flight", type=int, metavar="N",
@@ -217,7 +218,7 @@ def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> St
         max_latency=_positive("max_latency", given),
         hold=str(given.get("hold", _DEFAULTS["hold"])),
         early_every=early,
-        shards=_count("shards", given),
+        shards=_count("shards", given if options.runner == _LOCAL_RUNNER else {"shards": CLUSTER_SHARDS} | given),
         commit_every=_positive("commit_every", given),
         max_in_flight=_count("max_in_flight", given),
         drain=_time("drain", given),

@@ -49,6 +49,8 @@ class MessageFields:
     """Attribute with the time of the event, where the payload has none: RFC 3339, or milliseconds since 1970."""
     allowed_lateness: float | None = None
     """Seconds by which an event may come before its message; None for any."""
+    id_scope: str | None = None
+    """With the position, what ids are hashes of where there is none; None for the source."""
 
 
 class ReadMessages(beam.PTransform):
@@ -176,12 +178,12 @@ def _to_tweet(message: Message, source: str, rules: MessageFields) -> Tweet:
     if isinstance(record, Damage):
         raise FieldError(record.reason)
     attribute_id = message.attributes.get(rules.id_attribute) if rules.id_attribute else None
-    fields = rules.fields
+    fields, scope = rules.fields, rules.id_scope or source
     if isinstance(record.value, str):
-        tweet = Tweet(attribute_id or position_id(source, message.position), record.value, source=source)
+        tweet = Tweet(attribute_id or position_id(scope, message.position), record.value, source=source)
     else:
         tweet = Tweet(
-            find_id(record.value, fields, source, message.position, attribute_id),
+            find_id(record.value, fields, scope, message.position, attribute_id),
             find_text(record.value, fields),
             find_timestamp(record.value, fields),
             tuple(convert_kept(look_up(record.value, kept.name), kept) for kept in fields.keep),

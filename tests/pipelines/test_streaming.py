@@ -90,7 +90,7 @@ def test_nothing_is_lost_when_the_process_is_killed_or_stopped(
     assert report["read"] == report["scored"] + report["empty"] + report["dead"] and report["dead"] == 4
     assert report["latency_ms_count"] == report["rows_written"]
     assert live_files("out") == [str(path.relative_to(tmp_path)) for path in result_files(output)]
-    assert run_verify().status == 0
+    assert run_verify("--duplicate_ids", "allow").status == 0
 
 
 def test_a_source_faster_than_the_model_waits(

@@ -139,6 +139,7 @@ def test_values() -> None:
     stream = config.stream
     assert isinstance(stream, StreamOptions) and rest == ["--project", "p"]
     assert (stream.window, stream.max_latency, stream.allowed_lateness) == (300, 0.25, None)
+    assert stream.shards == 1, "there is one worker"
     assert config.score.timestamp, "a row's window is told by its time"
     config, _ = parse(["--watch", "in", "--poll", "2s"])
     assert config.watch == WatchOptions("in", 2) and config.stream is None
@@ -148,6 +149,7 @@ def test_options_of_kafka_are_passed_through() -> None:
     options = ["--consumer_option", "group.id=a", "--consumer_option", "sasl.jaas.config=x=y z"]
     config, _ = parse([*KAFKA.split(), "--runner", "FlinkRunner", "--expansion_service", "localhost:8097", *options])
     assert config.stream is not None
+    assert config.stream.shards == 4
     assert config.stream.consumer_options == (("group.id", "a"), ("sasl.jaas.config", "x=y z"))
 
 
