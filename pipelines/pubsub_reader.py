@@ -21,6 +21,8 @@ from transforms.deliveries import Deliveries, keys_in
 PULLED_AT_ONCE = 1000
 """The most that Pub/Sub gives at a time."""
 PULL_SECONDS = 5.0
+FIRST_PULL_SECONDS = 1.0
+"""What is wrong with a subscription is said at once; that nothing is there, never."""
 DEADLINE_SECONDS = 60
 """For how long a message is ours each time it is asked for; what dies with this process comes again after that."""
 EXTEND_SECONDS = 4.0
@@ -28,6 +30,8 @@ EXTEND_SECONDS = 4.0
 RECEIPTS_AT_ONCE = 1000
 TAKEN_AT_ONCE = 4000
 LONGEST_PAUSE = 30.0
+STOP_SECONDS = 2.0
+ACKNOWLEDGE_SECONDS = 10.0
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -44,6 +48,8 @@ class PubSubReader:
         self._pulled: collections.deque[tuple[float, Any]] = collections.deque()
         self._arrived = threading.Condition()
         self._stopping, self._closed = threading.Event(), threading.Event()
+        self._given_up: list[str] = []
+        """Receipts of messages that are to be delivered again."""
         self.error: Exception | None = None
         """What ended the reading."""
         self._threads = [
@@ -64,9 +70,10 @@ class PubSubReader:
         self._errors = exceptions
         uri = f"pubsub://{self._subscription}"
         try:
-            self._client = pubsub.SubscriberClient()
+            # Two, since a pull that waits can only be ended by closing its client.
+            self._client, self._puller = pubsub.SubscriberClient(), pubsub.SubscriberClient()
             with contextlib.suppress(exceptions.DeadlineExceeded):
-                self._take_on(self._request_messages(1, 10.0, return_immediately=True))
+                self._take_on(self._request_messages(1, FIRST_PULL_SECONDS))
         except exceptions.NotFound:
             raise InputError(f"--input {uri}: there is no such subscription; create it first") from None
         except (exceptions.PermissionDenied, exceptions.Unauthenticated, GoogleAuthError) as error:
@@ -77,15 +84,17 @@ class PubSubReader:
             thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Acknowledge what is in place, and give back what is not."""
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Acknowledge what is in place, and give back what is not; on an interrupt neither, but leave at once."""
         self._closed.set()
-        self._threads[1].join(timeout=10.0)
+        if kind is not None and not issubclass(kind, Exception):
+            return
+        self.stop()
+        self._threads[1].join(timeout=ACKNOWLEDGE_SECONDS)
         try:
-            self._change_deadline(self._deliveries.give_up(), 0)
-        except self._errors.GoogleAPIError as failure:  # it will come again all the same, only later
-            _LOGGER.warning("messages could not be given back: %s", _first_line(failure))
+            self._change_deadline([*self._given_up, *self._deliveries.give_up()], 0)
+        except self._errors.GoogleAPIError as failure:
+            _LOGGER.debug("messages come again only when their time is over: %s", failure)
         self._client.close()
 
     # --- for the runner ---
@@ -93,7 +102,7 @@ class PubSubReader:
     @property
     def is_exhausted(self) -> bool:
         """Whether nothing will come any more."""
-        return self._stopping.is_set() and not self._pulled
+        return self._stopping.is_set()
 
     def take(self, seconds: float) -> list[Any]:
         """Messages that wait, as protocol buffers; after so many seconds none."""
@@ -110,13 +119,16 @@ class PubSubReader:
             return [self._pulled.popleft()[1] for _ in range(count)]
 
     def stop(self) -> None:
-        """Pull no more; what was pulled and not yet taken is given back."""
+        """Pull no more; what was pulled and not yet taken is given back in the end."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
+        self._puller.close()  # or a pull that still waits there would be given what we give back
+        self._threads[0].join(timeout=STOP_SECONDS)
         with self._arrived:
-            left = [message.message_id for _, message in self._pulled]
+            self._give_up(self._pulled)
             self._pulled.clear()
             self._arrived.notify_all()
-        self._give_back(left)
 
     # --- threads ---
 
@@ -141,16 +153,20 @@ class PubSubReader:
                 pause = 0.0
             except self._errors.DeadlineExceeded:
                 continue  # nothing was there
-            except self._transient as error:
+            except Exception as error:
+                if self._stopping.is_set():
+                    return
+                if not isinstance(error, self._transient):
+                    raise
                 pause = min(2 * pause or 0.5, LONGEST_PAUSE)
                 _LOGGER.warning("pulling failed, again in %.1f s: %s", pause, _first_line(error))
                 self._stopping.wait(pause)
                 continue
             self._take_on(received)
 
-    def _request_messages(self, count: int, timeout: float, **options: Any) -> Sequence[Any]:
-        request = {"subscription": self._subscription, "max_messages": count} | options
-        response = self._client.pull(request=request, timeout=timeout, retry=None)
+    def _request_messages(self, count: int, timeout: float) -> Sequence[Any]:
+        request = {"subscription": self._subscription, "max_messages": count}
+        response = self._puller.pull(request=request, timeout=timeout, retry=None)
         return type(response).pb(response).received_messages  # wrapped, each attribute takes microseconds
 
     def _take_on(self, received: Iterable[Any]) -> None:
@@ -164,8 +180,8 @@ class PubSubReader:
             if not self._stopping.is_set():
                 self._pulled.extend(new)
                 self._arrived.notify_all()
-                return
-        self._give_back([message.message_id for _, message in new])
+            else:
+                self._give_up(new)
 
     def _acknowledge(self) -> None:
         receipts: list[str] = []
@@ -199,10 +215,8 @@ class PubSubReader:
             with contextlib.suppress(*self._transient):
                 self._change_deadline(self._deliveries.receipts(), DEADLINE_SECONDS)
 
-    def _give_back(self, positions: list[str]) -> None:
-        receipts = self._deliveries.give_up(positions)
-        with contextlib.suppress(*self._transient):
-            self._change_deadline(receipts, 0)
+    def _give_up(self, pulled: Iterable[tuple[float, Any]]) -> None:
+        self._given_up += self._deliveries.give_up([message.message_id for _, message in pulled])
 
     def _change_deadline(self, receipts: list[str], seconds: int) -> None:
         for some in _some(receipts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 from typing import Any
 
@@ -91,18 +92,20 @@ def expansion_service(stream: StreamOptions) -> Any:
     from apache_beam.utils.subprocess_server import JavaJarServer
 
     service = default_io_expansion_service()
-    before = socket.getdefaulttimeout()
+    before, logger = socket.getdefaulttimeout(), logging.getLogger(JavaJarServer.__module__)
     socket.setdefaulttimeout(JAR_SECONDS)  # Beam's download has none
+    logger.setLevel(logging.ERROR)  # and warns of itself twice
     try:
         JavaJarServer.local_jar(service.path_to_jar)
     except (OSError, RuntimeError) as error:
         jar = service.path_to_jar.rpartition("/")[2]
         raise InputError(
-            f"kafka:// needs {jar}, which cannot be downloaded ({_reason(error)}); put it into "
+            f"kafka:// needs {jar}, which cannot be downloaded ({error.__context__ or error}); put it into "
             f"{JavaJarServer.JAR_CACHE}, or give --expansion_service HOST:PORT"
         ) from None
     finally:
         socket.setdefaulttimeout(before)
+        logger.setLevel(logging.NOTSET)
     return service
 
 

@@ -220,9 +220,9 @@ class LocalStream:
         while not self._ended.wait(_TICK_SECONDS) and reader.error is None:
             now = time.monotonic()
             if stop.is_set() and deadline is None:
+                reader.stop()
                 in_flight = len(self._deliveries)
                 announce("stopping", f"stopping: {in_flight:,} messages are in flight", in_flight=in_flight)
-                reader.stop()
                 deadline = now + self._stream.drain
             if deadline is not None and now >= deadline:
                 return

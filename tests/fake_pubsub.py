@@ -138,9 +138,11 @@ class FakePubSub:
 
     def _pull(self, request: Any, context: grpc.ServicerContext) -> Any:
         subscription = self.subscriptions[request.subscription]
-        end = time.monotonic() + (0.0 if request.return_immediately else PULL_SECONDS)
+        end = time.monotonic() + PULL_SECONDS
         with self._changed:
             while not self._stopped and context.is_active():
+                if request.subscription not in self.subscriptions:
+                    context.abort(grpc.StatusCode.NOT_FOUND, "Resource not found")
                 now = time.monotonic()
                 subscription.expire(now)
                 if subscription.waiting or now >= end:

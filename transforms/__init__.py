@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transforms.fields import FieldMapping, KeptField
     from transforms.hold import HoldOptions, HoldTweets
     from transforms.model_handler import TorchMojiModelHandler
+    from transforms.model_watch import ModelWatch, WatchModels
     from transforms.options import ScoreOptions
     from transforms.read import ReadTweets
     from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
@@ -28,6 +29,7 @@ __all__ = [
     "HoldOptions",
     "HoldTweets",
     "KeptField",
+    "ModelWatch",
     "Outcome",
     "ReadTweets",
     "ScoreBatches",
@@ -36,6 +38,7 @@ __all__ = [
     "TokenizedTweet",
     "TorchMojiModelHandler",
     "Tweet",
+    "WatchModels",
     "WriteDeadLetters",
     "WriteScores",
 ]
@@ -48,6 +51,7 @@ _MODULES = {
     "HoldOptions": "hold",
     "HoldTweets": "hold",
     "KeptField": "fields",
+    "ModelWatch": "model_watch",
     "Outcome": "records",
     "ReadTweets": "read",
     "ScoreBatches": "score",
@@ -56,6 +60,7 @@ _MODULES = {
     "TokenizedTweet": "records",
     "TorchMojiModelHandler": "model_handler",
     "Tweet": "records",
+    "WatchModels": "model_watch",
     "WriteDeadLetters": "write",
     "WriteScores": "write",
 }

@@ -52,7 +52,7 @@ class MessageFields:
 
 
 class ReadMessages(beam.PTransform):
-    """Read `Message`s from Pub/Sub or Kafka, for ever."""
+    """Read from Pub/Sub or Kafka, for ever: `PubsubMessage`s, or rows of `ReadFromKafka` with metadata."""
 
     def __init__(
         self,
@@ -74,25 +74,30 @@ class ReadMessages(beam.PTransform):
         self._consumer_options = dict(consumer_options or {})
         self._attributes = {"id_label": id_attribute, "timestamp_attribute": timestamp_attribute}
 
-    def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[Message]:
+    def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[Any]:
         if isinstance(self._source, KafkaTopic):
             from apache_beam.io.kafka import ReadFromKafka
 
             # How far event time is goes by the clock: what comes later than that is not dropped but held.
-            records = pbegin | "ReadFromKafka" >> ReadFromKafka(
+            return pbegin | "ReadFromKafka" >> ReadFromKafka(
                 {"bootstrap.servers": self._source.brokers} | self._consumer_options,
                 [self._source.topic],
                 with_metadata=True,
                 commit_offset_in_finalize="group.id" in self._consumer_options,
                 expansion_service=self._expansion_service,
             )
-            return records | "Messages" >> beam.Map(from_kafka).with_output_types(Message)
         from apache_beam.io.gcp.pubsub import ReadFromPubSub
 
-        messages = pbegin | "ReadFromPubSub" >> ReadFromPubSub(
+        return pbegin | "ReadFromPubSub" >> ReadFromPubSub(
             subscription=self._source.path, with_attributes=True, **self._attributes
         )
-        return messages | "Messages" >> beam.Map(from_pubsub).with_output_types(Message)
+
+
+def to_message(element: Any) -> Message:
+    """An element of `ReadMessages` as a message."""
+    if isinstance(element, Message):
+        return element
+    return from_pubsub(element) if hasattr(element, "message_id") else from_kafka(element)
 
 
 def from_pubsub(message: Any) -> Message:
@@ -113,7 +118,8 @@ def from_kafka(record: Any) -> Message:
 
 
 class ParseMessages(beam.PTransform):
-    """`Message`s -> an `Outcome` of Tweets, with the event's time as their timestamp, and DeadLetters.
+    """What `ReadMessages` gives, or `Message`s -> an `Outcome` of Tweets, with the event's time as their timestamp,
+    and DeadLetters.
 
     The id is the payload's, or else the attribute's, or else a hash of source and position: a message that is delivered
     again gives the same. The time is the payload's, or else the attribute's, or else the one of publishing.
@@ -128,7 +134,7 @@ class ParseMessages(beam.PTransform):
         super().__init__()
         self._do_fn = _Parse(source, rules, deliveries)
 
-    def expand(self, messages: beam.PCollection[Message]) -> Outcome:
+    def expand(self, messages: beam.PCollection[Any]) -> Outcome:
         parsed = messages | "Parse" >> beam.ParDo(self._do_fn).with_output_types(Tweet, dead=DeadLetter).with_outputs(
             _DEAD, main="tweets"
         )
@@ -139,7 +145,8 @@ class _Parse(beam.DoFn):
     def __init__(self, source: str, rules: MessageFields, deliveries: str | None) -> None:
         self._source, self._rules, self._deliveries = source, rules, deliveries
 
-    def process(self, message: Message) -> Iterator[TimestampedValue | beam.pvalue.TaggedOutput]:
+    def process(self, element: Any) -> Iterator[TimestampedValue | beam.pvalue.TaggedOutput]:
+        message = to_message(element)
         metrics.counter(metrics.READ).inc()
         metrics.counter(metrics.BYTES_READ).inc(len(message.data))
         parsed = parse_message(message, self._source, self._rules)

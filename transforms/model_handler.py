@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+from apache_beam.ml.inference.base import PredictionResult
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
@@ -14,7 +14,8 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP
 from transforms import metrics
-from transforms.loaded_model import LoadedModel, load_model
+from transforms.loaded_model import LoadedModel
+from transforms.model_watch import SwappingHandler
 from transforms.options import ScoreOptions
 from transforms.records import TokenizedTweet, Tweet
 
@@ -27,7 +28,7 @@ class Prediction(TypedDict):
     embedding: NDArray[np.float32]
 
 
-class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, PredictionResult, LoadedModel]):
+class TorchMojiModelHandler(SwappingHandler[str | Tweet | TokenizedTweet, PredictionResult]):
     """Scores texts, Tweets or TokenizedTweets in RunInference, one `Prediction` each, in order.
 
     >>> texts | RunInference(TorchMojiModelHandler(max_batch_size=256))
@@ -51,19 +52,12 @@ class TorchMojiModelHandler(ModelHandler[str | Tweet | TokenizedTweet, Predictio
         cache_mb: bound of a process's cache of recent results, in megabytes; 0 scores every row by itself.
         min_batch_size, max_batch_size: bounds for Beam's batching.
         """
-        self._options = ScoreOptions(
-            model, precision, top_k=top_k, embedding_type="float32", threads=threads, cache_mb=cache_mb
+        super().__init__(
+            ScoreOptions(model, precision, top_k=top_k, embedding_type="float32", threads=threads, cache_mb=cache_mb)
         )
-        self._model = model
         if not 0 < min_batch_size <= max_batch_size:
             raise InputError(f"batch sizes must be 0 < {min_batch_size} <= {max_batch_size}")
         self._batch_sizes = {"min_batch_size": min_batch_size, "max_batch_size": max_batch_size}
-
-    def load_model(self) -> LoadedModel:
-        return load_model(self._model, self._options)
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._model = model_path or self._model
 
     def run_inference(
         self,
@@ -97,5 +91,7 @@ def _text(example: str | Tweet) -> str:
 
 def _ids(example: str | Tweet | TokenizedTweet, model: LoadedModel) -> list[int]:
     if isinstance(example, TokenizedTweet):
-        return example.ids
+        if model.reads_as_first:
+            return example.ids
+        example = example.tweet
     return model.scorer.tokenizer.ids(_text(example), model.scorer.maxlen + 1)

@@ -18,24 +18,26 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import apache_beam as beam
-from apache_beam.coders import PickleCoder, StrUtf8Coder
-from apache_beam.ml.inference.base import ModelMetadata
-from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.coders import FloatCoder, PickleCoder, StrUtf8Coder
+from apache_beam.ml.inference.base import ModelHandler, ModelMetadata
+from apache_beam.transforms.periodicsequence import PeriodicImpulse, RebaseMode
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
-from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.transforms.window import GlobalWindows
 
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.bundle_files import CONFIG, is_remote, local_path
 from torchmoji_core.errors import InputError
 from transforms import metrics, storage
-from transforms.loaded_model import LoadedModel, Traits, load_successor, traits_of
+from transforms.loaded_model import LoadedModel, Traits, load_model, load_successor, traits_of
 from transforms.options import ScoreOptions
 from transforms.per_process import PerProcess
 
+E = TypeVar("E")
+R = TypeVar("R")
 _LOGGER = logging.getLogger(__name__)
 _MARK = "#sha256="
 """Between location and fingerprint in an announcement: a bundle replaced under its name is another model."""
@@ -188,6 +190,10 @@ def _refuse(reasons: Iterable[str]) -> None:
         _LOGGER.warning("a new model is refused, the one before stays: %s", reason)
 
 
+def _cannot_look(error: Exception) -> None:
+    _LOGGER.warning("cannot look for new models: %s; the one before stays", error)
+
+
 def _swap(current: LoadedModel, model: LoadedModel) -> LoadedModel:
     """The new model, unless it is the same: that keeps its cache of recent results."""
     if model.scorer.fingerprint == current.scorer.fingerprint:
@@ -195,6 +201,30 @@ def _swap(current: LoadedModel, model: LoadedModel) -> LoadedModel:
     metrics.counter(metrics.MODEL_SWAPS).inc()
     _LOGGER.info("model %s takes the place of %s", model.scorer.fingerprint[:12], current.scorer.fingerprint[:12])
     return model
+
+
+class SwappingHandler(ModelHandler[E, R, LoadedModel]):
+    """What handlers of RunInference do about models: load one in each process, and take another when it is announced.
+
+    RunInference announces by `update_model_path`, and then calls `load_model`. That must not raise for what cannot be
+    loaded: at the next batch, RunInference would take it for loaded.
+    """
+
+    def __init__(self, options: ScoreOptions) -> None:
+        super().__init__()
+        self._options = options
+        self._announced: str | None = None
+        self._held: PerProcess[LoadedModel] = PerProcess()
+
+    def load_model(self) -> LoadedModel:
+        with self._held.lock:
+            model = self._held.get(lambda: load_model(self._options.model, self._options))
+            if self._announced:
+                model = self._held.value = successor(self._announced, model, self._options)
+            return model
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._announced = model_path or self._announced
 
 
 class Lookout:
@@ -233,7 +263,7 @@ class Lookout:
         try:
             found = pending.result()
         except Exception as error:
-            _LOGGER.warning("cannot look for new models (%s); the one before stays", error)
+            _cannot_look(error)
             return current
         self._known = found.known
         _refuse(found.refused)
@@ -245,8 +275,9 @@ class WatchModels(beam.PTransform):
 
     >>> updates = pipeline | WatchModels("gs://bucket/models/*.zip", every_seconds=60)
 
-    One worker looks, by a timer of processing time, so it takes a runner that has those and side inputs that change:
-    Dataflow and Flink do. A local run takes a `ModelWatch`.
+    One worker looks. It takes a runner whose side inputs may change, as those of Dataflow and Flink; a local run has a
+    `ModelWatch`. Ticks come from an unbounded source and not from a timer behind `beam.Impulse`: that has ended when it
+    has begun, and with it the window in which timers and state live.
     """
 
     def __init__(
@@ -274,8 +305,28 @@ class WatchModels(beam.PTransform):
     def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[ModelMetadata]:
         return (
             pbegin
-            | "Start" >> beam.Create([("models", "")]).with_output_types(tuple[str, str])
-            | "Look" >> beam.ParDo(_Watch(self._watch, self._options)).with_output_types(ModelMetadata)
+            | "Ticks" >> PeriodicImpulse(fire_interval=self._watch.every_seconds, rebase=RebaseMode.REBASE_START)
+            | "Announce" >> Announce(self._watch, self._options)
+        )
+
+
+class Announce(beam.PTransform):
+    """Ticks -> models: the first tick announces the first model, so that scoring waits for nothing else.
+
+    Each later one looks, unless it follows too soon, as ticks do after a pause. So there is one announcement at a time,
+    which is what a side input of one value can take.
+    """
+
+    def __init__(self, watch: ModelWatch, options: ScoreOptions) -> None:
+        super().__init__()
+        self._watch = watch
+        self._options = options
+
+    def expand(self, ticks: beam.PCollection[Any]) -> beam.PCollection[ModelMetadata]:
+        return (
+            ticks
+            | "OneKey" >> beam.Map(lambda _: ("models", "")).with_output_types(tuple[str, str])
+            | "Look" >> beam.ParDo(_Announce(self._watch, self._options)).with_output_types(ModelMetadata)
             # Discarding, so that a side input has one value: the newest.
             | "Newest"
             >> beam.WindowInto(
@@ -284,9 +335,11 @@ class WatchModels(beam.PTransform):
         )
 
 
-class _Watch(beam.DoFn):
-    TIMER = TimerSpec("look", TimeDomain.REAL_TIME)
+class _Announce(beam.DoFn):
+    LAST = ReadModifyWriteStateSpec("last", FloatCoder())
+    """When it was looked, by the clock."""
     CURRENT = ReadModifyWriteStateSpec("current", StrUtf8Coder())
+    """Fingerprint of what was announced."""
     KNOWN = ReadModifyWriteStateSpec("known", PickleCoder())
 
     def __init__(self, watch: ModelWatch, options: ScoreOptions) -> None:
@@ -294,18 +347,20 @@ class _Watch(beam.DoFn):
         self._options = options
         self._first: PerProcess[tuple[str, Traits]] = PerProcess()
 
-    def process(self, element: tuple[str, str], timer: Any = beam.DoFn.TimerParam(TIMER)) -> Iterator[ModelMetadata]:
-        timer.set(self._watch.clock())
-        yield ModelMetadata("", "")
-
-    @on_timer(TIMER)  # type: ignore[untyped-decorator]
-    def look(
+    def process(
         self,
-        timer: Any = beam.DoFn.TimerParam(TIMER),
+        element: tuple[str, str],
+        last: Any = beam.DoFn.StateParam(LAST),
         current: Any = beam.DoFn.StateParam(CURRENT),
         known: Any = beam.DoFn.StateParam(KNOWN),
     ) -> Iterator[ModelMetadata]:
-        timer.set(self._watch.clock() + self._watch.every_seconds)
+        now, before = self._watch.clock(), last.read()
+        if before is not None and now < before + self._watch.every_seconds / 2:
+            return
+        last.write(now)
+        if before is None:
+            yield ModelMetadata("", "")
+            return
         fingerprint, first = self._first.get(self._load_first)
         try:
             found = look(
@@ -315,7 +370,7 @@ class _Watch(beam.DoFn):
                 lambda location: load_successor(location, first, self._options),
             )
         except OSError as error:
-            _LOGGER.warning("cannot look for new models (%s); the one before stays", error)
+            _cannot_look(error)
             return
         known.write(found.known)
         _refuse(found.refused)

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, TypeVar
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.ml.inference.base import RunInference
 
 from torchmoji_core.inference.scores import Scores
 from transforms import metrics
-from transforms.loaded_model import LoadedModel, load_model
-from transforms.model_watch import Lookout, ModelUpdates, ModelWatch, successor
+from transforms.loaded_model import LoadedModel
+from transforms.model_watch import Lookout, ModelUpdates, ModelWatch, SwappingHandler
 from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
 from transforms.per_process import PerProcess
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
@@ -66,31 +66,18 @@ def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.Tagged
         yield beam.pvalue.TaggedOutput("dead", letter)
 
 
-class _RecordBatchHandler(ModelHandler[TokenizedTweet, ScoredBatch, LoadedModel]):
-    """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, never a model.
-
-    Two ways lead to another model, both between batches. RunInference announces one by `update_model_path`, then calls
-    `load_model`; what cannot be loaded must not raise there, since RunInference would take it for loaded at the next
-    batch. Or the handler itself asks a `ModelWatch`.
-    """
+class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
+    """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, and models per process."""
 
     def __init__(self, options: ScoreOptions, watch: ModelWatch | None = None) -> None:
-        self._options = options
+        """Args:
+        options: what to score with, and which columns to make.
+        watch: where to look for models between batches; None to wait for announcements.
+        """
+        super().__init__(options)
         self._watch = watch
-        self._announced: str | None = None
-        self._progress: metrics.Progress | None = None
-        self._held: PerProcess[LoadedModel] = PerProcess()
         self._looking: PerProcess[Lookout] = PerProcess()
-
-    def load_model(self) -> LoadedModel:
-        with self._held.lock:
-            model = self._held.get(lambda: load_model(self._options.model, self._options))
-            if self._announced:
-                model = self._held.value = successor(self._announced, model, self._options)
-            return model
-
-    def update_model_path(self, model_path: str | None = None) -> None:
-        self._announced = model_path or self._announced
+        self._progress: metrics.Progress | None = None
 
     def run_inference(
         self, batch: Sequence[TokenizedTweet], model: LoadedModel, inference_args: dict[str, Any] | None = None

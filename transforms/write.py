@@ -46,7 +46,7 @@ MAX_OPEN_UPLOADS = 16
 BYTES_PER_BATCH = 12 << 10
 """What a record batch takes in memory besides its content, however few its rows are. Arrow does not count it."""
 WAITING_BYTES = 32 << 20
-"""What waits in memory in all files of a bundle together, before the largest row group is written as it is."""
+"""What waits in memory in all files of a bundle together, before the largest row group is joined or written."""
 TEMPORARY = "_tmp"
 DEAD_LETTERS = "_dead_letters"
 JOURNAL = "_journal"
@@ -106,6 +106,10 @@ class _Part(ABC):
     @abstractmethod
     def flush(self) -> None:
         """Write what is waiting."""
+
+    def shrink(self) -> None:
+        """Hold less in memory."""
+        self.flush()
 
     @abstractmethod
     def close(self) -> None:
@@ -262,7 +266,7 @@ class _WriteFiles(beam.DoFn):
         for partition, rows in self.partitions(element):
             yield from self._write(_Key(window, partition, self.schema(rows)), rows)
         while sum(part.waiting_bytes for part in self._parts.values()) > WAITING_BYTES:
-            max(self._parts.values(), key=lambda part: part.waiting_bytes).flush()
+            max(self._parts.values(), key=lambda part: part.waiting_bytes).shrink()
         opened = [key for key, part in self._parts.items() if part.is_open]
         for key in opened[: max(0, len(opened) - self._max_open)]:
             yield WindowedValue(self._close(key), key.window.max_timestamp(), (key.window,))
@@ -457,6 +461,15 @@ class ParquetPart(_Part):
             self._background.submit(write, table, row_group_size=len(table))
         self._waiting, self._waiting_rows, self.waiting_bytes = [], 0, 0
 
+    def shrink(self) -> None:
+        """Join batches of a few rows into one; write them only if that would not free a quarter of what they take."""
+        joined = pa.Table.from_batches(self._waiting).combine_chunks()
+        joined_bytes = joined.nbytes + BYTES_PER_BATCH
+        if joined_bytes > 0.75 * self.waiting_bytes:
+            self.flush()
+        else:
+            self._waiting, self.waiting_bytes = joined.to_batches(), joined_bytes
+
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
             # Dictionaries and statistics cost time and space on vectors and ids, and pay on short repeated strings.
@@ -600,8 +613,9 @@ def commit(file: WrittenFile, count_rows: bool = True, measure_latency: bool = F
     if count_rows:
         metrics.counter(metrics.ROWS_WRITTEN).inc(file.rows)
     if measure_latency:
+        distribution = metrics.distribution(metrics.LATENCY)
         for latency in latencies(file.event_times, round(1000 * time.time())):
-            metrics.distribution(metrics.LATENCY).update(latency)
+            distribution.update(latency)
     return file
 
 

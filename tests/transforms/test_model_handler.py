@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from apache_beam.ml.inference.base import KeyedModelHandler, PredictionResult, RunInference
 
-from tests.transforms.conftest import Run, make_texts
+from tests.tiny import tiny_bundle
+from tests.transforms.conftest import WORDS, Run, make_texts
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import Scores
@@ -104,6 +105,27 @@ def test_the_model_can_be_swapped(bundle: Bundle, model: str, tmp_path: Path) ->
     handler.update_model_path(str(tmp_path / "other"))
     (result,) = handler.run_inference(["i love rain"], handler.load_model())
     assert result.model_id == other.fingerprint != bundle.fingerprint
+
+
+def test_a_swapped_model_reads_texts_with_its_own_tokens(bundle: Bundle, model: str, tmp_path: Path) -> None:
+    """Ids of a TokenizedTweet are those of the first model."""
+    other = tiny_bundle(WORDS[::-1], seed=4)
+    other.save(tmp_path / "other")
+    handler = TorchMojiModelHandler(model)
+    examples = ["i love rain", Tweet("1", "i love rain"), tokenize(Tweet("1", "i love rain"), bundle.tokenizer, 30)]
+    handler.update_model_path(str(tmp_path / "other"))
+    expected = other.score(["i love rain"]).probabilities[0]
+    for result in handler.run_inference(examples, handler.load_model()):
+        np.testing.assert_array_equal(result.inference["probabilities"], expected)
+
+
+def test_a_model_that_cannot_be_loaded_leaves_the_old_one(bundle: Bundle, model: str, tmp_path: Path) -> None:
+    """RunInference would take it for loaded if this raised."""
+    handler = TorchMojiModelHandler(model)
+    first = handler.load_model()
+    handler.update_model_path(str(tmp_path / "no-such-bundle"))
+    assert handler.load_model() is first
+    assert first.scorer.fingerprint == bundle.fingerprint
 
 
 def test_settings_for_beam() -> None:

@@ -33,6 +33,8 @@ from apache_beam.transforms.window import (
     TimestampedValue,
 )
 from apache_beam.utils.windowed_value import PaneInfoTiming
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.bundle import Bundle
@@ -43,11 +45,15 @@ from transforms.records import DeadLetter, Tweet
 from transforms.score import _RecordBatchHandler
 from transforms.tokenize import tokenize
 from transforms.write import (
+    BYTES_PER_BATCH,
     MAX_OPEN_FILES,
+    ParquetPart,
     WrittenFile,
+    _add_event_times,
     _WriteParquet,
     commit,
     committed_files,
+    latencies,
     window_directory,
 )
 
@@ -69,7 +75,7 @@ def numbered_batches(sizes: Iterable[int]) -> list[pa.RecordBatch]:
     return batches
 
 
-def write(run: Run, output: Path, batches: list[Any], run_id: str = "run", **arguments: int) -> Ran:
+def write(run: Run, output: Path, batches: list[Any], run_id: str = "run", **arguments: Any) -> Ran:
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         created = pipeline | beam.Create(batches, reshuffle=False).with_output_types(pa.RecordBatch)
         return {"files": created | "WriteScores" >> WriteScores(str(output), run_id, **arguments)}
@@ -266,14 +272,14 @@ def test_many_partitions_with_a_few_rows_wait_in_memory_up_to_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And then the largest is written, so that files are few: one for each partition here, of few row groups."""
-    monkeypatch.setattr("transforms.write.WAITING_BYTES", 20_000)
+    monkeypatch.setattr("transforms.write.WAITING_BYTES", 40 * BYTES_PER_BATCH + 20_000)
     do_fn = _WriteParquet(str(tmp_path), "run", 100_000, 4096)
     do_fn.start_bundle()
     rows = [(f"{index:05}", f"key={index % 40}") for index in range(8000)]
     files = []
     for first in range(0, len(rows), 50):
         files += list(do_fn.process(partitioned(rows[first : first + 50]), GlobalWindow()))
-        assert sum(part.waiting_bytes for part in do_fn._parts.values()) <= 20_000
+        assert sum(part.waiting_bytes for part in do_fn._parts.values()) <= 40 * BYTES_PER_BATCH + 20_000
     files += list(do_fn.finish_bundle())
     for file in files:
         commit(file.value)
@@ -528,6 +534,93 @@ def test_early_on_time_and_late_panes(run: Run, tmp_path: Path) -> None:
     assert set(ran["panes"]) == {"EARLY", "ON_TIME", "LATE"}
     assert len(parts(tmp_path)) == len(ran["files"]) >= 5
     assert sum(file.rows for file in ran["files"]) == len(ids)
+
+
+# --- models and moments --------------------------------------------------------------------------------------------
+
+
+def test_models_are_not_mixed_in_a_file(run: Run, tmp_path: Path) -> None:
+    """One may be replaced by the next in the middle of a bundle, and what a file says of its model is for all rows."""
+    batches = []
+    for index, batch in enumerate(numbered_batches([3] * 8)):
+        model = "first" if index < 3 or index == 6 else "second"
+        batches.append(batch.replace_schema_metadata({"torchmoji.fingerprint": model}))
+    wider = batches[7].append_column("more", pa.array([1, 2, 3]))
+    batches[7] = wider.replace_schema_metadata(batches[7].schema.metadata)
+    write(run, tmp_path, batches)
+    found = {}
+    for path in parts(tmp_path):
+        schema = pq.read_schema(path)
+        found[schema.metadata[b"torchmoji.fingerprint"].decode(), "more" in schema.names] = ids_of(path)
+    ids = [batch["id"].to_pylist() for batch in batches]
+    assert found == {
+        ("first", False): [*ids[0], *ids[1], *ids[2], *ids[6]],
+        ("second", False): [*ids[3], *ids[4], *ids[5]],
+        ("second", True): ids[7],
+    }
+
+
+def timed_batch(seconds: Iterable[float | None]) -> pa.RecordBatch:
+    moments = [None if second is None else round(second * 1e6) for second in seconds]
+    return pa.record_batch(
+        {
+            "id": pa.array([str(index) for index in range(len(moments))]),
+            "timestamp": pa.array(moments, pa.timestamp("us", tz="UTC")),
+        }
+    )
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_latency_is_from_the_event_to_the_file(measured: bool, run: Run, tmp_path: Path) -> None:
+    before = time.time()
+    batches = [timed_batch([before - 5, None, before - 65]), timed_batch([before - 20]), timed_batch([None])]
+    ran = write(run, tmp_path, batches, measure_latency=measured)
+    if not measured:
+        assert metrics.LATENCY not in ran.distributions
+        return
+    latency = ran.distributions[metrics.LATENCY]
+    took = 1000 * (time.time() - before) + 2
+    assert latency.count == 3
+    assert 5000 <= latency.min <= 5000 + took
+    assert 65_000 <= latency.max <= 65_000 + took
+    assert 90_000 <= latency.sum <= 90_000 + 3 * took
+
+
+@given(
+    st.lists(
+        st.lists(st.none() | st.integers(-(2**40), 2**42).map(lambda ms: ms / 1000), max_size=6), min_size=1, max_size=6
+    )
+)
+@settings(deadline=None)
+def test_latencies_have_the_distribution_that_those_of_the_rows_have(columns: list[list[float | None]]) -> None:
+    event_times: dict[str, int] = {}
+    for column in columns:
+        event_times = _add_event_times(event_times, timed_batch(column).column("timestamp"))
+    now = 2**41
+    expected = [now - round(1000 * second) for column in columns for second in column if second is not None]
+    found = list(latencies(event_times, now))
+    assert len(found) == len(expected)
+    assert sum(found) == sum(expected)
+    assert not expected or (min(found), max(found)) == (min(expected), max(expected))
+
+
+@pytest.mark.parametrize(("windows", "groups"), [(20, 20), (400, 400)])
+def test_small_batches_that_wait_take_little_memory(
+    windows: int, groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few rows a batch has, it takes kilobytes of which Arrow does not count any; and yet a window's rows are
+    not written one by one."""
+    monkeypatch.setattr("transforms.write.WAITING_BYTES", 100 * BYTES_PER_BATCH)
+    do_fn = _WriteParquet(str(tmp_path), "run", 100_000, 4096)
+    do_fn.start_bundle()
+    closed = []
+    for index in range(400):
+        closed += do_fn.process(timed_batch([index]), IntervalWindow(index % windows, 1000))
+        waiting = [part._waiting for part in do_fn._parts.values() if isinstance(part, ParquetPart)]
+        assert sum(map(len, waiting)) <= 100
+    closed += do_fn.finish_bundle()
+    assert sum(value.value.rows for value in closed) == 400
+    assert sum(pq.ParquetFile(value.value.temporary).metadata.num_row_groups for value in closed) == groups
 
 
 # --- failures ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,167 @@
+"""Options for endless input: what is wrong is said in one line before any work, with exit status 2 and the remedy."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from apache_beam.utils.subprocess_server import JavaJarServer
+
+from pipelines.options import parse
+from pipelines.streaming_options import StreamOptions, WatchOptions
+from tests.pipelines.conftest import Finished, posts, write_lines
+from tests.pipelines.test_bad_input import assert_refused
+from torchmoji_core.errors import InputError
+
+Score = Callable[..., Finished]
+PUBSUB = "--streaming --input pubsub://projects/my-project/subscriptions/posts"
+KAFKA = "--streaming --input kafka://broker:9092/posts"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (f"{PUBSUB} --window 0", "--window must be more than 0"),
+        (f"{PUBSUB} --window -5m", "--window"),
+        (f"{PUBSUB} --window 5min", "--window must be a time like 500ms, 30s, 10m, 2h or 1d, not '5min'"),
+        (f"{PUBSUB} --max_latency 0ms", "--max_latency must be more than 0"),
+        (f"{PUBSUB} --allowed_lateness late", "--allowed_lateness must be a time"),
+        (f"{PUBSUB} --hold forever", "--hold: invalid choice: 'forever'"),
+        (f"{PUBSUB} --early_every 5s", "--early_every belongs to --hold pane"),
+        (f"{PUBSUB} --hold pane --early_every 0", "--early_every must be more than 0"),
+        (f"{PUBSUB} --shards 0", "--shards must be at least 1"),
+        (f"{PUBSUB} --shards many", "--shards: invalid int value"),
+        (f"{PUBSUB} --commit_every 0", "--commit_every must be more than 0"),
+        (f"{PUBSUB} --max_in_flight 0", "--max_in_flight must be at least 1"),
+        (f"{PUBSUB} --drain soon", "--drain must be a time"),
+        (f"{PUBSUB} --model_poll 5s", "--model_poll belongs to --model_watch"),
+        (f"{PUBSUB} --poll 5s", "--poll belongs to --watch"),
+        (f"{PUBSUB} --format csv", "--format of messages must be jsonl or text"),
+        (f"{PUBSUB} --keep_fields lang", "--keep_fields lang: no data tells the type yet; give it, lang:string"),
+        (f"{PUBSUB} --format text --timestamp_field at", "text messages have no fields"),
+        (f"{PUBSUB} --if_exists replace", "--if_exists cannot be used with --streaming"),
+        (f"{PUBSUB} --resume", "--resume cannot be used with --streaming"),
+        (f"{PUBSUB} --direct_num_workers 2", "--direct_num_workers cannot be used with --streaming"),
+        (f"{PUBSUB} --consumer_option group.id=x", "--consumer_option belongs to kafka://"),
+        (f"{PUBSUB} --producer_option acks=all", "--producer_option belongs to kafka://"),
+        (f"{PUBSUB} --expansion_service localhost:8097", "--expansion_service belongs to kafka://"),
+        (f"{PUBSUB} --publish gs://bucket/x", "--publish gs://bucket/x: no address of messages"),
+        (f"{PUBSUB} --publish pubsub://projects/my-project/subscriptions/x", "topics/TOPIC"),
+        (f"{PUBSUB} --runner NoRunner", "NoRunner"),
+        (f"{PUBSUB} --no_such_option 5", "--no_such_option"),
+        (f"{PUBSUB} pubsub://projects/my-project/subscriptions/b", "--streaming reads one"),
+        ("--streaming --input pubsub://my-project/posts", "it must be pubsub://projects/PROJECT/subscriptions"),
+        ("--streaming --input kafka://broker/posts", "it must be kafka://HOST:PORT"),
+        ("--streaming --input in.jsonl", "leave out --streaming to score files"),
+        ("--streaming", "--streaming reads one pubsub:// or kafka:// address, not --input (none given)"),
+        (PUBSUB.removeprefix("--streaming "), "has no end; add --streaming"),
+        ("--input in.jsonl --window 5m", "--window belongs to endless input; add --streaming, or leave it out"),
+        ("--input in.jsonl --max_latency 1s", "--max_latency belongs to endless input"),
+        ("--input in.jsonl --poll 1s", "--poll belongs to"),
+        ("--watch in --runner FlinkRunner", "--watch runs on this machine, not on --runner FlinkRunner"),
+        ("--watch in --input in.jsonl", "--watch in is the input; leave out --input"),
+        ("--watch in --poll 0", "--poll must be more than 0"),
+        ("--watch in --hold pane", "--hold cannot be used with --watch"),
+        ("--watch in --if_exists fail", "--if_exists cannot be used with --watch"),
+        (KAFKA, "kafka:// is read and written by Java, which --runner DirectRunner cannot run"),
+        (f"{KAFKA} --runner FlinkRunner --consumer_option group.id", "--consumer_option must be NAME=VALUE"),
+        (f"{KAFKA} --runner FlinkRunner --expansion_service here", "--expansion_service must be HOST:PORT"),
+        (f"{PUBSUB} --publish kafka://broker:9092/rows", "which --runner DirectRunner cannot run"),
+    ],
+)
+def test_wrong_options(run_score: Score, tmp_path: Path, arguments: str, expected: str) -> None:
+    write_lines(tmp_path / "in.jsonl", posts(3))
+    (tmp_path / "in").mkdir()
+    assert_refused(run_score(*arguments.split(), "--output", "out"), expected, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pubsub_without_its_extra(run_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google.cloud.pubsub", None)
+    finished = run_score(*PUBSUB.split(), "--output", "out")
+    assert_refused(finished, "pip install 'torchmoji-beam[pubsub]'", tmp_path)
+
+
+def test_kafka_without_java(run_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = (*KAFKA.split(), "--runner", "FlinkRunner", "--output", "out")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    assert_refused(run_score(*arguments), "kafka:// needs Java, and there is none; install it", tmp_path)
+    monkeypatch.delenv("JAVA_HOME")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert_refused(run_score(*arguments), "kafka:// needs Java", tmp_path)
+
+
+@pytest.fixture
+def java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something that is called java, and no jar."""
+    binary = tmp_path / "jdk" / "bin" / "java"
+    binary.parent.mkdir(parents=True)
+    binary.write_text("#!/bin/sh\nexit 1\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
+    monkeypatch.setattr(JavaJarServer, "JAR_CACHE", str(tmp_path / "jars"))
+
+
+def test_kafka_without_the_jar(java: None, run_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MAVEN_CENTRAL_REPOSITORY", "GOOGLE_MAVEN_MIRROR"):
+        monkeypatch.setattr(JavaJarServer, name, "http://127.0.0.1:9")
+    finished = run_score(*KAFKA.split(), "--runner", "FlinkRunner", "--output", "out")
+    assert_refused(finished, "which cannot be downloaded", tmp_path)
+    assert "put it into" in finished.err and "--expansion_service HOST:PORT" in finished.err
+
+
+def test_kafka_with_an_expansion_service_that_is_not_there(run_score: Score, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    service = ("--expansion_service", f"127.0.0.1:{port}", "--runner", "FlinkRunner", "--output", "out")
+    assert_refused(run_score(*KAFKA.split(), *service), "nobody answers", tmp_path)
+
+
+def test_results_of_another_command_are_not_added_to(run_score: Score, tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", posts(3))
+    assert run_score("--input", "in.jsonl", "--output", "out").status == 0
+    finished = run_score(*PUBSUB.split(), "--output", "out")
+    assert finished.status == 2 and "out holds results of another command" in finished.err
+
+
+def test_a_dry_run_reads_nothing(run_score: Score, tmp_path: Path) -> None:
+    finished = run_score(*PUBSUB.split(), "--dry_run", "--window", "90s", "--output", "out")
+    assert finished.status == 0 and "windows     of 90 s" in finished.out and "dry run" in finished.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_values() -> None:
+    config, rest = parse([*PUBSUB.split(), "--window", "5m", "--max_latency", "250ms", "--project", "p"])
+    stream = config.stream
+    assert isinstance(stream, StreamOptions) and rest == ["--project", "p"]
+    assert (stream.window, stream.max_latency, stream.allowed_lateness) == (300, 0.25, None)
+    assert config.score.timestamp, "a row's window is told by its time"
+    config, _ = parse(["--watch", "in", "--poll", "2s"])
+    assert config.watch == WatchOptions("in", 2) and config.stream is None
+
+
+def test_options_of_kafka_are_passed_through() -> None:
+    options = ["--consumer_option", "group.id=a", "--consumer_option", "sasl.jaas.config=x=y z"]
+    config, _ = parse([*KAFKA.split(), "--runner", "FlinkRunner", "--expansion_service", "localhost:8097", *options])
+    assert config.stream is not None
+    assert config.stream.consumer_options == (("group.id", "a"), ("sasl.jaas.config", "x=y z"))
+
+
+def test_help_has_a_group_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    text = capsys.readouterr().out
+    streaming = text[text.index("\nstreaming:") :]
+    assert all(name in streaming for name in ("--window", "--hold", "--watch", "--consumer_option"))
+    assert "--precision" not in streaming
+
+
+def test_a_batch_run_needs_no_option_of_streams(run_score: Score, tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", posts(3))
+    with pytest.raises(InputError, match="add --streaming"):
+        parse(["--input", "in.jsonl", "--shards", "2"])
+    assert run_score("--input", "in.jsonl", "--output", "out").status == 0

@@ -1,0 +1,130 @@
+"""Streams as a user runs them: the score command in a process of its own, reading from a Pub/Sub server of ours."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tests.fake_pubsub import FakePubSub
+from tests.pipelines.conftest import environment
+
+SUBSCRIPTION = "projects/my-project/subscriptions/posts"
+URI = f"pubsub://{SUBSCRIPTION}"
+START_SECONDS = 60.0
+
+
+class Stream:
+    """A running `pipelines.score --streaming` in `directory`, from our subscription to `out`."""
+
+    def __init__(self, directory: Path, model: str, server: FakePubSub, *options: str) -> None:
+        arguments = ["--streaming", "--input", URI, "--model", model, "--output", "out", "--commit_every", "1s"]
+        self._log = (directory / "log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.score", *arguments, *options],
+            cwd=directory,
+            env=environment() | {"PUBSUB_EMULATOR_HOST": server.address, "OMP_NUM_THREADS": "1"},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        self._log.flush()
+        return Path(self._log.name).read_text()
+
+    def wait_for(self, condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
+        """Wait until something holds; it is an error if the process ends before, or the time."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < end, self.log
+            time.sleep(0.02)
+
+    @property
+    def memory(self) -> int:
+        """The most memory that it has had, in MB."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
+
+    def stop(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> int:
+        """Send a signal and wait. Returns the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._log.close()
+
+
+@contextmanager
+def running(directory: Path, model: str, server: FakePubSub, *options: str) -> Iterator[Stream]:
+    """A stream for a block; a process that is left is killed."""
+    stream = Stream(directory, model, server, *options)
+    try:
+        yield stream
+    finally:
+        stream.close()
+
+
+class Sender:
+    """Publishes posts that tell their number, and remembers them by id."""
+
+    def __init__(self, server: FakePubSub) -> None:
+        self._server = server
+        self.sent: dict[str, str] = {}
+        """Id of the post -> id of its message."""
+
+    def send(self, count: int, **fields: Any) -> None:
+        """Send posts at once."""
+        for number in range(len(self.sent), len(self.sent) + count):
+            words = ["so", "happy", "sad", "late", "rain", "."] * 6
+            post = {"id": f"post-{number:05}", "text": " ".join(words[number % 5 : number % 31 + 6])} | fields
+            self.sent[str(post["id"])] = self._server.send(SUBSCRIPTION, json.dumps(post).encode())
+
+    def send_at(self, rate: float, seconds: float) -> None:
+        """Send posts at a steady rate, in posts a second."""
+        begin, first = time.monotonic(), len(self.sent)
+        while (elapsed := time.monotonic() - begin) < seconds:
+            self.send(round(elapsed * rate) - (len(self.sent) - first))
+            time.sleep(0.01)
+
+
+def result_files(output: Path) -> list[Path]:
+    """All files under a final name, whether or not a manifest lists them."""
+    return sorted(output.glob("date=*/hour=*/part-*.parquet"))
+
+
+def rows_in_place(output: Path, window: int) -> Counter[str]:
+    """How often each id is in the files that are in place; each file must open, and hold rows of one window.
+
+    Args:
+        output: of the stream.
+        window: in seconds.
+    """
+    ids: Counter[str] = Counter()
+    for path in result_files(output):
+        table = pq.ParquetFile(path).read()
+        ids.update(table["id"].to_pylist())
+        starts = {int(time_.timestamp()) // window * window for time_ in table["timestamp"].to_pylist()}
+        assert len(starts) == 1, f"{path} has rows of several windows"
+        start = datetime.fromtimestamp(starts.pop(), UTC)
+        assert path.parent.relative_to(output) == Path(f"date={start:%Y-%m-%d}", f"hour={start:%H}"), path
+    return ids
+
+
+def read_rows(paths: list[Path]) -> pa.Table:
+    return pa.concat_tables([pq.ParquetFile(path).read() for path in paths])
