@@ -31,6 +31,8 @@ WINDOW_SLOTS = 64
 """Keys that the windows of a shard take in turn: Beam's local runner keeps every key that it has ever met."""
 _NEVER = GlobalWindow().max_timestamp().micros
 """The end of the input, in microseconds."""
+_Keyed = tuple[bytes, tuple[TokenizedTweet, int, int]]
+"""Key; tweet, its timestamp, and the end of its window or of the input, in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,11 @@ class HoldTweets(beam.PTransform):
             keyed = beam.ParDo(_KeyByLength(options))
         return (
             tweets
-            | "Key" >> keyed.with_output_types(tuple[bytes, tuple[TokenizedTweet, int, int]])
+            | "Key" >> keyed.with_output_types(_Keyed)
             | "GlobalWindow" >> beam.WindowInto(GlobalWindows())
             | "Hold" >> beam.ParDo(_Hold(options, self._limits)).with_output_types(TokenizedTweet)
             | "Window" >> beam.WindowInto(windowing, allowed_lateness=windowing.allowed_lateness)
         )
-
-
-_Keyed = tuple[bytes, tuple[TokenizedTweet, int, int]]
-"""Key; tweet, its timestamp, and the end of its window or of the input, in microseconds."""
 
 
 class _Key(beam.DoFn):
@@ -170,7 +168,8 @@ class _Held(NamedTuple):
 
 class _Hold(beam.DoFn):
     """Every firing of a timer, whichever and whenever, lets all of a key's tweets go: so no order of firings, and none
-    that comes twice or late, can lose or repeat one. As long as there are tweets, the watermark's timer is set."""
+    that comes twice, late, or for tweets that have gone, can lose or repeat one. As long as there are tweets, the
+    watermark's timer is set."""
 
     HELD = ReadModifyWriteStateSpec("held", TupleCoder([VarIntCoder()] * 3 + [FloatCoder()] * 2 + [VarIntCoder()] * 2))
     TWEETS = BagStateSpec("tweets", TupleCoder([registry.get_coder(TokenizedTweet), VarIntCoder()]))
@@ -210,8 +209,6 @@ class _Hold(beam.DoFn):
         )
         tweets.add((tweet, timestamp))
         if held.rows >= self._max_rows or held.tokens >= self._max_tokens or held.size >= self._max_size:
-            clock_timer.clear()
-            watermark_timer.clear()
             yield from self._release(held, held_state, tweets)
             return
         if held.due < before.due:
@@ -231,9 +228,7 @@ class _Hold(beam.DoFn):
         self,
         held_state: Any = beam.DoFn.StateParam(HELD),
         tweets: Any = beam.DoFn.StateParam(TWEETS),
-        watermark_timer: Any = beam.DoFn.TimerParam(WATERMARK),
     ) -> Iterator[TimestampedValue]:
-        watermark_timer.clear()
         yield from self._release(_Held(*(held_state.read() or ())), held_state, tweets)
 
     @on_timer(WATERMARK)  # type: ignore[untyped-decorator]
@@ -242,9 +237,7 @@ class _Hold(beam.DoFn):
         timestamp: Any = beam.DoFn.TimestampParam,
         held_state: Any = beam.DoFn.StateParam(HELD),
         tweets: Any = beam.DoFn.StateParam(TWEETS),
-        clock_timer: Any = beam.DoFn.TimerParam(CLOCK),
     ) -> Iterator[TimestampedValue]:
-        clock_timer.clear()
         held = _Held(*(held_state.read() or ()))
         yield from self._release(held._replace(closed=max(held.closed, timestamp.micros)), held_state, tweets)
 
