@@ -73,6 +73,7 @@ def run(config: ScoreConfig, rest: list[str], watch: Watch) -> int:
 
     Raises:
         InputError, RunError: as their names say; what was committed before stays.
+        LeaseHeldError: if another run is writing there, of a dry run only; others wait.
     """
     pattern = absolute(watch.directory)
     if FileSystems.get_scheme(pattern) is None and not _is_in_a_directory(pattern):
@@ -184,6 +185,8 @@ class _Watcher:
             try:
                 selection = self._annotate(listed)
             except LeaseHeldError as error:
+                if self._config.score.dry_run:
+                    raise
                 self._say("lease", f"tried again every {self._poll:g} s until the other is done: {error}")
                 return self._poll
             self._said.discard("lease")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import json
 import logging
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
@@ -16,9 +19,10 @@ from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import score_schema
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import UNKNOWN
-from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
+from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, RUN_ID, ScoreOptions
 
 _LOGGER = logging.getLogger(__name__)
+_alive: WeakValueDictionary[ScoreOptions, LoadedModel] = WeakValueDictionary()
 
 
 class Traits(NamedTuple):
@@ -41,6 +45,12 @@ class LoadedModel:
         self.first = first
         """Traits of the model that tweets were tokenized for."""
         self.reads_as_first = traits.reading == first.reading
+
+    def for_run(self, run_id: str) -> LoadedModel:
+        """The same model, for the files of another run."""
+        other = copy.copy(self)
+        other.schema = self.schema.with_metadata(self.schema.metadata | {RUN_ID: run_id.encode()})
+        return other
 
 
 def traits_of(bundle: Bundle) -> Traits:
@@ -77,7 +87,7 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
         "torchmoji.arithmetic": scorer.arithmetic,
         "torchmoji.maxlen": str(scorer.maxlen),
         "torchmoji.version": __version__,
-        "torchmoji.run_id": options.run_id,
+        RUN_ID.decode(): options.run_id,
     }
     return pa.schema(fields, metadata=metadata)
 
@@ -85,10 +95,17 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
 def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
     """Load a bundle for scoring in this process.
 
+    Where `options` say which model it must be, one that is still held from an earlier call with the same options is
+    taken again. So who runs one pipeline after another holds what this function gives, and it is loaded once.
+
     Raises:
         InputError: if it cannot be read.
         RunError: if it is not the one that `options` ask for.
     """
+    key = dataclasses.replace(options, model=model, run_id="", progress=None)
+    alive = _alive.get(key) if options.fingerprint is not None else None
+    if alive is not None:
+        return alive.for_run(options.run_id)
     bundle = load_bundle(model)
     if options.fingerprint not in (None, bundle.fingerprint):
         raise RunError(
@@ -96,7 +113,8 @@ def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
             f"{str(options.fingerprint)[:12]}: it was replaced meanwhile; run again"
         )
     traits = traits_of(bundle)
-    return _loaded(bundle, options, traits, traits)
+    loaded = _alive[key] = _loaded(bundle, options, traits, traits)
+    return loaded
 
 
 def load_successor(location: str, first: Traits, options: ScoreOptions, fingerprint: str | None = None) -> LoadedModel:

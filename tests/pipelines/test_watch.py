@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import dataset
 
@@ -156,6 +157,9 @@ def test_files_that_come_grow_and_change(tmp_path: Path, model: str, watch: Watc
         assert watcher.cpu_seconds - before < 0.3, "looks that find nothing cost little"
         assert watcher.log.count("left alone") == 1
         assert watcher.stop() == 0
+    for path in live_files(str(output)):
+        run_id = pq.read_schema(path).metadata[b"torchmoji.run_id"].decode()
+        assert Path(path).name.startswith(f"part-{run_id}-"), "a model that is kept names each run's files"
     assert "half.jsonl.tmp" in watcher.log
     assert "Traceback" not in watcher.log
     assert watcher.log.count("fingerprint") == 2, "the plan and the summary"
