@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from transforms.batch import BatchByLength
     from transforms.fields import FieldMapping, KeptField
     from transforms.hold import HoldOptions, HoldTweets
+    from transforms.messages import MessageFields, ParseMessages, ReadMessages
     from transforms.model_handler import TorchMojiModelHandler
     from transforms.model_watch import ModelWatch, WatchModels
     from transforms.options import ScoreOptions
+    from transforms.publish import PublishScores
     from transforms.read import ReadTweets
     from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
     from transforms.score import ScoreBatches
@@ -29,8 +31,12 @@ __all__ = [
     "HoldOptions",
     "HoldTweets",
     "KeptField",
+    "MessageFields",
     "ModelWatch",
     "Outcome",
+    "ParseMessages",
+    "PublishScores",
+    "ReadMessages",
     "ReadTweets",
     "ScoreBatches",
     "ScoreOptions",
@@ -51,8 +57,12 @@ _MODULES = {
     "HoldOptions": "hold",
     "HoldTweets": "hold",
     "KeptField": "fields",
+    "MessageFields": "messages",
     "ModelWatch": "model_watch",
     "Outcome": "records",
+    "ParseMessages": "messages",
+    "PublishScores": "publish",
+    "ReadMessages": "messages",
     "ReadTweets": "read",
     "ScoreBatches": "score",
     "ScoreOptions": "options",

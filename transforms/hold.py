@@ -31,6 +31,8 @@ WINDOW_SLOTS = 64
 """Keys that the windows of a shard take in turn: Beam's local runner keeps every key that it has ever met."""
 _NEVER = GlobalWindow().max_timestamp().micros
 """The end of the input, in microseconds."""
+_Keyed = tuple[bytes, tuple[TokenizedTweet, int, int]]
+"""Key; tweet, its timestamp, and the end of its window or of the input, in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,11 @@ class HoldTweets(beam.PTransform):
             keyed = beam.ParDo(_KeyByLength(options))
         return (
             tweets
-            | "Key" >> keyed.with_output_types(tuple[bytes, tuple[TokenizedTweet, int, int]])
+            | "Key" >> keyed.with_output_types(_Keyed)
             | "GlobalWindow" >> beam.WindowInto(GlobalWindows())
             | "Hold" >> beam.ParDo(_Hold(options, self._limits)).with_output_types(TokenizedTweet)
             | "Window" >> beam.WindowInto(windowing, allowed_lateness=windowing.allowed_lateness)
         )
-
-
-_Keyed = tuple[bytes, tuple[TokenizedTweet, int, int]]
-"""Key; tweet, its timestamp, and the end of its window or of the input, in microseconds."""
 
 
 class _Key(beam.DoFn):
