@@ -57,9 +57,8 @@ def main() -> None:
         speeds.append(_batch(directory, corpus, score))
         speed = float(np.mean(speeds))
         for share in map(float, options.shares.split(",")):
-            rows.append(
-                {"what": f"rate of {share:g}"} | _steady(directory, corpus, stream, share * speed, options.seconds)
-            )
+            measured = _steady(directory, corpus, stream, share * speed, options.seconds)
+            rows.append(measured | {"what": f"rate of {share:g}"})
     batches = [_row("batch", rate) for rate in speeds]
     rows = [batches[0], *rows, batches[1]]
     for row in rows:

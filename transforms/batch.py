@@ -39,7 +39,9 @@ class _Batch(beam.DoFn):
     def process(
         self, tweet: TokenizedTweet, window: Any = beam.DoFn.WindowParam
     ) -> Iterator[list[TokenizedTweet] | WindowedValue]:
-        buckets = self._buckets.setdefault(window, LengthBuckets(self._limits))
+        if window not in self._buckets:
+            self._buckets[window] = LengthBuckets(self._limits)
+        buckets = self._buckets[window]
         waiting, waiting_size = buckets.waiting, buckets.waiting_size
         batch = buckets.add(tweet, tweet.length, tweet_size(tweet.tweet))
         self._waiting += buckets.waiting - waiting

@@ -6,19 +6,21 @@ bundles, then lets many of them go in one. Where bundles are large it is not nee
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.coders import FloatCoder, TupleCoder, VarIntCoder, registry
+from apache_beam.coders import FloatCoder, ListCoder, TupleCoder, VarIntCoder, registry
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.transforms.window import FixedWindows, GlobalWindow, GlobalWindows, TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
@@ -31,8 +33,9 @@ WINDOW_SLOTS = 64
 """Keys that the windows of a shard take in turn: Beam's local runner keeps every key that it has ever met."""
 _NEVER = GlobalWindow().max_timestamp().micros
 """The end of the input, in microseconds."""
-_Keyed = tuple[bytes, tuple[TokenizedTweet, int, int]]
-"""Key; tweet, its timestamp, and the end of its window or of the input, in microseconds."""
+_Block = list[tuple[TokenizedTweet, int, int]]
+"""Of each tweet: itself, its timestamp, and the end of its window or of the input, in microseconds."""
+_Keyed = tuple[bytes, _Block]
 
 
 @dataclass(frozen=True)
@@ -101,9 +104,9 @@ class HoldTweets(beam.PTransform):
                 f"hold until {options.until} works with {names}, not with {type(windowing.windowfn).__name__}"
             )
         if options.until == "pane":
-            keyed = beam.ParDo(_KeyByWindow(options, windowing.windowfn.size.micros))
+            keyed = beam.ParDo(_KeyByWindow(options, self._limits, windowing.windowfn.size.micros))
         else:
-            keyed = beam.ParDo(_KeyByLength(options))
+            keyed = beam.ParDo(_KeyByLength(options, self._limits))
         return (
             tweets
             | "Key" >> keyed.with_output_types(_Keyed)
@@ -114,39 +117,59 @@ class HoldTweets(beam.PTransform):
 
 
 class _Key(beam.DoFn):
-    """Puts tweets under keys, and measures how old they are."""
+    """Puts the tweets of a bundle under keys, and measures how old they are.
 
-    def __init__(self, options: HoldOptions) -> None:
-        self._options = options
+    Those of one key go on together, in a block: to read and write state costs far more than to look at a tweet.
+    """
+
+    def __init__(self, options: HoldOptions, limits: BatchLimits) -> None:
+        self._options, self._limits = options, limits
 
     def start_bundle(self) -> None:
+        self._blocks: dict[bytes, _Block] = {}
+        self._rows = self._size = 0
         # Not the same for each bundle: they may be of one tweet.
         self._shard = random.randrange(self._options.shards)
 
-    def shard(self, timestamp: Timestamp) -> int:
-        """Shards in turn: unlike a hash of something in the tweet, no input can make one of them hot."""
-        metrics.distribution(metrics.EVENT_LAG).update(round(1000 * self._options.clock()) - timestamp.micros // 1000)
-        self._shard = (self._shard + 1) % self._options.shards
-        return self._shard
-
-
-class _KeyByLength(_Key):
-    def process(self, tweet: TokenizedTweet, timestamp: Any = beam.DoFn.TimestampParam) -> Iterator[_Keyed]:
-        bucket = tweet.length // self._options.bucket_width
-        yield b"%d/%d" % (self.shard(timestamp), bucket), (tweet, timestamp.micros, _NEVER)
-
-
-class _KeyByWindow(_Key):
-    def __init__(self, options: HoldOptions, window_micros: int) -> None:
-        super().__init__(options)
-        self._window_micros = window_micros
+    def place(self, tweet: TokenizedTweet, window: Any) -> tuple[int, int]:
+        """Number of what a tweet is held with, and the end of its window or of the input in microseconds."""
+        raise NotImplementedError
 
     def process(
         self, tweet: TokenizedTweet, timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
     ) -> Iterator[_Keyed]:
+        micros = timestamp.micros
+        metrics.distribution(metrics.EVENT_LAG).update(round(1000 * self._options.clock()) - micros // 1000)
+        group, end = self.place(tweet, window)
+        # Shards in turn: unlike a hash of something in the tweet, no input can make one of them hot.
+        self._shard = (self._shard + 1) % self._options.shards
+        self._blocks.setdefault(b"%d/%d" % (self._shard, group), []).append((tweet, micros, end))
+        self._rows += 1
+        self._size += tweet_size(tweet.tweet)
+        self._last = timestamp, window
+        if self._rows >= self._limits.max_waiting or self._size >= self._limits.max_waiting_size:
+            yield from self._blocks.items()
+            self._blocks, self._rows, self._size = {}, 0, 0
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for keyed in self._blocks.items():
+            # Beam wants some timestamp and window; those that count are in the block.
+            yield WindowedValue(keyed, self._last[0], (self._last[1],))
+
+
+class _KeyByLength(_Key):
+    def place(self, tweet: TokenizedTweet, window: Any) -> tuple[int, int]:
+        return tweet.length // self._options.bucket_width, _NEVER
+
+
+class _KeyByWindow(_Key):
+    def __init__(self, options: HoldOptions, limits: BatchLimits, window_micros: int) -> None:
+        super().__init__(options, limits)
+        self._window_micros = window_micros
+
+    def place(self, tweet: TokenizedTweet, window: Any) -> tuple[int, int]:
         slot = window.end.micros // self._window_micros % WINDOW_SLOTS
-        end = min(window.max_timestamp().micros, _NEVER)
-        yield b"%d/%d" % (self.shard(timestamp), slot), (tweet, timestamp.micros, end)
+        return slot, min(window.max_timestamp().micros, _NEVER)
 
 
 class _Held(NamedTuple):
@@ -172,7 +195,7 @@ class _Hold(beam.DoFn):
     watermark's timer is set."""
 
     HELD = ReadModifyWriteStateSpec("held", TupleCoder([VarIntCoder()] * 3 + [FloatCoder()] * 2 + [VarIntCoder()] * 2))
-    TWEETS = BagStateSpec("tweets", TupleCoder([registry.get_coder(TokenizedTweet), VarIntCoder()]))
+    BLOCKS = BagStateSpec("blocks", ListCoder(TupleCoder([registry.get_coder(TokenizedTweet), VarIntCoder()])))
     CLOCK = TimerSpec("clock", TimeDomain.REAL_TIME)
     WATERMARK = TimerSpec("watermark", TimeDomain.WATERMARK)
 
@@ -188,29 +211,29 @@ class _Hold(beam.DoFn):
         self,
         element: _Keyed,
         held_state: Any = beam.DoFn.StateParam(HELD),
-        tweets: Any = beam.DoFn.StateParam(TWEETS),
+        blocks: Any = beam.DoFn.StateParam(BLOCKS),
         clock_timer: Any = beam.DoFn.TimerParam(CLOCK),
         watermark_timer: Any = beam.DoFn.TimerParam(WATERMARK),
     ) -> Iterator[TimestampedValue]:
-        tweet, timestamp, end = element[1]
+        block = element[1]
         now = self._options.clock()
         before = _Held(*(held_state.read() or ()))
-        late = end <= before.closed
-        if late:
-            end = _NEVER
+        ends = {end for _, _, end in block}
+        late = {end for end in ends if end <= before.closed}
         held = _Held(
-            before.rows + 1,
-            before.tokens + tweet.length,
-            before.size + tweet_size(tweet.tweet),
+            before.rows + len(block),
+            before.tokens + sum(tweet.length for tweet, _, _ in block),
+            before.size + sum(tweet_size(tweet.tweet) for tweet, _, _ in block),
             min(before.since, now),
-            min(before.due, now + self._patience(late)),
-            min(before.end, end),
+            min(before.due, now + self._patience(bool(late))),
+            min(before.end, *(_NEVER if end in late else end for end in ends)),
             before.closed,
         )
-        tweets.add((tweet, timestamp))
+        arrived = [(tweet, timestamp) for tweet, timestamp, _ in block]
         if held.rows >= self._max_rows or held.tokens >= self._max_tokens or held.size >= self._max_size:
-            yield from self._release(held, held_state, tweets)
+            yield from self._release(held, held_state, blocks, arrived)
             return
+        blocks.add(arrived)
         if held.due < before.due:
             clock_timer.set(Timestamp.of(held.due))
         if held.end < before.end:
@@ -227,21 +250,24 @@ class _Hold(beam.DoFn):
     def on_clock(
         self,
         held_state: Any = beam.DoFn.StateParam(HELD),
-        tweets: Any = beam.DoFn.StateParam(TWEETS),
+        blocks: Any = beam.DoFn.StateParam(BLOCKS),
     ) -> Iterator[TimestampedValue]:
-        yield from self._release(_Held(*(held_state.read() or ())), held_state, tweets)
+        yield from self._release(_Held(*(held_state.read() or ())), held_state, blocks)
 
     @on_timer(WATERMARK)  # type: ignore[untyped-decorator]
     def on_watermark(
         self,
         timestamp: Any = beam.DoFn.TimestampParam,
         held_state: Any = beam.DoFn.StateParam(HELD),
-        tweets: Any = beam.DoFn.StateParam(TWEETS),
+        blocks: Any = beam.DoFn.StateParam(BLOCKS),
     ) -> Iterator[TimestampedValue]:
         held = _Held(*(held_state.read() or ()))
-        yield from self._release(held._replace(closed=max(held.closed, timestamp.micros)), held_state, tweets)
+        yield from self._release(held._replace(closed=max(held.closed, timestamp.micros)), held_state, blocks)
 
-    def _release(self, held: _Held, held_state: Any, tweets: Any) -> Iterator[TimestampedValue]:
+    def _release(
+        self, held: _Held, held_state: Any, blocks: Any, arrived: Sequence[tuple[TokenizedTweet, int]] = ()
+    ) -> Iterator[TimestampedValue]:
+        """Let go what is held, and what has just arrived."""
         rest = _Held(closed=held.closed)
         if self._options.until == "pane" and rest != _Held():
             held_state.write(rest)
@@ -249,8 +275,8 @@ class _Hold(beam.DoFn):
             held_state.clear()
         if not held.rows:
             return
-        released = list(tweets.read())
-        tweets.clear()
+        released = [*itertools.chain.from_iterable(blocks.read()), *arrived]
+        blocks.clear()
         metrics.distribution(metrics.HELD_ROWS).update(len(released))
         metrics.distribution(metrics.HOLD_WAIT).update(round(1000 * (self._options.clock() - held.since)))
         for tweet, timestamp in released:

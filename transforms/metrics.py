@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from pathlib import Path
@@ -46,11 +47,15 @@ TOP_PREFIX = "top_"
 """Followed by a class index: how often that class was the most probable one."""
 
 
+@functools.cache
 def counter(name: str) -> Metrics.DelegatingCounter:
+    """Counts wherever it is called from; kept, since to make it costs more than to count."""
     return Metrics.counter(NAMESPACE, name)
 
 
+@functools.cache
 def distribution(name: str) -> Metrics.DelegatingDistribution:
+    """As `counter`."""
     return Metrics.distribution(NAMESPACE, name)
 
 
