@@ -8,17 +8,21 @@ Three things are replaced in it:
   keeps for ever and looks through for timers at every step.
 * How Pub/Sub is written: Beam's own makes a client for each bundle, and never closes it.
 
-State of a key that has none left is dropped for the same reason, and metrics are counted in every bundle.
+State of a key that has none left is dropped for the same reason, and metrics are counted in every bundle. And while a
+batch is being scored, which is work for other cores, the next tweets are read, tokenized and held.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import queue
 import time
+from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import apache_beam as beam
+from apache_beam.ml.inference.base import _RunInferenceDoFn
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pipeline import AppliedPTransform, Pipeline, PTransformOverride
 from apache_beam.runners.direct import direct_runner, evaluation_context, executor, transform_evaluator
@@ -60,14 +64,28 @@ class StreamRunner(direct_runner.BundleBasedDirectRunner):
                 _Replace(WriteToPubSub, lambda write: PublishToPubSub(write.full_topic)),
             ]
         )
-        evaluators = transform_evaluator.TransformEvaluatorRegistry._test_evaluators_overrides
-        read = {direct_runner._DirectReadFromPubSub: functools.partial(_ReadEvaluator, self._reader)}
-        with (
-            mock.patch.dict(evaluators, read),
-            mock.patch.object(evaluation_context, "EvaluationContext", _FrugalContext),
-            mock.patch.object(executor, "_ExecutorService", _MeasuredService),
+        registry = transform_evaluator.TransformEvaluatorRegistry
+        reads = {direct_runner._DirectReadFromPubSub: functools.partial(_ReadEvaluator, self._reader)}
+        with _replaced(
+            (registry, "_test_evaluators_overrides", registry._test_evaluators_overrides | reads),
+            (evaluation_context, "EvaluationContext", _FrugalContext),
+            (executor, "_ExecutorService", type("Lanes", (_Lanes,), {"reader": self._reader})),
+            (executor._ExecutorServiceParallelExecutor, "_MonitorTask", _MonitorOfLanes),
         ):
             return super().run_pipeline(pipeline, options)
+
+
+@contextlib.contextmanager
+def _replaced(*changes: tuple[Any, str, Any]) -> Iterator[None]:
+    """Attributes of Beam's runner, while it makes what it runs with."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    try:
+        for change in changes:
+            setattr(*change)
+        yield
+    finally:
+        for change in before:
+            setattr(*change)
 
 
 class _ReadEvaluator(transform_evaluator._TransformEvaluator):
@@ -113,15 +131,54 @@ def _has_state(state: Any) -> bool:
     return any(values for tags in state.state.values() for values in tags.values())
 
 
-class _MeasuredService(executor._ExecutorService):
-    """Runs each task with a state sampler of its own.
+class _Lanes(executor._ExecutorService):
+    """Two threads, one of them for scoring alone, so that it need not wait for anything else, nor hold it up.
 
-    A sampler keeps the first metrics of each step that it meets, so with one for the whole run, as Beam has it, what is
-    counted in the second bundle of a step and later ones is lost.
+    Each task has a state sampler of its own. A sampler keeps the first metrics of each step that it meets, so with one
+    for the whole run, as Beam has it, what is counted in the second bundle of a step and later ones is lost.
     """
 
+    reader: PubSubReader
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__(num_workers)
+        self._to_score: queue.Queue[Any] = queue.Queue()
+        self.workers.append(self._ExecutorServiceWorker(self._to_score, num_workers))
+
     def submit(self, task: Any) -> None:
-        super().submit(_Measured(task))
+        if not _is_scoring(task):
+            super().submit(_Measured(task))
+        elif not self.shutdown_requested:
+            self._to_score.put(_Measured(task))
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._to_score.put(None)  # for a thread that waits there
+
+    @property
+    def is_scoring(self) -> bool:
+        return self._to_score.unfinished_tasks > 0
+
+
+def _is_scoring(task: Any) -> bool:
+    transform = getattr(getattr(task, "_applied_ptransform", None), "transform", None)
+    return isinstance(transform, beam.ParDo) and isinstance(transform.fn, _RunInferenceDoFn)
+
+
+class _MonitorOfLanes(executor._ExecutorServiceParallelExecutor._MonitorTask):
+    """What gives the threads work. It reads on while there is only scoring to be done."""
+
+    def _is_executing(self) -> bool:
+        """Whether the source has to wait; once that has ended, whether the run has not."""
+        running = self._executor
+        if any(not task.blocked and not _is_scoring(task) for task in running.transform_executor_services.executors):
+            return True
+        lanes = running.executor_service
+        if lanes.reader.is_exhausted and lanes.is_scoring:
+            time.sleep(TAKE_SECONDS)
+            return True
+        # What was scored since the updates were last looked at is among them by now.
+        return not running.all_updates._queue.empty()
 
 
 class _Measured(executor._ExecutorService.CallableTask):
