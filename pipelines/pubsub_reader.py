@@ -38,7 +38,7 @@ _LOGGER = logging.getLogger(__name__)
 class PubSubReader:
     """Pulls in one thread, and acknowledges and keeps messages in two others. A context manager around a run."""
 
-    def __init__(self, subscription: str, deliveries: Deliveries, linger: float = 0.1) -> None:
+    def __init__(self, subscription: str, deliveries: Deliveries, linger: float = 0.25) -> None:
         """Args:
         subscription: projects/P/subscriptions/S.
         deliveries: what is in flight.

@@ -39,6 +39,7 @@ from transforms.publish import PublishToPubSub
 
 TAKE_SECONDS = 0.025
 """How long the runner waits for messages at a time; no timer fires meanwhile."""
+BUNDLES_AHEAD = 2
 WATERMARK_DELAY = 1.0
 """Seconds by which the watermark is behind the clock, so that a message on its way is not late."""
 
@@ -159,6 +160,12 @@ class _Lanes(executor._ExecutorService):
     def is_scoring(self) -> bool:
         return self._to_score.unfinished_tasks > 0
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether enough waits to be scored. What comes meanwhile had better wait in the source, and make large bundles:
+        small ones cost so much that scoring would fall behind further."""
+        return self._to_score.qsize() >= BUNDLES_AHEAD
+
 
 def _is_scoring(task: Any) -> bool:
     transform = getattr(getattr(task, "_applied_ptransform", None), "transform", None)
@@ -174,7 +181,7 @@ class _MonitorOfLanes(executor._ExecutorServiceParallelExecutor._MonitorTask):
         if any(not task.blocked and not _is_scoring(task) for task in running.transform_executor_services.executors):
             return True
         lanes = running.executor_service
-        if lanes.reader.is_exhausted and lanes.is_scoring:
+        if lanes.is_ahead or (lanes.reader.is_exhausted and lanes.is_scoring):
             time.sleep(TAKE_SECONDS)
             return True
         # What was scored since the updates were last looked at is among them by now.

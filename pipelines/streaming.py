@@ -8,6 +8,7 @@ submitted and goes on by itself; its files wait in the journal for the next comm
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import signal
 import threading
@@ -178,6 +179,7 @@ class LocalStream:
             pipeline = beam.Pipeline(runner=StreamRunner(reader), options=options)
             build_pipeline(pipeline, plan, deliveries=plan.run_id)
             result = pipeline.run()
+            gc.freeze()  # modules and models are not looked through again with every collection, which was felt
             threading.Thread(target=self._wait_for, args=(result,), name="pipeline", daemon=True).start()
             announce("reading", f"reading {source.uri}; stop with Ctrl-C or SIGTERM", run_id=plan.run_id)
             self._attend(result, reader, stop)
