@@ -40,6 +40,7 @@ from transforms.publish import PublishToPubSub
 TAKE_SECONDS = 0.025
 """How long the runner waits for messages at a time; no timer fires meanwhile."""
 BUNDLES_AHEAD = 2
+PAUSE_SECONDS = 0.005
 WATERMARK_DELAY = 1.0
 """Seconds by which the watermark is behind the clock, so that a message on its way is not late."""
 
@@ -162,7 +163,7 @@ class _Lanes(executor._ExecutorService):
 
     @property
     def is_ahead(self) -> bool:
-        """Whether enough waits to be scored. What comes meanwhile had better wait in the source, and make large bundles:
+        """Whether enough waits to be scored. What comes meanwhile had better wait in the source, for large bundles:
         small ones cost so much that scoring would fall behind further."""
         return self._to_score.qsize() >= BUNDLES_AHEAD
 
@@ -182,10 +183,14 @@ class _MonitorOfLanes(executor._ExecutorServiceParallelExecutor._MonitorTask):
             return True
         lanes = running.executor_service
         if lanes.is_ahead or (lanes.reader.is_exhausted and lanes.is_scoring):
-            time.sleep(TAKE_SECONDS)
+            time.sleep(PAUSE_SECONDS)
             return True
         # What was scored since the updates were last looked at is among them by now.
         return not running.all_updates._queue.empty()
+
+    def _should_shutdown(self) -> bool:
+        # Reading on was put off, and may be due since.
+        return not any(self._executor.node_to_pending_bundles.values()) and super()._should_shutdown()
 
 
 class _Measured(executor._ExecutorService.CallableTask):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -11,6 +12,7 @@ import pytest
 from apache_beam.coders import StrUtf8Coder
 from apache_beam.io.gcp.pubsub import PubsubMessage, ReadFromPubSub
 from apache_beam.metrics import Metrics
+from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
@@ -124,3 +126,36 @@ def test_no_key_is_remembered(transform: beam.PTransform) -> None:
 def test_a_failure_ends_the_run() -> None:
     with pytest.raises(Exception, match="invalid literal for int"):
         run([["1"], ["x"], ["2"]], beam.Map(int))
+
+
+class _Score(ModelHandler[str, str, object]):
+    """Takes some milliseconds for each text, which its length says."""
+
+    def load_model(self) -> object:
+        class Model:
+            pass
+
+        return Model()
+
+    def run_inference(self, batch: Sequence[str], model: object, inference_args: Any = None) -> Iterator[str]:
+        for text in batch:
+            time.sleep(len(text) / 1000)
+            yield text
+
+
+def test_what_is_scored_beside_the_rest_comes_out_whole() -> None:
+    """The source gives much more than is scored meanwhile, then nothing for a while, then ends."""
+    dice = random.Random(3)
+    bundles = [[f"{number}{'-' * dice.randrange(20)}"] if dice.random() < 0.6 else [] for number in range(600)]
+    texts = [text for bundle in bundles for text in bundle]
+    run(list(bundles), beam.Map(lambda text: [text]) | RunInference(_Score().with_no_batching()))
+    assert sorted(SEEN) == sorted(texts)
+
+
+def test_a_failure_to_score_ends_the_run() -> None:
+    class Failing(_Score):
+        def run_inference(self, batch: Sequence[str], model: object, inference_args: Any = None) -> Iterator[str]:
+            raise ValueError("no score")
+
+    with pytest.raises(Exception, match="no score"):
+        run([["1"], ["2"]], beam.Map(lambda text: [text]) | RunInference(Failing().with_no_batching()))
