@@ -104,13 +104,18 @@ class PubSubReader:
         """Whether nothing will come any more."""
         return self._stopping.is_set()
 
+    @property
+    def has_plenty(self) -> bool:
+        """Whether enough waits for a large bundle."""
+        return len(self._pulled) >= PULLED_AT_ONCE
+
     def take(self, seconds: float) -> list[Any]:
         """Messages that wait, as protocol buffers; after so many seconds none."""
         end = time.monotonic() + seconds
         with self._arrived:
             while not self._stopping.is_set():
                 now = time.monotonic()
-                if self._pulled and (now - self._pulled[0][0] >= self._linger or len(self._pulled) >= PULLED_AT_ONCE):
+                if self._pulled and (now - self._pulled[0][0] >= self._linger or self.has_plenty):
                     break
                 if now >= end:
                     return []
@@ -163,6 +168,9 @@ class PubSubReader:
                 self._stopping.wait(pause)
                 continue
             self._take_on(received)
+            if len(received) < PULLED_AT_ONCE // 2:
+                # A pull is answered as soon as there is one message, and costs as much as one for hundreds.
+                self._stopping.wait(self._linger / 2)
 
     def _request_messages(self, count: int, timeout: float) -> Sequence[Any]:
         request = {"subscription": self._subscription, "max_messages": count}

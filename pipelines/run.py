@@ -77,7 +77,7 @@ def build_pipeline(
         )
     else:
         read = read_messages(pipeline, config, stream, deliveries)
-        annotate |= {"hold": hold_options(stream), "model_updates": model_updates(pipeline, config, stream)}
+        annotate |= {"hold": hold_options(config, stream), "model_updates": model_updates(pipeline, config, stream)}
     annotated = read.results | "AnnotateTweets" >> AnnotateTweets(**annotate)
     is_stream = stream is not None
     written = annotated.results | "WriteScores" >> WriteScores(

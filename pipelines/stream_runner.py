@@ -182,7 +182,8 @@ class _MonitorOfLanes(executor._ExecutorServiceParallelExecutor._MonitorTask):
         if any(not task.blocked and not _is_scoring(task) for task in running.transform_executor_services.executors):
             return True
         lanes = running.executor_service
-        if lanes.is_ahead or (lanes.reader.is_exhausted and lanes.is_scoring):
+        reader = lanes.reader
+        if (lanes.is_ahead and not reader.has_plenty) or (reader.is_exhausted and lanes.is_scoring):
             time.sleep(PAUSE_SECONDS)
             return True
         # What was scored since the updates were last looked at is among them by now.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 from typing import Any
@@ -22,6 +23,7 @@ from transforms.records import Outcome
 from transforms.topics import KafkaTopic
 
 JAR_SECONDS = 60.0
+LOCAL_BUCKET_WIDTH = 1024
 
 
 def read_messages(
@@ -58,9 +60,11 @@ def read_messages(
     )
 
 
-def hold_options(stream: StreamOptions) -> HoldOptions:
+def hold_options(config: ScoreConfig, stream: StreamOptions) -> HoldOptions:
     """When tweets go on to the model."""
-    return HoldOptions(stream.max_latency, stream.shards, stream.hold, stream.early_every)
+    options = HoldOptions(stream.max_latency, stream.shards, stream.hold, stream.early_every)
+    # Locally, bundles cost more than lengths that differ: one for all of them.
+    return dataclasses.replace(options, bucket_width=LOCAL_BUCKET_WIDTH) if config.is_local else options
 
 
 def model_updates(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions) -> ModelUpdates:

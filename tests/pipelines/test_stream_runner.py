@@ -33,6 +33,10 @@ class Reader:
     def is_exhausted(self) -> bool:
         return not self._bundles
 
+    @property
+    def has_plenty(self) -> bool:
+        return bool(self._bundles) and len(self._bundles) % 2 == 0
+
     def take(self, seconds: float) -> list[Any]:
         bundle = self._bundles.pop(0) if self._bundles else []
         messages = [types.PubsubMessage(data=text.encode(), message_id=text) for text in bundle]
