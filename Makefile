@@ -48,6 +48,8 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.fidelity
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.object_store
+	$(BIN)/python -m benchmarks.annotation
+	$(BIN)/python -m benchmarks.streaming
 
 fuzz: .venv/installed-dev
 	$(PIP) --editable '.[dev,fuzz]'
