@@ -47,6 +47,19 @@ _GAUGES = {
 }
 """By the names of transforms/metrics.py. A run that failed has left nothing: what is missing is 0."""
 
+_STREAM = "torchmoji_stream"
+_STREAM_GAUGES = {
+    "in_flight": (f"{_STREAM}_in_flight_messages", "Messages read and not yet written.", 1.0),
+    "latency_ms_mean": (f"{_STREAM}_latency_mean_seconds", "From a row's time to its file being in place.", 1e-3),
+    "latency_ms_max": (f"{_STREAM}_latency_max_seconds", "The longest of those times.", 1e-3),
+    "event_lag_ms_mean": (f"{_STREAM}_event_lag_mean_seconds", "From a tweet's time to its arrival.", 1e-3),
+    "hold_wait_ms_mean": (f"{_STREAM}_hold_wait_mean_seconds", "How long tweets were held for a batch.", 1e-3),
+    "batch_rows_mean": (f"{_STREAM}_batch_mean_rows", "How full the model's batches were.", 1.0),
+    "model_swaps": (f"{_STREAM}_model_swaps", "Models that took the place of another.", 1.0),
+    "models_refused": (f"{_STREAM}_models_refused", "Bundles that were found and not taken.", 1.0),
+}
+"""Of runs that have them; with what makes base units of the figures."""
+
 
 def check_report(path: str) -> None:
     """Make sure, before any work, that a report can be written.
@@ -157,6 +170,9 @@ class _Metrics(Collector):
         yield gauge(f"{_RUN}_records_per_second", "Speed, start-up included.", report["records_per_second"])
         for figure, (name, meaning) in _GAUGES.items():
             yield gauge(name, meaning, report.get(figure, 0))
+        if "in_flight" in report:
+            for figure, (name, meaning, unit) in _STREAM_GAUGES.items():
+                yield gauge(name, meaning, report.get(figure, 0) * unit)
         if any(f"inputs_{state}" in report for state in INPUT_STATES):
             inputs = GaugeMetricFamily(f"{_RUN}_inputs", "Inputs by state.", labels=["output", "state"])
             for state in INPUT_STATES:

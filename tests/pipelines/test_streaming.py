@@ -89,6 +89,10 @@ def test_nothing_is_lost_when_the_process_is_killed_or_stopped(
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["read"] == report["scored"] + report["empty"] + report["dead"] and report["dead"] == 4
     assert report["latency_ms_count"] == report["rows_written"]
+    gauges = dict(line.split(" ") for line in (tmp_path / "report.prom").read_text().splitlines() if line[0] != "#")
+    latency = float(gauges['torchmoji_stream_latency_mean_seconds{output="out"}'])
+    assert latency == pytest.approx(report["latency_ms_mean"] / 1000) and latency > 0
+    assert float(gauges['torchmoji_stream_in_flight_messages{output="out"}']) == 0
     assert live_files("out") == [str(path.relative_to(tmp_path)) for path in result_files(output)]
     assert run_verify("--duplicate_ids", "allow").status == 0
 
