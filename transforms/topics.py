@@ -74,6 +74,7 @@ def _parse(option: str, uri: str, collection: str, expected: str) -> Source:
         path = uri.removeprefix(PUBSUB)
         if re.fullmatch(rf"projects/{_PROJECT}/{collection}/{_NAME}", path):
             return PubSubName(path)
+        expected += " (an id has at least 6 characters, a name at least 3)"
     elif uri.startswith(KAFKA):
         brokers, _, topic = uri.removeprefix(KAFKA).partition("/")
         if re.fullmatch(rf"{_BROKER}(?:,{_BROKER})*", brokers) and re.fullmatch(_KAFKA_TOPIC, topic):
