@@ -1,6 +1,6 @@
 # make score        install everything into .venv and score the bundled sample
 # make test         install everything and run ruff, mypy and the whole test suite
-# make test-faults  kills, full disks, clocks that step: some ten minutes
+# make test-faults  kills, full disks, clocks that step: a quarter of an hour
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make lint         ruff and mypy alone
 # make format       let ruff format the code
