@@ -50,7 +50,10 @@ def kill_at_random(process: subprocess.Popen[str], output: Path, old: set[Path],
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 1.8))
     process.kill()
-    process.communicate()
+    process.wait()  # and not for what its worker processes may still say
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
     return process.returncode == -signal.SIGKILL
 
 
