@@ -93,16 +93,15 @@ def _termination_as_interrupt() -> Iterator[None]:
     Python drops an exception of a signal's handler that comes while a finalizer runs, so it is raised again until it is
     heard.
     """
-    heard = _heard
-    heard.clear()
+    _heard.clear()
 
     def interrupt(number: int, frame: object) -> NoReturn:
-        if not heard.is_set():
+        if not _heard.is_set():
             threading.Thread(target=repeat, args=(number,), daemon=True).start()
         raise KeyboardInterrupt
 
     def repeat(number: int) -> None:
-        if not heard.wait(_REPEAT_SECONDS):
+        if not _heard.wait(_REPEAT_SECONDS):
             signal.raise_signal(number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -112,9 +111,35 @@ def _termination_as_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
-        heard.set()
+        _heard.set()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+    """An event that the first SIGTERM or SIGINT sets; the second does what it did before."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def hear(number: int, frame: object) -> None:
+        stop.set()
+        restore()
+
+    for number in numbers:
+        signal.signal(number, hear)
+    try:
+        yield stop
+    finally:
+        restore()
 
 
 def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:

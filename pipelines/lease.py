@@ -71,10 +71,7 @@ class Lease:
             self._acquire()
         except OSError as error:
             self._withdraw()
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(
-                f"output {self._output} cannot be written ({reason}); check path and permissions"
-            ) from None
+            raise unwritable(self._output, error) from None
         except BaseException:
             self._withdraw()
             raise
@@ -175,6 +172,12 @@ class Lease:
         _LOGGER.warning("the run that held %s has died: %s on %s", path, content.get("pid"), content.get("host"))
         storage.delete([path])
         return False
+
+
+def unwritable(output: str, error: OSError) -> InputError:
+    """What to say of an output in which the first file could not be written."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return InputError(f"output {output} cannot be written ({reason}); check path and permissions")
 
 
 def read_leases(output: str) -> dict[str, dict[str, Any]]:

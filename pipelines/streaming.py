@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -23,9 +22,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import journal, report
 from pipelines.adoption import Adopter
-from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
+from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS, told_to_stop
 from pipelines.data_set import DataSet
 from pipelines.figures import reported, write_report
+from pipelines.lease import unwritable
 from pipelines.logs import announce
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan, check_model, check_stream
@@ -34,7 +34,7 @@ from pipelines.run import build_pipeline, explain, too_many_dead_letters
 from pipelines.runners import cluster_runner, pipeline_options
 from pipelines.stream_runner import StreamRunner
 from pipelines.streaming_options import StreamOptions
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import RunError
 from transforms import metrics
 from transforms.deliveries import Deliveries
 from transforms.model_watch import ModelWatch
@@ -151,8 +151,7 @@ def _begin(plan: Plan, stream: StreamOptions) -> None:
     try:
         journal.begin(plan, datetime.now(UTC), identity(stream))
     except OSError as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"output {output} cannot be written ({reason}); check path and permissions") from None
+        raise unwritable(output, error) from None
 
 
 class LocalStream:
@@ -175,7 +174,7 @@ class LocalStream:
         """
         plan, source = self._plan, self._stream.source
         assert isinstance(source, PubSubName)
-        with _stop_request() as stop, PubSubReader(source.path, self._deliveries) as reader, self._journal():
+        with told_to_stop() as stop, PubSubReader(source.path, self._deliveries) as reader, self._journal():
             pipeline = beam.Pipeline(runner=StreamRunner(reader), options=options)
             build_pipeline(pipeline, plan, deliveries=plan.run_id)
             result = pipeline.run()
@@ -275,22 +274,3 @@ class LocalStream:
             announce("too_many_dead_letters", warning, level=logging.ERROR)
             return TOO_MANY_DEAD_LETTERS
         return DONE
-
-
-@contextlib.contextmanager
-def _stop_request() -> Iterator[threading.Event]:
-    """Set by the first SIGTERM or Ctrl-C; the second is an interrupt as it always was."""
-    stop = threading.Event()
-    previous: dict[int, Any] = {}
-
-    def request(number: int, frame: Any) -> None:
-        if stop.is_set():
-            previous[number](number, frame)
-        stop.set()
-
-    previous |= {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

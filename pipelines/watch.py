@@ -6,18 +6,14 @@ Each look lists the files; only if some are new or changed, the lease is taken a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
 import logging
 import os
-import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Any, Protocol
 
 from apache_beam.io.filesystems import FileSystems
@@ -25,7 +21,7 @@ from apache_beam.io.filesystems import FileSystems
 from pipelines import report
 from pipelines.annotate_options import COMMIT_SECONDS, DEFAULT_LEASE, AnnotateConfig
 from pipelines.annotation import Annotation, make_plan
-from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS
+from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, told_to_stop
 from pipelines.data_set import DataSet, recover
 from pipelines.figures import write_report
 from pipelines.lease import Lease
@@ -99,7 +95,7 @@ def run(config: ScoreConfig, rest: list[str], watch: Watch) -> int:
         commit_every=COMMIT_SECONDS,
         lease=DEFAULT_LEASE,
     )
-    with open_workshop(config, rest) as workshop, _told_to_stop() as stop:
+    with open_workshop(config, rest) as workshop, told_to_stop() as stop:
         status = workshop.figures["exit_status"] = _Watcher(annotate, watch.poll, workshop, stop).run()
         return status
 
@@ -108,32 +104,6 @@ def _is_in_a_directory(pattern: str) -> bool:
     """Whether files may come that a glob matches; a directory that is there has become one."""
     directory, name = os.path.split(pattern)
     return bool(set("*?[") & set(name)) and any(map(os.path.isdir, glob.glob(directory)))  # noqa: PTH207
-
-
-@contextlib.contextmanager
-def _told_to_stop() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second does what it did before."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        stop.set()
-        restore()
-
-    for number in numbers:
-        signal.signal(number, hear)
-    try:
-        yield stop
-    finally:
-        restore()
 
 
 class _Watcher:

@@ -245,6 +245,15 @@ def _day_or_hour(field: str, mapping: FieldMapping, timestamp: int | None, modif
         raise FieldError(f"partition field {field!r} is a day that no calendar holds in UTC") from None
 
 
+def find_kept(record: dict[str, Any], mapping: FieldMapping) -> tuple[Any, ...]:
+    """The values of the kept fields, in their order.
+
+    Raises:
+        FieldError: if one is not of its declared type.
+    """
+    return tuple(convert_kept(look_up(record, field.name), field) for field in mapping.keep)
+
+
 def convert_kept(value: Any, field: KeptField) -> Any:
     """A kept value as its declared type takes it; numbers and booleans may be spelled out, as they are in CSV.
 

@@ -16,11 +16,10 @@ from transforms.deliveries import Deliveries
 from transforms.fields import (
     FieldError,
     FieldMapping,
-    convert_kept,
     find_id,
+    find_kept,
     find_text,
     find_timestamp,
-    look_up,
     position_id,
     to_microseconds,
 )
@@ -186,7 +185,7 @@ def _to_tweet(message: Message, source: str, rules: MessageFields) -> Tweet:
             find_id(record.value, fields, scope, message.position, attribute_id),
             find_text(record.value, fields),
             find_timestamp(record.value, fields),
-            tuple(convert_kept(look_up(record.value, kept.name), kept) for kept in fields.keep),
+            find_kept(record.value, fields),
             source,
         )
     if tweet.timestamp is None:

@@ -15,11 +15,10 @@ from transforms import metrics, storage
 from transforms.fields import (
     FieldError,
     FieldMapping,
-    convert_kept,
     find_id,
+    find_kept,
     find_text,
     find_timestamp,
-    look_up,
     partition_directory,
     position_id,
 )
@@ -261,7 +260,7 @@ def _to_tweet(record: Record, source: str, source_name: str, fields: FieldMappin
         find_id(value, fields, source, record.position),
         find_text(value, fields),
         timestamp,
-        tuple(convert_kept(look_up(value, field.name), field) for field in fields.keep),
+        find_kept(value, fields),
         source_name,
         partition_directory(value, fields, timestamp, modified) if fields.partition_by else "",
     )

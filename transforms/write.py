@@ -263,8 +263,9 @@ class _WriteFiles(beam.DoFn):
         self._temporary = f"{self._output}/{TEMPORARY}/{self._run_id}" if scheme_has_rename else None
 
     def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterator[WrittenFile | WindowedValue]:
+        schema = self.schema(element)
         for partition, rows in self.partitions(element):
-            yield from self._write(_Key(window, partition, self.schema(rows)), rows)
+            yield from self._write(_Key(window, partition, schema), rows)
         while sum(part.waiting_bytes for part in self._parts.values()) > WAITING_BYTES:
             max(self._parts.values(), key=lambda part: part.waiting_bytes).shrink()
         opened = [key for key, part in self._parts.items() if part.is_open]
