@@ -31,10 +31,10 @@ def torch_file(content: object, legacy: bool = False) -> bytes:
     return file.getvalue()
 
 
-def tiny_bundle(words: Sequence[str], seed: int) -> Bundle:
+def tiny_bundle(words: Sequence[str], seed: int, embedding: int = 6, hidden: int = 4) -> Bundle:
     """DeepMoji's classes, and random weights large enough that no two texts score alike."""
     vocabulary = Vocabulary([*SPECIAL_TOKENS, *words])
     torch.manual_seed(seed)
-    model = TorchMoji(Dimensions(vocabulary=len(vocabulary), embedding=6, hidden=4, classes=64))
+    model = TorchMoji(Dimensions(vocabulary=len(vocabulary), embedding=embedding, hidden=hidden, classes=64))
     initialize_like_keras(model)
     return Bundle("tiny", DEEPMOJI_EMOJIS, vocabulary, model.state_dict())
