@@ -28,7 +28,7 @@ from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.training.classifier import ClassifierTraining, probabilities_of
 from torchmoji_core.training.finetuning import OUTPUT_LAYER
 from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot, read_labelled_texts
-from torchmoji_core.training.metrics import class_f1, threshold_f1, top_k_accuracy
+from torchmoji_core.training.metrics import confusion_matrix, f1_of, threshold_f1, top_k_accuracy
 from torchmoji_core.training.options import METHODS, FineTuningOptions
 from torchmoji_core.training.prediction import forward
 
@@ -47,6 +47,11 @@ class Task:
     metric: str
     balanced: bool = False
     """Whether classes are drawn equally often: where the metric gives them other weights than the data."""
+
+    @property
+    def leaderboard_task(self) -> str:
+        """TweetEval's task of which this is a set."""
+        return self.name.split("-")[0]
 
 
 TASKS = (
@@ -94,7 +99,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--model", help="bundle to fine-tune (default: the bundled model)")
     parser.add_argument("--data", type=Path, default=DATA, help="directory with benchmarks/ and tweeteval/")
     parser.add_argument(
-        "--methods", default=",".join(METHODS), help="separated by commas (default: all); full@0.001 has another rate"
+        "--methods",
+        default=",".join(METHODS),
+        help="separated by commas (default: all); last:balanced=0:seed=7 is last with other options",
     )
     parser.add_argument("--sets", default=",".join(task.name for task in TASKS), help="likewise (default: all)")
     parser.add_argument("--seeds", default="1,2,3,4,5", help="likewise (default: %(default)s)")
@@ -114,7 +121,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
-    name, _, rate = method.partition("@")
     key = {
         "set": task.name,
         "method": method,
@@ -129,23 +135,24 @@ def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
     if len(apart.texts) < (1 - _OVERLAP_REPORTED) * len(splits["test"].texts):
         splits["test without overlap"] = apart
     samples = min(max(1_000, len(splits["train"].texts)), 5_000)
-    settings = FineTuningOptions(method=name, seed=seed, epoch_samples=samples, balanced=int(task.balanced))
-    if rate:
-        settings = replace(settings, fine_learning_rate=float(rate))
-    size = FULL_SIZE if method == "new" else None
+    settings = _options(method, FineTuningOptions(seed=seed, epoch_samples=samples, balanced=int(task.balanced)))
+    size = FULL_SIZE if settings.method == "new" else None
     started = time.perf_counter()
     training = ClassifierTraining(splits, base, settings, size=size)
     epochs: list[dict[str, Any]] = []
     bundle = training.run(epochs.append, task.name, task.path)
     seconds = round(time.perf_counter() - started, 1)
     model = bundle.model()
-    scores = {}
+    scores, confusion = {}, {}
     for split in splits.keys() - {"train", "val"}:
         corpus, labels = training.data[split].corpus, training.data[split].labels
         probabilities = probabilities_of(forward(model, corpus)[0], training.multi_label)
         thresholds = np.array(list(bundle.provenance["thresholds"].values()))
         scores[split] = round(_score(task.metric, probabilities, labels, thresholds), 4)
-    line = key | {"metric": task.metric, "scores": scores, "epochs": len(epochs), "seconds": seconds}
+        if not training.multi_label:
+            confusion[split] = confusion_matrix(probabilities, labels).tolist()
+    line = key | {"metric": task.metric, "scores": scores, "confusion": confusion}
+    line |= {"epochs": len(epochs), "seconds": seconds}
     with RUNS.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
     print(json.dumps(line), file=sys.stderr, flush=True)
@@ -169,8 +176,21 @@ def _score(
         return float(f1[1] if len(f1) == 2 and labels.ndim == 1 else f1.mean())
     if metric == "accuracy":
         return top_k_accuracy(probabilities, labels, 1)
+    return _f1(metric, confusion_matrix(probabilities, labels))
+
+
+def _f1(metric: str, confusion: NDArray[np.integer]) -> float:
     counted = {"macro_f1": slice(None), "f1_second_and_third": slice(1, 3)}[metric]
-    return float(class_f1(probabilities, labels)[counted].mean())
+    return float(f1_of(confusion)[counted].mean())
+
+
+def _options(method: str, defaults: FineTuningOptions) -> FineTuningOptions:
+    """`last` or `last:balanced=0`, with options of fine-tuning behind colons."""
+    name, *pairs = method.split(":")
+    changes: dict[str, Any] = {"method": name}
+    for option, _, value in (pair.partition("=") for pair in pairs):
+        changes[option] = type(getattr(defaults, option))(value)
+    return replace(defaults, **changes)
 
 
 def _without_overlap(train: LabelledTexts, test: LabelledTexts) -> LabelledTexts:
@@ -202,28 +222,31 @@ def table(runs: list[dict[str, Any]]) -> Iterator[str]:
             cells = []
             for method in methods:
                 paper = PAPER.get(task.name, {}).get(method) if split == "test" else None
-                cells.append(_cell(_by_seed(of_task, method, split)) + (f" ({paper:.2f})" if paper else ""))
+                scores = [run["scores"][split] for run in of_task if run["method"] == method]
+                cells.append(_cell(scores) + (f" ({paper:.2f})" if paper else ""))
             label = task.name if split == "test" else f"{task.name}, {split}"
             yield f"| {label} | {task.metric} | " + " | ".join(cells) + " |"
     yield ""
     yield "| TweetEval | " + " | ".join(methods) + " | SVM | LSTM | fastText |"
     yield "|---|" + "---|" * (len(methods) + 3)
     for name, others in LEADERBOARD.items():
-        sets = [task.name for task in TASKS if task.name.split("-")[0] == name]
-        cells = [
-            _cell(_by_seed([run for run in runs if run["set"] in sets], method, "test", len(sets)))
-            for method in methods
-        ]
+        tasks = [task for task in TASKS if task.leaderboard_task == name]
+        cells = [_cell(_pooled(tasks, [run for run in runs if run["method"] == method])) for method in methods]
         yield f"| {name} | " + " | ".join([*cells, *(f"{other:.3f}" for other in others)]) + " |"
 
 
-def _by_seed(runs: list[dict[str, Any]], method: str, split: str, sets: int = 1) -> list[float]:
-    """The score of each seed: the mean over a task's sets, of seeds that have them all."""
-    scores: dict[int, list[float]] = {}
+def _pooled(tasks: list[Task], runs: list[dict[str, Any]]) -> list[float]:
+    """The score of each seed that has all sets of a task: as the leaderboard's own script has it, stance is one metric
+    over the answers to all five topics."""
+    if len(tasks) == 1:
+        return [run["scores"]["test"] for run in runs if run["set"] == tasks[0].name]
+    by_seed: dict[int, list[NDArray[np.int64]]] = {}
     for run in runs:
-        if run["method"] == method:
-            scores.setdefault(run["seed"], []).append(run["scores"][split])
-    return [statistics.mean(of_seed) for of_seed in scores.values() if len(of_seed) == sets]
+        if run["set"] in {task.name for task in tasks}:
+            by_seed.setdefault(run["seed"], []).append(np.array(run["confusion"]["test"]))
+    return [
+        _f1(tasks[0].metric, np.sum(matrices, axis=0)) for matrices in by_seed.values() if len(matrices) == len(tasks)
+    ]
 
 
 def _cell(scores: list[float]) -> str:

@@ -20,7 +20,7 @@ from pipelines.journal import QUIET_SECONDS, Entry, Journal, Stream
 from pipelines.lease import Lease
 from pipelines.manifest import DataFile, Input, Manifest
 from transforms import metrics, storage
-from transforms.write import DEAD_LETTERS, JOURNAL, TEMPORARY, journal_directory
+from transforms.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, journal_directory
 
 LIVE = "_live.jsonl"
 """A list of the live files for readers without this package; a snapshot, at most one commit behind the manifests."""

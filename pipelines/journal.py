@@ -22,7 +22,7 @@ from pipelines.manifest import DataFile, Model
 from torchmoji_core import __version__
 from torchmoji_core.errors import InputError
 from transforms import storage
-from transforms.write import DEAD_LETTERS, JOURNAL, TEMPORARY, WrittenFile, journal_directory
+from transforms.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, WrittenFile, journal_directory
 
 if TYPE_CHECKING:
     from pipelines.options import ScoreConfig

@@ -17,7 +17,7 @@ from pipelines.options import ScoreConfig
 from pipelines.redaction import redact_all
 from torchmoji_core.errors import InputError
 from transforms import storage
-from transforms.write import TEMPORARY
+from transforms.commit import TEMPORARY
 
 DIRECTORY = "_manifests"
 VERSION = 2

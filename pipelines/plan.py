@@ -16,11 +16,11 @@ from pipelines.manifest import identity
 from pipelines.options import ScoreConfig
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
+from transforms.commit import journal_directory
 from transforms.fields import FieldError, KeptField, find_text, infer_kind, look_up
 from transforms.formats import Record, is_splittable, read_records, resolve_format
 from transforms.read import InputFile, match_files
 from transforms.storage import open_raw
-from transforms.write import journal_directory
 
 SAMPLED_RECORDS = 1000
 SAMPLED_FILES = 20

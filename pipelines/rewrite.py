@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from pipelines.manifest import DataFile
 from torchmoji_core.errors import RunError
 from transforms import storage
+from transforms.commit import TEMPORARY
 from transforms.options import RUN_ID
-from transforms.write import ROWS_PER_GROUP, TEMPORARY, HashingFile, ParquetPart
+from transforms.parts import ROWS_PER_GROUP, HashingFile, ParquetPart
 
 BATCH_ROWS = 1024
 

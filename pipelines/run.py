@@ -27,10 +27,10 @@ from torchmoji_core import __version__
 from torchmoji_core.errors import RunError, TorchMojiError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
+from transforms.commit import DEAD_LETTERS, WrittenFile, committed_files
 from transforms.deliveries import SettleDeliveries
 from transforms.formats import resolve_format
 from transforms.read import InputFile, UnreadableInput, unreadable_path
-from transforms.write import DEAD_LETTERS, WrittenFile, committed_files
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import apache_beam as beam
 import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.write import WrittenFile
+from transforms.commit import WrittenFile
 
 
 @dataclass

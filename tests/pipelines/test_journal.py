@@ -31,7 +31,7 @@ from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError, LeaseHeldError
 from transforms import AnnotateTweets, Tweet, WriteDeadLetters, WriteScores
-from transforms.write import TEMPORARY
+from transforms.commit import TEMPORARY
 
 Run = Callable[..., Finished]
 HOUR = 3600

@@ -21,8 +21,8 @@ from tests.pipelines.conftest import WORDS, Finished
 from tests.streams import SUBSCRIPTION, Sender, read_rows, result_files, rows_in_place, running
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
+from transforms.commit import WrittenFile
 from transforms.deliveries import Deliveries
-from transforms.write import WrittenFile
 
 TOPIC = "projects/my-project/topics/rows"
 

@@ -19,7 +19,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from tests.transforms.conftest import Ran, Run
 from transforms import AnnotateTweets, HoldOptions, Tweet, WriteDeadLetters, WriteScores
-from transforms.write import WrittenFile
+from transforms.commit import WrittenFile
 
 WINDOW = 60
 """Seconds."""

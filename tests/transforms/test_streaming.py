@@ -29,8 +29,8 @@ from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
 from transforms import AnnotateTweets, HoldOptions, Tweet, WriteScores, metrics
+from transforms.commit import WrittenFile
 from transforms.options import DEFAULT_OUTPUTS, OUTPUTS
-from transforms.write import WrittenFile
 
 BATCH = HoldOptions(max_latency=1, shards=1, clock=runners_time)
 PANE = HoldOptions(max_latency=1, shards=1, until="pane", clock=runners_time)

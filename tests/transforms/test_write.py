@@ -40,22 +40,13 @@ from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
 from transforms import WriteDeadLetters, WriteScores, metrics, storage
+from transforms.commit import WrittenFile, commit, committed_files, latencies
 from transforms.options import OUTPUTS, PARTITION_COLUMN, ScoreOptions
+from transforms.parts import BYTES_PER_BATCH, ParquetPart, _add_event_times
 from transforms.records import DeadLetter, Tweet
 from transforms.score import _RecordBatchHandler
 from transforms.tokenize import tokenize
-from transforms.write import (
-    BYTES_PER_BATCH,
-    MAX_OPEN_FILES,
-    ParquetPart,
-    WrittenFile,
-    _add_event_times,
-    _WriteParquet,
-    commit,
-    committed_files,
-    latencies,
-    window_directory,
-)
+from transforms.write import MAX_OPEN_FILES, _WriteParquet, window_directory
 
 HOUR = 3600
 METADATA = {"torchmoji.fingerprint": "abc", "torchmoji.classes": '["😂"]'}

@@ -18,13 +18,22 @@ def top_k_accuracy(probabilities: NDArray[np.floating], labels: NDArray[np.integ
     return float((top == labels[:, None]).any(axis=1).mean())
 
 
+def confusion_matrix(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Rows of each class for which each class is the most probable, [classes, classes], of int64."""
+    classes = probabilities.shape[1]
+    pairs = labels * classes + probabilities.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def f1_of(confusion: NDArray[np.integer]) -> NDArray[np.float64]:
+    """F1 of each class, [classes]; 0 for a class never right."""
+    total = confusion.sum(axis=0) + confusion.sum(axis=1)
+    return 2 * confusion.diagonal() / np.maximum(total, 1)
+
+
 def class_f1(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.float64]:
     """F1 of each class when the most probable class is predicted, [classes]; 0 for a class never right."""
-    classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    right = np.bincount(labels[predicted == labels], minlength=classes)
-    total = np.bincount(predicted, minlength=classes) + np.bincount(labels, minlength=classes)
-    return 2 * right / np.maximum(total, 1)
+    return f1_of(confusion_matrix(probabilities, labels))
 
 
 def macro_f1(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> float:
