@@ -33,6 +33,7 @@ from torchmoji_core.batching import BatchLimits, LengthBuckets
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.inference import available_cores
 from torchmoji_core.inference.scorer import Scorer
+from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.tokenizer import Tokenizer
 
 REPEATED = 0.3
@@ -110,6 +111,7 @@ def _row(what: str, count: int, seconds: float, tokens: int = 0, bytes_: int = 0
 
 def _bare(corpus: list[str], model: str, precision: str) -> dict[str, Any]:
     torch.set_num_threads(1)
+    keep_freed_memory()  # as workers do
     bundle = load_bundle(model)
     scorer = Scorer(bundle, precision, threads=1, cache_mb=0)
     ids = sorted((bundle.tokenizer.ids(text, bundle.maxlen) for text in corpus), key=len)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.common import RESULTS, TWEETS, machine
 from pipelines.command_line import OneLineParser, run_command
 from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.training.classifier import ClassifierTraining, probabilities_of
 from torchmoji_core.training.finetuning import OUTPUT_LAYER
 from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot, read_labelled_texts
@@ -108,6 +109,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--table", action="store_true", help="only print the table of the runs so far")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    keep_freed_memory()
     if not options.table:
         RESULTS.mkdir(exist_ok=True)
         base = load_bundle(options.model)

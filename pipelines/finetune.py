@@ -55,9 +55,11 @@ def main(arguments: list[str]) -> int:
     from tqdm import tqdm
 
     from torchmoji_core.bundle import load_bundle
+    from torchmoji_core.memory import keep_freed_memory
     from torchmoji_core.training.classifier import ClassifierTraining
     from torchmoji_core.training.labelled_texts import read_labelled_texts
 
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     classes = options.classes.split(",") if options.classes else ()

@@ -69,6 +69,7 @@ def main(arguments: list[str]) -> int:
     import torch
 
     from torchmoji_core.bundle import Bundle, load_bundle
+    from torchmoji_core.memory import keep_freed_memory
     from torchmoji_core.model import Dimensions
     from torchmoji_core.training.cards import emoji_model_card
     from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
@@ -85,6 +86,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--card {options.card}: cannot be read ({error.strerror})") from None
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads must be at least 1, not {options.threads}")
+    keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     start = load_bundle(options.start) if options.start else None

@@ -17,6 +17,7 @@ from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import score_schema
+from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import UNKNOWN
 from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, RUN_ID, ScoreOptions
@@ -154,6 +155,7 @@ def load_successor(location: str, first: Traits, options: ScoreOptions, fingerpr
 
 
 def _loaded(bundle: Bundle, options: ScoreOptions, traits: Traits, first: Traits) -> LoadedModel:
+    keep_freed_memory()
     scorer = Scorer(bundle, options.precision, options.threads, options.cache_mb, options.embedding_type)
     _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], scorer.arithmetic)
     return LoadedModel(scorer, bundle.name, options, traits, first)

@@ -6,7 +6,7 @@ No module is imported here, so that the names of options are known without loadi
 import os
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8", "fp64")
-"""`auto` is the fastest that stays within 1e-5 of float64; today that is fp32."""
+"""`auto` is the first of int8, bf16 and fp32 that the processor has instructions for."""
 
 
 def available_cores() -> int:
