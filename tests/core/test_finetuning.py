@@ -284,9 +284,39 @@ def test_the_seed_decides() -> None:
     assert not torch.equal(first.state["output_layer.0.weight"], other.state["output_layer.0.weight"])
 
 
-@pytest.mark.parametrize("method", ["last", "full", "chain-thaw"])
-def test_an_interrupted_run_is_continued_to_the_last_bit(tmp_path: Path, method: str) -> None:
+def test_the_average_of_the_weights_is_kept() -> None:
+    one_step = {"method": "full", "epoch_samples": OPTIONS.batch_size, "most_epochs": 1, "precision": "fp32"}
+    before = training(**one_step).training.model.state_dict()
+    after = run(**one_step).state
+    kept = run(**one_step, averaging=0.9).state
+    assert not torch.equal(kept["lstm_1.weight_hh_l0"], after["lstm_1.weight_hh_l0"])
+    for name, tensor in kept.items():
+        # The first updates forget faster than asked for: the average keeps (1 + 0) / (10 + 0) of itself.
+        torch.testing.assert_close(tensor.float(), 0.1 * before[name] + 0.9 * after[name], atol=1e-3, rtol=2e-3)
+
+
+def test_word_dropout_reads_words_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    forward = TorchMoji.forward
+
+    def remember(self: TorchMoji, ids: Any) -> Any:
+        if self.training:
+            seen.append(ids.data)
+        return forward(self, ids)
+
+    monkeypatch.setattr(TorchMoji, "forward", remember)
+    for word_dropout in (0.0, 0.4):
+        run(method="full", most_epochs=10, patience=10, word_dropout=word_dropout)
+    plain, dropping = torch.cat(seen[:30]), torch.cat(seen[30:])
+    assert len(plain) == len(dropping)
+    assert not (plain == UNKNOWN).any()
+    assert 0.35 < float((dropping == UNKNOWN).double().mean()) < 0.45
+
+
+@pytest.mark.parametrize(("method", "averaging"), [("last", 0.0), ("full", 0.9), ("chain-thaw", 0.0)])
+def test_an_interrupted_run_is_continued_to_the_last_bit(tmp_path: Path, method: str, averaging: float) -> None:
     settings = {"method": method, "most_epochs": 4, "patience": 2}
+    settings |= {"averaging": averaging, "word_dropout": averaging / 4}
     undisturbed = run(**settings)
     checkpoint = tmp_path / "made" / "checkpoint.pt"
     epochs = 0
@@ -349,6 +379,7 @@ def poison(task: ClassifierTraining) -> None:
         ({"output_dropout": 1.0}, "output_dropout must be at least 0 and below 1"),
         ({"fine_learning_rate": math.nan}, "fine_learning_rate must be above 0"),
         ({"maxlen": -1}, "maxlen must be at least 0"),
+        ({"averaging": 1}, "averaging must be at least 0 and below 1"),
         ({"precision": "int8"}, "precision 'int8' is unknown"),
     ],
 )

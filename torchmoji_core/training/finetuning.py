@@ -6,10 +6,11 @@ the validation loss stops falling, and keeping its best epoch.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,14 @@ from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, Dropout, TorchMoji
 from torchmoji_core.training.checkpointing import load_checkpoint, save_checkpoint
 from torchmoji_core.training.dataset import Batch, TweetDataset
-from torchmoji_core.training.optimization import DivergedError, products_in, resolve_precision, take_step
+from torchmoji_core.training.optimization import (
+    DivergedError,
+    drop_words,
+    moving_average,
+    products_in,
+    resolve_precision,
+    take_step,
+)
 from torchmoji_core.training.options import FineTuningOptions
 from torchmoji_core.training.prediction import forward
 from torchmoji_core.training.sampler import BalancedBatchSampler
@@ -34,6 +42,9 @@ LAYERS = ("embed", "lstm_0", "lstm_1", "attention_layer", OUTPUT_LAYER)
 """Of the model, first to last."""
 _LONG_TOKENS, _LONG_BATCH_SIZE, _BATCH_SIZE = 100, 50, 250
 _LONGEST = 500
+
+_PROGRESS = ("epoch", "step", "waited", "total", "average", "best_loss", "best")
+"""Of a stage: attributes that a checkpoint holds."""
 
 State = dict[str, Tensor]
 
@@ -183,6 +194,8 @@ class _StageRun:
         )
         self.epoch = self.step = self.waited = 0
         self.total = 0.0
+        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self._update_average = moving_average(self.options.averaging)
         self.best_loss, self.best = math.inf, self._trained()
         # What stands in front of the output layer does not change in a stage that trains it alone.
         self.features = self._features() if stage.layers == (OUTPUT_LAYER,) else None
@@ -194,12 +207,13 @@ class _StageRun:
     def run(self, report: Callable[[dict[str, Any]], None]) -> None:
         while self.epoch < self.options.most_epochs and self.waited < self.options.patience:
             self._train_epoch()
-            loss = self._validation_loss()
-            improved = loss < self.best_loss
-            if improved:
-                self.best_loss, self.best, self.waited = loss, self._trained(), 0
-            else:
-                self.waited += 1
+            with self._averaged():
+                loss = self._validation_loss()
+                improved = loss < self.best_loss
+                if improved:
+                    self.best_loss, self.best, self.waited = loss, self._trained(), 0
+                else:
+                    self.waited += 1
             training_loss = self.total / len(self.sampler)
             self.epoch, self.step, self.total = self.epoch + 1, 0, 0.0
             report(
@@ -239,12 +253,28 @@ class _StageRun:
         else:
             assert isinstance(batch, Batch)
             labels = batch.labels
+            ids = batch.ids._replace(data=drop_words(batch.ids.data, self.options.word_dropout))
             with products_in(self.parent.precision):
-                logits = self.model(batch.ids).logits.float()
+                logits = self.model(ids).logits.float()
         options, table = self.options, self.model.embed.weight
-        return take_step(
+        loss = take_step(
             self.optimizer, self.parameters, loss_of(logits, labels), options.gradient_norm, table, options.embedding_l2
         )
+        steps = self.epoch * len(self.sampler) + self.step
+        self._update_average(self.average, [parameter.detach() for parameter in self.parameters], steps)
+        return loss
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The model with its averaged weights."""
+        weights = [parameter.data for parameter in self.parameters]
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data = average
+        try:
+            yield
+        finally:
+            for parameter, weight in zip(self.parameters, weights, strict=True):
+                parameter.data = weight
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
@@ -264,11 +294,10 @@ class _StageRun:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name in names}
 
     def _state(self) -> dict[str, Any]:
-        names = ("epoch", "step", "waited", "total", "best_loss", "best")
-        return {name: getattr(self, name) for name in names} | {"optimizer": self.optimizer.state_dict()}
+        return {name: getattr(self, name) for name in _PROGRESS} | {"optimizer": self.optimizer.state_dict()}
 
     def _resume(self, progress: dict[str, Any]) -> None:
-        for name in ("epoch", "step", "waited", "total", "best_loss", "best"):
+        for name in _PROGRESS:
             setattr(self, name, progress[name])
         self.optimizer.load_state_dict(progress["optimizer"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.processor import has_bfloat16
 from torchmoji_core.training.options import TRAINING_PRECISIONS
+from torchmoji_core.vocabulary import UNKNOWN
 
 
 def resolve_precision(name: str) -> str:
@@ -69,3 +70,30 @@ def take_step(
         raise DivergedError(f"the loss is {value} and the norm of its gradient {float(norm)}; lower the learning rate")
     optimizer.step()
     return value
+
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """An exponential moving average that forgets faster at first, so that it is not held back by the start.
+
+    Args:
+        decay: what an average keeps of itself in an update, in the long run.
+
+    Returns:
+        What updates averages in place, from weights and the number of updates before, as
+        `torch.optim.swa_utils.AveragedModel` calls it.
+    """
+
+    @torch.no_grad()
+    def update(averages: Tensors, weights: Tensors, updates: Tensor | int) -> None:
+        n = int(updates)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+def drop_words(ids: Tensor, share: float) -> Tensor:
+    """Token ids of any shape, a share of them drawn at random being those of unknown words."""
+    return ids.masked_fill(torch.rand(ids.shape) < share, UNKNOWN) if share else ids

@@ -100,8 +100,16 @@ class FineTuningOptions:
     embedding_dropout: float = _option(0.1, "share of a text's word embedding channels that are dropped")
     layer_dropout: float = _option(0.0, "share of a text's channels that are dropped between the two LSTMs")
     output_dropout: float = _option(0.5, "share of a text's channels that are dropped in front of the output layer")
+    word_dropout: float = _option(
+        0.0, "share of the tokens that are read as unknown, in training; 0.1 helps where words are to be learnt"
+    )
     embedding_l2: float = _option(1e-6, "factor of half the squared norm of the word embedding in the loss")
     gradient_norm: float = _option(1.0, "gradients are scaled down to this norm")
+    averaging: float = _option(
+        0.0,
+        "decay per step of an exponential moving average of the weights, which is what is validated and kept; 0 for "
+        "the weights themselves",
+    )
     precision: str = _option("auto", "of the products: fp32, bf16, or auto, bf16 where the processor has it")
     seed: int = _option(1, "of every random number")
     checkpoint_seconds: float = _option(60.0, "time between two checkpoints")
@@ -109,7 +117,7 @@ class FineTuningOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InputError(f"method {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
-        _check(self, share=("embedding_dropout", "layer_dropout", "output_dropout"))
+        _check(self, share=("embedding_dropout", "layer_dropout", "output_dropout", "word_dropout", "averaging"))
         _check(self, positive=("fine_learning_rate", "epoch_samples", "most_epochs", "patience", *_POSITIVE))
         _check(self, not_negative=("embedding_l2", "batch_size", "maxlen", "extend_vocabulary"))
 

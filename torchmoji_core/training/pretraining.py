@@ -28,7 +28,14 @@ from torchmoji_core.training.checkpointing import load_checkpoint, save_checkpoi
 from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.emoji_corpus import EmojiCorpus
 from torchmoji_core.training.metrics import class_f1, expected_calibration_error, top_k_accuracy
-from torchmoji_core.training.optimization import DivergedError, products_in, resolve_precision, take_step
+from torchmoji_core.training.optimization import (
+    DivergedError,
+    drop_words,
+    moving_average,
+    products_in,
+    resolve_precision,
+    take_step,
+)
 from torchmoji_core.training.options import PretrainingOptions
 from torchmoji_core.training.prediction import forward, predict
 from torchmoji_core.vocabulary import UNKNOWN
@@ -40,7 +47,6 @@ TEMPERATURES = [percent / 100 for percent in range(50, 201)]
 
 _NOT_OF_THE_RUN = ("checkpoint_seconds", "tilt")
 """Options that do not decide how the weights are trained."""
-_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class Pretraining:
@@ -79,7 +85,7 @@ class Pretraining:
             self.start = float(start["output_layer.0.weight"].double().sum())  # a checksum
         self.rare = _rare_tokens(data.corpus, dimensions.vocabulary, options.min_count)
         self.class_weights = _class_weights(self.data, dimensions.classes, options.class_weight_power)
-        self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(options.averaging))
+        self.average = AveragedModel(self.model, multi_avg_fn=moving_average(options.averaging))
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate, fused=True)
         self.rows = np.flatnonzero((self.data.corpus.lengths > 0) & (self.data.emojis.lengths > 0))
         if not len(self.rows):
@@ -139,8 +145,7 @@ class Pretraining:
         torch.manual_seed(options.seed * 1_000_003 + self.step)
         packed, rows = self.data.corpus.pack(rows)
         ids = packed.data.masked_fill(self.rare[packed.data], UNKNOWN)
-        if options.word_dropout:
-            ids = ids.masked_fill(torch.rand(len(ids)) < options.word_dropout, UNKNOWN)
+        ids = drop_words(ids, options.word_dropout)
         for group in self.optimizer.param_groups:
             group["lr"] = options.learning_rate * self._schedule()
         self.model.train()
@@ -206,17 +211,6 @@ def _class_weights(data: EmojiCorpus, classes: int, power: float) -> Tensor:
     pairs = np.bincount(data.emojis.values, minlength=classes)
     weights = (np.maximum(pairs, 1) / max(pairs.mean(), 1)) ** -power
     return torch.from_numpy(weights.astype(np.float32))
-
-
-def _moving_average(decay: float) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """An exponential moving average that forgets faster at first, so that it is not held back by the start."""
-
-    @torch.no_grad()
-    def update(averages: _Tensors, weights: _Tensors, updates: Tensor | int) -> None:
-        n = int(updates)
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
 
 
 def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path) -> EmojiCorpus:
