@@ -309,7 +309,8 @@ def _read_parquet(
         try:
             if first < last and last > start:
                 rows = batch_rows(file, footer, group, names, PARQUET_BATCH_ROWS)
-                for batch in parquet.iter_batches(rows, row_groups=[group], columns=names):
+                # Arrow's own threads would wait for the interpreter at every read, longer than the reading takes.
+                for batch in parquet.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
                     skipped = min(max(0, start - position), len(batch))
                     part = batch.slice(skipped, min(last - position, len(batch)) - skipped)
                     yield from _parquet_records(part, position + skipped)
