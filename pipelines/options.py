@@ -131,7 +131,8 @@ def add_shared_options(result: argparse.ArgumentParser, default_input: str) -> C
     add("--precision", choices=PRECISIONS, default="auto",
         help="of the products; auto: the fastest that the processor has instructions for (default: %(default)s)")
     add("--cache_mb", type=int, default=DEFAULT_CACHE_MB, metavar="MB",
-        help="bound of each process's cache of recent results; 0 scores repeated texts again (default: %(default)s)")
+        help="bound of each process's cache of recent results, a temporary file; 0 scores repeated texts again "
+        "(default: %(default)s)")
     add = result.add_argument_group("run").add_argument
     add("--runner", default=LOCAL_RUNNER,
         help="DirectRunner runs on this machine; others are those of Beam (default: %(default)s)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -31,14 +33,39 @@ def held(cache: ScoreCache, *numbers: int) -> list[int]:
     return [key[0] for key in keys]
 
 
-def test_the_least_recently_used_go_first() -> None:
+def test_the_oldest_go_first() -> None:
     cache = ScoreCache(1, RECORD)
     assert cache.capacity == 5
     keep(cache, 1, 2, 3, 4, 5)
-    assert held(cache, 1, 3) == [1, 3]
-    keep(cache, 6, 7)
-    assert held(cache, 1, 2, 3, 4, 5, 6, 7) == [1, 3, 5, 6, 7]
+    keep(cache, 4, 6, 7)
+    assert held(cache, 1, 2, 3, 4, 5, 6, 7) == [3, 4, 5, 6, 7]
     assert len(cache) == 5
+
+
+def test_records_are_not_in_memory() -> None:
+    cache = ScoreCache(100, RECORD)
+    tracemalloc.start()
+    for number in range(100):
+        keep(cache, number)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(cache) == 100
+    assert kept < 100_000
+
+
+def test_on_a_full_disk_nothing_is_kept_and_nothing_lost(caplog: pytest.LogCaptureFixture) -> None:
+    cache = ScoreCache(1, RECORD)
+    keep(cache, 1, 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * RECORD.itemsize, resource.RLIM_INFINITY))
+    try:
+        keep(cache, 3, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert held(cache, 1, 2, 3, 4) == []
+    keep(cache, 5)
+    assert held(cache, 5) == []
+    assert "results are not kept" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_more_than_fits_keeps_the_last() -> None:
@@ -70,8 +97,10 @@ def test_what_is_found_is_what_was_kept(steps: list[tuple[bool, list[int]]]) -> 
     cache = ScoreCache(1, RECORD)
     for keeping, numbers in steps:
         if keeping:
+            before = held(cache, *range(13))
             keep(cache, *numbers)
-            assert set(numbers[-5:]) <= set(held(cache, *range(13)))
+            new = [number for number in numbers if number not in before]
+            assert set(new[-5:]) <= set(held(cache, *range(13)))
         else:
             held(cache, *numbers)
         assert len(cache) <= 5

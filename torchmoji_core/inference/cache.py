@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from threading import Lock
@@ -10,45 +12,85 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-DEFAULT_CACHE_MB = 64
+DEFAULT_CACHE_MB = 320
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class ScoreCache:
-    """Records of one type by key, the least recently used ones dropped first. Threads may share it."""
+    """Records of one type by key, the oldest dropped first. Threads may share it.
+
+    Only the keys are in memory. The records are in a temporary file without a name, of which the system keeps in memory
+    what it has room for; a result of full size has 5 KB, and reading it back takes a thousandth of the time of making
+    it. The records of a batch lie side by side, so that they are written at once. Where the file cannot be written,
+    as on a full disk, nothing is kept any more.
+    """
 
     def __init__(self, megabytes: int, record: DTypeLike) -> None:
         """Args:
-        megabytes: bound of the records, in 10**6 bytes; at least one is kept.
+        megabytes: bound of the file, in 10**6 bytes; at least one record is kept.
         record: numpy type of a record.
         """
-        capacity = max(1, megabytes * 10**6 // np.dtype(record).itemsize)
-        self._records = np.empty(capacity, record)  # takes memory only as it fills
+        self._record = np.dtype(record)
+        self.capacity = max(1, megabytes * 10**6 // self._record.itemsize)
+        """Most records that are kept."""
         self._slots: OrderedDict[bytes, int] = OrderedDict()
+        self._next_slot = 0
         self._lock = Lock()
+        try:
+            self._file: Any = tempfile.TemporaryFile(prefix="torchmoji-", buffering=0)  # noqa: SIM115
+        except OSError as error:
+            self._give_up(error)
 
     def __len__(self) -> int:
         return len(self._slots)
-
-    @property
-    def capacity(self) -> int:
-        """Most records that are kept."""
-        return len(self._records)
 
     def find(self, keys: Iterable[bytes]) -> tuple[list[bytes], NDArray[Any]]:
         """The keys that are there, and their records, [keys]."""
         with self._lock:
             found = {key: self._slots[key] for key in keys if key in self._slots}
-            for key in found:
-                self._slots.move_to_end(key)
-            return list(found), self._records[list(found.values())]
+            records = np.empty(len(found), self._record)
+            try:
+                for index, slot in enumerate(found.values()):
+                    self._file.seek(slot * self._record.itemsize)
+                    if self._file.readinto(_bytes(records[index : index + 1])) != self._record.itemsize:
+                        raise OSError("the file has been cut off")
+            except OSError as error:
+                self._give_up(error)
+                return [], records[:0]
+            return list(found), records
 
     def keep(self, keys: Sequence[bytes], records: NDArray[Any]) -> None:
-        """Keep the record of each key."""
+        """Keep the record of each key, of too many the last."""
         with self._lock:
-            for key, record in zip(keys[-self.capacity :], records[-self.capacity :], strict=True):
-                slot = self._slots.pop(key, None)
-                if slot is None:
-                    full = len(self._slots) == self.capacity
-                    slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
-                self._slots[key] = slot
-                self._records[slot] = record
+            if self._file is None:
+                return
+            # Another thread may have scored the same meanwhile.
+            new = [index for index, key in enumerate(keys) if key not in self._slots][-self.capacity :]
+            for _ in range(len(self._slots) + len(new) - self.capacity):
+                self._slots.popitem(last=False)
+            first, before_end = self._next_slot, self.capacity - self._next_slot
+            try:
+                self._write(first, records[new[:before_end]])
+                self._write(0, records[new[before_end:]])
+            except OSError as error:
+                self._give_up(error)
+                return
+            self._slots.update((keys[index], (first + place) % self.capacity) for place, index in enumerate(new))
+            self._next_slot = (first + len(new)) % self.capacity
+
+    def _write(self, slot: int, records: NDArray[Any]) -> None:
+        self._file.seek(slot * self._record.itemsize)
+        content = _bytes(records)
+        while len(content):
+            content = content[self._file.write(content) :]
+
+    def _give_up(self, error: OSError) -> None:
+        _LOGGER.warning("results are not kept for texts that come again (--cache_mb): %s", error)
+        self._file = None
+        self._slots.clear()
+
+
+def _bytes(records: NDArray[Any]) -> memoryview:
+    """The memory of records that lie side by side."""
+    return records.view(np.uint8).data.cast("B") if len(records) else memoryview(b"")

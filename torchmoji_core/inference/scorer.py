@@ -53,7 +53,7 @@ class Scorer:
             bundle: the model.
             precision: one of `torchmoji_core.inference.PRECISIONS`.
             threads: batches that are scored at the same time; None for one a core.
-            cache_mb: bound of the cache of recent results, in megabytes; 0 scores every row by itself.
+            cache_mb: bound of the cache of recent results, a temporary file, in 10**6 bytes; 0 for none.
             embedding_type: of `Scores.embedding`, float32 or float16; the latter rounds by at most 2.5e-4.
 
         Raises:
@@ -144,7 +144,7 @@ class Scorer:
         repeats: list[int] = []
         originals: list[int] = []
         for index in chosen:
-            original = first.setdefault(array("q", rows[index]).tobytes(), index)
+            original = first.setdefault(array("i", rows[index]).tobytes(), index)
             if original != index:
                 repeats.append(index)
                 originals.append(original)
