@@ -211,41 +211,58 @@ def _runs() -> list[dict[str, Any]]:
 
 
 def table(runs: list[dict[str, Any]]) -> Iterator[str]:
-    """Two Markdown tables, mean ± standard deviation over the seeds: each set beside the paper's figures, and
-    TweetEval's tasks beside its leaderboard's."""
+    """Two Markdown tables, mean ± standard deviation over the seeds: each of DeepMoji's sets beside the paper's
+    figures, and each way to train on TweetEval's tasks above its leaderboard."""
     facts = machine()
     yield "; ".join(f"{key} {value}" for key, value in facts.items())
-    methods = list(dict.fromkeys([*METHODS, *sorted(run["method"] for run in runs)]))
-    yield "| set | metric | " + " | ".join(methods) + " |"
-    yield "|---|---|" + "---|" * len(methods)
+    yield "| set | metric | " + " | ".join(METHODS) + " |"
+    yield "|---|---|" + "---|" * len(METHODS)
     for task in TASKS:
         of_task = [run for run in runs if run["set"] == task.name]
-        for split in sorted({split for run in of_task for split in run["scores"]}):
+        if task.leaderboard_task in LEADERBOARD:
+            continue
+        for split in _splits(of_task):
             cells = []
-            for method in methods:
+            for method in METHODS:
                 paper = PAPER.get(task.name, {}).get(method) if split == "test" else None
                 scores = [run["scores"][split] for run in of_task if run["method"] == method]
                 cells.append(_cell(scores) + (f" ({paper:.2f})" if paper else ""))
-            label = task.name if split == "test" else f"{task.name}, {split}"
-            yield f"| {label} | {task.metric} | " + " | ".join(cells) + " |"
+            yield f"| {_label(task.name, split)} | {task.metric} | " + " | ".join(cells) + " |"
     yield ""
-    yield "| TweetEval | " + " | ".join(methods) + " | SVM | LSTM | fastText |"
-    yield "|---|" + "---|" * (len(methods) + 3)
-    for name, others in LEADERBOARD.items():
+    columns = []
+    for name in LEADERBOARD:
         tasks = [task for task in TASKS if task.leaderboard_task == name]
-        cells = [_cell(_pooled(tasks, [run for run in runs if run["method"] == method])) for method in methods]
-        yield f"| {name} | " + " | ".join([*cells, *(f"{other:.3f}" for other in others)]) + " |"
+        of_tasks = [run for run in runs if run["set"] in {task.name for task in tasks}]
+        columns += [(name, split, tasks, of_tasks) for split in _splits(of_tasks)]
+    yield "| TweetEval | " + " | ".join(_label(name, split) for name, split, _, _ in columns) + " |"
+    yield "|---|" + "---|" * len(columns)
+    for method in dict.fromkeys(run["method"] for _, _, _, of_tasks in columns for run in of_tasks):
+        cells = [
+            _cell(_pooled(tasks, split, [run for run in of_tasks if run["method"] == method]))
+            for _, split, tasks, of_tasks in columns
+        ]
+        yield f"| {method.replace(':', ', ').replace('=', ' ')} | " + " | ".join(cells) + " |"
+    for place, other in enumerate(("SVM", "LSTM", "fastText")):
+        cells = [f"{LEADERBOARD[name][place]:.3f}" if split == "test" else "" for name, split, _, _ in columns]
+        yield f"| leaderboard: {other} | " + " | ".join(cells) + " |"
 
 
-def _pooled(tasks: list[Task], runs: list[dict[str, Any]]) -> list[float]:
+def _splits(runs: list[dict[str, Any]]) -> list[str]:
+    return sorted({split for run in runs for split in run["scores"]})
+
+
+def _label(name: str, split: str) -> str:
+    return name if split == "test" else f"{name}, {split}"
+
+
+def _pooled(tasks: list[Task], split: str, runs: list[dict[str, Any]]) -> list[float]:
     """The score of each seed that has all sets of a task: as the leaderboard's own script has it, stance is one metric
     over the answers to all five topics."""
     if len(tasks) == 1:
-        return [run["scores"]["test"] for run in runs if run["set"] == tasks[0].name]
+        return [run["scores"][split] for run in runs]
     by_seed: dict[int, list[NDArray[np.int64]]] = {}
     for run in runs:
-        if run["set"] in {task.name for task in tasks}:
-            by_seed.setdefault(run["seed"], []).append(np.array(run["confusion"]["test"]))
+        by_seed.setdefault(run["seed"], []).append(np.array(run["confusion"][split]))
     return [
         _f1(tasks[0].metric, np.sum(matrices, axis=0)) for matrices in by_seed.values() if len(matrices) == len(tasks)
     ]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,56 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.fake_pubsub import FakePubSub
-from tests.pipelines.conftest import environment
+from tests.processes import ScoreProcess
 
 SUBSCRIPTION = "projects/my-project/subscriptions/posts"
 URI = f"pubsub://{SUBSCRIPTION}"
-START_SECONDS = 60.0
 
 
-class Stream:
+class Stream(ScoreProcess):
     """A running `pipelines.score --streaming` in `directory`, from our subscription to `out`."""
 
     def __init__(self, directory: Path, model: str, server: FakePubSub, *options: str) -> None:
         arguments = ["--streaming", "--input", URI, "--model", model, "--output", "out", "--commit_every", "1s"]
-        self._log = (directory / "log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.score", *arguments, *options],
-            cwd=directory,
-            env=environment() | {"PUBSUB_EMULATOR_HOST": server.address, "OMP_NUM_THREADS": "1"},
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-
-    @property
-    def log(self) -> str:
-        """What it has printed."""
-        self._log.flush()
-        return Path(self._log.name).read_text()
-
-    def wait_for(self, condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
-        """Wait until something holds; it is an error if the process ends before, or the time."""
-        end = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < end, self.log
-            time.sleep(0.02)
+        super().__init__(directory, *arguments, *options, variables={"PUBSUB_EMULATOR_HOST": server.address})
 
     @property
     def memory(self) -> int:
         """The most memory that it has had, in MB."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
-
-    def stop(self, number: int = signal.SIGTERM, seconds: float = 60.0) -> int:
-        """Send a signal and wait. Returns the exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(seconds)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
 
 
 @contextmanager

@@ -8,8 +8,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -21,42 +19,20 @@ import pytest
 from pyarrow import dataset
 
 from pipelines.data_set import DataSet, live_files
-from tests.pipelines.conftest import Finished, corpus, environment, posts, write_lines
+from tests.pipelines.conftest import Finished, corpus, posts, write_lines
+from tests.processes import START_SECONDS, ScoreProcess
 
 Run = Callable[..., Finished]
 PARTITIONS = dataset.partitioning(pa.schema([("date", pa.string()), ("hour", pa.string())]), flavor="hive")
-START_SECONDS = 60.0
 
 
-class Watcher:
+class Watcher(ScoreProcess):
     """A running `pipelines.score --watch in --output out`."""
 
     def __init__(self, directory: Path, model: str, *options: str, preparation: Callable[[], None] | None) -> None:
         self._directory = directory
         arguments = ["--watch", "in", "--output", "out", "--model", model, "--poll", "300ms", *options]
-        self._log = (directory / "log").open("a+")
-        self._from = self._log.tell()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.score", *arguments],
-            cwd=directory,
-            env=environment() | {"OMP_NUM_THREADS": "1"},
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            preexec_fn=preparation,
-        )
-
-    @property
-    def log(self) -> str:
-        """What it has printed."""
-        return Path(self._log.name).read_text()[self._from :]
-
-    def wait_for(self, condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
-        """Wait until something holds; it is an error if the process ends before, or the time."""
-        end = time.monotonic() + seconds
-        while not condition():
-            assert self.process.poll() is None, self.log
-            assert time.monotonic() < end, self.log
-            time.sleep(0.02)
+        super().__init__(directory, *arguments, preparation=preparation)
 
     def wait_for_rows(self, number: int) -> None:
         self.wait_for(lambda: len(ids(self._directory / "out")) == number)
@@ -65,16 +41,6 @@ class Watcher:
     def cpu_seconds(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait. Returns the exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(60)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self._log.close()
 
 
 Watch = Callable[..., contextlib.AbstractContextManager[Watcher]]
