@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from benchmarks.common import RESULTS, TWEETS, machine
 from pipelines.command_line import OneLineParser, run_command
 from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.errors import InputError
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.training.classifier import ClassifierTraining, probabilities_of
 from torchmoji_core.training.finetuning import OUTPUT_LAYER
@@ -102,7 +103,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--methods",
         default=",".join(METHODS),
-        help="separated by commas (default: all); last:balanced=0:seed=7 is last with other options",
+        help="separated by commas (default: all); last:balanced=0:patience=9 is last with other options",
     )
     parser.add_argument("--sets", default=",".join(task.name for task in TASKS), help="likewise (default: all)")
     parser.add_argument("--seeds", default="1,2,3,4,5", help="likewise (default: %(default)s)")
@@ -115,20 +116,22 @@ def main(arguments: list[str]) -> int:
         base = load_bundle(options.model)
         for seed in map(int, options.seeds.split(",")):
             for method in options.methods.split(","):
+                changes = _changes(method)
                 for task in TASKS:
                     if task.name in options.sets.split(","):
-                        _run(task, options.data, base, method, seed)
+                        _run(task, options.data, base, method, changes, seed)
     print("\n".join(table(_runs())))
     return 0
 
 
-def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
+def _run(task: Task, data: Path, base: Bundle, method: str, changes: dict[str, Any], seed: int) -> None:
+    is_new = changes["method"] == "new"
     key = {
         "set": task.name,
         "method": method,
         "seed": seed,
         # A new model shares only the vocabulary with the base.
-        "model": "full size" if method == "new" else _body(base),
+        "model": "full size" if is_new else _body(base),
     }
     if any(key.items() <= run.items() for run in _runs()):
         return
@@ -137,8 +140,9 @@ def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
     if len(apart.texts) < (1 - _OVERLAP_REPORTED) * len(splits["test"].texts):
         splits["test without overlap"] = apart
     samples = min(max(1_000, len(splits["train"].texts)), 5_000)
-    settings = _options(method, FineTuningOptions(seed=seed, epoch_samples=samples, balanced=int(task.balanced)))
-    size = FULL_SIZE if settings.method == "new" else None
+    defaults = FineTuningOptions(seed=seed, epoch_samples=samples, balanced=int(task.balanced))
+    settings = replace(defaults, **changes)
+    size = FULL_SIZE if is_new else None
     started = time.perf_counter()
     training = ClassifierTraining(splits, base, settings, size=size)
     epochs: list[dict[str, Any]] = []
@@ -146,7 +150,7 @@ def _run(task: Task, data: Path, base: Bundle, method: str, seed: int) -> None:
     seconds = round(time.perf_counter() - started, 1)
     model = bundle.model()
     scores, confusion = {}, {}
-    for split in splits.keys() - {"train", "val"}:
+    for split in splits.keys() - {"train"}:
         corpus, labels = training.data[split].corpus, training.data[split].labels
         probabilities = probabilities_of(forward(model, corpus)[0], training.multi_label)
         thresholds = np.array(list(bundle.provenance["thresholds"].values()))
@@ -186,13 +190,25 @@ def _f1(metric: str, confusion: NDArray[np.integer]) -> float:
     return float(f1_of(confusion)[counted].mean())
 
 
-def _options(method: str, defaults: FineTuningOptions) -> FineTuningOptions:
-    """`last` or `last:balanced=0`, with options of fine-tuning behind colons."""
+def _changes(method: str) -> dict[str, Any]:
+    """`last` or `last:balanced=0`, with options of fine-tuning behind colons, as changes to the defaults.
+
+    Raises:
+        InputError: for an option that there is not, or that the benchmark sets itself.
+    """
+    defaults = FineTuningOptions()
     name, *pairs = method.split(":")
     changes: dict[str, Any] = {"method": name}
     for option, _, value in (pair.partition("=") for pair in pairs):
-        changes[option] = type(getattr(defaults, option))(value)
-    return replace(defaults, **changes)
+        if option not in vars(defaults).keys() - {"method", "seed"}:
+            raise InputError(f"--methods {method}: there is no option {option!r} to choose here")
+        kind = type(getattr(defaults, option))
+        try:
+            changes[option] = kind(value)
+        except ValueError:
+            raise InputError(f"--methods {method}: {option} needs a value of type {kind.__name__}") from None
+    replace(defaults, **changes)  # which checks them
+    return changes
 
 
 def _without_overlap(train: LabelledTexts, test: LabelledTexts) -> LabelledTexts:
@@ -215,15 +231,17 @@ def table(runs: list[dict[str, Any]]) -> Iterator[str]:
     figures, and each way to train on TweetEval's tasks above its leaderboard."""
     facts = machine()
     yield "; ".join(f"{key} {value}" for key, value in facts.items())
-    yield "| set | metric | " + " | ".join(METHODS) + " |"
-    yield "|---|---|" + "---|" * len(METHODS)
+    others = {task.name for task in TASKS if task.leaderboard_task not in LEADERBOARD}
+    methods = list(dict.fromkeys([*METHODS, *(run["method"] for run in runs if run["set"] in others)]))
+    yield "| set | metric | " + " | ".join(map(_title, methods)) + " |"
+    yield "|---|---|" + "---|" * len(methods)
     for task in TASKS:
         of_task = [run for run in runs if run["set"] == task.name]
-        if task.leaderboard_task in LEADERBOARD:
+        if task.name not in others:
             continue
         for split in _splits(of_task):
             cells = []
-            for method in METHODS:
+            for method in methods:
                 paper = PAPER.get(task.name, {}).get(method) if split == "test" else None
                 scores = [run["scores"][split] for run in of_task if run["method"] == method]
                 cells.append(_cell(scores) + (f" ({paper:.2f})" if paper else ""))
@@ -241,14 +259,18 @@ def table(runs: list[dict[str, Any]]) -> Iterator[str]:
             _cell(_pooled(tasks, split, [run for run in of_tasks if run["method"] == method]))
             for _, split, tasks, of_tasks in columns
         ]
-        yield f"| {method.replace(':', ', ').replace('=', ' ')} | " + " | ".join(cells) + " |"
+        yield f"| {_title(method)} | " + " | ".join(cells) + " |"
     for place, other in enumerate(("SVM", "LSTM", "fastText")):
         cells = [f"{LEADERBOARD[name][place]:.3f}" if split == "test" else "" for name, split, _, _ in columns]
         yield f"| leaderboard: {other} | " + " | ".join(cells) + " |"
 
 
 def _splits(runs: list[dict[str, Any]]) -> list[str]:
-    return sorted({split for run in runs for split in run["scores"]})
+    return sorted({split for run in runs for split in run["scores"]} - {"val"})
+
+
+def _title(method: str) -> str:
+    return method.replace(":", ", ").replace("=", " ")
 
 
 def _label(name: str, split: str) -> str:
@@ -260,12 +282,12 @@ def _pooled(tasks: list[Task], split: str, runs: list[dict[str, Any]]) -> list[f
     over the answers to all five topics."""
     if len(tasks) == 1:
         return [run["scores"][split] for run in runs]
-    by_seed: dict[int, list[NDArray[np.int64]]] = {}
+    together: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
     for run in runs:
-        by_seed.setdefault(run["seed"], []).append(np.array(run["confusion"][split]))
-    return [
-        _f1(tasks[0].metric, np.sum(matrices, axis=0)) for matrices in by_seed.values() if len(matrices) == len(tasks)
-    ]
+        if split in run["confusion"]:
+            together.setdefault((run["model"], run["seed"]), []).append(np.array(run["confusion"][split]))
+    complete = [matrices for matrices in together.values() if len(matrices) == len(tasks)]
+    return [_f1(tasks[0].metric, np.sum(matrices, axis=0)) for matrices in complete]
 
 
 def _cell(scores: list[float]) -> str:

@@ -44,7 +44,7 @@ class ScoreProcess:
     @property
     def log(self) -> str:
         """What it has printed."""
-        return Path(self._log.name).read_text()[self._from :]
+        return Path(self._log.name).read_bytes()[self._from :].decode()
 
     def wait_for(self, condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
         """Wait until something holds; it is an error if the process ends before, or the time."""

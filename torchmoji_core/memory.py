@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Names of parameters of mallopt(3), from glibc's malloc.h."""
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 """The most that glibc takes."""
-_KEPT = 512 << 20
+_KEPT = 64 << 20
+"""In threads other than the first this is all that one has."""
+_SET_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def keep_freed_memory() -> bool:
@@ -17,12 +20,14 @@ def keep_freed_memory() -> bool:
 
     Every batch allocates and frees the same megabytes of activations. In threads other than the first, glibc returns
     them each time, and the system has to clear each page anew: a tenth of the time of scoring with two threads, a tenth
-    of training. The most that the process has had at a time stays the same.
+    of training. In return each thread holds on to the most that it has had. Who has said in the environment how malloc
+    is to be (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES) has the last word.
 
     Returns:
-        Whether the C library is one that can be asked, which is glibc.
+        Whether it does now.
     """
-    if not sys.platform.startswith("linux"):
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if not sys.platform.startswith("linux") or "glibc.malloc" in tunables or any(map(os.environ.get, _SET_BY_USER)):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

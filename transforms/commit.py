@@ -1,8 +1,9 @@
 """Files that a run has written: putting them in place under their final names, and keeping a record of each.
 
-Only names come here, each with what is known of its file. So a failed or repeated bundle leaves nothing under a final
-name, and rows behind the model are never shuffled. Object stores have no rename, but objects appear whole: there a file
-is written under its final name, and what says that it counts is its record.
+A bundle writes files under temporary names, and only the names come here, each with what is known of its file, to be
+renamed: a failed or repeated bundle leaves nothing under a final name, and rows behind the model are never shuffled.
+Object stores have no rename, but objects appear whole: there a file is written under its final name, and what says that
+it counts is its record.
 """
 
 from __future__ import annotations

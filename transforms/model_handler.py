@@ -49,7 +49,7 @@ class TorchMojiModelHandler(SwappingHandler[str | Tweet | TokenizedTweet, Predic
         precision: one of `torchmoji_core.inference.PRECISIONS`.
         top_k: classes in `Prediction.top`.
         threads: batches that a process scores at the same time; None for one a core.
-        cache_mb: bound of a process's cache of recent results, in megabytes; 0 scores every row by itself.
+        cache_mb: bound of a process's cache of recent results, a temporary file, in 10**6 bytes; 0 for none.
         min_batch_size, max_batch_size: bounds for Beam's batching.
         """
         super().__init__(

@@ -44,7 +44,7 @@ class ScoreOptions:
     threads: int | None = None
     """Batches that a process scores at the same time; None for one a core."""
     cache_mb: int = DEFAULT_CACHE_MB
-    """Bound of each process's cache of recent results, in megabytes; 0 scores every row by itself."""
+    """Bound of each process's cache of recent results, a temporary file, in 10**6 bytes; 0 for none."""
     fingerprint: str | None = None
     """What the model must have as its fingerprint wherever it is loaded; None for any."""
     run_id: str = ""

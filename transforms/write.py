@@ -1,8 +1,9 @@
 """WriteScores and WriteDeadLetters: files that appear whole, under unique names, in their own window's directory.
 
 A bundle writes to temporary files, one for each window, partition and schema; only their names are shuffled; then each
-is put in place (see `transforms.commit`). So late data and further panes get files of their own. (Beam's own Parquet
-sink corrupts or mixes files of several windows, and its generic one overwrites a window's first pane with the next.)
+is put in place (see `transforms.commit`). Since names are unique, late data and further panes get files of their own.
+(Beam's own Parquet sink corrupts or mixes files of several windows, and its generic one overwrites a window's first
+pane with the next.)
 """
 
 from __future__ import annotations

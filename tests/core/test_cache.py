@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import resource
 import tracemalloc
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from torchmoji_core.inference.cache import ScoreCache
 
-WIDTH = 50_000
+WIDTH = 49_900
 RECORD = np.dtype((np.float32, WIDTH))  # five a megabyte
 
 
@@ -43,7 +46,7 @@ def test_the_oldest_go_first() -> None:
 
 
 def test_records_are_not_in_memory() -> None:
-    cache = ScoreCache(100, RECORD)
+    cache = ScoreCache(20, RECORD)
     tracemalloc.start()
     for number in range(100):
         keep(cache, number)
@@ -72,6 +75,42 @@ def test_more_than_fits_keeps_the_last() -> None:
     cache = ScoreCache(1, RECORD)
     keep(cache, *range(9))
     assert held(cache, *range(9)) == [4, 5, 6, 7, 8]
+
+
+def test_keys_count_too() -> None:
+    assert ScoreCache(1, np.dtype(np.float32)).capacity < 4_000
+
+
+def test_a_forked_process_has_one_of_its_own() -> None:
+    cache = ScoreCache(2, RECORD)
+    keep(cache, 1)
+    both = multiprocessing.get_context("fork").Barrier(2)
+
+    def work() -> None:
+        assert held(cache, 1) == []  # what the parent has is not known here
+        keep(cache, 2)
+        both.wait(10)
+        both.wait(10)
+        assert held(cache, 2) == [2]
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    both.wait(10)
+    keep(cache, 3)
+    assert held(cache, 1, 2, 3) == [1, 3]
+    both.wait(10)
+    child.join()
+    assert child.exitcode == 0
+    assert held(cache, 1, 2, 3) == [1, 3]
+
+
+def test_the_file_is_closed_with_the_cache() -> None:
+    cache = ScoreCache(1, RECORD)
+    keep(cache, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del cache
+        gc.collect()
 
 
 def test_nothing_found_in_an_empty_one() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from threading import Lock
@@ -14,33 +16,42 @@ from numpy.typing import DTypeLike, NDArray
 
 DEFAULT_CACHE_MB = 320
 
+_KEY_BYTES = 250
+"""What a key and its place take in memory, for a text of 14 tokens."""
 _LOGGER = logging.getLogger(__name__)
 
 
 class ScoreCache:
-    """Records of one type by key, the oldest dropped first. Threads may share it.
+    """Records of one type by key, the oldest dropped first. Threads may share it; after a fork each process has one.
 
     Only the keys are in memory. The records are in a temporary file without a name, of which the system keeps in memory
-    what it has room for; a result of full size has 5 KB, and reading it back takes a thousandth of the time of making
-    it. The records of a batch lie side by side, so that they are written at once. Where the file cannot be written,
-    as on a full disk, nothing is kept any more.
+    what it has room for (all of it, if the directory of temporary files is in memory); a result of full size has 5 KB,
+    and reading it back takes some hundredth of the time of making it. The records of a batch lie side by side, so that
+    they are written at once. Where the file cannot be written, as on a full disk, nothing is kept any more.
     """
 
     def __init__(self, megabytes: int, record: DTypeLike) -> None:
         """Args:
-        megabytes: bound of the file, in 10**6 bytes; at least one record is kept.
+        megabytes: bound of the records and their keys, in 10**6 bytes; at least one record is kept.
         record: numpy type of a record.
         """
         self._record = np.dtype(record)
-        self.capacity = max(1, megabytes * 10**6 // self._record.itemsize)
+        self.capacity = max(1, megabytes * 10**6 // (self._record.itemsize + _KEY_BYTES))
         """Most records that are kept."""
+        self._open()
+        _caches.add(self)
+
+    def _open(self) -> None:
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._next_slot = 0
         self._lock = Lock()
+        self._file: Any = None
         try:
-            self._file: Any = tempfile.TemporaryFile(prefix="torchmoji-", buffering=0)  # noqa: SIM115
+            self._file = tempfile.TemporaryFile(prefix="torchmoji-", buffering=0)  # noqa: SIM115
         except OSError as error:
             self._give_up(error)
+        else:
+            weakref.finalize(self, self._file.close)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -52,9 +63,7 @@ class ScoreCache:
             records = np.empty(len(found), self._record)
             try:
                 for index, slot in enumerate(found.values()):
-                    self._file.seek(slot * self._record.itemsize)
-                    if self._file.readinto(_bytes(records[index : index + 1])) != self._record.itemsize:
-                        raise OSError("the file has been cut off")
+                    self._read(slot, records[index : index + 1])
             except OSError as error:
                 self._give_up(error)
                 return [], records[:0]
@@ -79,14 +88,25 @@ class ScoreCache:
             self._slots.update((keys[index], (first + place) % self.capacity) for place, index in enumerate(new))
             self._next_slot = (first + len(new)) % self.capacity
 
+    def _read(self, slot: int, record: NDArray[Any]) -> None:
+        self._file.seek(slot * self._record.itemsize)
+        rest = _bytes(record)
+        while len(rest):
+            count = self._file.readinto(rest)
+            if not count:
+                raise OSError("the temporary file has been cut off")
+            rest = rest[count:]
+
     def _write(self, slot: int, records: NDArray[Any]) -> None:
         self._file.seek(slot * self._record.itemsize)
-        content = _bytes(records)
-        while len(content):
-            content = content[self._file.write(content) :]
+        rest = _bytes(records)
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
 
     def _give_up(self, error: OSError) -> None:
         _LOGGER.warning("results are not kept for texts that come again (--cache_mb): %s", error)
+        if self._file is not None:
+            self._file.close()
         self._file = None
         self._slots.clear()
 
@@ -94,3 +114,16 @@ class ScoreCache:
 def _bytes(records: NDArray[Any]) -> memoryview:
     """The memory of records that lie side by side."""
     return records.view(np.uint8).data.cast("B") if len(records) else memoryview(b"")
+
+
+_caches: weakref.WeakSet[ScoreCache] = weakref.WeakSet()
+
+
+def _part_from_parent() -> None:
+    """A forked process would share its parent's file, but not know what is written there."""
+    for cache in _caches:
+        cache._open()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_part_from_parent)

@@ -144,7 +144,7 @@ class Scorer:
         repeats: list[int] = []
         originals: list[int] = []
         for index in chosen:
-            original = first.setdefault(array("i", rows[index]).tobytes(), index)
+            original = first.setdefault(array("q", rows[index]).tobytes(), index)
             if original != index:
                 repeats.append(index)
                 originals.append(original)

@@ -194,7 +194,7 @@ class _StageRun:
         )
         self.epoch = self.step = self.waited = 0
         self.total = 0.0
-        self.average = [parameter.detach().clone() for parameter in self.parameters]
+        self.average = [parameter.detach().clone() for parameter in self.parameters] if self.options.averaging else []
         self._update_average = moving_average(self.options.averaging)
         self.best_loss, self.best = math.inf, self._trained()
         # What stands in front of the output layer does not change in a stage that trains it alone.
@@ -260,13 +260,17 @@ class _StageRun:
         loss = take_step(
             self.optimizer, self.parameters, loss_of(logits, labels), options.gradient_norm, table, options.embedding_l2
         )
-        steps = self.epoch * len(self.sampler) + self.step
-        self._update_average(self.average, [parameter.detach() for parameter in self.parameters], steps)
+        if self.options.averaging:
+            steps = self.epoch * len(self.sampler) + self.step
+            self._update_average(self.average, [parameter.data for parameter in self.parameters], steps)
         return loss
 
     @contextlib.contextmanager
     def _averaged(self) -> Iterator[None]:
-        """The model with its averaged weights."""
+        """The model with its averaged weights, if there are any."""
+        if not self.average:
+            yield
+            return
         weights = [parameter.data for parameter in self.parameters]
         for parameter, average in zip(self.parameters, self.average, strict=True):
             parameter.data = average

@@ -101,7 +101,7 @@ class FineTuningOptions:
     layer_dropout: float = _option(0.0, "share of a text's channels that are dropped between the two LSTMs")
     output_dropout: float = _option(0.5, "share of a text's channels that are dropped in front of the output layer")
     word_dropout: float = _option(
-        0.0, "share of the tokens that are read as unknown, in training; 0.1 helps where words are to be learnt"
+        0.0, "share of the tokens that are read as unknown, in training, except while the output layer is trained alone"
     )
     embedding_l2: float = _option(1e-6, "factor of half the squared norm of the word embedding in the loss")
     gradient_norm: float = _option(1.0, "gradients are scaled down to this norm")
