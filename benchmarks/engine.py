@@ -30,6 +30,7 @@ from torchmoji_core.inference import available_cores
 from torchmoji_core.inference.arithmetic import choose
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.lstm import DIRECTIONS
+from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.model import pack_ids
 
 Batch = Sequence[Sequence[int]]
@@ -49,6 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="times each is measured (default: %(default)s)")
     parser.add_argument("--only", default="", help="contestants whose names contain one of these, comma-separated")
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # as the pipeline's workers do
     bundle = load_bundle(options.model) if options.model else reference_bundle()
     corpus, source = texts(options.texts, options.data)
     ids = [bundle.tokenizer.ids(text, bundle.maxlen) for text in corpus]
