@@ -53,6 +53,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--repeat_rows", type=int, default=20_000, help="of the inputs with repeats (default: %(default)s)"
     )
+    parser.add_argument(
+        "--repeat_within", type=int, default=0, help="a repeat is of a text at most so many rows before; 0 for any"
+    )
     options = parser.parse_args(arguments)
     sizes = [int(size) for size in options.rows.split(",")]
     corpus, source = texts(max(*sizes, options.repeat_rows, _SAMPLE), options.data)
@@ -62,7 +65,8 @@ def main(arguments: list[str]) -> int:
         if model is None:
             model = str(directory / "reference")
             save_reference_bundle(Path(model))
-        rows = _measure(directory, corpus, sizes, options.repeat_rows, model, options.precision)
+        repeats = _repeated(corpus[: options.repeat_rows], options.repeat_within)
+        rows = _measure(directory, corpus, sizes, repeats, model, options.precision)
     cores = available_cores()
     bare = statistics.mean(row["rows/s"] for row in rows if row["what"] == "engine")
     for row in rows:
@@ -72,8 +76,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure(
-    directory: Path, corpus: list[str], sizes: list[int], repeat_rows: int, model: str, precision: str
+    directory: Path, corpus: list[str], sizes: list[int], repeated: list[str], model: str, precision: str
 ) -> list[dict[str, Any]]:
+    distinct = corpus[: len(repeated)]
     rows = [_bare(corpus[:_SAMPLE], model, precision)]
 
     def command(what: str, some: list[str], *arguments: str) -> None:
@@ -81,20 +86,24 @@ def _measure(
 
     for size in sizes:
         command("command", corpus[:size])
-    # Every text that is replaced becomes one from anywhere before it: a worse case for a cache than retweets are.
-    generator = random.Random(1)
-    repeated = list(corpus[:repeat_rows])
-    for index in range(1, repeat_rows):
-        if generator.random() < REPEATED:
-            repeated[index] = repeated[generator.randrange(index)]
-    command("command, no repeats", corpus[:repeat_rows])
+    command("command, no repeats", distinct)
     command("command, 30 % repeats", repeated)
     command("command, 30 % repeats, no cache", repeated, "--cache_mb", "0")
     cores = str(available_cores())
-    command(f"processes: 1 of {cores} threads", corpus[:repeat_rows])
-    command(f"processes: {cores} of 1 thread", corpus[:repeat_rows], "--direct_num_workers", cores)
+    command(f"processes: 1 of {cores} threads", distinct)
+    command(f"processes: {cores} of 1 thread", distinct, "--direct_num_workers", cores)
     rows.append(_bare(corpus[:_SAMPLE], model, precision))
     return rows + _stages(directory, corpus[:_SAMPLE], model, precision)
+
+
+def _repeated(corpus: list[str], within: int) -> list[str]:
+    """The texts, of which three in ten have become one of those before."""
+    generator = random.Random(1)
+    repeated = list(corpus)
+    for index in range(1, len(repeated)):
+        if generator.random() < REPEATED:
+            repeated[index] = repeated[generator.randrange(max(0, index - within) if within else 0, index)]
+    return repeated
 
 
 def _row(what: str, count: int, seconds: float, tokens: int = 0, bytes_: int = 0) -> dict[str, Any]:
