@@ -111,12 +111,12 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()
+    ways = {method: _changes(method) for method in options.methods.split(",")}
     if not options.table:
         RESULTS.mkdir(exist_ok=True)
         base = load_bundle(options.model)
         for seed in map(int, options.seeds.split(",")):
-            for method in options.methods.split(","):
-                changes = _changes(method)
+            for method, changes in ways.items():
                 for task in TASKS:
                     if task.name in options.sets.split(","):
                         _run(task, options.data, base, method, changes, seed)
