@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from torchmoji_core.memory import keep_freed_memory
+
 _BATCHES = """
 import resource, sys, threading
 from torchmoji_core.memory import keep_freed_memory
@@ -31,3 +33,11 @@ def test_memory_of_a_thread_is_used_again() -> None:
         return int(subprocess.check_output([sys.executable, "-c", _BATCHES, what]))
 
     assert page_faults("keep") < page_faults("return") / 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=131072")]
+)
+def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert not keep_freed_memory()
