@@ -37,7 +37,11 @@ def arithmetic(request: pytest.FixtureRequest) -> Arithmetic:
 
 
 def encoded(arithmetic: Arithmetic, x: Tensor) -> Tensor:
-    return arithmetic.encode(x, torch.empty(x.shape, dtype=arithmetic.activation))
+    encoding = arithmetic.encoding()
+    result = encoding.like(x)
+    encoding.encode(x, result)
+    assert result.dtype == arithmetic.activation
+    return result
 
 
 def numbers(arithmetic: Arithmetic, inputs: int, outputs: int, rows: int = 70) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,11 +21,11 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from torchmoji_core.errors import InputError
@@ -37,13 +37,12 @@ _LOGGER = logging.getLogger(__name__)
 INT8_STEPS = 254
 """Steps of a uint8 activation between -1/2 and 1/2."""
 INT8_ZERO = 128
-_HALF_UP = torch.tensor(INT8_ZERO + 0.5)
 _MKL_ROWS, _MKL_COLUMNS = 4, 16
 """MKL sums each row in the same order whatever the number of rows, if it is a multiple of 4 and that of the columns
 of 16; with one to three rows, and some numbers of columns, it uses other kernels, which differ by an ulp or two."""
 
 
-class Weight(ABC):
+class Weight(nn.Module, ABC):
     """A matrix W [outputs, inputs] prepared for products with encoded activations x [rows, inputs]."""
 
     @abstractmethod
@@ -53,6 +52,35 @@ class Weight(ABC):
     @abstractmethod
     def add_to(self, sums: Tensor, x: Tensor) -> None:
         """sums += x W', [rows, outputs], of the elementwise type."""
+
+
+class Encoding(nn.Module):
+    """Activations in the products' type: here, one of torch's floats."""
+
+    def __init__(self, kind: torch.dtype) -> None:
+        super().__init__()
+        self._empty = torch.empty(0, dtype=kind)
+
+    def like(self, x: Tensor) -> Tensor:
+        """Zeros of the products' type in the shape of x."""
+        return self._empty.new_zeros(x.size())
+
+    def encode(self, x: Tensor, out: Tensor) -> None:
+        """Activations in [-1/2, 1/2] -> `out`, in the products' type. Overwrites nothing else."""
+        out.copy_(x)
+
+
+class Int8Encoding(Encoding):
+    """uint8 of `INT8_STEPS` around `INT8_ZERO`."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.uint8)
+        # Conversion to an integer cuts off: half a step more makes it round to the nearest.
+        self._half_up = torch.tensor(INT8_ZERO + 0.5)
+        self._steps = INT8_STEPS
+
+    def encode(self, x: Tensor, out: Tensor) -> None:
+        out.copy_(torch.add(self._half_up, x, alpha=self._steps))
 
 
 class Arithmetic(ABC):
@@ -77,27 +105,36 @@ class Arithmetic(ABC):
     def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
         """Prepare W [outputs, inputs] and a bias [outputs], both of the elementwise type."""
 
-    def encode(self, x: Tensor, out: Tensor) -> Tensor:
-        """Activations in [-1/2, 1/2] -> `out`, in the products' type. Overwrites nothing else."""
-        return out.copy_(x)
+    def encoding(self) -> Encoding:
+        """How activations are given to the products."""
+        return Encoding(self.activation)
+
+
+def _for_mkl(matrix: Tensor) -> Tensor:
+    """W [outputs, inputs] -> [inputs, outputs rounded up]."""
+    return pad(matrix, (0, 0, 0, -len(matrix) % _MKL_COLUMNS)).t().contiguous()
+
+
+def _mkl_product(x: Tensor, matrix: Tensor, multiple: int = _MKL_ROWS) -> Tensor:
+    """x W' by torch's ordinary product, [rows, outputs rounded up], of W as `_for_mkl` has it."""
+    missing = -len(x) % multiple
+    return torch.mm(pad(x, [0, 0, 0, missing]), matrix)[: len(x)] if missing > 0 else torch.mm(x, matrix)
 
 
 class _MklWeight(Weight):
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
         self._outputs = len(matrix)
-        self._transposed = pad(matrix, (0, 0, 0, -len(matrix) % _MKL_COLUMNS)).t().contiguous()
+        self._matrix = _for_mkl(matrix)
         self._bias = bias
 
     def project(self, x: Tensor) -> Tensor:
-        products = self._products(x)
-        return products if self._bias is None else products + self._bias
+        products = _mkl_product(x, self._matrix)[:, : self._outputs]
+        bias = self._bias
+        return products if bias is None else products + bias
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
-        sums += self._products(x)
-
-    def _products(self, x: Tensor) -> Tensor:
-        whole = pad(x, (0, 0, 0, -len(x) % _MKL_ROWS)) if len(x) % _MKL_ROWS else x
-        return torch.mm(whole, self._transposed)[: len(x), : self._outputs]
+        sums += _mkl_product(x, self._matrix)[:, : self._outputs]
 
 
 class MklFloat32(Arithmetic):
@@ -120,6 +157,7 @@ class _PackedWeight(Weight):
     """Packed once into the layout that oneDNN's kernels read."""
 
     def __init__(self, matrix: Tensor, bias: Tensor | None, activation: torch.dtype) -> None:
+        super().__init__()
         self._bias = bias
         # A single output has one order of summation anyway.
         self._inputs = matrix.shape[1] if len(matrix) == 1 else _UNSPLIT_INPUTS
@@ -129,19 +167,20 @@ class _PackedWeight(Weight):
         ]
 
     def project(self, x: Tensor) -> Tensor:
-        first, *others = self._products(x)
-        sums = first.float()
-        for product in others:
-            sums += product
-        return sums if self._bias is None else sums.add_(self._bias)
+        sums = self._product(x, 0).float()
+        for part in range(1, len(self._parts)):
+            sums += self._product(x, part)
+        bias = self._bias
+        return sums if bias is None else sums.add_(bias)
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
-        for product in self._products(x):
-            sums += product
+        for part in range(len(self._parts)):
+            sums += self._product(x, part)
 
-    def _products(self, x: Tensor) -> Iterator[Tensor]:
-        for part, weight in zip(x.split(self._inputs, dim=1), self._parts, strict=True):
-            yield torch.ops.mkldnn._linear_pointwise(part, weight, None, "none", [], "")
+    def _product(self, x: Tensor, part: int) -> Tensor:
+        values = x[:, part * self._inputs : (part + 1) * self._inputs]
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(values, self._parts[part], None, "none", [], "")
+        return product
 
 
 _PACKED_FOR_ROWS = 64
@@ -184,22 +223,28 @@ class _QuantizedMatrix:
 
 class _OneDnnInt8Weight(Weight):
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
         quantized = _QuantizedMatrix(matrix)
         self._scale, self._bias = quantized.scale, bias
-        self._zero = torch.zeros(len(matrix), dtype=torch.int64)
+        self._zeros = torch.zeros(len(matrix), dtype=torch.int64)
         self._packed = torch.ops.onednn.qlinear_prepack(quantized.values, [_PACKED_FOR_ROWS, matrix.shape[1]])
+        self._x_scale, self._x_zero = 1 / INT8_STEPS, INT8_ZERO
 
     def project(self, x: Tensor) -> Tensor:
-        return torch.ops.onednn.qlinear_pointwise(
-            x, 1 / INT8_STEPS, INT8_ZERO, self._packed, self._scale, self._zero, self._bias,
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(
+            x, self._x_scale, self._x_zero, self._packed, self._scale, self._zeros, self._bias,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
+        return product
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
-        torch.ops.onednn.qlinear_pointwise.binary(
-            x, 1 / INT8_STEPS, INT8_ZERO, self._packed, self._scale, self._zero, sums, None,
+        same = torch.ops.onednn.qlinear_pointwise(
+            x, self._x_scale, self._x_zero, self._packed, self._scale, self._zeros, sums, None,
             1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
         )  # fmt: skip
+        # It writes to `sums`, but its signature does not say so: without a use TorchScript would leave it out.
+        if same.size(0) != sums.size(0):
+            raise RuntimeError("a product of another shape")
 
 
 class OneDnnInt8(Arithmetic):
@@ -219,19 +264,21 @@ class OneDnnInt8(Arithmetic):
     def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
         return _OneDnnInt8Weight(matrix, bias)
 
-    def encode(self, x: Tensor, out: Tensor) -> Tensor:
-        # Conversion to an integer cuts off: half a step more makes it round to the nearest.
-        return out.copy_(torch.add(_HALF_UP, x, alpha=INT8_STEPS))
+    def encoding(self) -> Encoding:
+        return Int8Encoding()
 
 
 class _ExactInt8Weight(Weight):
     """The same integers in float32, which is exact up to 1,040 inputs at a time (1040 * 127 * 127 < 2 ** 24)."""
 
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
         quantized = _QuantizedMatrix(matrix)
-        self._parts = [_MklWeight(part.float(), None) for part in quantized.values.split(_EXACT_INPUTS, dim=1)]
+        self._outputs = len(matrix)
+        self._parts = [_for_mkl(part.float()) for part in quantized.values.split(_EXACT_INPUTS, dim=1)]
         self._scale = quantized.scale / INT8_STEPS
         self._bias = matrix.new_zeros(len(matrix)) if bias is None else bias
+        self._inputs, self._x_zero = _EXACT_INPUTS, INT8_ZERO
 
     def project(self, x: Tensor) -> Tensor:
         sums = self._bias.repeat(len(x), 1)
@@ -239,9 +286,9 @@ class _ExactInt8Weight(Weight):
         return sums
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
-        parts = (x.float() - INT8_ZERO).split(_EXACT_INPUTS, dim=1)
-        products = [weight.project(part) for weight, part in zip(self._parts, parts, strict=True)]
-        sums.addcmul_(torch.stack(products).sum(dim=0), self._scale)
+        values = (x.float() - self._x_zero).split(self._inputs, 1)
+        products = [_mkl_product(values[part], matrix) for part, matrix in enumerate(self._parts)]
+        sums.addcmul_(torch.stack(products).sum(0)[:, : self._outputs], self._scale)
 
 
 _EXACT_INPUTS = 1024
@@ -304,7 +351,9 @@ def fault_of(arithmetic: Arithmetic) -> str | None:
     matrix, bias = (2 * signs(outputs, inputs)).to(x.dtype), torch.arange(outputs).to(x.dtype)
     try:
         weight = arithmetic.weight(matrix, bias)
-        encoded = arithmetic.encode(x, torch.empty(x.shape, dtype=arithmetic.activation))
+        encoding = arithmetic.encoding()
+        encoded = encoding.like(x)
+        encoding.encode(x, encoded)
         sums = weight.project(encoded)
         weight.add_to(sums, encoded)
     except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
