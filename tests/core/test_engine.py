@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +20,7 @@ from torchmoji_core.batching import BatchLimits, plan_batches
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.inference.engine import Engine
+from torchmoji_core.inference.network import Network, Output
 from torchmoji_core.model import TorchMoji, dimensions_of, pack_ids
 
 MakeState = Callable[..., dict[str, Tensor]]
@@ -155,6 +158,35 @@ def test_lower_precisions_say_much_the_same(
     assert (probabilities.argmax(axis=1) == golden_model.probabilities.argmax(axis=1)).mean() >= same
     lengths = np.linalg.norm(embedding, axis=1) * np.linalg.norm(expected, axis=1)
     assert ((embedding * expected).sum(axis=1) / lengths).min() >= cosine
+
+
+def broken(network: Network) -> Network:
+    raise RuntimeError("no such operator\nand more")
+
+
+def wrong(network: Network) -> Callable[..., Output]:
+    return lambda *batch: tuple(values + 1 for values in network(*batch))  # type: ignore[return-value]
+
+
+@needs_mkl
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "int8"])
+@pytest.mark.parametrize(
+    ("script", "fault"), [(broken, "no such operator"), (wrong, "wrong results")], ids=["broken", "wrong"]
+)
+def test_without_torchscript_the_bits_are_the_same(
+    state: dict[str, Tensor],
+    precision: str,
+    script: Callable[[Network], object],
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO, "torchmoji_core"):
+        rows = run(Engine(state, precision), POOL)
+        assert sys.version_info >= (3, 14) or not caplog.records
+        monkeypatch.setattr(torch.jit, "script", script)
+        assert_rows_equal(run(Engine(state, precision), POOL), rows)
+        assert sys.version_info >= (3, 14) or f"without TorchScript ({fault})" in caplog.text
 
 
 def test_huge_logits_give_numbers(state: dict[str, Tensor]) -> None:

@@ -18,6 +18,7 @@ takes two thirds of the time.
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -194,9 +195,11 @@ class Network(nn.Module):
 def compiled(network: Network, example: tuple[Tensor, Tensor, list[int]]) -> Call:
     """The network run by TorchScript where that gives the same bits for an example, else the network itself.
 
-    TorchScript is deprecated and not in every Python that torch is for; torch.compile, its successor, would need a C++
-    compiler on every worker and a quarter of a minute at each start.
+    torch has deprecated TorchScript, and does not support it from Python 3.14 on. Its successor, torch.compile, would
+    need a C++ compiler on every worker and a quarter of a minute at each start.
     """
+    if sys.version_info >= _UNSUPPORTED_PYTHON:
+        return _as_it_is(network, "torch does not support it in this Python")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -208,10 +211,13 @@ def compiled(network: Network, example: tuple[Tensor, Tensor, list[int]]) -> Cal
     return script if same else _as_it_is(network, "wrong results")
 
 
+_UNSUPPORTED_PYTHON = (3, 14)
+
+
 def _same_bits(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
 def _as_it_is(network: Network, fault: str) -> Network:
-    _LOGGER.warning("TorchScript does not start here (%s): same results, slower in several threads", fault)
+    _LOGGER.info("the engine runs without TorchScript (%s): same results, slower in several threads", fault)
     return network
