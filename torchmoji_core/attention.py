@@ -27,7 +27,9 @@ class AttentionWeightedAverage(nn.Module):
         data, batch_sizes = sequence.data, sequence.batch_sizes
         n_rows = int(batch_sizes[0])
         rows = torch.cat([torch.arange(size) for size in batch_sizes.tolist()]).to(data.device)
-        logits = (data @ self.attention_vector).to(data.dtype)  # autocast would go on in bfloat16
+        # In bfloat16, as autocast would have it, oneDNN keeps a compiled kernel for every number of tokens.
+        with torch.autocast(data.device.type, enabled=False):
+            logits = data @ self.attention_vector.to(data.dtype)
         # The row's own maximum: exp cannot overflow, and its largest term is 1, so the sum cannot vanish.
         maximum = logits.new_full((n_rows,), -torch.inf).scatter_reduce(0, rows, logits.detach(), "amax")
         weights = (logits - maximum[rows]).exp()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from torch.nn.utils.rnn import PackedSequence
 
 DIRECTIONS = ("", "_reverse")
@@ -49,15 +49,22 @@ class HardSigmoidLSTM(nn.Module):
         """
         batch_sizes = sequence.batch_sizes.tolist()
         slope, offset = folded_hard_sigmoid(self.hidden_size, sequence.data)
+        n_tokens = len(sequence.data)
+        data = pad(sequence.data, (0, 0, 0, -n_tokens % _TOKEN_MULTIPLE))
         outputs = []
         for suffix in DIRECTIONS:
             weight_ih, weight_hh, bias_ih, bias_hh = (
                 self.get_parameter(f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             bias = (bias_ih + bias_hh) * slope + offset
-            projected = linear(sequence.data, weight_ih * slope[:, None], bias)
+            projected = linear(data, weight_ih * slope[:, None], bias)
             outputs.append(_Recurrence.apply(projected, weight_hh * slope[:, None], batch_sizes, suffix != ""))
-        return sequence._replace(data=torch.cat(outputs, dim=1))
+        return sequence._replace(data=torch.cat(outputs, dim=1)[:n_tokens])
+
+
+_TOKEN_MULTIPLE, _ROW_MULTIPLE = 64, 8
+"""Products are given whole multiples of tokens and of rows: in bfloat16 oneDNN compiles kernels for every number and
+keeps the last thousand, of half a megabyte and more, which in the course of a training come to gigabytes."""
 
 
 def folded_hard_sigmoid(hidden_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,21 +107,26 @@ class _Recurrence(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, projected: Tensor, weight_hh: Tensor, batch_sizes: list[int], reverse: bool
     ) -> Tensor:
-        """projected [tokens, 4 * hidden] and weight_hh [4 * hidden, hidden] -> hidden states [tokens, hidden]."""
+        """projected [at least tokens, 4 * hidden], weight_hh [4 * hidden, hidden] -> hidden states [as many, hidden].
+
+        What stands behind the tokens is no number that means anything.
+        """
         size = weight_hh.shape[1]
         steps = steps_of(batch_sizes, reverse)
         weight = weight_hh.to(projected.dtype)
         transposed = weight.t()
         gates = torch.empty_like(projected)
         cells = weight_hh.new_empty(len(projected), size)
-        hidden = projected.new_empty(cells.shape)
-        product = torch.empty_like(gates[: batch_sizes[0]])
-        buffer = weight_hh.new_empty(product.shape)
+        # A product may read rows behind its step's, and gives numbers for them that are left alone.
+        hidden = projected.new_zeros(len(projected) + _ROW_MULTIPLE, size)
+        product = projected.new_empty(_whole(batch_sizes[0]), 4 * size)
+        buffer = weight_hh.new_empty(batch_sizes[0], 4 * size)
         tanh_cell = cells.new_empty(batch_sizes[0], size)
         for start, end, previous, rows in steps:
             gate = buffer[: end - start].copy_(projected[start:end])
             if rows:
-                gate[:rows] += torch.mm(hidden[previous : previous + rows], transposed, out=product[:rows])
+                torch.mm(hidden[previous : previous + _whole(rows)], transposed, out=product[: _whole(rows)])
+                gate[:rows] += product[:rows]
             gate[:, : 2 * size].clamp_(0, 1)
             gate[:, 2 * size : 3 * size].tanh_()
             gate[:, 3 * size :].clamp_(0, 1)
@@ -124,6 +136,7 @@ class _Recurrence(torch.autograd.Function):
                 cell[:rows].addcmul_(f[:rows], cells[previous : previous + rows])
             torch.mul(torch.tanh(cell, out=tanh_cell[: end - start]), o, out=hidden[start:end])
             gates[start:end] = gate
+        hidden = hidden[: len(projected)]
         ctx.save_for_backward(weight, gates, cells, hidden)  # type: ignore[attr-defined]
         ctx.steps = steps  # type: ignore[attr-defined]
         return hidden
@@ -143,9 +156,9 @@ class _Recurrence(torch.autograd.Function):
         steps: list[tuple[int, int, int, int]] = ctx.steps  # type: ignore[attr-defined]
         size = weight.shape[1]
         most_rows = max(end - start for start, end, _, _ in steps)
-        grad_gates = torch.empty_like(gates)
+        grad_gates = gates.new_zeros(len(gates) + _ROW_MULTIPLE, 4 * size)
         previous_hidden = torch.zeros_like(hidden)
-        product = weight.new_empty(most_rows, size)
+        product = weight.new_empty(_whole(most_rows), size)
         buffer, grad_buffer = (cells.new_empty(most_rows, 4 * size) for _ in range(2))
         tanh_cells, share = (cells.new_empty(most_rows, size) for _ in range(2))
         grad_h, grad_c = (cells.new_zeros(most_rows, size) for _ in range(2))  # what comes from later steps
@@ -168,13 +181,19 @@ class _Recurrence(torch.autograd.Function):
             grad_f[rows:] = 0  # at a row's first step there is nothing to forget
             _clamp_backward(grad_gate[:, : 2 * size], gate[:, : 2 * size])
             _clamp_backward(grad_o, o)
-            low = grad_gates[start:end].copy_(grad_gate)
+            grad_gates[start:end] = grad_gate
             if rows:
                 previous_hidden[start : start + rows] = hidden[previous : previous + rows]
-                grad_h[:rows] = torch.mm(low[:rows], weight, out=product[:rows])
+                torch.mm(grad_gates[start : start + _whole(rows)], weight, out=product[: _whole(rows)])
+                grad_h[:rows] = product[:rows]
                 grad_c[:rows] *= f[:rows]
+        grad_gates = grad_gates[: len(gates)]
         trained = ctx.needs_input_grad[1]  # type: ignore[attr-defined]
         return grad_gates, torch.mm(grad_gates.t(), previous_hidden) if trained else None, None, None
+
+
+def _whole(rows: int) -> int:
+    return rows + -rows % _ROW_MULTIPLE
 
 
 def _clamp_backward(gradient: Tensor, clamped: Tensor) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
+from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.memory import keep_freed_memory
+from torchmoji_core.model import Dimensions, TorchMoji, pack_ids
+from torchmoji_core.processor import has_bfloat16
+from torchmoji_core.training.optimization import products_in
 
 _BATCHES = """
 import resource, sys, threading
@@ -41,3 +48,24 @@ def test_memory_of_a_thread_is_used_again() -> None:
 def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     assert not keep_freed_memory()
+
+
+@pytest.mark.skipif(not has_bfloat16() or not sys.platform.startswith("linux"), reason="no bfloat16, or no /proc")
+def test_training_in_bfloat16_takes_no_more_memory_with_every_batch() -> None:
+    """Products used to leave kernels behind for every number of rows and of tokens: megabytes a batch."""
+    model = TorchMoji(Dimensions(vocabulary=50, embedding=32, hidden=32, classes=4))
+    initialize_like_keras(model)
+
+    def train(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            with products_in("bf16"):
+                output = model(pack_ids([[1] * (100 + number)] + [[2] * 40] * 20))
+            output.logits.square().mean().backward()
+
+    def resident_megabytes() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    train([0, 60])
+    before = resident_megabytes()
+    train(range(60))
+    assert resident_megabytes() - before < 30
