@@ -21,6 +21,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import cast
 
 import torch
@@ -201,17 +202,19 @@ def compiled(network: Network, example: tuple[Tensor, Tensor, list[int]]) -> Cal
     if sys.version_info >= _UNSUPPORTED_PYTHON:
         return _as_it_is(network, "torch does not support it in this Python")
     try:
-        with warnings.catch_warnings():
+        with _filtering_warnings, warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             script = cast(Call, torch.jit.script(network))
         # It watches the first runs and optimizes what it saw.
         same = all(_same_bits(script(*example), network(*example)) for _ in range(3))
-    except (RuntimeError, OSError, AttributeError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # TorchScript's own are of many kinds, and none stands in the way
         return _as_it_is(network, str(error).strip().partition("\n")[0] or type(error).__name__)
     return script if same else _as_it_is(network, "wrong results")
 
 
 _UNSUPPORTED_PYTHON = (3, 14)
+_filtering_warnings = Lock()
+"""The filters are the whole process's: threads that load a model each must not restore them in another order."""
 
 
 def _same_bits(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
@@ -219,5 +222,5 @@ def _same_bits(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
 
 
 def _as_it_is(network: Network, fault: str) -> Network:
-    _LOGGER.info("the engine runs without TorchScript (%s): same results, slower in several threads", fault)
+    _LOGGER.warning("the engine runs without TorchScript (%s): same results, slower in several threads", fault)
     return network
