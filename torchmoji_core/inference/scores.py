@@ -97,7 +97,7 @@ class Scores:
         if "probabilities" in outputs:
             columns["probabilities"] = _vectors(self.probabilities, empty, schema.field("probabilities").type)
         if "embedding" in outputs:
-            values = self.embedding.astype(embedding_type)
+            values = self.embedding.astype(embedding_type, copy=False)
             columns["embedding"] = _vectors(values, empty, schema.field("embedding").type)
         if "attention" in outputs:
             if tokens is None:
