@@ -61,9 +61,9 @@ class Encoding(nn.Module):
         super().__init__()
         self._empty = torch.empty(0, dtype=kind)
 
-    def like(self, x: Tensor) -> Tensor:
-        """Zeros of the products' type in the shape of x."""
-        return self._empty.new_zeros(x.size())
+    def zeros(self, rows: int, columns: int) -> Tensor:
+        """[rows, columns] of the products' type, to be filled."""
+        return self._empty.new_zeros([rows, columns])
 
     def encode(self, x: Tensor, out: Tensor) -> None:
         """Activations in [-1/2, 1/2] -> `out`, in the products' type. Overwrites nothing else."""
@@ -352,7 +352,7 @@ def fault_of(arithmetic: Arithmetic) -> str | None:
     try:
         weight = arithmetic.weight(matrix, bias)
         encoding = arithmetic.encoding()
-        encoded = encoding.like(x)
+        encoded = encoding.zeros(rows, inputs)
         encoding.encode(x, encoded)
         sums = weight.project(encoded)
         weight.add_to(sums, encoded)

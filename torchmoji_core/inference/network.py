@@ -77,7 +77,7 @@ class Direction(nn.Module):
         # Rows that have not begun have a state of zero, which is what a row begins with.
         cells = sums.new_zeros([len(all_gates), size])
         halves = sums.new_zeros([len(all_gates), size])
-        states = self.encoding.like(cells)
+        states = self.encoding.zeros(len(all_gates), size)
         self.encoding.encode(cells, states)
         place = places.split(batch_sizes)
         output = outputs[: len(places)].split(batch_sizes)
@@ -108,10 +108,10 @@ class Direction(nn.Module):
 class Layer(nn.Module):
     """Both directions."""
 
-    def __init__(self, forward: Direction, backward: Direction) -> None:
+    def __init__(self, ahead: Direction, back: Direction) -> None:
         super().__init__()
-        self.ahead = forward
-        self.back = backward
+        self.ahead = ahead
+        self.back = back
 
     def forward(self, inputs: Tensor, places: Tensor, batch_sizes: list[int], outputs: Tensor) -> None:
         """See `Direction`; outputs are [at least tokens, 2 * hidden]."""
@@ -162,11 +162,11 @@ class Network(nn.Module):
         n_tokens, hidden = len(token), self.hidden
         features = vectors.new_zeros([product_rows(n_tokens), 4 * hidden + vectors.size(1)])
         torch.index_select(vectors, 0, token, out=features[:n_tokens, 4 * hidden :])
-        encoded = self.encoding.like(vectors.new_empty([product_rows(len(vectors)), vectors.size(1)]))
+        encoded = self.encoding.zeros(product_rows(len(vectors)), vectors.size(1))
         self.encoding.encode(vectors, encoded[: len(vectors)])
         between = features[:, 2 * hidden : 4 * hidden]
         self.first(encoded, token, batch_sizes, between)
-        encoded = self.encoding.like(between)
+        encoded = self.encoding.zeros(len(features), 2 * hidden)
         self.encoding.encode(between, encoded)
         self.second(encoded, torch.arange(n_tokens), batch_sizes, features[:, : 2 * hidden])
         embedding, attention = self._attend(features, batch_sizes)
@@ -206,7 +206,8 @@ def compiled(network: Network, example: tuple[Tensor, Tensor, list[int]]) -> Cal
             warnings.simplefilter("ignore", DeprecationWarning)
             script = cast(Call, torch.jit.script(network))
         # It watches the first runs and optimizes what it saw.
-        same = all(_same_bits(script(*example), network(*example)) for _ in range(3))
+        expected = network(*example)
+        same = all(_same_bits(script(*example), expected) for _ in range(3))
     except Exception as error:  # TorchScript's own are of many kinds, and none stands in the way
         return _as_it_is(network, str(error).strip().partition("\n")[0] or type(error).__name__)
     return script if same else _as_it_is(network, "wrong results")
