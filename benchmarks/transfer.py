@@ -29,10 +29,11 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.training.classifier import ClassifierTraining, probabilities_of
 from torchmoji_core.training.finetuning import OUTPUT_LAYER
-from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot, read_labelled_texts
+from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot
 from torchmoji_core.training.metrics import confusion_matrix, f1_of, threshold_f1, top_k_accuracy
 from torchmoji_core.training.options import METHODS, FineTuningOptions
 from torchmoji_core.training.prediction import forward
+from transforms.training_data import read_labelled_texts
 
 DATA = TWEETS.parent
 RUNS = RESULTS / "transfer.jsonl"

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.bundle import load_bundle
     from torchmoji_core.memory import keep_freed_memory
     from torchmoji_core.training.classifier import ClassifierTraining
-    from torchmoji_core.training.labelled_texts import read_labelled_texts
+    from transforms.training_data import read_labelled_texts
 
     keep_freed_memory()
     if options.threads:

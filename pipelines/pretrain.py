@@ -75,6 +75,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
     from torchmoji_core.training.pretraining import Pretraining, calibrate, evaluate, teach
     from torchmoji_core.vocabulary import Vocabulary
+    from transforms.training_data import EmojiFile
 
     names = [field.name for field in dataclasses.fields(PretrainingOptions)]
     training_options = PretrainingOptions(**{name: getattr(options, name) for name in names})
@@ -89,6 +90,7 @@ def main(arguments: list[str]) -> int:
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
+    data = EmojiFile(options.data)
     start = load_bundle(options.start) if options.start else None
     teachers = [load_bundle(source) for source in options.teacher]
     models = [*([start] if start else []), *teachers]
@@ -97,13 +99,13 @@ def main(arguments: list[str]) -> int:
     elif models:
         vocabulary = models[0].vocabulary
     else:
-        counts = count_tokens(options.data, options.rows)
+        counts = count_tokens(data, options.rows)
         vocabulary = vocabulary_of(counts, training_options.min_count, options.vocabulary_size)
     for model in models:
         _check_reads_the_same(model, vocabulary, options.maxlen)
     with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
         prepared = options.prepared or Path(scratch)
-        splits = prepare(options.data, vocabulary, options.maxlen, prepared, options.rows)
+        splits = prepare(data, vocabulary, options.maxlen, prepared, options.rows)
         sizes = (len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
         dimensions = start.dimensions if start else Dimensions(*sizes)
         taught_by = {teacher.fingerprint: teacher.model() for teacher in teachers}
@@ -112,10 +114,10 @@ def main(arguments: list[str]) -> int:
         print(f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps", flush=True)
         trained = training.run(lambda figures: print(json.dumps(figures), flush=True), splits["val"])
         temperature = calibrate(trained, training.data, splits["val"], training_options.tilt)
-        labels = np.concatenate([data.labels for data in splits.values()])
+        labels = np.concatenate([part.labels for part in splits.values()])
         frequent = np.flatnonzero(np.bincount(labels, minlength=len(DEEPMOJI_EMOJIS)) >= FREQUENT)
-        scores = {name: evaluate(trained, data.head(SCORED_TEXTS), frequent) for name, data in splits.items()}
-        texts = {name: len(data) for name, data in splits.items()}
+        scores = {name: evaluate(trained, part.head(SCORED_TEXTS), frequent) for name, part in splits.items()}
+        texts = {name: len(part) for name, part in splits.items()}
     print(json.dumps(scores))
     provenance: dict[str, Any] = {
         "made_by": "python -m pipelines.pretrain",

@@ -9,9 +9,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
+from torchmoji_core.names import shown
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
 from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.ragged import Ragged, RaggedWriter
@@ -27,8 +29,21 @@ from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["text", "emoji", "emojis", "split"]
-_BATCH_ROWS = 65_536
 _MOST_COUNTED = 10_000_000
+
+
+class EmojiTexts(Protocol):
+    """Rows with the columns of `COLUMNS`: a text, its one emoji, all that it held (a list), train, val or test."""
+
+    name: str
+    """What they are called in errors."""
+
+    @property
+    def identity(self) -> list[Any]:
+        """Plain values that change when the rows do."""
+
+    def batches(self, columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+        """All rows from the first, in pieces, each a list by column; an InputError where that fails."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class EmojiCorpus:
         return replace(self, emojis=Ragged(self.emojis.values[kept], offsets))
 
 
-def count_tokens(path: str, rows: int | None = None) -> Counter[str]:
+def count_tokens(data: EmojiTexts, rows: int | None = None) -> Counter[str]:
     """How often each token occurs in the training texts.
 
     Above ten million distinct tokens those met once so far are dropped, so that memory is bounded: counts of rare
@@ -88,7 +103,7 @@ def count_tokens(path: str, rows: int | None = None) -> Counter[str]:
     """
     counts: Counter[str] = Counter()
     tokens = Tokenizer(Vocabulary(SPECIAL_TOKENS)).tokens
-    for split, batch in _read(path, ["text", "split"], rows):
+    for split, batch in _read(data, ["text", "split"], rows):
         if split == "train":
             for text in batch["text"]:
                 counts.update(tokens(text))
@@ -110,12 +125,12 @@ def vocabulary_of(counts: Counter[str], min_count: int, size: int) -> Vocabulary
 
 
 def prepare(
-    path: str, vocabulary: Vocabulary, maxlen: int, directory: Path, rows: int | None = None
+    data: EmojiTexts, vocabulary: Vocabulary, maxlen: int, directory: Path, rows: int | None = None
 ) -> dict[str, EmojiCorpus]:
-    """Tokenize a Parquet file of texts and emojis into `directory`, or map what an earlier call left there.
+    """Tokenize texts with their emojis into `directory`, or map what an earlier call left there.
 
     Args:
-        path: Parquet with columns text, emoji, emojis (list), split (train, val or test).
+        data: the texts.
         vocabulary: token to id.
         maxlen: tokens kept of each text.
         directory: for the files; it is created.
@@ -125,15 +140,15 @@ def prepare(
         The splits by name.
 
     Raises:
-        InputError: if the file cannot be read, a column is missing, a split has no rows, or an emoji is not one of
+        InputError: if the texts cannot be read, a split has no rows, a text is none, or an emoji is not one of
             DeepMoji's 64.
     """
-    identity = _identity(path, vocabulary, maxlen, rows)
+    identity = _identity(data, vocabulary, maxlen, rows)
     marker = directory / "prepared.json"
-    if not marker.exists() or json.loads(marker.read_bytes()) != identity:
+    if _prepared(marker) != identity:
         marker.unlink(missing_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
-        _write(path, Tokenizer(vocabulary), maxlen, directory, rows)
+        _write(data, Tokenizer(vocabulary), maxlen, directory, rows)
         marker.write_text(json.dumps(identity))
     prepared = {}
     for split in SPLITS:
@@ -141,17 +156,20 @@ def prepare(
         corpus, emojis = Corpus.map(folder, "tokens"), Ragged.map(folder, "emojis")
         prepared[split] = EmojiCorpus(corpus, emojis, Ragged.map(folder, "labels").values)
         if not len(corpus):
-            raise InputError(f"{path}: no rows with split {split!r}")
+            raise InputError(f"{data.name}: no rows with split {split!r}")
     return prepared
 
 
-def _identity(path: str, vocabulary: Vocabulary, maxlen: int, rows: int | None) -> dict[str, Any]:
-    try:
-        status = Path(path).stat()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+def _prepared(marker: Path) -> Any:
+    """Whose files there are; None if there are none, or they are not finished."""
+    with suppress(OSError, ValueError):
+        return json.loads(marker.read_bytes())
+    return None
+
+
+def _identity(data: EmojiTexts, vocabulary: Vocabulary, maxlen: int, rows: int | None) -> dict[str, Any]:
     return {
-        "data": [str(Path(path).absolute()), status.st_size, status.st_mtime_ns],
+        "data": data.identity,
         "vocabulary": hashlib.sha256(vocabulary.to_json().encode()).hexdigest(),
         "tokenizer": TOKENIZER_VERSION,
         "maxlen": maxlen,
@@ -159,50 +177,43 @@ def _identity(path: str, vocabulary: Vocabulary, maxlen: int, rows: int | None) 
     }
 
 
-def _read(path: str, columns: list[str], rows: int | None) -> Iterator[tuple[str, dict[str, list[Any]]]]:
-    """Pieces of one split each, in the order of the file."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
+def _read(data: EmojiTexts, columns: list[str], rows: int | None) -> Iterator[tuple[str, dict[str, list[Any]]]]:
+    """Pieces of one split each, in the order of the rows."""
     left = dict.fromkeys(SPLITS, rows)
-    try:
-        file = pq.ParquetFile(path)
-        missing = [name for name in columns if name not in file.schema_arrow.names]
-        if missing:
-            raise InputError(f"{path}: no column {missing[0]!r}; expected Parquet with columns {', '.join(COLUMNS)}")
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-            for split in SPLITS:
-                part = batch.filter(pc.equal(batch["split"], split)).slice(0, left[split])
-                if rows is not None:
-                    left[split] -= len(part)  # type: ignore[operator]
-                yield split, part.to_pydict()
-    except InputError:
-        raise
-    except Exception as error:  # pyarrow raises many kinds; each says what is wrong
-        raise InputError(f"{path}: {error}; expected Parquet with columns {', '.join(COLUMNS)}") from None
+    for batch in data.batches(columns):
+        for text in batch["text"]:
+            if not isinstance(text, str):
+                what = "null" if text is None else f"{shown(text)}, not a text"
+                raise InputError(f"{data.name}: a text is {what}; remove such rows")
+        for split in SPLITS:
+            held = [row for row, name in enumerate(batch["split"]) if name == split][: left[split]]
+            if rows is not None:
+                left[split] -= len(held)  # type: ignore[operator]
+            yield split, {name: [column[row] for row in held] for name, column in batch.items()}
 
 
-def _write(path: str, tokenizer: Tokenizer, maxlen: int, directory: Path, rows: int | None) -> None:
+def _write(data: EmojiTexts, tokenizer: Tokenizer, maxlen: int, directory: Path, rows: int | None) -> None:
     index = {emoji: number for number, emoji in enumerate(DEEPMOJI_EMOJIS)}
     writers = {}
     for split in SPLITS:
         (directory / split).mkdir(exist_ok=True)
         writers[split] = [RaggedWriter(directory / split, name) for name in ("tokens", "emojis", "labels")]
     try:
-        for split, batch in _read(path, COLUMNS, rows):
+        for split, batch in _read(data, COLUMNS, rows):
             tokens, emojis, labels = writers[split]
-            if None in batch["text"]:
-                raise InputError(f"{path}: a text is null; remove such rows")
             tokens.append([tokenizer.ids(text, maxlen) for text in batch["text"]])
-            emojis.append([_classes(row, index, path) for row in batch["emojis"]])
-            labels.append([_classes([emoji], index, path) for emoji in batch["emoji"]])
+            emojis.append([_classes(row, index, data.name) for row in batch["emojis"]])
+            labels.append([_classes([emoji], index, data.name) for emoji in batch["emoji"]])
     finally:
         for writer in (writer for writers_of_split in writers.values() for writer in writers_of_split):
             writer.close()
 
 
-def _classes(emojis: Sequence[str] | None, index: dict[str, int], path: str) -> list[int]:
-    try:
-        return [index[emoji] for emoji in dict.fromkeys(emojis or ())]  # distinct, in the order given
-    except KeyError as error:
-        raise InputError(f"{path}: {error} is not one of DeepMoji's 64 emojis") from None
+def _classes(emojis: Any, index: dict[str, int], source: str) -> list[int]:
+    if not isinstance(emojis, (list, str, type(None))):
+        raise InputError(f"{source}: the emojis of a text are {shown(emojis)}, not a list")
+    emojis = list(emojis or ())
+    for emoji in emojis:
+        if not isinstance(emoji, str) or emoji not in index:
+            raise InputError(f"{source}: {shown(emoji)} is not one of DeepMoji's 64 emojis")
+    return [index[emoji] for emoji in dict.fromkeys(emojis)]  # distinct, in the order given

@@ -1,20 +1,17 @@
-"""Texts with labels from Parquet, CSV or JSON Lines, every fault found and named before any training."""
+"""Texts with labels, every fault found and named before any training. `transforms.training_data` reads their files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchmoji_core.errors import InputError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from torchmoji_core.names import check_name, shown
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
@@ -85,77 +82,56 @@ def one_hot(labels: NDArray[Any], classes: int) -> NDArray[np.bool_]:
     return labels[:, None] == np.arange(classes)
 
 
-def read_labelled_texts(
-    path: str | Path, text_field: str, label_field: str, split_field: str = "split", classes: Sequence[str] = ()
+def label_texts(
+    source: str,
+    texts: list[Any],
+    labels: list[Any],
+    splits: list[Any] | None,
+    classes: Sequence[str] = (),
+    text_field: str = "text",
+    label_field: str = "label",
 ) -> LabelledTexts:
-    """Read a task.
+    """Make a task of columns, as they stand in a file.
 
     Labels may be whole numbers, booleans or names, one of each text; or a list of each text: of booleans (or zeros
     and ones), one of each class; or of names, those that hold, as the emojis of a tweet.
 
     Args:
-        path: .parquet, .csv or .jsonl (also .json, .ndjson); .csv and .jsonl may be compressed (.gz).
-        text_field: column of the texts.
-        label_field: column of the labels.
-        split_field: column of the splits (train, val or validation, test); it may be missing.
+        source: where the rows are from, for errors.
+        texts: one of each row.
+        labels: likewise.
+        splits: likewise (train, val or validation, test); None where the data does not say.
         classes: names of the classes. Labels that are numbers count them from 0. By default the distinct labels.
+        text_field: column of the texts, for errors.
+        label_field: column of the labels, for errors.
 
     Raises:
-        InputError: for a file that cannot be read, a missing column, an empty or missing text, a missing label, one
-            outside the classes, or an unknown split; it names the first row at fault, counted from 1.
+        InputError: for an empty or missing text, a missing label, one outside the classes, a class whose name is no
+            line of text, or an unknown split; it names the first row at fault, counted from 1.
     """
-    table = _read_table(Path(path))
-    for name in (text_field, label_field):
-        if name not in table.column_names:
-            raise InputError(f"{path}: no column {name!r}; it has {', '.join(map(repr, table.column_names[:20]))}")
-    if not len(table):
-        raise InputError(f"{path}: no rows")
-    texts = table[text_field].to_pylist()
+    if not texts:
+        raise InputError(f"{source}: no rows")
+    for name in classes:
+        check_name("the name of a class", name)
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
-            raise InputError(f"{path}, row {number}: {text_field!r} is {text!r}, not a text; mend or remove such rows")
+            raise InputError(
+                f"{source}, row {number}: {text_field!r} is {shown(text)}, not a text; mend or remove such rows"
+            )
         if not text.strip():
-            raise InputError(f"{path}, row {number}: the text is empty; remove such rows")
-    labels, names = _Labels(f"{path}, row", label_field, table[label_field].to_pylist(), tuple(classes)).read()
-    splits = None
-    if split_field in table.column_names:
-        splits = np.array(
-            [_split(f"{path}, row {n}", value) for n, value in enumerate(table[split_field].to_pylist(), 1)]
-        )
-    return LabelledTexts(texts, labels, names, splits)
-
-
-def _read_table(path: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    kind = suffixes[-1] if suffixes else ""
-    try:
-        if kind == ".parquet":
-            return pa.parquet.read_table(path)
-        if kind == ".csv":
-            parsing = pa.csv.ParseOptions(newlines_in_values=True)
-            # Only an empty field is missing: a text may be the word "null".
-            converting = pa.csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-            return pa.csv.read_csv(path, parse_options=parsing, convert_options=converting)
-        if kind in (".jsonl", ".ndjson", ".json"):
-            with pa.input_stream(path) as stream:
-                return pa.json.read_json(stream)
-    except (OSError, pa.ArrowException) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise InputError(f"{path}: cannot be read ({reason})") from None
-    raise InputError(f"{path}: the name must end in .parquet, .csv or .jsonl")
+            raise InputError(f"{source}, row {number}: the text is empty; remove such rows")
+    found, names = _Labels(f"{source}, row", label_field, labels, tuple(classes)).read()
+    if splits is None:
+        return LabelledTexts(texts, found, names, None)
+    return LabelledTexts(
+        texts, found, names, np.array([_split(f"{source}, row {n}", value) for n, value in enumerate(splits, 1)])
+    )
 
 
 def _split(where: str, value: object) -> str:
-    name = _SPLIT_NAMES.get(str(value).lower())
+    name = _SPLIT_NAMES.get(value.lower()) if isinstance(value, str) else None
     if name is None:
-        raise InputError(f"{where}: split {value!r} is unknown; expected train, val or test")
+        raise InputError(f"{where}: split {shown(value)} is unknown; expected train, val or test")
     return name
 
 
@@ -168,14 +144,16 @@ class _Labels:
     def read(self) -> tuple[NDArray[Any], tuple[str, ...]]:
         if len(set(self._classes)) != len(self._classes):
             raise InputError("a class is named twice")
+        if len(self._classes) > _MOST_CLASSES:
+            raise InputError(f"{len(self._classes):,} classes are named; {_MOST_CLASSES:,} are the most")
         for number, value in enumerate(self._values, 1):
             if value is None or (isinstance(value, float) and math.isnan(value)):
                 raise InputError(f"{self._where} {number}: no {self._field!r}; label or remove such rows")
         if any(isinstance(value, list) for value in self._values):
             return self._read_lists()
         values = [self._plain(number, value) for number, value in enumerate(self._values, 1)]
-        names = self._classes or self._distinct(values)
-        return np.array([self._index(number, value, names) for number, value in enumerate(values, 1)], np.int64), names
+        indices, names = self._indices([[value] for value in values])
+        return np.array([index for (index,) in indices], np.int64), names
 
     def _read_lists(self) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
         rows = [
@@ -183,16 +161,19 @@ class _Labels:
             for number, row in enumerate(self._values, 1)
         ]
         if any(isinstance(value, str) for row in rows for value in row):
-            names = self._classes or self._distinct([value for row in rows for value in row])
+            indices, names = self._indices(rows)
             labels = np.zeros((len(rows), len(names)), bool)
-            for number, row in enumerate(rows, 1):
-                labels[number - 1, [self._index(number, value, names) for value in row]] = True
+            for row, held in enumerate(indices):
+                labels[row, held] = True
             return labels, names
         width = len(self._classes) or max(map(len, rows))
+        if not 0 < width <= _MOST_CLASSES:
+            raise InputError(f"{self._field!r} has lists of {width:,}; expected 1 to {_MOST_CLASSES:,} of 0 or 1")
         for number, row in enumerate(rows, 1):
             if len(row) != width or not set(row) <= {0, 1}:
                 raise InputError(
-                    f"{self._where} {number}: {self._field!r} is {row!r}; expected {width} of 0 or 1, one of each class"
+                    f"{self._where} {number}: {self._field!r} is {shown(row)}; "
+                    f"expected {width} of 0 or 1, one of each class"
                 )
         return np.array(rows, bool), self._classes or tuple(map(str, range(width)))
 
@@ -205,27 +186,40 @@ class _Labels:
 
     def _fault(self, number: int, value: Any) -> Any:
         raise InputError(
-            f"{self._where} {number}: {self._field!r} is {value!r}; expected a whole number, a name, or a list of them"
+            f"{self._where} {number}: {self._field!r} is {shown(value)}; "
+            "expected a whole number, a name, or a list of them"
         )
 
-    def _distinct(self, values: list[str | int]) -> tuple[str, ...]:
-        if all(isinstance(value, int) for value in values):
-            numbers = {int(value) for value in values}
-            if min(numbers) >= 0 and max(numbers) < _MOST_CLASSES:
-                return tuple(map(str, range(max(numbers) + 1)))
-            outside = next(n for n, value in enumerate(values, 1) if not 0 <= int(value) < _MOST_CLASSES)
-            return self._fault_outside(outside, values[outside - 1], f"0 to {_MOST_CLASSES - 1}")
-        distinct = sorted({str(value) for value in values})
+    def _indices(self, rows: Sequence[Sequence[str | int]]) -> tuple[list[list[int]], tuple[str, ...]]:
+        """The classes of each row, and the names of all classes."""
+        rows_of = {value: number for number, row in reversed(list(enumerate(rows, 1))) for value in row}
+        for value, number in rows_of.items():
+            if isinstance(value, str):
+                check_name(f"{self._where} {number}: a class in {self._field!r}", value)
+        kinds = {type(value): number for value, number in sorted(rows_of.items(), key=lambda item: -item[1])}
+        if len(kinds) > 1:  # is 1 the class "1", or the second one?
+            raise InputError(
+                f"{self._where}s {min(kinds.values())} and {max(kinds.values())}: {self._field!r} is a number in one "
+                "and a name in the other; give numbers or names"
+            )
+        names = self._classes or self._distinct(rows_of)
+        index: dict[str | int, int]
+        index = (
+            {name: number for number, name in enumerate(names)} if str in kinds else {n: n for n in range(len(names))}
+        )
+        for value, number in rows_of.items():
+            if value not in index:
+                outside = ", ".join(names[:20]) if self._classes else f"0 to {_MOST_CLASSES - 1}"
+                raise InputError(
+                    f"{self._where} {number}: {self._field!r} is {shown(value)}, outside the classes ({outside})"
+                )
+        return [[index[value] for value in row] for row in rows], names
+
+    def _distinct(self, values: Iterable[str | int]) -> tuple[str, ...]:
+        numbers = [value for value in values if isinstance(value, int)]
+        if numbers:
+            return tuple(map(str, range(min(max(numbers), _MOST_CLASSES - 1) + 1)))
+        distinct = sorted(map(str, values))
         if len(distinct) > _MOST_CLASSES:
             raise InputError(f"{self._field!r} has {len(distinct):,} different values; these are not classes")
         return tuple(distinct)
-
-    def _index(self, number: int, value: str | int, names: tuple[str, ...]) -> int:
-        if isinstance(value, int) and 0 <= value < len(names):
-            return value
-        if isinstance(value, str) and value in names:
-            return names.index(value)
-        return self._fault_outside(number, value, ", ".join(names[:20]))
-
-    def _fault_outside(self, number: int, value: object, expected: str) -> Any:
-        raise InputError(f"{self._where} {number}: {self._field!r} is {value!r}, outside the classes ({expected})")
