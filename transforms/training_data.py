@@ -115,8 +115,9 @@ def _rows(path: str | Path, kind: str, columns: Sequence[str] | None = None) -> 
     """
     kept = number = 0
     with _one_line(path), open_regular(path) as file:
-        most = max(MAX_KEPT_BYTES, MAX_EXPANSION * os.fstat(file.fileno()).st_size)
-        if not file.peek(1):
+        size = os.fstat(file.fileno()).st_size
+        most = max(MAX_KEPT_BYTES, MAX_EXPANSION * size)
+        if not size:
             raise InputError(f"{path}: cannot be read (it is empty)")
         names = None if columns is None else tuple(columns)
         for number, record in enumerate(read_records(file, str(path), kind, columns=names), 1):

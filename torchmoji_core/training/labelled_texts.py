@@ -163,8 +163,8 @@ class _Labels:
         if any(isinstance(value, str) for row in rows for value in row):
             indices, names = self._indices(rows)
             labels = np.zeros((len(rows), len(names)), bool)
-            for row, held in enumerate(indices):
-                labels[row, held] = True
+            for row_of_labels, held in zip(labels, indices, strict=True):
+                row_of_labels[held] = True
             return labels, names
         width = len(self._classes) or max(map(len, rows))
         if not 0 < width <= _MOST_CLASSES:
