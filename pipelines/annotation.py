@@ -56,7 +56,7 @@ def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
         selection = select(data_set, listed, vanished, config, model.fingerprint, time.time())
         plan = make_plan(config, data_set, selection, model, kind)
         figures.update(model=model.name, fingerprint=model.fingerprint, **selection.figures)
-        said = f"{plan.describe()}\n{selection.describe()}"
+        said = [*plan.describe(), selection.describe()]
         announce("plan", said, input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
         if config.score.dry_run:
             announce("dry_run", "dry run: nothing was scored or written")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import re
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, get_type_hints
 
+from pipelines import console
 from pipelines.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LeaseHeldError, RunError
 
@@ -29,6 +31,10 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message.removeprefix('argument ')}; --help lists all options")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End after --help, whose output is all that it does."""
+        super().exit(_told(status, is_all=True), message)
+
 
 def run_command(main: Callable[[list[str]], int]) -> int:
     """Run a command's main; a user's mistake ends in one line on standard error and an exit status.
@@ -36,13 +42,14 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     Schedulers stop what they have started with SIGTERM; it is taken as an interrupt, so that a run cleans up.
 
     Returns:
-        main's status, or the `exit_status` of its error.
+        main's status, or the `exit_status` of its error; 141 if a dry run's output had no reader.
     """
+    console.secure_streams()
     arguments = sys.argv[1:]
     set_up_logging(wanted_format(arguments))
     try:
         with _termination_as_interrupt():
-            return main(arguments)
+            return _told(main(arguments), is_all="--dry_run" in arguments)
     except InputError as error:
         announce("error", f"error: {error}", level=logging.ERROR)
         return exit_status(error)
@@ -60,6 +67,21 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         return exit_status(error)
 
 
+def _told(status: int, is_all: bool) -> int:
+    """The exit status of what has succeeded, after a word on output that was lost.
+
+    Args:
+        status: of the work.
+        is_all: whether the output is all there is of it.
+    """
+    if is_all and status == DONE and console.is_unread():
+        return console.BROKEN_PIPE
+    fault = console.lost_output(sys.stdout)
+    if fault is not None and fault.errno != errno.EPIPE:
+        announce("output_lost", f"not all could be written to standard output: {fault.strerror}", level=logging.WARNING)
+    return status
+
+
 def exit_status(error: BaseException) -> int:
     """2 for wrong options or input, 4 where another run writes, 130 when interrupted, 1 for everything else."""
     if isinstance(error, InputError):
@@ -71,8 +93,8 @@ def exit_status(error: BaseException) -> int:
 
 def end(status: int) -> NoReturn:
     """End the process. After a run that did not come to its end, threads of Beam may wait for ever; so not for them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        console.lost_output(stream)
     if status in (FAILED, INTERRUPTED):
         os._exit(status)
     sys.exit(status)

@@ -6,13 +6,14 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import logging
 import os
-import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipelines.command_line import OneLineParser, end, run_command
+from pipelines.logs import announce
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> int:
         bundle = dataclasses.replace(bundle, state=half(state))
     bundle.save(options.output)
     sizes = ", ".join(f"{key} {value:,}" for key, value in vars(dimensions).items())
-    print(f"wrote {options.output}, fingerprint {bundle.fingerprint}, {sizes}")
+    announce("written", f"wrote {options.output}, fingerprint {bundle.fingerprint}, {sizes}")
     return 0
 
 
@@ -162,14 +163,14 @@ def check_known_answers(bundle: Bundle, wanted: str, source: str) -> None:
         return
     mismatches = known_answers(bundle)
     if not mismatches:
-        print(f"known answers: {len(KNOWN_ANSWERS)} of {len(KNOWN_ANSWERS)}")
+        announce("known_answers", f"known answers: {len(KNOWN_ANSWERS)} of {len(KNOWN_ANSWERS)}")
         return
     finding = f"checkpoint {source}: not the published weights, or not their vocabulary: {mismatches[0]}"
     if len(mismatches) > 1:
         finding += f", and {len(mismatches) - 1} more differences"
     if wanted == "yes":
         raise InputError(f"{finding}; weights of your own need --check_known_answers no")
-    print(f"warning: {finding}", file=sys.stderr)
+    announce("known_answers", f"warning: {finding}", level=logging.WARNING)
 
 
 if __name__ == "__main__":

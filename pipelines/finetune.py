@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
+from pipelines.logs import announce
 from torchmoji_core.errors import InputError
 from torchmoji_core.training.options import FineTuningOptions
 
@@ -71,10 +72,10 @@ def main(arguments: list[str]) -> int:
         size = (options.embedding or base.dimensions.embedding, options.hidden or base.dimensions.hidden)
     training = ClassifierTraining(splits, base, training_options, size=size, checkpoint=options.checkpoint)
     texts = ", ".join(f"{len(part.texts):,} {name}" for name, part in splits.items())
-    print(
+    announce(
+        "training",
         f"{texts}; {len(training.classes)} classes; {training.maxlen} tokens a text, {training.added_words:,} words "
-        f"added to the vocabulary",
-        flush=True,
+        "added to the vocabulary",
     )
     with tqdm(unit=" epochs", file=sys.stderr) as bar:
 
@@ -84,9 +85,9 @@ def main(arguments: list[str]) -> int:
             bar.update()
 
         bundle = training.run(report, options.name or options.output.stem, options.data.name)
-    print(json.dumps(bundle.provenance["scores"]))
+    announce("scores", json.dumps(bundle.provenance["scores"]))
     bundle.save(options.output)
-    print(f"wrote {options.output}, fingerprint {bundle.fingerprint}")
+    announce("written", f"wrote {options.output}, fingerprint {bundle.fingerprint}")
     return 0
 
 

@@ -1,5 +1,8 @@
 """What the command lines say, for people or for machines: log records and announcements, without credentials.
 
+Much of it has come from outside: names of files and classes, phrases of servers, texts of exceptions. So whoever
+announces says what the lines are, and whatever else would end a line or steer a terminal is shown as an escape.
+
 As text, announcements go to standard output (progress and faults to standard error) and log records to standard
 error. As JSON, all of them are objects on standard error, one a line: time (UTC, ISO 8601), level, logger, message,
 `event` and the fields of an announcement, and `exception` where there is one.
@@ -10,8 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -24,12 +29,33 @@ _UNHEARD = ("apache_beam.runners.", "apache_beam.io.filesystems")
 """Beam's local runner logs what it then raises, and we explain; the other warns of extras that nobody asked for."""
 
 
-class _TextFormatter(logging.Formatter):
-    def __init__(self) -> None:
-        super().__init__("%(levelname)s %(name)s: %(message)s")
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # controls: ends of lines, backspaces, the escapes of terminals in 7 and 8 bits
+    "\u2028-\u202e\u2066-\u2069\u200e\u200f\u061c"  # ends of lines; what turns the direction of what follows
+    "\u200b\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"  # invisible; no characters at all
+)
 
+
+def printable(text: str) -> str:
+    """One line that does nothing to a terminal: what would is shown as an escape. Emojis stay, joined ones too."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def quoted(text: str) -> list[str]:
+    """The lines of a text from elsewhere, such as a traceback, marked so that none can be taken for one of ours."""
+    return [f"  | {line}" for line in redact(text.rstrip("\n")).split("\n")]  # as a whole: keys have several lines
+
+
+def _printed(lines: Sequence[str]) -> str:
+    return "\n".join(printable(redact(line)) for line in lines)
+
+
+class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))  # here, since a filter does not see the text of an exception
+        lines = [f"{record.levelname} {record.name}: {record.getMessage().rstrip()}"]
+        if record.exc_info:
+            lines += quoted(self.formatException(record.exc_info))
+        return _printed(lines)
 
 
 class _JSONFormatter(logging.Formatter):
@@ -55,7 +81,7 @@ def set_up_logging(log_format: str) -> None:
     """Log warnings to standard error.
 
     Args:
-        log_format: one of `LOG_FORMATS`; in json, Python's warnings become records too.
+        log_format: one of `LOG_FORMATS`. Python's warnings become records too.
     """
     handler = _Handler()
     handler.setFormatter(_JSONFormatter() if log_format == "json" else _TextFormatter())
@@ -66,7 +92,8 @@ def set_up_logging(log_format: str) -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     _ANNOUNCEMENTS.setLevel(logging.INFO)
-    logging.captureWarnings(log_format == "json")
+    logging.captureWarnings(False)  # forget whom an earlier set-up has captured them from
+    logging.captureWarnings(True)
 
 
 def wanted_format(arguments: list[str]) -> str:
@@ -86,7 +113,7 @@ def is_json() -> bool:
 
 def announce(
     event: str,
-    text: str,
+    text: str | Sequence[str],
     *,
     level: int = logging.INFO,
     error: BaseException | None = None,
@@ -97,15 +124,17 @@ def announce(
 
     Args:
         event: a short name, for machines.
-        text: for people.
+        text: for people; a line, or several.
         level: as text, what is above INFO goes to standard error.
         error: its traceback follows.
         stream: for the text, instead of the standard streams.
         **fields: figures, for machines; names other than time, level, logger, message and exception.
     """
+    lines = [text] if isinstance(text, str) else [*text]
     if is_json():
-        _ANNOUNCEMENTS.log(level, "%s", text, exc_info=error, extra={"fields": fields | {"event": event}})
+        fields |= {"event": event}
+        _ANNOUNCEMENTS.log(level, "%s", "\n".join(lines), exc_info=error, extra={"fields": fields})
         return
     if error is not None:
-        text = f"{text}\n{''.join(traceback.format_exception(error))}".rstrip()
-    print(redact(text), file=stream or (sys.stderr if level > logging.INFO else sys.stdout), flush=True)
+        lines += quoted("".join(traceback.format_exception(error)))
+    print(_printed(lines), file=stream or (sys.stderr if level > logging.INFO else sys.stdout), flush=True)

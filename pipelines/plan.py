@@ -61,7 +61,7 @@ class Plan:
     def input_bytes(self) -> int:
         return sum(file.bytes_ for file in self.files)
 
-    def describe(self) -> str:
+    def describe(self) -> list[str]:
         """The plan in a few lines, for people."""
         config = self.config
         paths = [file.path for file in self.files]
@@ -70,14 +70,13 @@ class Plan:
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
         workers = f"{config.local_workers} process(es), {config.score.threads} thread(s) each"
-        lines = [
+        return [
             f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes{of_kinds}",
             *shown,
             *self.describe_model(),
             *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
             f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
         ]
-        return "\n".join(lines)
 
     def describe_model(self) -> list[str]:
         """The lines about model and output."""

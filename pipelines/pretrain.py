@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
+from pipelines.logs import announce
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.training.options import PretrainingOptions
@@ -82,9 +83,9 @@ def main(arguments: list[str]) -> int:
     if options.output.exists():
         raise InputError(f"--output {options.output} exists already; give a new name")
     try:
-        prose = options.card.read_text() if options.card else ""
-    except OSError as error:
-        raise InputError(f"--card {options.card}: cannot be read ({error.strerror})") from None
+        prose = options.card.read_text("utf-8") if options.card else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--card {options.card}: cannot be read ({error})") from None
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads must be at least 1, not {options.threads}")
     keep_freed_memory()
@@ -111,14 +112,15 @@ def main(arguments: list[str]) -> int:
         taught_by = {teacher.fingerprint: teacher.model() for teacher in teachers}
         train = teach(splits["train"], taught_by, prepared)
         training = Pretraining(dimensions, train, training_options, options.checkpoint, start.state if start else None)
-        print(f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps", flush=True)
-        trained = training.run(lambda figures: print(json.dumps(figures), flush=True), splits["val"])
+        said = f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps"
+        announce("training", said)
+        trained = training.run(lambda figures: announce("progress", json.dumps(figures)), splits["val"])
         temperature = calibrate(trained, training.data, splits["val"], training_options.tilt)
         labels = np.concatenate([part.labels for part in splits.values()])
         frequent = np.flatnonzero(np.bincount(labels, minlength=len(DEEPMOJI_EMOJIS)) >= FREQUENT)
         scores = {name: evaluate(trained, part.head(SCORED_TEXTS), frequent) for name, part in splits.items()}
         texts = {name: len(part) for name, part in splits.items()}
-    print(json.dumps(scores))
+    announce("scores", json.dumps(scores))
     provenance: dict[str, Any] = {
         "made_by": "python -m pipelines.pretrain",
         "data": Path(options.data).name,
@@ -139,7 +141,7 @@ def main(arguments: list[str]) -> int:
     )
     bundle = dataclasses.replace(bundle, card=emoji_model_card(bundle, prose))
     bundle.save(options.output)
-    print(f"wrote {options.output}, fingerprint {bundle.fingerprint}")
+    announce("written", f"wrote {options.output}, fingerprint {bundle.fingerprint}")
     return 0
 
 

@@ -117,7 +117,7 @@ def announce_summary(counts: dict[str, int], seconds: float, classes: Sequence[s
     logs.announce("summary", text, seconds=round(seconds, 3), **figures)
 
 
-def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fingerprint: str, output: str) -> str:
+def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fingerprint: str, output: str) -> list[str]:
     """The end of a run in a few lines."""
 
     def get(name: str) -> int:
@@ -127,22 +127,20 @@ def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fing
     tops = {label: get(f"{metrics.TOP_PREFIX}{index}") for index, label in enumerate(classes)}
     commonest = sorted(tops.items(), key=lambda item: -item[1])[:10]
     shown = "  ".join(f"{label} {count / max(get(metrics.SCORED), 1):.1%}" for label, count in commonest if count)
-    return "\n".join(
-        [
-            f"read        {get(metrics.READ):,}" + (f" from {files:,} file(s)" if files else ""),
-            f"scored      {get(metrics.SCORED):,}",
-            f"empty       {get(metrics.EMPTY):,} without tokens",
-            f"dead        {get(metrics.DEAD):,} dead letters",
-            f"tokens      {get(metrics.TOKENS):,}, {_share(get(metrics.UNKNOWN), get(metrics.TOKENS))} unknown; "
-            f"{_share(get(metrics.TRUNCATED), rows)} of texts truncated",
-            f"reused      {get(metrics.REUSED):,} had the same tokens as a recent text and were not scored again",
-            f"speed       {rows / max(seconds, 1e-9):,.0f} tweets/s over {seconds:.1f} s, start-up included",
-            f"written     {get(metrics.ROWS_WRITTEN):,} rows in {get(metrics.FILES_WRITTEN):,} file(s), "
-            f"{get(metrics.BYTES_WRITTEN):,} bytes, in {output}",
-            f"model       fingerprint {fingerprint}",
-            f"commonest   {shown or 'none'}",
-        ]
-    )
+    return [
+        f"read        {get(metrics.READ):,}" + (f" from {files:,} file(s)" if files else ""),
+        f"scored      {get(metrics.SCORED):,}",
+        f"empty       {get(metrics.EMPTY):,} without tokens",
+        f"dead        {get(metrics.DEAD):,} dead letters",
+        f"tokens      {get(metrics.TOKENS):,}, {_share(get(metrics.UNKNOWN), get(metrics.TOKENS))} unknown; "
+        f"{_share(get(metrics.TRUNCATED), rows)} of texts truncated",
+        f"reused      {get(metrics.REUSED):,} had the same tokens as a recent text and were not scored again",
+        f"speed       {rows / max(seconds, 1e-9):,.0f} tweets/s over {seconds:.1f} s, start-up included",
+        f"written     {get(metrics.ROWS_WRITTEN):,} rows in {get(metrics.FILES_WRITTEN):,} file(s), "
+        f"{get(metrics.BYTES_WRITTEN):,} bytes, in {output}",
+        f"model       fingerprint {fingerprint}",
+        f"commonest   {shown or 'none'}",
+    ]
 
 
 def _share(part: int, whole: int) -> str:

@@ -18,6 +18,7 @@ import apache_beam as beam
 
 from pipelines import data_set, report
 from pipelines.data_set import DataSet
+from pipelines.logs import announce, quoted
 from pipelines.manifest import DataFile, Input, Manifest, Model, identity
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan
@@ -235,7 +236,8 @@ def _worker_log(plan: Plan, scratch: str) -> Iterator[None]:
     if not plan.config.is_local:
         yield
         return
-    with Path(scratch, WORKER_LOG).open("a") as log, contextlib.redirect_stderr(log):
+    file = Path(scratch, WORKER_LOG)
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as log, contextlib.redirect_stderr(log):
         yield
 
 
@@ -280,6 +282,6 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
     if ours or isinstance(error, TorchMojiError):
         return (ours[1] if ours else text).partition(" [while running")[0]
     _LOGGER.error("the run failed", exc_info=error)
-    if worker_log is not None and worker_log.exists() and (log := worker_log.read_text(errors="replace")):
-        _LOGGER.error("the workers' last words:\n%s", log[-2000:])
+    if worker_log is not None and worker_log.exists() and (log := worker_log.read_text("utf-8", "replace")):
+        announce("workers_log", ["the workers' last words:", *quoted(log[-2000:])], level=logging.ERROR)
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

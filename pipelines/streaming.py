@@ -93,14 +93,14 @@ def identity(stream: StreamOptions) -> dict[str, Any]:
     return {"window": stream.window}
 
 
-def describe(plan: Plan, stream: StreamOptions) -> str:
+def describe(plan: Plan, stream: StreamOptions) -> list[str]:
     """The plan in a few lines, for people."""
     config = plan.config
     waits = f"a tweet waits for others for at most {stream.max_latency:g} s"
     if stream.hold == "pane":
         early = f"every {stream.early_every:g} s and " if stream.early_every else ""
         waits = f"what a window has is written {early}at its end"
-    lines = [
+    return [
         f"input       {config.inputs[0]}, format {stream.format}",
         *plan.describe_model(),
         f"windows     of {stream.window:g} s; {waits}",
@@ -109,7 +109,6 @@ def describe(plan: Plan, stream: StreamOptions) -> str:
         f"runner      {config.runner}"
         + (f", up to {stream.max_in_flight:,} messages in flight" if config.is_local else ""),
     ]
-    return "\n".join(lines)
 
 
 def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:

@@ -46,20 +46,18 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def describe(self) -> str:
+    def describe(self) -> list[str]:
         """For people: what was checked, then each problem."""
         shown = self.problems[: 5 * MAX_NAMED]
         more = len(self.problems) - len(shown)
-        return "\n".join(
-            [
-                f"checked     {self.output}: {self.rows:,} rows in {self.files:,} file(s), "
-                f"{self.dead_letters:,} dead letters, {self.inputs:,} input(s), {self.manifests:,} manifest(s)",
-                *(f"note        {note}" for note in self.notes),
-                *(f"problem     {problem}" for problem in shown),
-                *([f"            and {more:,} more"] if more else []),
-                "sound" if not self.problems else f"not sound: {len(self.problems):,} problem(s)",
-            ]
-        )
+        return [
+            f"checked     {self.output}: {self.rows:,} rows in {self.files:,} file(s), "
+            f"{self.dead_letters:,} dead letters, {self.inputs:,} input(s), {self.manifests:,} manifest(s)",
+            *(f"note        {note}" for note in self.notes),
+            *(f"problem     {problem}" for problem in shown),
+            *([f"            and {more:,} more"] if more else []),
+            "sound" if not self.problems else f"not sound: {len(self.problems):,} problem(s)",
+        ]
 
 
 def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -> Findings:

@@ -222,7 +222,7 @@ class _Watcher:
         if self._plan is None:
             model, figures = self._model, self._workshop.figures
             figures.update(model=model.name, fingerprint=model.fingerprint)
-            said = f"{plan.describe()}\nwatching    {self._config.score.inputs[0]}, every {self._poll:g} s"
+            said = [*plan.describe(), f"watching    {self._config.score.inputs[0]}, every {self._poll:g} s"]
             announce("plan", said, input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
         self._plan = plan
 

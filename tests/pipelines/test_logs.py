@@ -183,7 +183,7 @@ def test_as_text_it_is_what_it_was(run: Run) -> None:
         logging.getLogger("some.where").warning("mind %s", "this")
         logging.getLogger("some.where").info("not this")
         logging.getLogger("apache_beam.runners.portability").error("nor Beam's noise")
-        announce("plan", "two\nlines", files=3)
+        announce("plan", ["two", "lines"], files=3)
         raise InputError("no file matches")
 
     finished = run(main)
