@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from pipelines.command_line import DONE, LEASE_HELD, exit_status
+from pipelines.logs import printable
 from pipelines.redaction import redact_all
 from torchmoji_core.errors import InputError
 
@@ -47,6 +50,11 @@ _GAUGES = {
 }
 """By the names of transforms/metrics.py. A run that failed has left nothing: what is missing is 0."""
 
+_ALWAYS = {"output", "exit_status", "started", "finished", "last_success"}
+"""What every report has, by which ours are known."""
+_MAX_BYTES = 16 << 20
+"""No report is as long; what is, is not read."""
+
 _STREAM = "torchmoji_stream"
 _STREAM_GAUGES = {
     "in_flight": (f"{_STREAM}_in_flight_messages", "Messages read and not yet written.", 1.0),
@@ -65,26 +73,25 @@ def check_report(path: str) -> None:
     """Make sure, before any work, that a report can be written.
 
     Raises:
-        InputError: naming --report, if it is no local file in a directory that can be written to, or if a file is
-            there that is no report.
+        InputError: naming --report, if it is no local file in a directory that can be written to, or if something else
+            than a report is there, or beside it under the name of its metrics.
     """
     if path == "-" or "://" in path:
         raise InputError(f"--report {path}: reports are local files; give the path of one")
     file = Path(path)
     if file.suffix == ".prom" or not file.name:
         raise InputError(f"--report {path}: give the name of the JSON file, such as report.json; .prom goes beside it")
-    if file.is_dir() or _prometheus_file(file).is_dir():
-        raise InputError(f"--report {path}: is a directory; give the name of a file")
     try:
-        former = file.read_bytes() if file.exists() else b""
+        for name in (file, _prometheus_file(file)):
+            _check_ours(name)
         probe = _temporary(file)
         probe.touch()
         probe.unlink()
+    except _NotOursError as error:
+        raise InputError(f"--report {path}: {error}; give another name, or move it away") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"--report {path}: cannot be written ({reason}); check path and permissions") from None
-    if former and not _former(file):
-        raise InputError(f"--report {path}: a file is there that is no report; give another name, or move it away")
 
 
 @contextlib.contextmanager
@@ -127,21 +134,23 @@ def write_report(path: str, figures: Mapping[str, Any]) -> None:
         figures: `output`, `exit_status`, `started`, `finished` (datetimes) and what else is known.
 
     Raises:
-        OSError: if they cannot be written.
+        OSError: if they cannot be written, or something else is there by now.
     """
     file = Path(path)
+    for name in (file, _prometheus_file(file)):
+        _check_ours(name)
     former = _former(file)
     successful = figures["exit_status"] == DONE
     kept = former.get("last_success") if former.get("output") == redact_all(figures["output"]) else None
     seconds = (figures["finished"] - figures["started"]).total_seconds()
-    written = figures.get("scored", 0) + figures.get("empty", 0)
+    rows = figures.get("scored", 0) + figures.get("empty", 0)
     report = {
         "version": VERSION,
         **figures,
         "started": figures["started"].isoformat(timespec="milliseconds"),
         "finished": figures["finished"].isoformat(timespec="milliseconds"),
         "seconds": round(seconds, 3),
-        "records_per_second": round(written / seconds, 1) if seconds > 0 else 0.0,
+        "records_per_second": round(rows / seconds, 1) if seconds > 0 else 0.0,
         "last_success": figures["finished"].isoformat(timespec="milliseconds") if successful else kept,
     }
     report = redact_all(report)
@@ -156,7 +165,7 @@ class _Metrics(Collector):
         self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        report, output = self._report, str(self._report["output"])
+        report, output = self._report, _label(self._report["output"])
 
         def gauge(name: str, meaning: str, value: float) -> Metric:
             family = GaugeMetricFamily(name, meaning, labels=["output"])
@@ -183,8 +192,13 @@ class _Metrics(Collector):
             yield gauge("torchmoji_last_success_timestamp_seconds", meaning, _timestamp(report["last_success"]))
         if "fingerprint" in report:
             model = InfoMetricFamily("torchmoji_model", "The model of the last run.", labels=["output"])
-            model.add_metric([output], {name: str(report.get(name, "")) for name in ("model", "fingerprint")})
+            model.add_metric([output], {name: _label(report.get(name, "")) for name in ("model", "fingerprint")})
             yield model
+
+
+def _label(value: Any) -> str:
+    """Without what the format, which has an escape for ends of lines, or its readers cannot take."""
+    return "\n".join(map(printable, str(value).split("\n")))
 
 
 def _timestamp(time: str) -> float:
@@ -197,7 +211,38 @@ def _former(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) and content.get("version") == VERSION else {}
+    is_ours = isinstance(content, dict) and content.get("version") == VERSION and content.keys() >= _ALWAYS
+    return content if is_ours else {}
+
+
+class _NotOursError(OSError):
+    """Something is there that is not ours to replace; the message says what."""
+
+
+def _check_ours(file: Path) -> None:
+    """Make sure that a name is free, or has what an earlier run has written.
+
+    Raises:
+        _NotOursError: if not. A link is none of ours: who follows it may write anywhere.
+        OSError: if it cannot be read.
+    """
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return
+    mode = found.st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
+        raise _NotOursError(f"{file.name} is {kind}")
+    if not found.st_size:
+        return
+    if found.st_size > _MAX_BYTES or not (_has_our_metrics(file) if file.suffix == ".prom" else _former(file)):
+        raise _NotOursError(f"{file.name} is there already and no report of ours")
+
+
+def _has_our_metrics(file: Path) -> bool:
+    """Whether a file of Prometheus has metrics, and none of others."""
+    return all(re.match(rb"(?:# (?:HELP|TYPE) )?torchmoji_|\Z", line) for line in file.read_bytes().split(b"\n"))
 
 
 def _prometheus_file(file: Path) -> Path:
@@ -210,9 +255,16 @@ def _temporary(file: Path) -> Path:
 
 
 def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file under another name, then give it its own, unless that is another's by now.
+
+    Raises:
+        OSError: if it cannot be done.
+    """
     temporary = _temporary(file)
     try:
-        temporary.write_bytes(content)
+        with temporary.open("xb") as opened:
+            opened.write(content)
+        _check_ours(file)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

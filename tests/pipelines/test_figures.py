@@ -225,6 +225,64 @@ def test_a_wrong_path_is_found_out_before_work(run_score: Score, tmp_path: Path,
     ]
 
 
+FOREIGN = "# HELP node_time_seconds System time.\n# TYPE node_time_seconds gauge\nnode_time_seconds 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report.prom", FOREIGN),
+        ("report.prom", "not metrics"),
+        ("report.prom", 'torchmoji_last_run_exit_status{output="out"} 0\n' + FOREIGN),
+        ("report.json", '{"version": 1, "name": "a package"}'),
+    ],
+)
+def test_a_file_of_others_stays(tmp_path: Path, name: str, content: str) -> None:
+    path = str(tmp_path / "report.json")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"--report .*{name} is there already and no report of ours; give another"):
+        check_report(path)
+    with pytest.raises(OSError, match="no report of ours"):
+        write_report(path, figures())
+    assert (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.prom"])
+@pytest.mark.parametrize("target", ["written", "missing", "/dev/full", "pipe"])
+def test_links_and_what_is_no_file_are_refused(tmp_path: Path, name: str, target: str) -> None:
+    path = tmp_path / "report.json"
+    write_report(str(path), figures())
+    (tmp_path / name).rename(tmp_path / "written")
+    if target == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to(tmp_path / target)
+    with pytest.raises(InputError, match=f"--report .*{name} is (a symbolic link|no regular file)"):
+        check_report(str(path))
+    before = (tmp_path / "written").read_bytes()
+    with pytest.raises(OSError, match=name):
+        write_report(str(path), figures(read=7))
+    assert (tmp_path / "written").read_bytes() == before and not (tmp_path / "missing").exists()
+
+
+def test_what_comes_to_be_there_during_the_run_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with reported(str(tmp_path / "report.json"), output="out"):
+        (tmp_path / "report.prom").write_text(FOREIGN)
+    assert (tmp_path / "report.prom").read_text() == FOREIGN and "report.prom is there already" in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["report.prom"]
+
+
+def test_hostile_names_are_lines_of_neither_file(tmp_path: Path) -> None:
+    hostile = 'a\nnode_time_seconds 1\r\x1b[2J"\\\u2028\udcff'
+    for _ in range(2):
+        write_report(str(tmp_path / "report.json"), figures(output=hostile, model=hostile, fingerprint="f"))
+        check_report(str(tmp_path / "report.json"))
+    assert json.loads((tmp_path / "report.json").read_text())["output"] == hostile
+    content = (tmp_path / "report.prom").read_text()
+    assert metrics(tmp_path / "report.prom")["torchmoji_last_run_exit_status"] == 0
+    assert not any(line.startswith("node") for line in content.split("\n"))
+
+
 def test_an_empty_file_and_an_earlier_report_may_be_written_to(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.touch()
