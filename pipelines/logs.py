@@ -15,6 +15,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -77,11 +78,28 @@ class _Handler(logging.StreamHandler[TextIO]):
     """Of a class of its own, so that a second set-up finds the first one's."""
 
 
+def _say_uncaught(text: str, error: BaseException | None) -> None:
+    """In the format of all else, on what is standard error now, which is the workers' while a local run lasts."""
+    handler = next(handler for handler in logging.getLogger().handlers if isinstance(handler, _Handler))
+    traced = None if error is None else (type(error), error, error.__traceback__)
+    record = logging.LogRecord(__name__, logging.ERROR, "", 0, text, None, traced)
+    print(handler.format(record), file=sys.stderr, flush=True)
+
+
+def _say_thread(fault: threading.ExceptHookArgs) -> None:
+    if fault.exc_type is not SystemExit:
+        _say_uncaught(f"thread {fault.thread.name if fault.thread else ''} ended with an error", fault.exc_value)
+
+
+def _say_unraisable(fault: sys.UnraisableHookArgs) -> None:
+    _say_uncaught(f"{fault.err_msg or 'Exception ignored in'} {fault.object!r}", fault.exc_value)
+
+
 def set_up_logging(log_format: str) -> None:
     """Log warnings to standard error.
 
     Args:
-        log_format: one of `LOG_FORMATS`. Python's warnings become records too.
+        log_format: one of `LOG_FORMATS`. Python's warnings become records too, and errors that nothing can catch.
     """
     handler = _Handler()
     handler.setFormatter(_JSONFormatter() if log_format == "json" else _TextFormatter())
@@ -92,6 +110,8 @@ def set_up_logging(log_format: str) -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     _ANNOUNCEMENTS.setLevel(logging.INFO)
+    if threading.excepthook is threading.__excepthook__ and sys.unraisablehook is sys.__unraisablehook__:
+        threading.excepthook, sys.unraisablehook = _say_thread, _say_unraisable
     logging.captureWarnings(False)  # forget whom an earlier set-up has captured them from
     logging.captureWarnings(True)
 

@@ -213,6 +213,32 @@ def test_whatever_is_said_a_value_makes_no_line(
     ]  # fmt: skip
 
 
+def test_what_nothing_can_catch_is_shown_too() -> None:
+    program = """
+import threading
+from pipelines.command_line import end, run_command
+
+class Hostile:
+    def __del__(self):
+        raise ValueError("of a finalizer\\nFORGED \\x1b[2J")
+
+def main(arguments):
+    def fail():
+        raise ValueError("of a thread\\nFORGED \\x1b[2J")
+    thread = threading.Thread(target=fail, name="t\\nFORGED")
+    thread.start()
+    thread.join()
+    Hostile()
+    return 0
+
+end(run_command(main))
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
+    assert finished.returncode == 0 and "of a finalizer" in finished.stderr and "of a thread" in finished.stderr
+    assert "\x1b" not in finished.stderr
+    assert not any(line.startswith("FORGED") for line in finished.stderr.splitlines())
+
+
 def test_hostile_names_of_files_and_classes_are_shown(run_score: Score, tmp_path: Path) -> None:
     name = "a\nFORGED\x1b[31m\u202e.jsonl"
     write_lines(tmp_path / name, [*posts(3), "not json"])
