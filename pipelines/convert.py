@@ -15,12 +15,17 @@ from urllib.parse import urlsplit
 from pipelines.command_line import OneLineParser, end, run_command
 from pipelines.logs import announce
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import open_regular
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
+from torchmoji_core.limits import check_limit
+from torchmoji_core.names import check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from torchmoji_core.bundle import Bundle
+
+_MAX_CLASSES_BYTES = 4 << 20
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,8 +65,9 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--output {options.output}: give a local path, and upload the bundle from there")
     if os.path.lexists(options.output):
         raise InputError(f"--output {options.output} exists already; give a new name")
-    if options.maxlen < 1:
-        raise InputError(f"--maxlen must be at least 1, not {options.maxlen}")
+    check_limit("--maxlen", "maxlen", options.maxlen)
+    if options.name is not None:
+        check_name("--name", options.name)
     vocabulary = Vocabulary.load(options.vocabulary)
     content = fetch_checkpoint(options.checkpoint)
     state = parse_checkpoint(content, options.checkpoint)
@@ -118,7 +124,13 @@ def read_classes(path: Path | None, outputs: int) -> tuple[str, ...]:
             )
         return DEEPMOJI_EMOJIS
     try:
-        classes = json.loads(path.read_bytes())
+        with open_regular(path) as file:
+            content = file.read(_MAX_CLASSES_BYTES + 1)
+        if len(content) > _MAX_CLASSES_BYTES:
+            raise InputError(
+                f"--classes {path}: has more than {_MAX_CLASSES_BYTES >> 20} MiB; this is no list of names"
+            )
+        classes = json.loads(content)
     except OSError as error:
         raise InputError(f"--classes {path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
@@ -130,6 +142,8 @@ def read_classes(path: Path | None, outputs: int) -> tuple[str, ...]:
             f"--classes {path}: {len(classes)} names, {len(set(classes))} of them different; "
             f"the weights have {outputs} outputs, give each its own name"
         )
+    for name in classes:
+        check_name(f"--classes {path}: each name", name)
     return tuple(classes)
 
 

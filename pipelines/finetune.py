@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from pipelines.logs import announce
 from torchmoji_core.errors import InputError
+from torchmoji_core.names import check_name
 from torchmoji_core.training.options import FineTuningOptions
 
 
@@ -46,10 +47,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    names = [field.name for field in dataclasses.fields(FineTuningOptions)]
-    training_options = FineTuningOptions(**{name: getattr(options, name) for name in names})
+    fields = [field.name for field in dataclasses.fields(FineTuningOptions)]
+    training_options = FineTuningOptions(**{field: getattr(options, field) for field in fields})
     if options.output.exists():
         raise InputError(f"--output {options.output} exists already; give a new name")
+    name = options.name or options.output.stem
+    check_name("the name of the bundle (--name, or else that of --output)", name)
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads must be at least 1, not {options.threads}")
     import torch
@@ -84,7 +87,7 @@ def main(arguments: list[str]) -> int:
             bar.set_postfix_str(f"loss {figures['loss']:.4f}, validation {figures['validation_loss']:.4f}")
             bar.update()
 
-        bundle = training.run(report, options.name or options.output.stem, options.data.name)
+        bundle = training.run(report, name, options.data.name)
     announce("scores", json.dumps(bundle.provenance["scores"]))
     bundle.save(options.output)
     announce("written", f"wrote {options.output}, fingerprint {bundle.fingerprint}")

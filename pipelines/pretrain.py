@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from pipelines.logs import announce
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import open_regular
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
+from torchmoji_core.limits import check_limit
+from torchmoji_core.names import check_name
 from torchmoji_core.training.options import PretrainingOptions
 
 if TYPE_CHECKING:
     from torchmoji_core.bundle import Bundle
     from torchmoji_core.vocabulary import Vocabulary
 
+_MAX_CARD_BYTES = 512 << 10
 SCORED_TEXTS = 50_000
 """Texts of each split that the model is scored on at the end; of train, more would cost minutes and tell nothing."""
 FREQUENT = 1_000
@@ -82,10 +86,11 @@ def main(arguments: list[str]) -> int:
     training_options = PretrainingOptions(**{name: getattr(options, name) for name in names})
     if options.output.exists():
         raise InputError(f"--output {options.output} exists already; give a new name")
-    try:
-        prose = options.card.read_text("utf-8") if options.card else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--card {options.card}: cannot be read ({error})") from None
+    check_name("--name", options.name)
+    for limited in ("maxlen", "embedding", "hidden"):
+        check_limit(f"--{limited}", limited, getattr(options, limited))
+    check_limit("--vocabulary_size", "vocabulary", options.vocabulary_size)
+    prose = _read_card(options.card) if options.card else ""
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads must be at least 1, not {options.threads}")
     keep_freed_memory()
@@ -143,6 +148,19 @@ def main(arguments: list[str]) -> int:
     bundle.save(options.output)
     announce("written", f"wrote {options.output}, fingerprint {bundle.fingerprint}")
     return 0
+
+
+def _read_card(path: Path) -> str:
+    try:
+        with open_regular(path) as file:
+            content = file.read(_MAX_CARD_BYTES + 1)
+        if len(content) > _MAX_CARD_BYTES:
+            raise InputError(f"--card {path}: has more than {_MAX_CARD_BYTES >> 10} kB; this is no model card")
+        return content.decode()
+    except OSError as error:
+        raise InputError(f"--card {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"--card {path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _check_reads_the_same(model: Bundle, vocabulary: Vocabulary, maxlen: int) -> None:

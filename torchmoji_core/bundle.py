@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,23 +28,34 @@ from torchmoji_core.bundle_files import (
     digest_of,
     is_remote,
     local_path,
-    read_bundle_files,
+    open_bundle_files,
     write_bundle_files,
 )
+from torchmoji_core.dimensions import Dimensions
 from torchmoji_core.errors import InputError
+from torchmoji_core.limits import check_limit, model_limit
+from torchmoji_core.names import check_name, shown
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
-from torchmoji_core.vocabulary import Vocabulary
+from torchmoji_core.vocabulary import Vocabulary, max_vocabulary_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from torchmoji_core.inference.scorer import Scorer
     from torchmoji_core.inference.scores import Scores
-    from torchmoji_core.model import Dimensions, TorchMoji
+    from torchmoji_core.model import TorchMoji
 
 FORMAT = "torchmoji-bundle-1"
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "emoji64-small"
 DEFAULT_MAXLEN = 30
+
+_MAX_CONFIG_BYTES = 4 << 20
+"""10,000 classes with a figure or two of each in the provenance come to one."""
+_MAX_CARD_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 64 << 10
+"""Names and shapes of 19 tensors take two thousand bytes."""
+_BYTES_OF_A_WEIGHT = 8
+"""At most; usually 2 or 4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +83,9 @@ class Bundle:
         InputError: if the parts do not belong together.
         """
         dimensions = self.dimensions
+        check_name("the name of a bundle", self.name)
+        for name in self.classes:
+            check_name(f"bundle {self.name}: the name of a class", name)
         if len(self.classes) != dimensions.classes or len(set(self.classes)) != len(self.classes):
             raise InputError(
                 f"bundle {self.name}: {len(self.classes)} classes for {dimensions.classes} outputs, or one twice"
@@ -118,8 +132,10 @@ class Bundle:
                 WEIGHTS: hashlib.sha256(weights).hexdigest(),
             },
         }
-        content = (json.dumps(config, ensure_ascii=False, indent=1) + "\n").encode()
-        return {CONFIG: content, VOCABULARY: vocabulary, WEIGHTS: weights, CARD: self.card.encode()}
+        # Names of files, in the provenance, may be no UTF-8: Python's escape of a lone surrogate is that of JSON.
+        content = (json.dumps(config, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
+        card = self.card.encode("utf-8", "backslashreplace")
+        return {CONFIG: content, VOCABULARY: vocabulary, WEIGHTS: weights, CARD: card}
 
     def model(self) -> TorchMoji:
         """A new module with these weights in float32, in evaluation mode."""
@@ -179,22 +195,25 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
     from safetensors.torch import load, load_file
 
     location = _location(source)
-    config, files, weights = _read_verified(location, (CONFIG, VOCABULARY, WEIGHTS, CARD))
+    config, files, weights = _read_verified(location, (VOCABULARY, WEIGHTS, CARD))
     try:
+        _check_header(weights, location)
         state = load_file(weights) if isinstance(weights, Path) else load(weights)
     except (SafetensorError, ValueError, RuntimeError, KeyError, OSError) as error:  # KeyError: a format torch lacks
         raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
     bundle = Bundle(
         name=config["name"],
         classes=tuple(config["classes"]),
-        vocabulary=Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}"),
+        vocabulary=_vocabulary(files, config, location),
         state=state,
         maxlen=config["maxlen"],
         multi_label=config.get("multi_label", False),
         provenance=config["provenance"],
-        card=files.get(CARD, b"").decode("utf-8", "replace"),
+        card=files[CARD].decode("utf-8", "replace"),
         tokenizer_version=config["tokenizer"],
     )
+    if bundle.dimensions != config["dimensions"]:
+        raise InputError(f"bundle {location}: its weights have other dimensions than {CONFIG} says; it was changed")
     bundle.__dict__["fingerprint"] = hashlib.sha256(files[CONFIG]).hexdigest()  # that of the files, not of a re-save
     return bundle
 
@@ -206,17 +225,20 @@ def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
         InputError: as `load_bundle`.
     """
     location = _location(source)
-    config, files, _ = _read_verified(location, (CONFIG, VOCABULARY))
+    config, files, _ = _read_verified(location, (VOCABULARY,))
     _check_reading(config["name"], config["maxlen"], config["tokenizer"])
-    return Tokenizer(Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}")), config["maxlen"]
+    return Tokenizer(_vocabulary(files, config, location)), config["maxlen"]
+
+
+def _vocabulary(files: Mapping[str, bytes], config: Mapping[str, Any], location: str) -> Vocabulary:
+    return Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}")
 
 
 def _check_reading(name: str, maxlen: int, tokenizer_version: str) -> None:
-    if type(maxlen) is not int or maxlen < 1:
-        raise InputError(f"bundle {name}: maxlen must be a positive integer, not {maxlen!r}")
+    check_limit(f"bundle {name}: maxlen", "maxlen", maxlen)
     if tokenizer_version != TOKENIZER_VERSION:
         raise InputError(
-            f"bundle {name} was made for tokenizer {tokenizer_version!r}; "
+            f"bundle {name} was made for tokenizer {shown(tokenizer_version)}; "
             f"this version has {TOKENIZER_VERSION!r}: use the version of this package that made it"
         )
 
@@ -226,10 +248,15 @@ def _location(source: str | Path | None) -> str:
 
 
 def _read_verified(location: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes], Content]:
-    """The configuration, the files that are short, and the weights, empty if not asked for."""
-    contents = read_bundle_files(location, names)
-    files = {name: content for name, content in contents.items() if isinstance(content, bytes)}
-    config = parse_config(files[CONFIG], location)
+    """The configuration, the files that are short, its own among them, and the weights, empty if not asked for."""
+    most = _sizes(model_limit("vocabulary"), model_limit("weights"))
+    with open_bundle_files(location, sum(most.values())) as bundle_files:
+        content = bundle_files.read(CONFIG, most[CONFIG])
+        config = parse_config(bytes(content), location) if isinstance(content, bytes) else {}
+        contents: dict[str, Content] = {CONFIG: content}
+        sizes = _sizes(config["dimensions"].vocabulary, config["dimensions"].weights)
+        for name in names:
+            contents[name] = bundle_files.read(name, sizes[name], str(config["sha256"].get(name, "")))
     for name in config["sha256"].keys() & contents.keys():
         try:
             digest = digest_of(contents[name])
@@ -239,11 +266,36 @@ def _read_verified(location: str, names: Collection[str]) -> tuple[dict[str, Any
             raise InputError(
                 f"bundle {location}: {name} does not match the SHA-256 in {CONFIG}; it is damaged or was changed"
             )
+    files = {name: content for name, content in contents.items() if isinstance(content, bytes)}
     return config, files, contents.get(WEIGHTS, b"")
+
+
+def _sizes(vocabulary: int, weights: int) -> dict[str, int]:
+    """The most bytes that each file of a model may have."""
+    return {
+        CONFIG: _MAX_CONFIG_BYTES,
+        VOCABULARY: max_vocabulary_bytes(vocabulary),
+        WEIGHTS: _MAX_HEADER_BYTES + _BYTES_OF_A_WEIGHT * weights,
+        CARD: _MAX_CARD_BYTES,
+    }
+
+
+def _check_header(weights: Content, location: str) -> None:
+    """Refuse a header that is more than the names and shapes of a model's weights: it is read before them."""
+    if isinstance(weights, bytes):
+        start = weights[:8]
+    else:
+        with weights.open("rb") as file:
+            start = file.read(8)
+    if int.from_bytes(start, "little") > _MAX_HEADER_BYTES:
+        raise InputError(f"bundle {location}: {WEIGHTS} cannot be read (its header is too large)")
 
 
 def parse_config(content: bytes, location: str) -> dict[str, Any]:
     """Read config.json, checking that every field is there with its type.
+
+    Returns:
+        Its fields; `dimensions` as `Dimensions`.
 
     Raises:
         InputError: naming the field at fault.
@@ -251,20 +303,29 @@ def parse_config(content: bytes, location: str) -> dict[str, Any]:
     try:
         config = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"bundle {location}: {CONFIG} is not JSON ({error})") from None
+        raise _no_config(location, f"{CONFIG} is not JSON ({error})") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
-        raise InputError(f"bundle {location}: format is {found!r}, this version reads {FORMAT!r}")
-    types = {"name": str, "classes": list, "maxlen": int, "tokenizer": str, "provenance": dict, "sha256": dict}
-    for name, kind in types.items():
+        raise _no_config(location, f"format is {shown(found)}, this version reads {FORMAT!r}")
+    types = {"name": str, "dimensions": dict, "classes": list, "maxlen": int, "tokenizer": str, "provenance": dict}
+    for name, kind in (types | {"sha256": dict}).items():
         if not isinstance(config.get(name), kind):
-            raise InputError(f"bundle {location}: {CONFIG} needs {name!r} as {kind.__name__}")
-    if not config["name"].isprintable():
-        raise InputError(f"bundle {location}: {CONFIG} needs a name of one line, not {config['name']!r}")
+            raise _no_config(location, f"{CONFIG} needs {name!r} as {kind.__name__}")
     if not isinstance(config.get("multi_label", False), bool):
-        raise InputError(f"bundle {location}: {CONFIG} needs 'multi_label' as bool")
+        raise _no_config(location, f"{CONFIG} needs 'multi_label' as bool")
     if config["sha256"].keys() != {VOCABULARY, WEIGHTS} or not all(
         isinstance(label, str) for label in config["classes"]
     ):
-        raise InputError(f"bundle {location}: {CONFIG} needs class names, and digests of {VOCABULARY} and {WEIGHTS}")
+        raise _no_config(location, f"{CONFIG} needs class names, and digests of {VOCABULARY} and {WEIGHTS}")
+    if config["dimensions"].keys() != {field.name for field in fields(Dimensions)}:
+        raise _no_config(location, f"{CONFIG} needs 'dimensions' with the sizes of the model")
+    try:
+        check_name(f"{CONFIG}: the name of the bundle", config["name"])
+        config["dimensions"] = Dimensions(**config["dimensions"])
+    except InputError as error:
+        raise InputError(f"bundle {location}: {error}") from None
     return config
+
+
+def _no_config(location: str, reason: str) -> InputError:
+    return InputError(f"bundle {location}: {reason}; its {CONFIG} is not that of a bundle, or of another version's")

@@ -1,34 +1,45 @@
 """Where the files of a bundle are: a directory, a .zip, or either behind a URI. Moves bytes, knows no model.
 
-Remote files are kept in a cache directory under the digest of their content, so a cached file that was damaged is
-noticed and fetched again, and a remote bundle that was replaced is never mixed with its predecessor.
+Whoever reads says for each file how large it may be. That is compared with what a directory, an archive or a server
+says of its size, before anything of it is read. Remote files are kept in a cache directory under the digest of their
+content, so a cached file that was damaged is noticed and fetched again, and a remote bundle that was replaced is never
+mixed with its predecessor.
 """
 
 from __future__ import annotations
 
+import bz2
+import copy
 import hashlib
 import io
-import json
+import lzma
 import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Protocol, cast
 from urllib.parse import unquote
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import open_regular
+from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
 
 CONFIG = "config.json"
 VOCABULARY = "vocabulary.json"
 WEIGHTS = "model.safetensors"
 CARD = "MODEL_CARD.md"
 
-# The most that is read of each file, in bytes: a bound on what a hostile archive or server can make us hold.
-_LIMITS = {CONFIG: 16 << 20, VOCABULARY: 1 << 30, WEIGHTS: 8 << 30, CARD: 1 << 20}
+_NAMES = (CONFIG, VOCABULARY, WEIGHTS, CARD)
 _OPTIONAL = {CARD}
+_MOST_LISTED = 1 << 20
+"""Bytes of an archive's list of members, of which there are four: 20,000 would take 20 MB of memory."""
+_IN_MEMORY = 64 << 20
+"""Of a remote archive; what is larger goes to a temporary file."""
+_LZMA_MEMORY = 128 << 20
 
 
 def cache_directory() -> Path:
@@ -76,25 +87,58 @@ def digest_of(content: Content) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_bundle_files(location: str, names: Collection[str]) -> dict[str, Content]:
-    """The files of a bundle by name.
+class BundleFiles(Protocol):
+    """The files of one bundle."""
+
+    def read(self, name: str, limit: int, digest: str = "") -> Content:
+        """One file.
+
+        Args:
+            name: one of a bundle's files.
+            limit: the most bytes that it may have.
+            digest: its SHA-256, where that is known; it is kept under that.
+
+        Returns:
+            Its content, or the path of weights in a local directory; nothing of an optional file that is not there.
+
+        Raises:
+            InputError: if it is larger, or cannot be read.
+        """
+
+
+@contextmanager
+def open_bundle_files(location: str, limit: int) -> Iterator[BundleFiles]:
+    """Open the place where a bundle is.
 
     Args:
         location: a directory, a .zip file, or a URI of either.
-        names: which files; optional ones that are not there are left out.
+        limit: the most bytes that a remote .zip file may have.
 
     Raises:
         InputError: if the location does not exist, lacks a file, or holds something else.
     """
+    if is_remote(location) and not location.split("?")[0].endswith(".zip"):
+        yield _RemoteDirectory(location)
+        return
     if is_remote(location):
-        if location.split("?")[0].endswith(".zip"):
-            return _read_zip(io.BytesIO(read_uri(location, sum(_LIMITS.values()))), location, names)
-        return _read_remote_directory(location.rstrip("/"), names)
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
+            file.write(read_uri(location, limit))
+            yield _Archive(file, location)
+        return
     path = local_path(location)
     try:
-        return _read_local(path, location, names)
-    except OSError as error:
-        raise InputError(f"model {location}: cannot be read ({error.strerror or error})") from None
+        if path.is_dir():
+            yield _Directory(path, location)
+            return
+        with open_regular(path) as file:
+            yield _Archive(file, location)
+    except FileNotFoundError:
+        raise InputError(
+            f"model {location}: no such directory or file; give a bundle, or leave the option out for the bundled model"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"model {location}: cannot be read ({reason})") from None
 
 
 def local_path(location: str) -> Path:
@@ -111,33 +155,8 @@ def local_path(location: str) -> Path:
         raise InputError(f"{location}: {error}") from None
 
 
-def _read_local(path: Path, location: str, names: Collection[str]) -> dict[str, Content]:
-    if path.is_dir():
-        return _collect({name: path / name for name in _LIMITS if (path / name).is_file()}, location, names)
-    if not path.exists():
-        raise InputError(
-            f"model {location}: no such directory or file; give a bundle, or leave the option out for the bundled model"
-        )
-    with path.open("rb") as file:
-        return _read_zip(file, location, names)
-
-
-def _collect(paths: Mapping[str, Path], location: str, names: Collection[str]) -> dict[str, Content]:
-    _check_complete(paths, location)
-    files: dict[str, Content] = {}
-    for name in paths.keys() & names:
-        path = paths[name]
-        try:
-            if path.stat().st_size > _LIMITS[name]:
-                raise InputError(f"bundle {location}: {name} is larger than {_LIMITS[name]} bytes")
-            files[name] = path if name == WEIGHTS else path.read_bytes()
-        except OSError as error:
-            raise InputError(f"bundle {location}: {name} cannot be read ({error.strerror})") from None
-    return files
-
-
-def _check_complete(names: Mapping[str, object], location: str) -> None:
-    missing = [name for name in _LIMITS if name not in names and name not in _OPTIONAL]
+def _check_complete(names: Collection[str], location: str) -> None:
+    missing = [name for name in _NAMES if name not in names and name not in _OPTIONAL]
     if missing:
         raise InputError(
             f"model {location}: not a bundle, {', '.join(missing)} missing; "
@@ -145,40 +164,128 @@ def _check_complete(names: Mapping[str, object], location: str) -> None:
         )
 
 
-def _read_zip(file: BinaryIO, location: str, names: Collection[str]) -> dict[str, Content]:
-    """Read the known names only, at the top or in one folder; nothing is extracted to a path the archive names."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {}
-            for member in archive.infolist():
+def _check_size(location: str, name: str, size: int, limit: int) -> None:
+    if size > limit:
+        raise InputError(
+            f"bundle {location}: {name} has {size:,} bytes, above the {limit:,} that it can need by what "
+            f"{CONFIG} says of the model"
+        )
+
+
+class _Directory:
+    def __init__(self, path: Path, location: str) -> None:
+        self._path, self._location = path, location
+        self._names = [name for name in _NAMES if (path / name).is_file()]
+        _check_complete(self._names, location)
+
+    def read(self, name: str, limit: int, digest: str = "") -> Content:
+        if name not in self._names:
+            return b""
+        try:
+            with open_regular(self._path / name) as file:
+                _check_size(self._location, name, os.fstat(file.fileno()).st_size, limit)
+                content = b"" if name == WEIGHTS else file.read(limit + 1)
+                _check_size(self._location, name, len(content), limit)  # it may be growing
+                return self._path / name if name == WEIGHTS else content
+        except OSError as error:
+            raise InputError(f"bundle {self._location}: {name} cannot be read ({error.strerror})") from None
+
+
+class _Archive:
+    """The known names only, at the top or in one folder; nothing is extracted to a path that the archive names."""
+
+    def __init__(self, file: IO[bytes], location: str) -> None:
+        self._location = location
+        with self._errors():
+            self._archive = zipfile.ZipFile(cast(IO[bytes], ShortReads(file)))
+            self._members: dict[str, zipfile.ZipInfo] = {}
+            for member in self._archive.infolist():
                 folder, _, name = member.filename.rpartition("/")
-                if name in _LIMITS and "/" not in folder:
-                    members[name] = member
-            _check_complete(members, location)
-            files: dict[str, Content] = {}
-            for name in members.keys() & names:
-                with archive.open(members[name]) as file_in_archive:
-                    content = file_in_archive.read(_LIMITS[name] + 1)
-                if len(content) > _LIMITS[name]:
-                    raise InputError(f"bundle {location}: {name} is larger than {_LIMITS[name]} bytes")
-                files[name] = content
-            return files
-    except InputError:
-        raise
-    except Exception as error:  # zipfile and its decompressors raise many kinds for a damaged file
-        raise InputError(f"model {location}: neither a bundle directory nor a readable .zip of one ({error})") from None
+                if name in _NAMES and "/" not in folder:
+                    if name in self._members:
+                        raise InputError(f"bundle {location}: {name} is in it twice; which one is meant?")
+                    self._members[name] = member
+        _check_complete(self._members, location)
+
+    def read(self, name: str, limit: int, digest: str = "") -> Content:
+        if name not in self._members:
+            return b""
+        member = self._members[name]
+        _check_size(self._location, name, member.file_size, limit)
+        # Content that does not compress becomes a little larger.
+        _check_size(self._location, f"{name}, compressed,", member.compress_size, limit + limit // 8 + 4096)
+        if member.file_size > max(MAX_EXPANDED_BYTES, MAX_EXPANSION * member.compress_size):
+            raise InputError(
+                f"bundle {self._location}: {name} expands to more than {MAX_EXPANSION} times its size, as no weights "
+                "do but those made to exhaust a machine; if you trust it, unpack it yourself and give the directory"
+            )
+        with self._errors():
+            return _content(self._archive, member)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # zipfile and its decompressors raise many kinds for a damaged file
+            raise InputError(
+                f"model {self._location}: neither a bundle directory nor a readable .zip of one ({error})"
+            ) from None
 
 
-def _read_remote_directory(location: str, names: Collection[str]) -> dict[str, Content]:
-    config = read_uri(f"{location}/{CONFIG}", _LIMITS[CONFIG])
-    try:
-        digests = dict(json.loads(config)["sha256"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"model {location}: its {CONFIG} is not that of a bundle") from None
-    files: dict[str, Content] = {CONFIG: config}
-    for name in digests.keys() & names:
-        files[name] = _read_cached(f"{location}/{name}", str(digests.get(name)), _LIMITS[name])
-    return files
+class ShortReads:
+    """An archive for zipfile, which would read the list of its members at once, whatever its size."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self.seekable = file.seek, file.tell, lambda: True
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _MOST_LISTED:
+            raise zipfile.BadZipFile(f"its list of members takes more than {_MOST_LISTED >> 20} MiB")
+        return self._file.read(size)
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """What a member holds, decompressed no further than the size that the archive says.
+
+    zipfile decompresses pieces without a bound: 4 kB of bzip2 may become gigabytes.
+    """
+    stored = copy.copy(member)
+    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
+    stored.CRC = None  # type: ignore[assignment] # that is of what comes out
+    with archive.open(stored) as file:
+        compressed = b"".join(iter(lambda: file.read(_MOST_LISTED), b""))
+    content = _decompress(member.compress_type, compressed, member.file_size + 1)
+    if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
+        raise zipfile.BadZipFile(f"{member.filename!r} is damaged")
+    return content
+
+
+def _decompress(method: int, content: bytes, limit: int) -> bytes:
+    if method == zipfile.ZIP_STORED:
+        return content
+    if method == zipfile.ZIP_DEFLATED:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, limit)
+    if method == zipfile.ZIP_BZIP2:
+        return bz2.BZ2Decompressor().decompress(content, limit)
+    if method == zipfile.ZIP_LZMA and content[2:4] == b"\5\0":
+        # A version, the size of what describes the stream, that; the same stream in a file has its size behind that.
+        described = content[4:9] + b"\xff" * 8 + content[9:]
+        return lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_MEMORY).decompress(described, limit)
+    raise zipfile.BadZipFile(f"compression method {method} is not read; compress it with deflate")
+
+
+class _RemoteDirectory:
+    def __init__(self, location: str) -> None:
+        self._location = location.rstrip("/")
+
+    def read(self, name: str, limit: int, digest: str = "") -> Content:
+        if name in _OPTIONAL:
+            return b""
+        uri = f"{self._location}/{name}"
+        return _read_cached(uri, digest, limit) if digest else read_uri(uri, limit)
 
 
 def _read_cached(uri: str, digest: str, limit: int) -> bytes:
@@ -188,8 +295,8 @@ def _read_cached(uri: str, digest: str, limit: int) -> bytes:
         with suppress(RuntimeError):
             path = cache_directory() / digest
     if path is not None:
-        with suppress(OSError):
-            content = path.read_bytes()
+        with suppress(OSError), open_regular(path) as file:
+            content = file.read(limit)
             if hashlib.sha256(content).hexdigest() == digest:
                 return content
     content = read_uri(uri, limit)

@@ -15,14 +15,17 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from torchmoji_core.bundle_files import is_remote, local_path, read_uri
+from torchmoji_core.bundle_files import ShortReads, is_remote, local_path, read_uri
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import read_regular
+from torchmoji_core.limits import MODEL_LIMITS, model_limit
 from torchmoji_core.model import Dimensions, dimensions_of, pack_ids
+from torchmoji_core.names import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +51,8 @@ KNOWN_EMBEDDING = (-0.023, 0.021, -0.037, -0.001, -0.005)
 """First channels of the mean embedding of the known answers' texts, to three decimals."""
 _KNOWN_MAXLEN = 30
 
-LARGEST_FILE = 4 << 30
+LARGEST_FILE = 8 * MODEL_LIMITS["weights"] + (64 << 20)
+"""Bytes of a checkpoint, of a model that has the most weights that one may have by default, all of them float64."""
 _REMEDY = "give torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf5"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ZIP_SIGNATURE = b"PK\x03\x04"
@@ -56,6 +60,7 @@ _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # behind the two bytes th
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _KERAS_ARRAYS = {"embedding": 1, "bi_lstm_0": 6, "bi_lstm_1": 6, "attlayer": 1, "softmax": 2}
 _KERAS_1_ARRAYS = 24
+_MOST_NAMES = 100
 
 
 def read_checkpoint(source: str) -> dict[str, Tensor]:
@@ -77,10 +82,11 @@ def fetch_checkpoint(source: str) -> bytes:
     """The bytes of a checkpoint at a path or URI.
 
     Raises:
-        InputError: if there is no such file, it cannot be read, or it is larger than 4 GB.
+        InputError: if there is no such file, it cannot be read, or it is larger than any model may be.
     """
+    limit = LARGEST_FILE * model_limit("weights") // MODEL_LIMITS["weights"]
     if is_remote(source):
-        return read_uri(source, LARGEST_FILE)
+        return read_uri(source, limit)
     path = local_path(source)
     try:
         status = path.stat()
@@ -88,9 +94,9 @@ def fetch_checkpoint(source: str) -> bytes:
             raise InputError(f"checkpoint {source}: is a directory; {_REMEDY}")
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"checkpoint {source}: is not a regular file; {_REMEDY}")
-        if status.st_size > LARGEST_FILE:
-            raise InputError(f"checkpoint {source}: larger than {LARGEST_FILE} bytes; {_REMEDY}")
-        return path.read_bytes()
+        if status.st_size > limit:
+            raise InputError(f"checkpoint {source}: larger than {limit} bytes; {_REMEDY}")
+        return read_regular(path)
     except FileNotFoundError:
         raise InputError(f"checkpoint {source}: no such file; {_REMEDY}") from None
     except (OSError, ValueError) as error:
@@ -166,15 +172,13 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise InputError(
-                f"checkpoint {source}: entry {_line(repr(name))} is a {type(tensor).__name__}; "
+                f"checkpoint {source}: entry {shown(name)} is a {type(tensor).__name__}; "
                 "a state dict holds tensors by name: save the model's state_dict() and nothing else"
             )
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
         if not plain or tensor.dtype not in _FLOATS:
             kind = tensor.dtype if plain else "no plain tensor"
-            raise InputError(
-                f"checkpoint {source}: {_line(repr(name))} is {kind}; save float16, float32 or float64 tensors"
-            )
+            raise InputError(f"checkpoint {source}: {shown(name)} is {kind}; save float16, float32 or float64 tensors")
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > len(content):
         raise InputError(f"checkpoint {source}: claims more weights than the file holds; download it again")
     return dict(state)
@@ -186,7 +190,7 @@ def _check_archive(content: bytes) -> None:
     Raises:
         InputError: without the file's name, if torch.save did not write the archive or it was damaged since.
     """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with zipfile.ZipFile(cast(IO[bytes], ShortReads(io.BytesIO(content)))) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise InputError(f"is a compressed archive, which torch.save never writes; {_REMEDY}")
@@ -252,6 +256,9 @@ def _names(group: Any, attribute: str) -> list[str]:
     """The strings of an attribute of a group."""
     if attribute not in group.attrs:
         raise InputError(f"has no attribute {attribute!r}, which Keras' save_weights writes; {_REMEDY}")
+    shape = group.attrs.get_id(attribute).shape
+    if math.prod(shape) > _MOST_NAMES:  # each may be a long text, and all of them the same one
+        raise InputError(f"its attribute {attribute!r} has {math.prod(shape):,} names; {_REMEDY}")
     values = group.attrs[attribute].ravel().tolist()
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 

@@ -8,7 +8,7 @@ Parameter names are those of the published torchMoji checkpoint, so its state di
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,28 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from torchmoji_core.attention import AttentionWeightedAverage
+from torchmoji_core.dimensions import Dimensions as Dimensions
 from torchmoji_core.errors import InputError
 from torchmoji_core.lstm import HardSigmoidLSTM
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """Sizes of a model. DeepMoji's published one is (50,000, 256, 512, 64)."""
-
-    vocabulary: int
-    embedding: int
-    hidden: int
-    classes: int
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if type(value) is not int or not 0 < value <= 10_000_000:
-                raise InputError(f"model dimension {name!r} must be a positive integer, not {value!r}")
-
-    @property
-    def channels(self) -> int:
-        """Width of the tweet embedding: two bidirectional layers and the word embedding; 2304 at full size."""
-        return 4 * self.hidden + self.embedding
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import open_regular
+from torchmoji_core.limits import model_limit
+from torchmoji_core.names import shown
 
 SPECIAL_TOKENS = (
     "CUSTOM_MASK",
@@ -25,6 +28,15 @@ SPECIAL_TOKENS = (
 MASK, UNKNOWN, AT, URL, NUMBER, BREAK = range(6)
 
 
+_BYTES_OF_AN_ENTRY = 64
+"""On average, at most: a token in JSON's ASCII, and its id. DeepMoji's has 21."""
+
+
+def max_vocabulary_bytes(entries: int) -> int:
+    """The most bytes that the file of a vocabulary of so many tokens may have."""
+    return (64 << 10) + _BYTES_OF_AN_ENTRY * entries
+
+
 class Vocabulary(Mapping[str, int]):
     """An immutable mapping from token to id; ids run from 0 without gaps, so ``tokens[id]`` inverts it."""
 
@@ -39,7 +51,7 @@ class Vocabulary(Mapping[str, int]):
         if len(self._ids) != len(self.tokens):
             seen: set[str] = set()
             twice = next(token for token in self.tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
-            raise InputError(f"vocabulary: token {twice!r} appears more than once; give each token one id")
+            raise InputError(f"vocabulary: token {shown(twice)} appears more than once; give each token one id")
         if self.tokens[: len(SPECIAL_TOKENS)] != SPECIAL_TOKENS:
             raise InputError(
                 "vocabulary: ids 0 to 9 must be DeepMoji's special tokens "
@@ -79,10 +91,15 @@ class Vocabulary(Mapping[str, int]):
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
         """Read a vocabulary file; see `from_json`."""
+        limit = max_vocabulary_bytes(model_limit("vocabulary"))
         try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"vocabulary {path}: cannot be read ({error.strerror or error})") from None
+            with open_regular(path) as file:
+                content = file.read(limit + 1)
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"vocabulary {path}: cannot be read ({reason})") from None
+        if len(content) > limit:
+            raise InputError(f"vocabulary {path}: has more than {limit:,} bytes; this is no vocabulary")
         return cls.from_json(content, str(path))
 
     def to_json(self) -> str:

@@ -11,15 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import zstandard
 
-MAX_EXPANSION = 200
-MAX_EXPANDED_BYTES = 64 << 20
-"""A file is read until it has expanded to more than both `MAX_EXPANSION` times what was read of it and this.
-
-JSON lines, CSV and text compress 3 to 20 times, tweets with all of Twitter's fields about 10; as soon as rows differ in
-nothing but an id of a few bytes, still below 200. The most that gzip can reach is 1,032, zstandard 32,000, bzip2 a
-million. Only what is less than 330 kB can be stopped at 64 MiB, and more never before 200 times its size, so a file
-costs at most what 200 of its size would have cost uncompressed.
-"""
+from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
 
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 """What reading a compressed file raises."""

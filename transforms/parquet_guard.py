@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
-from transforms.compression import MAX_EXPANSION
+from torchmoji_core.limits import MAX_EXPANSION
 
 MAX_FOOTER_BYTES = 16 << 20
 """100,000 row groups of one column, or 1,000 of 100."""

@@ -16,10 +16,10 @@ from typing import Any
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
+from torchmoji_core.limits import MAX_EXPANSION
 from torchmoji_core.names import shown
 from torchmoji_core.training.emoji_corpus import COLUMNS
 from torchmoji_core.training.labelled_texts import LabelledTexts, label_texts
-from transforms.compression import MAX_EXPANSION
 from transforms.formats import Damage, guess_format, read_records
 
 MAX_KEPT_BYTES = 256 << 20

@@ -7,11 +7,16 @@ import hashlib
 import http.server
 import io
 import json
+import os
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -476,6 +481,199 @@ def test_a_member_name_that_is_no_text_is_refused(tmp_path: Path, archive: bytes
     content = zip_of(members | {name.decode(): b""}).replace(name, name[:-2] + b"\xff\xff")
     (tmp_path / "odd.zip").write_bytes(content)
     assert "zip" in error_of(lambda: load_bundle(tmp_path / "odd.zip"))
+
+
+# --- what asks for more than it is worth --------------------------------------------------------------------------
+
+
+def reforged(archive: bytes, **contents: bytes) -> dict[str, bytes]:
+    """Members of an archive with other files, under their digests."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as file:
+        members = {name: file.read(name) for name in (CONFIG, VOCABULARY, WEIGHTS)}
+    members |= {{"vocabulary": VOCABULARY, "weights": WEIGHTS}[name]: content for name, content in contents.items()}
+    config = json.loads(members[CONFIG])
+    config["sha256"] = {name: hashlib.sha256(members[name]).hexdigest() for name in (VOCABULARY, WEIGHTS)}
+    return members | {CONFIG: json.dumps(config).encode()}
+
+
+def claiming(archive: bytes, **dimensions: int) -> dict[str, bytes]:
+    """The same with other dimensions in its configuration."""
+    members = reforged(archive)
+    config = json.loads(members[CONFIG])
+    config["dimensions"] |= dimensions
+    return members | {CONFIG: json.dumps(config).encode()}
+
+
+def expanding(size: int) -> bytes:
+    """A file of zeros that looks like weights, for compression."""
+    return struct.pack("<Q", 2) + b"{}" + bytes(size)
+
+
+MEGA = 1 << 20
+BOMBS: dict[str, tuple[Callable[[bytes], dict[str, bytes]], str]] = {
+    "weights": (lambda archive: reforged(archive, weights=expanding(70 * MEGA)), f"{WEIGHTS} has 73,400,330 bytes"),
+    "weights of a model that would be huge": (
+        lambda archive: claiming(archive, vocabulary=200_000, embedding=1000) | {WEIGHTS: expanding(70 * MEGA)},
+        "expands to more than 200 times",
+    ),
+    "a header": (
+        lambda archive: reforged(
+            zip_of(claiming(archive, vocabulary=100_000)), weights=struct.pack("<Q", 65 << 10) + b" " * (65 << 10)
+        ),
+        "header is too large",
+    ),
+    "a vocabulary": (lambda archive: reforged(archive, vocabulary=b"[" + b"[]," * MEGA), f"{VOCABULARY} has 3,145,729"),
+    "a configuration": (
+        lambda archive: reforged(archive) | {CONFIG: b"[" + b"[]," * (2 * MEGA)}, f"{CONFIG} has 6,291,457 bytes",
+    ),
+    "a card": (lambda archive: reforged(archive) | {CARD: b"#" * (2 * MEGA)}, f"{CARD} has 2,097,152 bytes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_in_one_line(archive: bytes, tmp_path: Path, name: str) -> None:
+    make, reason = BOMBS[name]
+    members = make(archive)
+    (tmp_path / "bomb.zip").write_bytes(zip_of(members))
+    assert reason in error_of(lambda: load_bundle(tmp_path / "bomb.zip"))
+    if "expands" not in reason:
+        (tmp_path / "bomb").mkdir()
+        for file, content in members.items():
+            (tmp_path / "bomb" / file).write_bytes(content)
+        assert reason in error_of(lambda: load_bundle(tmp_path / "bomb"))
+
+
+def liar(archive: bytes, size: int) -> bytes:
+    """Its list says 26 bytes of weights, behind which there are many more."""
+    content = bytearray(zip_of(reforged(archive, weights=bytes(size)), zipfile.ZIP_BZIP2))
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        local = file.getinfo(WEIGHTS).header_offset
+    for start in (local + 22, content.rfind(b"PK\1\2") + 24):
+        content[start : start + 4] = struct.pack("<I", 26)
+    return bytes(content)
+
+
+LOAD_ALL = """
+import re, sys
+from pathlib import Path
+from torchmoji_core.bundle import load_bundle
+from torchmoji_core.errors import InputError
+from safetensors.torch import load_file  # torch, before its memory is taken into account
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+before = peak()
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        load_bundle(path)
+    except InputError:
+        continue
+    sys.exit(f"{path} was loaded")
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say how much memory was used")
+def test_bombs_take_little_memory(archive: bytes, tmp_path: Path) -> None:
+    """A zip of 71 kB took 1.9 GB, by weights in bzip2, of which a piece of 4 kB is gigabytes."""
+    for number, (make, _) in enumerate(BOMBS.values()):
+        (tmp_path / f"{number}.zip").write_bytes(zip_of(make(archive)))
+    (tmp_path / "liar.zip").write_bytes(liar(archive, 300 * MEGA))
+    command = [sys.executable, "-c", LOAD_ALL, str(tmp_path)]
+    root = Path(__file__).parents[2]
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert finished.returncode == 0, finished.stderr[-1000:]
+    assert int(finished.stdout) < 100
+
+
+def test_an_archive_that_says_less_than_it_holds_is_read_no_further(archive: bytes, tmp_path: Path) -> None:
+    (tmp_path / "liar.zip").write_bytes(liar(archive, MEGA))
+    assert "is damaged" in error_of(lambda: load_bundle(tmp_path / "liar.zip"))
+
+
+def test_an_archive_of_tens_of_thousands_of_members_is_refused(archive: bytes, tmp_path: Path) -> None:
+    members = reforged(archive) | {f"{number}": b"" for number in range(25_000)}
+    (tmp_path / "many.zip").write_bytes(zip_of(members, zipfile.ZIP_STORED))
+    assert "list of members" in error_of(lambda: load_bundle(tmp_path / "many.zip"))
+
+
+def test_an_archive_with_a_file_twice_is_refused(archive: bytes, tmp_path: Path) -> None:
+    members = reforged(archive)
+    (tmp_path / "twice.zip").write_bytes(zip_of({f"a/{CONFIG}": b"{}"} | members))
+    assert f"{CONFIG} is in it twice" in error_of(lambda: load_bundle(tmp_path / "twice.zip"))
+
+
+SIZES = {"vocabulary": 60, "embedding": 6, "hidden": 5, "classes": 64}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"maxlen": 10**9}, "maxlen must be a positive integer of at most 10,000, not 1000000000; for a larger model"),
+        ({"maxlen": 10**4000}, "maxlen must be a positive integer of at most 10,000"),
+        ({"classes": ["joy", "\ud800"]}, "name of a class must be one line of text"),
+        ({"classes": ["joy", "a\nb"]}, "not 'a\\nb'"),
+        ({"classes": ["joy", "\x1b[31m"]}, r"not '\x1b[31m'"),
+        ({"classes": ["joy", "\u202eevil"]}, r"not '\u202eevil'"),
+        ({"classes": ["joy", ""]}, "not ''"),
+        ({"classes": ["joy", "x" * 300]}, "at most 256 characters"),
+        ({"name": "\ud800"}, "name of the bundle must be one line"),
+        ({"name": "x" * 10_000}, "at most 256 characters"),
+        ({"tokenizer": "x" * MEGA}, "was made for tokenizer 'x"),
+        ({"format": ["x" * MEGA] * 2}, "format is ['x"),
+        ({"dimensions": None}, "needs 'dimensions' as dict"),
+        ({"dimensions": {"vocabulary": 1}}, "needs 'dimensions' with the sizes"),
+        ({"dimensions": SIZES | {"classes": 1e308}}, "'classes' must be a positive integer"),
+        ({"dimensions": SIZES | {"classes": 10**18}}, "at most 10,000"),
+        ({"dimensions": SIZES | {"vocabulary": 250_000, "embedding": 4096}}, "number of a model's weights must be"),
+        ({"dimensions": SIZES | {"embedding": 7}}, "other dimensions than config.json says"),
+    ],
+    ids=range(18),
+)  # fmt: skip
+def test_a_configuration_that_asks_too_much_is_one_line(directory: Path, changes: dict[str, Any], reason: str) -> None:
+    change_config(directory, **changes)
+    message = error_of(lambda: load_bundle(directory))
+    assert reason in message and len(message) < 1000
+
+
+def test_a_larger_model_is_a_matter_of_the_environment(
+    directory: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_config(directory, maxlen=25_000)
+    assert "set the environment variable TORCHMOJI_MODEL_LIMITS=3" in error_of(lambda: load_bundle(directory))
+    assert "TORCHMOJI_MODEL_LIMITS=3" in error_of(lambda: load_tokenizer(directory))
+    monkeypatch.setenv("TORCHMOJI_MODEL_LIMITS", "3")
+    assert load_bundle(directory).maxlen == load_tokenizer(directory)[1] == 25_000
+    for factor in ("many", "0", "-1", "nan", "inf"):
+        monkeypatch.setenv("TORCHMOJI_MODEL_LIMITS", factor)
+        assert "TORCHMOJI_MODEL_LIMITS must be a number" in error_of(lambda: load_bundle(directory))
+
+
+def test_names_of_files_that_are_no_text_survive_in_the_provenance(bundle: Bundle, tmp_path: Path) -> None:
+    odd = replace(bundle, provenance={"data": "caf\udce9.csv"}, card="# caf\udce9\n")
+    odd.save(tmp_path / "odd")
+    json.loads((tmp_path / "odd" / CONFIG).read_bytes().decode())
+    assert load_bundle(tmp_path / "odd").provenance == odd.provenance
+    assert load_bundle(tmp_path / "odd").fingerprint == odd.fingerprint
+
+
+def test_tokens_that_are_half_a_character_are_tokens(bundle: Bundle, tmp_path: Path) -> None:
+    """A vocabulary that was made of UTF-16 has such. Nothing prints them."""
+    tokens = (*bundle.vocabulary.tokens[:-1], "\ud83d")
+    odd = replace(bundle, vocabulary=Vocabulary(tokens))
+    odd.save(tmp_path / "odd")
+    assert load_bundle(tmp_path / "odd").vocabulary.tokens == tokens
+    assert load_bundle(tmp_path / "odd").tokenizer.ids("love \ud83d")[1] == len(tokens) - 1
+
+
+@pytest.mark.parametrize("name", ["", CONFIG, VOCABULARY, WEIGHTS, CARD])
+def test_a_pipe_is_no_bundle(directory: Path, name: str) -> None:
+    path = directory / name if name else directory.parent / "pipe"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    if name == CARD:
+        assert load_bundle(directory).card == ""
+    else:
+        assert re.search("named pipe|missing", error_of(lambda: load_bundle(directory if name else path)))
 
 
 # --- remote bundles -----------------------------------------------------------------------------------------------

@@ -253,6 +253,11 @@ def test_a_vocabulary_of_another_model_is_refused(run: Run) -> None:
         ('["a", "b", ""]', "list of strings"),
         ('{"a": 1, "b": 2, "c": 3}', "list of strings"),
         ("a b c", "not JSON"),
+        ('["a", "b", "\\ud800"]', "each name must be one line"),
+        ('["a", "b", "c\\n"]', "each name must be one line"),
+        ('["a", "b", "\\u001b[31m"]', "each name must be one line"),
+        ("[" * 100_000, "not JSON"),
+        ("[" + "[]," * (2 << 20), "has more than 4 MiB"),
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "not JSON"),
     ],
 )
@@ -269,6 +274,9 @@ def test_class_names_must_fit_the_outputs(run: Run, content: str | None, expecte
 def test_options_that_cannot_be(run: Run) -> None:
     checkpoint = run.write(FORMATS["torch zip"])
     assert "--maxlen" in run.refused(checkpoint, "--maxlen", "0")
+    assert "--maxlen must be a positive integer of at most 10,000" in run.refused(checkpoint, "--maxlen", "1000000000")
+    assert "--name must be one line" in run.refused(checkpoint, "--name", "two\nlines")
+    assert "--name must be one line" in run.refused(checkpoint, "--name", "caf\udce9")
     assert "local path" in run.refused(checkpoint, "--output", "s3://bucket/bundle")
     assert "cannot be written" in run.refused(checkpoint, "--output", str(checkpoint / "below"))
     assert "exists already" in run.refused(checkpoint, "--output", str(run.vocabulary))

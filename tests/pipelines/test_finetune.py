@@ -102,6 +102,10 @@ def edit(row: int, **values: Any) -> Mistake:
         (lambda rows: None, ["--hidden", "8", "--method", "last"], "'last' keeps the size"),
         (lambda rows: None, ["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (lambda rows: None, ["--threads", "0"], "--threads must be at least 1"),
+        (lambda rows: None, ["--maxlen", "1000000000"], "maxlen must be a positive integer of at most 10,000"),
+        (lambda rows: None, ["--name", "caf\udce9"], "name of the bundle (--name, or else that of --output) must be"),
+        (lambda rows: None, ["--classes", "sorry,gl\x07ad"], r"name of a class must be one line of text"),
+        (edit(4, mood="glad\x1b[2J"), [], r"row 5: a class in 'mood' must be one line of text"),
     ],
 )  # fmt: skip
 def test_a_mistake_ends_in_one_line_before_any_training(

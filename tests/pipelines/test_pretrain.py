@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipelines import pretrain
 from pipelines.command_line import DONE, WRONG_INPUT
 from tests.pipelines.shells import kill_while_training, shell
 from torchmoji_core.bundle import load_bundle
+from torchmoji_core.errors import InputError
 
 MOODS = {"❤": "love", "😂": "funny", "😢": "sad", "😡": "angry"}
 SMALL = ["--embedding", "8", "--hidden", "6", "--min_count", "1", "--threads", "1", "--learning_rate", "0.02"]
@@ -134,3 +137,25 @@ def test_a_mistake_ends_in_one_line_before_any_training(
     assert done.returncode == WRONG_INPUT
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--name", "two\nlines"], "--name must be one line"),
+        (["--maxlen", "1000000000"], "--maxlen must be a positive integer of at most 10,000"),
+        (["--hidden", "0"], "--hidden must be a positive integer"),
+        (["--vocabulary_size", "1000000000"], "--vocabulary_size must be a positive integer of at most 250,000"),
+        (["--card", "CARD"], "--card {}: is not UTF-8"),
+        (["--card", "/dev/zero"], "--card /dev/zero: cannot be read (a device"),
+    ],
+)
+def test_options_that_cannot_be_end_in_one_line_before_the_data_is_read(
+    tmp_path: Path, extra: list[str], message: str
+) -> None:
+    card = tmp_path / "card.md"
+    card.write_bytes(b"caf\xe9")
+    extra = [str(card) if value == "CARD" else value for value in extra]
+    with pytest.raises(InputError, match=re.escape(message.format(card))) as error:
+        pretrain.main(["--data", "nowhere.parquet", "--output", str(tmp_path / "out"), *extra])
+    assert "\n" not in str(error.value)

@@ -41,6 +41,7 @@ from tests.transforms.forged_parquet import (
     whole,
     write,
 )
+from torchmoji_core.limits import MAX_EXPANDED_BYTES
 from transforms import compression, formats, metrics
 from transforms.fields import FieldMapping, KeptField
 from transforms.formats import Damage, Record, read_records
@@ -89,7 +90,7 @@ def test_a_bomb_is_read_to_the_bound_and_no_further(name: str) -> None:
     damage = found[-1]
     assert isinstance(damage, Damage)
     assert "the rest of the file is not read" in damage.reason and "decompress it yourself" in damage.reason
-    assert damage.position <= compression.MAX_EXPANDED_BYTES + (16 << 20)
+    assert damage.position <= MAX_EXPANDED_BYTES + (16 << 20)
     assert file.count < 1 << 20
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.limits import check_limit
 
 TRAINING_PRECISIONS = ("auto", "fp32", "bf16")
 """Of the products; weights and everything elementwise are float32. auto is bf16 where the processor has it."""
@@ -120,6 +121,8 @@ class FineTuningOptions:
         _check(self, share=("embedding_dropout", "layer_dropout", "output_dropout", "word_dropout", "averaging"))
         _check(self, positive=("fine_learning_rate", "epoch_samples", "most_epochs", "patience", *_POSITIVE))
         _check(self, not_negative=("embedding_l2", "batch_size", "maxlen", "extend_vocabulary"))
+        if self.maxlen:
+            check_limit("maxlen", "maxlen", self.maxlen)
 
 
 _POSITIVE = ("learning_rate", "gradient_norm", "checkpoint_seconds")
