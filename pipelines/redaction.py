@@ -11,25 +11,27 @@ from typing import Any
 
 HIDDEN = "***"
 
-_QUOTED = r"""(?:\\{0,3}"(?:\\.|""|[^"\\\n])*"? | \\{0,3}'(?:\\.|''|'"'"'|[^'\\\n])*'?)"""
+_QUOTED = r"""(?:[bfru]?\\{0,3}"(?:\\.|""|[^"\\\n])*"? | [bfru]?\\{0,3}'(?:\\.|''|'"'"'|[^'\\\n])*'?)"""
 """Perhaps cut off, quoted once more, or with quotes inside as SQL, CSV and shells have them."""
 _NEXT = r"[\w.-]{1,64}\s{0,3}[=:]"
 _VALUE = rf"""(?:{_QUOTED} | [^\s&"',;)\]}}]+ (?:["',;)\]}}]+ (?!{_NEXT}) [^\s&"',;)\]}}]+)*)"""
 """What follows a name: a quoted string, or a word up to the punctuation at its end or before another name."""
-_IS = r"""(?:\\{0,3}["'] | %(?:25)?2[27])? \s{0,3} (?:[:=] | %(?:25){0,2}3[ad]) \s{0,3}"""
+_EQUALS = r"(?::?={1,2}>? | %(?:25){0,2}3d)"
+_COLON = r"(?:: | %(?:25){0,2}3a)"
+_END_OF_NAME = r"""(?:\\{0,3}["'] | %(?:25)?2[27])"""
+_IS = rf"{_END_OF_NAME}? \s{{0,3}} (?:{_EQUALS} | {_COLON}) \s{{0,3}}"
 """Between a name and its value; the name may be quoted, and all of it percent-encoded."""
-_IS_SURELY = (
-    r"""(?:\s{0,3}= | %(?:25){0,2}3d | (?:\\{0,3}["'] | %(?:25)?2[27])\s{0,3}(?:[:=] | %(?:25){0,2}3[ad]))\s{0,3}"""
-)
+_IS_SURELY = rf"(?:\s{{0,3}}{_EQUALS} | {_END_OF_NAME} \s{{0,3}} (?:{_EQUALS} | {_COLON})) \s{{0,3}}"
 """The same without a colon behind a plain word, which prose has too."""
 
 _WORD_BEGINS = r"(?:(?<![a-z]) | (?-i:(?<=[a-z])(?=[A-Z])))"
 """So that short names are not found in `bypass`, `compass` or `orig`."""
 _SECRET_NAMES = rf"""
-    (?: (?:secret|access|account|private|api|signing|encryption|master|storage|shared|consumer|host) [_-]? key
+    (?: (?:secret|access|account|private|api|auth|signing|encryption|master|storage|shared|consumer|host|subscription
+        |service) [_-]? key
       | secret [_-]? access [_-]? key | client [_-]? secret | shared [_-]? access [_-]? signature
       | (?:session|security|access|refresh|id|auth|api|bearer|sas|csrf|bot) [_-]? token | x-[a-z-]{{1,40}}-token
-      | password | passwd | passphrase | passcode | {_WORD_BEGINS} (?:pwd|pass|pw|jwt) ) (?:[_-]?\d{{1,3}})?"""
+      | pass[_-]?(?:word|phrase|code) | passwd | {_WORD_BEGINS} (?:pwd|pass|pw|jwt) ) (?:[_-]?\d{{1,3}})?"""
 """Names that can mean nothing else where a value is given."""
 _SECRET_WORDS = rf"(?:token | signature | credentials? | secret | {_WORD_BEGINS} (?:sig|sas))"
 """Words of prose too, so that a colon alone does not make what follows a secret."""
@@ -78,6 +80,15 @@ _RULES = tuple(
         (rf"({_SECRET_NAMES} {_IS}) (?!expected\s) {_VALUE}", rf"\1{HIDDEN}"),
         (rf"({_SECRET_WORDS} {_IS_SURELY}) {_VALUE}", rf"\1{HIDDEN}"),
         (rf"([?&](?:key|code|auth)=) {_VALUE}", rf"\1{HIDDEN}"),
+        # token: value, where the value is no word.
+        (
+            rf"""({_SECRET_WORDS} \s{{0,3}} {_COLON} \s{{0,3}}) (?=[a-z_.~+/=-]{{0,64}}\d) [\w.~+/=-]{{16,}}""",
+            rf"\1{HIDDEN}",
+        ),
+        # Elements of XML, a line of .netrc, and what curl is given.
+        (rf"(<[\w:.-]{{0,64}} (?:{_SECRET_NAMES} | {_SECRET_WORDS})>) [^<]{{1,4096}}", rf"\1{HIDDEN}"),
+        (rf"(\blogin\s{{1,9}}\S{{1,256}}\s{{1,9}}password\s{{1,9}}) {_VALUE}", rf"\1{HIDDEN}"),
+        (r"""((?<![\w-])(?:-u|--(?:proxy-)?user)[\s=]{1,3}["']?[^\s:"']{1,256}:) [^\s"']+""", rf"\1{HIDDEN}"),
         # --password value, and as items of a list.
         (
             rf"""(?<![\w-])(-{{1,2}} (?:[a-z0-9]{{1,32}}[_-]){{0,6}} (?:{_SECRET_NAMES} | token | secret | credentials?)

@@ -92,6 +92,13 @@ CREDENTIALS = {
     "private_key: -----BEGIN EC PRIVATE KEY-----\nHunter2\nzwei": ["Hunter2", "zwei"],
     "Cookie: session=Hunter2; other=zwei": ["Hunter2", "zwei"],
     "X-Vault-Token: Hunter2": ["Hunter2"],
+    "'password' => 'Hunter2', password := Hunter2zwei, pw == Hunter2": ["Hunter2", "zwei"],
+    "{'pw': b'Hunter2 zwei'}": ["Hunter2", "zwei"],
+    "<db:password>Hunter2 zwei</db:password>": ["Hunter2", "zwei"],
+    "machine host login me password Hunter2": ["Hunter2"],
+    "curl --user me:Hunter2 https://host": ["Hunter2"],
+    "token: Hunter2abcdefghijk": ["Hunter2"],
+    "Ocp-Apim-Subscription-Key: Hunter2": ["Hunter2"],
 }
 
 
@@ -162,6 +169,7 @@ def test_no_credential_gets_out(run: Run, text: str, log_format: str) -> None:
         "a pass over the data; the first passed: 3, passes=2, a passenger=1",
         "bypass=yes compass: north surpass=1 orig=5 config=3 assignment: none",
         "argument --s3_secret_access_key: expected one argument; --password must be given, --token is unknown",
+        "secret: none; signature: does not match; the token: 17, <b>password</b> and a login page",
         '{"endpoint":"http://host:9000","mail":"a@b"}',
         "<http://host:9000>, <a@b>",
     ],
@@ -234,7 +242,7 @@ def test_the_name_of_a_field_makes_it_a_secret() -> None:
 
 UNITS = (
     "://a:|token=|token='|authorization:|secret_|a| |\\\"|AKIA|-----BEGIN PRIVATE KEY-----|--a-|pass=|;pwd=|%22"
-    "|%3A%2F%2F|password%3D|eyJaaaaaaaa.|x-a-|token=a,|http://a"
+    "|%3A%2F%2F|password%3D|eyJaaaaaaaa.|x-a-|token=a,|http://a|<pw>|-u a:|login a |token:a"
 )
 
 
