@@ -21,10 +21,10 @@ from apache_beam.io.filesystem import FileSystem
 from pipelines import report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
-from pipelines.data_set import DataSet, remove_temporary
+from pipelines.data_set import DataSet, announce_run, remove_temporary, tidy
 from pipelines.logs import announce
 from pipelines.manifest import DataFile, identity
-from pipelines.plan import ModelFacts, Plan, check_fields, check_model, differences
+from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream, differences
 from pipelines.rewrite import Rewriter
 from pipelines.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
 from pipelines.selection import Groups, Selection, select
@@ -32,7 +32,6 @@ from pipelines.session import Session, open_session
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import storage
-from transforms.fields import KeptField
 from transforms.read import InputFile, UnreadableInput, list_files
 
 _CHECKERS = 16
@@ -67,6 +66,7 @@ def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
         finally:
             figures.update(annotation.counts, inputs_committed=annotation.committed)
             annotation.publish_list()
+        tidy(data_set)
         return status
 
 
@@ -96,23 +96,16 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
         InputError: for the first thing that is wrong, with its remedy.
     """
     score = config.score
+    check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
         return Plan(check_fields(score, selection.work), selection.work, model)
-    # Types that are told from the data were told once, from the first files.
-    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
-    keep = tuple(
-        KeptField(field.name, kinds.get(field.name, field.kind)) if field.name in score.keep_without_type else field
-        for field in score.fields.keep
-    )
-    score = dataclasses.replace(
-        score,
-        fields=dataclasses.replace(score.fields, keep=keep),
-        score=dataclasses.replace(score.score, keep=keep),
-    )
+    score = as_before(score, earlier)
     # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
-    free = {"model"} if kind == "score" else {"model", "inputs"}
-    changed = [name for name in differences(identity(score), earlier) if name not in free]
+    ours, free = identity(score), {"model", "inputs", "appended"}
+    changed = [name for name in differences(ours, earlier) if name not in free]
+    if kind == "score" and not {*ours["inputs"]} <= {*earlier.get("inputs", ())}:
+        changed = sorted([*changed, "inputs"])
     if changed:
         raise InputError(
             f"output {score.output} holds results of another command (other {', '.join(changed)}); "
@@ -259,6 +252,7 @@ class Annotation:
     def _retire(self, paths: Sequence[str]) -> None:
         """Commit that the rows of some inputs are results no longer."""
         plan, started = self._plan.with_new_run(), datetime.now(UTC)
+        announce_run(self._data_set.output, plan.run_id)
         retired, files, dead_letters = self._without(set(paths), plan.run_id)
         manifest = describe_commit(
             plan, Finished({}, files, dead_letters, 0.0), self._data_set, self._kind, started, []

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
+import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from pipelines import journal
-from pipelines.data_set import DataSet, recover, unlisted_files
+from pipelines.data_set import DataSet, recover, unlisted_files, written_files
+from pipelines.lease import DIRECTORY, is_living, read_leases
 from transforms import storage
 
 
 def clean(output: str, older_than: float) -> list[str]:
     """Delete what runs that died have left, unlisted files, retired files and superfluous manifests.
 
-    To be called by the holder of the lease. What streams have put in place is adopted first, and what one that may be
-    going on is about to put in place is left alone.
+    To be called by the holder of the lease. What streams have put in place is adopted, after room was made for that,
+    and what one that may be going on is about to put in place is left alone.
 
     Args:
         output: directory of a data set.
@@ -24,17 +27,70 @@ def clean(output: str, older_than: float) -> list[str]:
         What was deleted, relative to the output.
 
     Raises:
-        InputError: if a manifest cannot be read: then nobody can say what is listed.
+        InputError, RunError: if a manifest cannot be read: then nobody can say what is listed.
         OSError: if a file cannot be deleted.
     """
     data_set = DataSet.read(output)
+    deleted = _delete_old(data_set, unlisted_files(data_set), older_than)
     recover(data_set)
-    streams = journal.read(output)
+    return deleted
+
+
+def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_than: float) -> list[str]:
+    """Delete unlisted and retired files, and superfluous manifests, of some age. Writes nothing."""
+    streams = journal.read(data_set.output)
+    waiting = {entry.file.path for entry in streams.entries}
     now = time.time()
     old = [
         path
-        for path, modified in unlisted_files(data_set).items()
-        if modified is not None and now - modified >= older_than and not streams.protects(path, modified)
+        for path, modified in unlisted.items()
+        if modified is not None
+        and now - modified >= older_than
+        and path not in waiting
+        and not streams.protects(path, modified)
     ]
-    storage.delete(f"{output}/{path}" for path in old)
+    storage.delete(f"{data_set.output}/{path}" for path in old)
     return old + data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))
+
+
+def free_space(output: str, older_than: float) -> list[str]:
+    """Where a disk is so full that no lease can be written, delete without one what certainly nobody needs.
+
+    That is what is old enough among the files that were there before the leases were looked at, if nobody held one, and
+    that no manifest lists which was there after that: whoever comes later has other files.
+
+    Args:
+        output: directory of a data set.
+        older_than: as of `clean`.
+
+    Returns:
+        What was deleted, relative to the output; nothing where there is room.
+
+    Raises:
+        InputError, RunError, OSError: as `clean`.
+    """
+    if not _is_full(output):
+        return []
+    found = written_files(output)
+    if any(is_living(lease) for lease in read_leases(output).values()):
+        return []  # the lease will say whose it is
+    streams_before = journal.read(output)
+    data_set = DataSet.read(output)
+    known = data_set.known_files | {entry.file.path for entry in streams_before.entries}
+    unlisted = {path: modified for path, modified in found.items() if path not in known}
+    return _delete_old(data_set, unlisted, older_than)
+
+
+def _is_full(output: str) -> bool:
+    """Whether nothing can be written to a local disk any more."""
+    path = f"{output}/{DIRECTORY}/{uuid.uuid4().hex}.tmp"
+    if not (storage.can_rename(output) and storage.exists(output)):
+        return False
+    try:
+        storage.publish(path, bytes(4096), path, lasting=False)
+    except OSError as error:
+        return storage.is_full(error)
+    finally:
+        storage.delete([path])
+        storage.remove_empty(f"{output}/{DIRECTORY}", deep=False)
+    return False

@@ -19,7 +19,7 @@ from pipelines import console
 from pipelines.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LeaseHeldError, RunError
 
-DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD = range(5)
+DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
 INTERRUPTED = 130
 _REPEAT_SECONDS = 5.0
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -53,8 +53,9 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     except InputError as error:
         announce("error", f"error: {error}", level=logging.ERROR)
         return exit_status(error)
-    except RunError as error:
-        announce("failed", f"failed: {error}", level=logging.ERROR)
+    except (RunError, OSError) as error:
+        # A store or disk that fails may do so at any point; no program is at fault, and another try may help.
+        announce("failed", f"failed: {first_line(error)}", level=logging.ERROR)
         return exit_status(error)
     except LeaseHeldError as error:
         announce("lease_held", f"not started: {error}", level=logging.WARNING)
@@ -80,6 +81,11 @@ def _told(status: int, is_all: bool) -> int:
     if fault is not None and fault.errno != errno.EPIPE:
         announce("output_lost", f"not all could be written to standard output: {fault.strerror}", level=logging.WARNING)
     return status
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def exit_status(error: BaseException) -> int:

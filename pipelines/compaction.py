@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
 from collections import defaultdict
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set import DataSet, discard_run, recover, remove_temporary, result_files
+from pipelines.data_set import DataSet, announce_run, discard_run, recover, remove_temporary, tidy
 from pipelines.lease import Lease
 from pipelines.manifest import DataFile, Manifest
 from pipelines.rewrite import Rewriter, run_independent
@@ -49,18 +50,16 @@ def compact(output: str, target_bytes: int, lease: Lease, dry_run: bool = False)
     if dry_run:
         return f"dry run: {merged:,} of {len(live.files):,} file(s) would become {len(groups):,}"
     if not groups and len(data_set.manifests) == 1:
+        tidy(data_set)
         return f"nothing to do: {len(live.files):,} file(s), none to be merged"
     run_id, started = uuid.uuid4().hex[:12], datetime.now(UTC)
     try:
+        announce_run(output, run_id)
         rewriter = Rewriter(output, run_id)
         made = [file for group in groups if (file := rewriter.merge(group)) is not None]
         files = {path: file for path, file in live.files.items() if not any(file in group for group in groups)}
-        kept = files.keys() | live.dead_letters.keys()
-        # Not those that are deleted already: a stream that is compacted often would carry their names along for ever.
-        retired = tuple(sorted((data_set.known_files - kept) & result_files(output).keys()))
         last = data_set.manifests[-1]
-        lease.check()
-        data_set.commit(
+        change = data_set.as_checkpoint(
             Manifest(
                 sequence=data_set.next_sequence,
                 run_id=run_id,
@@ -74,19 +73,21 @@ def compact(output: str, target_bytes: int, lease: Lease, dry_run: bool = False)
                 inputs=tuple(live.inputs.values()),
                 files=(*files.values(), *made),
                 dead_letters=tuple(live.dead_letters.values()),
-                retired=retired,
                 generation=data_set.live_generation,
-                checkpoint=True,
             )
         )
+        lease.check()
+        data_set.commit(change)
     except BaseException as error:
-        if not data_set.is_committed(run_id):
-            discard_run(output, run_id)
+        with contextlib.suppress(OSError):  # what cannot be done now, the next command does
+            if not data_set.is_committed(run_id):
+                discard_run(output, run_id)
         if isinstance(error, OSError):
             raise RunError(f"{output} cannot be compacted: {error}") from error
         raise
     data_set.publish_list(run_id)
     remove_temporary(output, run_id)
+    tidy(data_set)
     return (
         f"merged      {merged:,} file(s) into {len(made):,}, {len(data_set.manifests) - 1:,} manifest(s) into 1; "
         f"{len(files) + len(made):,} file(s) now. The old ones stay for readers until pipelines.verify --clean"

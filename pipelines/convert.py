@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pipelines.command_line import OneLineParser, end, run_command
 from pipelines.logs import announce
+from torchmoji_core.bundle_files import local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
@@ -40,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--name", help="name of the bundle (default: the checkpoint's name without its ending)")
     result.add_argument("--maxlen", type=int, default=30, help="tokens read of each text (default: %(default)s)")
     result.add_argument(
-        "--classes", type=Path, help="JSON list of names, one for each output (default: DeepMoji's emojis if 64)"
+        "--classes", type=local_path, help="JSON list of names, one for each output (default: DeepMoji's emojis if 64)"
     )
     result.add_argument("--half", action="store_true", help="store float16: half the size, slightly other scores")
     result.add_argument(
@@ -63,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
     if is_remote(options.output):
         raise InputError(f"--output {options.output}: give a local path, and upload the bundle from there")
-    if os.path.lexists(options.output):
+    if os.path.lexists(local_path(options.output)):
         raise InputError(f"--output {options.output} exists already; give a new name")
     check_limit("--maxlen", "maxlen", options.maxlen)
     if options.name is not None:

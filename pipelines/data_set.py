@@ -6,22 +6,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines import journal, manifest
 from pipelines.journal import QUIET_SECONDS, Entry, Journal, Stream
-from pipelines.lease import Lease
+from pipelines.lease import Lease, this_process
 from pipelines.manifest import DataFile, Input, Manifest
+from torchmoji_core.errors import InputError
+from torchmoji_core.locations import plain
 from transforms import metrics, storage
 from transforms.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, journal_directory
 
+RETIRED_SECONDS = 86_400.0
+"""How long a file stays that is a result no longer: readers that began before have so long to finish."""
+RUN = "run.json"
+_TRIES = 3
+_LOGGER = logging.getLogger(__name__)
 LIVE = "_live.jsonl"
 """A list of the live files for readers without this package; a snapshot, at most one commit behind the manifests."""
 
@@ -32,7 +41,8 @@ def live_files(output: str) -> list[str]:
     Raises:
         InputError: if a manifest cannot be read.
     """
-    return [f"{output}/{path}" for path in sorted(DataSet.read(output).live.files)]
+    data_set = DataSet.read(output)
+    return [f"{data_set.output}/{path}" for path in sorted(data_set.live.files)]
 
 
 @dataclass
@@ -82,10 +92,10 @@ class DataSet:
         """Read all manifests of an output directory.
 
         Raises:
-            InputError: if one cannot be read.
+            InputError, RunError: if one cannot be read.
         """
-        output = output.rstrip("/") or "/"
-        return cls(output, manifest.read_all(output))
+        output = plain(output).rstrip("/") or "/"
+        return cls(output, _read_all(output))
 
     def refresh(self) -> None:
         """Take up what others have committed since; only new manifests are read.
@@ -99,7 +109,7 @@ class DataSet:
             for change in manifest.read_all(self.output, names[len(known) :]):
                 self.apply(change)
         else:
-            self._begin(manifest.read_all(self.output, names))
+            self._begin(_read_all(self.output))
 
     def apply(self, change: Manifest) -> None:
         """Take up the next manifest."""
@@ -109,11 +119,16 @@ class DataSet:
             self.live_generation = change.generation
         generation = self.generations.setdefault(change.generation, Generation())
         generation.apply(change)
-        self.retired.update(dict.fromkeys(change.retired, change.finished))
+        self._retire(change.retired, change)
         if change.promotes:
             self.live_generation = change.generation
             for number in [number for number in self.generations if number != change.generation]:
-                self.retired.update(dict.fromkeys(self.generations.pop(number).all_files, change.finished))
+                self._retire(self.generations.pop(number).all_files, change)
+
+    def _retire(self, paths: Iterable[str], change: Manifest) -> None:
+        for path in paths:
+            # Who retires a file again does not prolong its life.
+            self.retired.setdefault(path, change.retired_since.get(path, change.finished))
 
     @property
     def live(self) -> Generation:
@@ -138,13 +153,28 @@ class DataSet:
         return known
 
     def commit(self, change: Manifest) -> None:
-        """Publish a manifest, and take it up.
+        """Publish a manifest, and take it up. On return it is on the disk, and so are the files that it names.
 
         Raises:
             OSError: if it cannot be written.
         """
+        # Contents are there since each file was closed. Those of other runs were brought there by them.
+        new = [file.path for file in (*change.files, *change.dead_letters) if _is_of_run(file.path, [change.run_id])]
+        storage.sync(above for path in new for above in storage.directories(f"{self.output}/{path}", self.output))
         manifest.write(self.output, change)
         self.apply(change)
+
+    def as_checkpoint(self, change: Manifest) -> Manifest:
+        """A commit whose lists are to be the whole data set: what it does not keep is retired.
+
+        Raises:
+            OSError: if the output cannot be listed.
+        """
+        kept = {file.path for file in (*change.files, *change.dead_letters)}
+        # Not those that are deleted already: their names would be carried along for ever.
+        retired = sorted((self.known_files - kept) & result_files(self.output).keys())
+        since = {path: self.retired[path] for path in retired if path in self.retired}
+        return dataclasses.replace(change, retired=tuple(retired), retired_since=since, checkpoint=True)
 
     def is_committed(self, run_id: str) -> bool:
         """Whether a manifest of a run is there, so that its files are results whatever came after.
@@ -167,20 +197,21 @@ class DataSet:
             OSError: if it cannot be done.
         """
 
-        def is_due(time: str) -> bool:
-            return before is None or datetime.fromisoformat(time) < before
-
-        live = self.live.all_files
-        paths = [path for path, time in self.retired.items() if is_due(time) and path not in live]
-        checkpoints = [change for change in self.manifests if change.checkpoint]
-        if checkpoints and is_due(checkpoints[-1].finished):
-            last = checkpoints[-1].name
-            prefix = f"{self.output}/{manifest.DIRECTORY}/"
-            names = [file.path.rpartition("/")[2] for file in storage.match([f"{prefix}*.json"])]
-            paths += [f"{manifest.DIRECTORY}/{name}" for name in names if name < last]
-        existing = [path for path in paths if storage.exists(f"{self.output}/{path}")]
-        storage.delete(f"{self.output}/{path}" for path in existing)
-        return existing
+        kept = {path for generation in self.generations.values() for path in generation.all_files}
+        due = [
+            path
+            for path, time in self.retired.items()
+            if path not in kept and (before is None or datetime.fromisoformat(time) < before)
+        ]
+        there = result_files(self.output).keys() if due else ()
+        paths = [path for path in due if path in there]
+        checkpoints = [change.name for change in self.manifests if change.checkpoint]
+        if checkpoints:
+            names = manifest.superseded(self.output, before.timestamp() if before is not None else float("inf"))
+            # What readers of now need is never superfluous, whatever the times of files say.
+            paths += [f"{manifest.DIRECTORY}/{name}" for name in names if name < checkpoints[-1]]
+        storage.delete(f"{self.output}/{path}" for path in paths)
+        return paths
 
     def publish_list(self, run_id: str) -> None:
         """Write the list of live files: one JSON object a line with path (relative), rows and bytes."""
@@ -192,6 +223,17 @@ class DataSet:
         if not storage.exists(path) or storage.read_bytes(path) != content:
             storage.publish(path, content, f"{self.output}/{TEMPORARY}/{run_id}/{LIVE}")
             remove_temporary(self.output, run_id)
+
+
+def _read_all(output: str) -> list[Manifest]:
+    """All manifests that matter; listed anew if one is deleted meanwhile, whose place a checkpoint has taken."""
+    for _ in range(_TRIES):
+        try:
+            return manifest.read_all(output)
+        except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return manifest.read_all(output)
 
 
 def _line(file: DataFile) -> str:
@@ -292,6 +334,11 @@ def result_files(output: str) -> dict[str, float | None]:
     return _files(output, temporary=False)
 
 
+def written_files(output: str) -> dict[str, float | None]:
+    """Files below an output that are named as results or as temporary ones; values as of `unlisted_files`."""
+    return _files(output, temporary=True)
+
+
 def _files(output: str, temporary: bool) -> dict[str, float | None]:
     prefix = f"{output}/"
     files = {}
@@ -302,6 +349,29 @@ def _files(output: str, temporary: bool) -> dict[str, float | None]:
         if is_part or (temporary and first == TEMPORARY):
             files[path] = file.last_updated_in_seconds or None
     return files
+
+
+def tidy(data_set: DataSet) -> None:
+    """Delete what was retired a day ago, as every command does that commits; what cannot be deleted is left for later.
+
+    To be called by the holder of the lease.
+    """
+    try:
+        data_set.purge(datetime.now(UTC) - timedelta(seconds=RETIRED_SECONDS))
+    except OSError as error:
+        _LOGGER.warning("retired files of %s could not be deleted: %s", data_set.output, error)
+
+
+def announce_run(output: str, run_id: str) -> None:
+    """Say that a run is going to write there, so that whoever comes after it finds what it has left if it dies.
+
+    Temporary files would tell as much where there are any; in object stores files have their final names at once.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path = f"{output}/{TEMPORARY}/{run_id}/{RUN}"
+    storage.publish(path, json.dumps(this_process()).encode(), f"{path}.tmp")
 
 
 def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
@@ -322,13 +392,15 @@ def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
     """
     output = data_set.output
     found = journal.read(output)
-    committed = adopt(data_set, lease, found)
     dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
+    # Before anything is written, for which there may be no room yet.
     if dead:
-        paths = [path for path in unlisted_files(data_set) if _is_of_run(path, dead)]
+        waiting = {entry.file.path for entry in found.entries}
+        paths = [path for path in unlisted_files(data_set) if _is_of_run(path, dead) and path not in waiting]
         storage.delete(f"{output}/{path}" for path in paths)
     for run_id in dead:
         remove_temporary(output, run_id)
+    committed = adopt(data_set, lease, found)
     for run_id in found.going_on:
         old = [
             file.path

@@ -11,7 +11,6 @@ import json
 import logging
 import re
 import stat
-import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from prometheus_client.registry import Collector
 from pipelines.command_line import DONE, LEASE_HELD, exit_status
 from pipelines.logs import printable
 from pipelines.redaction import redact_all
+from torchmoji_core import durable
 from torchmoji_core.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def check_report(path: str) -> None:
     try:
         for name in (file, _prometheus_file(file)):
             _check_ours(name)
-        probe = _temporary(file)
+        probe = durable.unused_name(file)
         probe.touch()
         probe.unlink()
     except _NotOursError as error:
@@ -249,22 +249,17 @@ def _prometheus_file(file: Path) -> Path:
     return file.with_suffix(".prom")
 
 
-def _temporary(file: Path) -> Path:
-    """A name beside the file that nobody else uses and no collector reads."""
-    return file.with_name(f".{file.name}.{uuid.uuid4().hex}")
-
-
 def _write_whole(file: Path, content: bytes) -> None:
     """Write a file under another name, then give it its own, unless that is another's by now.
 
     Raises:
         OSError: if it cannot be done.
     """
-    temporary = _temporary(file)
+    temporary = durable.unused_name(file)
     try:
         with temporary.open("xb") as opened:
             opened.write(content)
         _check_ours(file)
-        temporary.replace(file)
+        durable.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from pipelines.logs import announce
+from torchmoji_core.bundle_files import local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.names import check_name
 from torchmoji_core.training.options import FineTuningOptions
@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         "pipelines.score runs.",
         allow_abbrev=False,
     )
-    result.add_argument("--data", required=True, type=Path, help="texts with labels: .parquet, .csv or .jsonl")
+    result.add_argument("--data", required=True, type=local_path, help="texts with labels: .parquet, .csv or .jsonl")
     result.add_argument("--text_field", default="text", help="column of the texts (default: %(default)s)")
     result.add_argument(
         "--label_field", default="label", help="column of the labels: numbers, names, or lists (default: %(default)s)"
@@ -35,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--classes", help="names of the classes, separated by commas (default: the labels)")
     result.add_argument("--model", help="bundle to start from: path or URI (default: the bundled model)")
-    result.add_argument("--output", required=True, type=Path, help="bundle to write: a new directory, or a new .zip")
+    result.add_argument("--output", required=True, type=local_path, help="bundle to write: new directory or .zip")
     result.add_argument("--name", help="name of the bundle (default: that of the output)")
-    result.add_argument("--checkpoint", type=Path, help="file to save progress in and to resume from")
+    result.add_argument("--checkpoint", type=local_path, help="file to save progress in and to resume from")
     result.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     result.add_argument("--embedding", type=int, help="embedding channels, for method new (default: the model's)")
     result.add_argument("--hidden", type=int, help="LSTM channels per direction, for method new (default: the model's)")

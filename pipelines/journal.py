@@ -166,7 +166,7 @@ def read(output: str) -> Journal:
     """Read the journal of an output.
 
     Raises:
-        InputError: if something in it cannot be read, since then nobody can say which files are results.
+        InputError, RunError: if something in it cannot be read, since then nobody can say which files are results.
     """
     journal = Journal()
     try:
@@ -190,7 +190,7 @@ def read(output: str) -> Journal:
                     raise _unreadable(path, "it is not there")
         journal.entries = [entry for entry in entries if entry.run_id in journal.streams]
     except OSError as error:
-        raise InputError(f"output {output}/{JOURNAL}: cannot be read ({error})") from None
+        raise manifest.cannot_read(f"output {output}/{JOURNAL}", error) from error
     return journal
 
 

@@ -64,14 +64,15 @@ class Lease:
 
         Raises:
             LeaseHeldError: if another run has it.
-            InputError: if the output cannot be written.
+            InputError, RunError: if the output cannot be written.
         """
         try:
             self._existed = storage.exists(self._output)
+            storage.make_directory(self._output)
             self._acquire()
         except OSError as error:
             self._withdraw()
-            raise unwritable(self._output, error) from None
+            raise unwritable(self._output, error) from error
         except BaseException:
             self._withdraw()
             raise
@@ -131,7 +132,7 @@ class Lease:
             "beats": self._beats,
             "seconds": self._seconds,
         }
-        storage.publish(self._path, json.dumps(content).encode(), f"{self._directory}/{self._id}.tmp")
+        storage.publish(self._path, json.dumps(content).encode(), f"{self._directory}/{self._id}.tmp", lasting=False)
         self._last_beat = time.monotonic()
 
     def _beat(self) -> None:
@@ -174,9 +175,15 @@ class Lease:
         return False
 
 
-def unwritable(output: str, error: OSError) -> InputError:
+def unwritable(output: str, error: OSError) -> InputError | RunError:
     """What to say of an output in which the first file could not be written."""
     reason = getattr(error, "strerror", None) or str(error)
+    if storage.is_full(error):
+        return RunError(
+            f"output {output} cannot be written ({reason}): disk full; pipelines.verify --clean may free space"
+        )
+    if storage.may_pass(error):
+        return RunError(f"output {output} cannot be written ({reason}); try again later")
     return InputError(f"output {output} cannot be written ({reason}); check path and permissions")
 
 

@@ -11,11 +11,12 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from pipelines.options import ScoreConfig
 from pipelines.redaction import redact_all
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, RunError
 from transforms import storage
 from transforms.commit import TEMPORARY
 
@@ -88,6 +89,8 @@ class Manifest:
     dead_letters: tuple[DataFile, ...] = ()
     retired: tuple[str, ...] = ()
     """Paths of files that are results no longer; they are deleted later."""
+    retired_since: dict[str, str] = field(default_factory=dict)
+    """When, in ISO 8601, of those files of `retired` that were retired by an earlier commit already."""
     dropped: tuple[str, ...] = ()
     """Paths of inputs whose rows are results no longer."""
     generation: int = 0
@@ -128,13 +131,38 @@ def names(output: str) -> list[str]:
     """Names of the manifests below an output directory that matter, by sequence: from the last checkpoint on.
 
     Raises:
-        InputError: if they cannot be listed, since then nobody can say which files are results.
+        InputError, RunError: if they cannot be listed, since then nobody can say which files are results.
     """
     try:
         found = sorted(file.path.rpartition("/")[2] for file in storage.match([f"{output}/{DIRECTORY}/*.json"]))
     except OSError as error:
-        raise InputError(f"output {output}/{DIRECTORY}: cannot be read ({error})") from None
+        raise cannot_read(f"output {output}/{DIRECTORY}", error) from error
     return found[max((index for index, name in enumerate(found) if name.endswith(_CHECKPOINT)), default=0) :]
+
+
+def cannot_read(what: str, error: OSError) -> InputError | RunError:
+    """The error of a command that needs what cannot be read: another try may help, or a person must."""
+    kind = RunError if storage.may_pass(error) else InputError
+    return kind(f"{what}: cannot be read ({error})")
+
+
+def superseded(output: str, before: float) -> list[str]:
+    """Names of the manifests that a later checkpoint has made superfluous for so long that no reader needs them.
+
+    Args:
+        output: the directory.
+        before: seconds since 1970 by which that checkpoint must have been there.
+
+    Raises:
+        OSError: if they cannot be listed.
+    """
+    found = {file.path.rpartition("/")[2]: file for file in storage.match([f"{output}/{DIRECTORY}/*.json"])}
+    checkpoints = [
+        name
+        for name, file in found.items()
+        if name.endswith(_CHECKPOINT) and file.last_updated_in_seconds and file.last_updated_in_seconds < before
+    ]
+    return sorted(name for name in found if checkpoints and name < max(checkpoints))
 
 
 def read_all(output: str, wanted: Sequence[str] | None = None) -> list[Manifest]:
@@ -145,7 +173,7 @@ def read_all(output: str, wanted: Sequence[str] | None = None) -> list[Manifest]
         wanted: their names; None for all that matter.
 
     Raises:
-        InputError: if one cannot be read.
+        InputError, RunError: if one cannot be read.
     """
     wanted = names(output) if wanted is None else wanted
     with ThreadPoolExecutor(_READERS) as threads:
@@ -157,6 +185,7 @@ def read(path: str) -> Manifest:
 
     Raises:
         InputError: if it is none.
+        InputError, RunError: from an OSError, if it cannot be read.
     """
     try:
         values = json.loads(storage.read_bytes(path))
@@ -176,7 +205,7 @@ def read(path: str) -> Manifest:
         _check(manifest)
         return manifest
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
+        raise cannot_read(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: not a manifest ({error}); restore it from a copy, or move it away: the inputs that it listed are "
@@ -196,6 +225,10 @@ def _check(manifest: Manifest) -> None:
         # An empty part is an absolute path, a URI, or the output itself.
         if {"", ".", ".."} & set(path.split("/")):
             raise ValueError(f"path {path!r} leaves the output")
+    for time in (manifest.finished, *manifest.retired_since.values()):
+        # What is deleted goes by these times.
+        if datetime.fromisoformat(time).tzinfo is None:
+            raise ValueError(f"time {time!r} without a zone")
 
 
 def write(output: str, manifest: Manifest) -> str:

@@ -20,6 +20,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS, available_cores
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES
+from torchmoji_core.locations import plain
 from transforms.fields import DEFAULT_ID_FIELDS, DEFAULT_TEXT_FIELDS, KEPT_TYPES, FieldMapping, KeptField
 from transforms.formats import FORMATS, absolute
 from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ROWS_PER_FILE, ScoreOptions
@@ -210,14 +211,15 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
         raise InputError(f"--rows_per_file must be at least 1, not {options.rows_per_file}")
     if options.direct_num_workers < 0:
         raise InputError(f"--direct_num_workers must be at least 0, not {options.direct_num_workers}")
-    if set(options.output) & set("*?["):
+    output = plain(options.output)
+    if set(output) & set("*?["):
         raise InputError(f"--output {options.output} holds one of the glob characters *?[; give another name")
     cores = available_cores()
     workers = options.direct_num_workers or cores
     local = options.runner == LOCAL_RUNNER
     return ScoreConfig(
         inputs=tuple(absolute(pattern) for pattern in options.input),
-        output=options.output.rstrip("/") or "/",
+        output=output.rstrip("/") or "/",
         format=options.format,
         fields=fields,
         keep_without_type=keep_without_type,
@@ -241,7 +243,7 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
         resume=getattr(options, "resume", True),
         dry_run=options.dry_run,
         progress=options.progress,
-        report=options.report,
+        report=plain(options.report) if options.report else options.report,
         runner=options.runner,
         local_workers=workers,
     )

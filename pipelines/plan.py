@@ -103,8 +103,12 @@ def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
         InputError: for the first thing that is wrong, with its remedy.
     """
     files = tuple(match_files(config.inputs))
+    if config.if_exists == "append" and data_set.identity is not None:
+        config = as_before(_joining(config, data_set.identity), data_set.identity)
     config = check_fields(config, files)
     model = check_model(config)
+    if config.if_exists == "append":
+        _check_appending(data_set, files, model)
     replaced = _check_output(config, data_set)
     return Plan(config, files, model, replaced=replaced).with_new_run()
 
@@ -180,13 +184,95 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig
     )
 
 
+def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
+    """With the types of kept fields that were told from the data once, from the first files.
+
+    Args:
+        config: the command line.
+        earlier: identity of the data set that it goes on with.
+    """
+    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
+    keep = tuple(
+        KeptField(field.name, kinds.get(field.name, field.kind)) if field.name in config.keep_without_type else field
+        for field in config.fields.keep
+    )
+    return dataclasses.replace(
+        config,
+        fields=dataclasses.replace(config.fields, keep=keep),
+        score=dataclasses.replace(config.score, keep=keep),
+    )
+
+
+def _joining(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
+    """With what rows need to be found again among those that are there: their directories, and their source."""
+    partition_by = tuple(earlier.get("partition_by", ()))
+    source = ("source",) if "source" in earlier.get("outputs", ()) else ()
+    outputs = tuple(dict.fromkeys((*config.score.outputs, *source)))
+    return dataclasses.replace(
+        config,
+        fields=dataclasses.replace(config.fields, partition_by=partition_by),
+        score=dataclasses.replace(config.score, outputs=outputs, partitioned=bool(partition_by)),
+    )
+
+
+def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The identity of a data set to which rows were added: its own, so that what began it goes on with it.
+
+    Only its inputs are more, and it tells in what the rows that were added may look otherwise. So a command that
+    replaces its own results does not take these for them.
+    """
+    ours = identity(config)
+    if earlier is None:
+        return ours
+    differing = {*earlier.get("appended", ()), *differences(ours, {**earlier})} - {"inputs", "appended"}
+    inputs = sorted({*earlier.get("inputs", ()), *ours["inputs"]})
+    return {**earlier, "inputs": inputs} | ({"appended": sorted(differing)} if differing else {})
+
+
+def _check_appending(data_set: DataSet, files: Sequence[InputFile], model: ModelFacts) -> None:
+    """Make sure that rows can be added to what is there.
+
+    Raises:
+        InputError: if they are another model's, or would be counted twice.
+    """
+    live = data_set.live
+    if live.fingerprint not in (None, model.fingerprint):
+        raise InputError(
+            f"output {data_set.output} was scored by model {str(live.fingerprint)[:12]}, and this one is "
+            f"{model.fingerprint[:12]}; rows of two models do not mix: give another --output"
+        )
+    for file in files:
+        known = live.inputs.get(file.path)
+        if known is not None and (known.rows or known.dead_letters):
+            raise InputError(
+                f"input {file.path} is in output {data_set.output} already; leave it out, or score what has changed "
+                "with pipelines.annotate, or give another --output"
+            )
+
+
+def check_no_stream(data_set: DataSet) -> None:
+    """Make sure that no stream is writing there, whose rows are of another kind.
+
+    Raises:
+        InputError: if one may be.
+    """
+    for run_id in sorted(journal.read(data_set.output).going_on):
+        raise InputError(
+            f"output {data_set.output}: a stream may be writing there; stop it first, give another --output, or if it "
+            f"has ended for certain, delete {journal_directory(data_set.output, run_id)}"
+        )
+
+
 def _check_output(config: ScoreConfig, data_set: DataSet) -> int:
     """Settle what happens to results that are there.
 
     Returns:
         How many files are to be replaced.
     """
-    if not data_set.manifests or config.if_exists == "append":
+    if config.if_exists == "append":
+        return 0
+    check_no_stream(data_set)
+    if not data_set.manifests:
         return 0
     if config.if_exists == "fail":
         raise InputError(f"output {config.output} holds results already; give another --output")
@@ -215,7 +301,7 @@ def check_stream(
     """
     ours = identity_of_stream(config, options)
     # Which subscription a row is from does not make it another kind of row; of the model, its fingerprint counts.
-    free = ("inputs", "model")
+    free = ("inputs", "model", "appended")
     if changed := [name for name in differences(ours, data_set.identity or ours) if name not in free]:
         raise InputError(
             f"output {config.output} holds results of another command (other {', '.join(changed)}); "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from pipelines.logs import announce
+from torchmoji_core.bundle_files import local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
@@ -45,11 +46,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--vocabulary_size", type=int, default=50_000, help="most entries of one that is made (default: %(default)s)"
     )
-    result.add_argument("--output", required=True, type=Path, help="bundle to write: a new directory, or a new .zip")
+    result.add_argument("--output", required=True, type=local_path, help="bundle to write: new directory or .zip")
     result.add_argument("--name", default="emoji64", help="name of the bundle (default: %(default)s)")
-    result.add_argument("--card", type=Path, help="Markdown for the model card, whose facts and figures are filled in")
+    result.add_argument("--card", type=local_path, help="Markdown of the model card, whose figures are filled in")
     result.add_argument(
-        "--prepared", type=Path, help="directory to keep the tokenized texts in, for further runs (default: none kept)"
+        "--prepared",
+        type=local_path,
+        help="directory to keep tokenized texts in, for further runs (default: none kept)",
     )
     result.add_argument(
         "--teacher", action="append", default=[], help="bundle whose probabilities are learnt too; may be repeated"
@@ -58,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--start",
         help="bundle to go on from; it decides vocabulary, --embedding and --hidden (default: random weights)",
     )
-    result.add_argument("--checkpoint", type=Path, help="file to save progress in and to resume from")
+    result.add_argument("--checkpoint", type=local_path, help="file to save progress in and to resume from")
     result.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     result.add_argument("--rows", type=int, help="use only the first ROWS rows, for a trial")
     result.add_argument("--embedding", type=int, default=80, help="embedding channels (default: %(default)s)")

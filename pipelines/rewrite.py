@@ -59,8 +59,7 @@ class Rewriter:
             if part is None:
                 return None
             part.close()
-            if temporary != final:
-                storage.rename(temporary, final)
+            _put_in_place(temporary, final)
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
         path = final.removeprefix(f"{self._output}/")
@@ -88,8 +87,7 @@ class Rewriter:
                     if source not in without:
                         new.write(line)
                         sources[source] += 1
-            if temporary != final:
-                storage.rename(temporary, final)
+            _put_in_place(temporary, final)
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{file.path} cannot be rewritten: {error}") from error
         rows = sum(sources.values())
@@ -109,6 +107,12 @@ class Rewriter:
                 yield batch
         if rows != file.rows:
             raise RunError(f"{path} has {rows} rows, its manifest says {file.rows}; run pipelines.verify")
+
+
+def _put_in_place(temporary: str, final: str) -> None:
+    storage.sync([temporary])
+    if temporary != final:
+        storage.rename(temporary, final)
 
 
 def run_independent(schema: pa.Schema) -> pa.Schema:

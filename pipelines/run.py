@@ -17,6 +17,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import data_set, report
+from pipelines.command_line import first_line
 from pipelines.data_set import DataSet
 from pipelines.logs import announce, quoted
 from pipelines.manifest import DataFile, Input, Manifest, Model, identity
@@ -36,6 +37,14 @@ from transforms.read import InputFile, UnreadableInput, unreadable_path
 _LOGGER = logging.getLogger(__name__)
 
 WORKER_DIED = "a worker process died"
+
+
+def _names_of_errors(kind: type[OSError]) -> list[str]:
+    return [kind.__name__, *(name for each in kind.__subclasses__() for name in _names_of_errors(each))]
+
+
+_STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(OSError)))}): (.*)"
+"""The end of a traceback, in text, of what a store or a disk has refused."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,7 @@ def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = N
     total_bytes = sum(file.bytes_ for file in inputs) if inputs is not None else plan.input_bytes
     try:
         with report.ProgressDisplay(str(progress), total_bytes, mode), _worker_log(plan, session.scratch):
+            data_set.announce_run(config.output, plan.run_id)
             pipeline = beam.Pipeline(runner=session.runner, options=session.options)
             build_pipeline(pipeline, plan, str(progress) if mode != "off" else None, inputs)
             result = pipeline.run()
@@ -203,20 +213,30 @@ def _is_dead(file: DataFile) -> bool:
     return file.path.startswith(f"{DEAD_LETTERS}/")
 
 
-def commit(plan: Plan, manifest: Manifest, session: Session) -> None:
+def commit(plan: Plan, manifest: Manifest, session: Session, replaces: bool = False) -> None:
     """Make a run's files results, or remove them.
+
+    Args:
+        plan: what was to be done.
+        manifest: what it is to be committed by.
+        session: where.
+        replaces: whether to retire all that is there.
 
     Raises:
         RunError: if the lease was lost, or the manifest cannot be written.
     """
     target = session.data_set
     try:
+        if replaces:
+            manifest = target.as_checkpoint(manifest)
         session.lease.check()
         target.commit(manifest)
     except BaseException as error:
-        # Once the manifest is there, the files are results, whatever came after.
-        if not target.is_committed(plan.run_id):
-            clean_up(plan)
+        # Once the manifest is there, the files are results, whatever came after. Where that cannot be told, the next
+        # command tells.
+        with contextlib.suppress(OSError):
+            if not target.is_committed(plan.run_id):
+                clean_up(plan)
         if isinstance(error, OSError):
             raise RunError(explain(error, target.output)) from error
         raise
@@ -281,6 +301,11 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
     ours = re.search(r"torchmoji_core\.errors\.\w+: (.*)", text)
     if ours or isinstance(error, TorchMojiError):
         return (ours[1] if ours else text).partition(" [while running")[0]
+    if isinstance(error, OSError):
+        return first_line(error)
+    # The last one is the cause of the others.
+    if of_storage := re.findall(_STORAGE_ERROR, text):
+        return str(of_storage[-1]).partition(" [while running")[0]
     _LOGGER.error("the run failed", exc_info=error)
     if worker_log is not None and worker_log.exists() and (log := worker_log.read_text("utf-8", "replace")):
         announce("workers_log", ["the workers' last words:", *quoted(log[-2000:])], level=logging.ERROR)

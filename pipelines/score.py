@@ -54,19 +54,22 @@ def run(plan: Plan, session: Session) -> int:
         RunError: if the run fails. What it has written by then is removed.
     """
     from pipelines import report
-    from pipelines.data_set import remove_temporary
+    from pipelines.data_set import remove_temporary, tidy
+    from pipelines.plan import joined_identity
     from pipelines.run import commit, describe_commit, execute, too_many_dead_letters
 
     started = datetime.now(UTC)
+    data_set = session.data_set
     finished = execute(plan, session)
     warning = too_many_dead_letters(finished.counts, plan.config)
-    manifest = describe_commit(plan, finished, session.data_set, "score", started, plan.files)
-    if plan.replaced:
-        retired = tuple(session.data_set.known_files)
-        manifest = dataclasses.replace(manifest, retired=retired, checkpoint=True)
-    commit(plan, dataclasses.replace(manifest, status="too many dead letters" if warning else "done"), session)
-    session.data_set.purge()
+    manifest = describe_commit(plan, finished, data_set, "score", started, plan.files)
+    manifest = dataclasses.replace(manifest, status="too many dead letters" if warning else "done")
+    if plan.config.if_exists == "append":
+        manifest = dataclasses.replace(manifest, identity=joined_identity(plan.config, data_set.identity))
+    commit(plan, manifest, session, replaces=bool(plan.replaced))
+    data_set.publish_list(plan.run_id)
     remove_temporary(plan.config.output, plan.run_id)
+    tidy(data_set)
     report.announce_summary(finished.counts, finished.seconds, plan.model.classes, session.figures)
     if warning:
         announce("too_many_dead_letters", warning, level=logging.ERROR)

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import journal
+from pipelines.command_line import first_line
 from pipelines.data_set import DataSet, Generation, unlisted_files
 from pipelines.journal import Journal
 from pipelines.lease import is_living, read_leases
 from pipelines.manifest import DataFile, Manifest
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import metrics, storage
 
@@ -44,24 +45,38 @@ class Findings:
     waiting: int = 0
     """Files in the journal of a stream, which are checked like the others."""
     problems: list[str] = field(default_factory=list)
+    """What is certainly wrong."""
+    untold: list[str] = field(default_factory=list)
+    """What could not be looked at, so that nobody can tell whether it is as it should be."""
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> list[str]:
         """For people: what was checked, then each problem."""
-        shown = self.problems[: 5 * MAX_NAMED]
-        more = len(self.problems) - len(shown)
         return [
             f"checked     {self.output}: {self.rows:,} rows in {self.files:,} file(s), "
             f"{self.dead_letters:,} dead letters, {self.inputs:,} input(s), {self.manifests:,} manifest(s)",
             *(f"note        {note}" for note in self.notes),
-            *(f"problem     {problem}" for problem in shown),
-            *([f"            and {more:,} more"] if more else []),
-            "sound" if not self.problems else f"not sound: {len(self.problems):,} problem(s)",
+            *_shown("problem", self.problems),
+            *_shown("unknown", self.untold),
+            self._end(),
         ]
+
+    def _end(self) -> str:
+        if self.problems:
+            return f"not sound: {len(self.problems):,} problem(s)"
+        if self.untold:
+            return f"could not tell: {len(self.untold):,} thing(s) could not be looked at; try again"
+        return "sound"
+
+
+def _shown(what: str, texts: Sequence[str]) -> list[str]:
+    shown = [f"{what:<12}{text}" for text in texts[: 5 * MAX_NAMED]]
+    more = len(texts) - len(shown)
+    return [*shown, *([f"            and {more:,} more"] if more else [])]
 
 
 def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -> Findings:
-    """Check a data set.
+    """Check a data set. What cannot be looked at, since a store or a disk fails, is no problem found, but untold.
 
     Args:
         output: its directory.
@@ -76,8 +91,8 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
         # In this order: what is adopted in between is met twice and not never.
         streams = journal.read(output)
         data_set = DataSet.read(output)
-    except InputError as error:
-        findings.problems.append(str(error))
+    except (InputError, RunError) as error:
+        _untold_or_problem(error, findings)
         return findings
     if not data_set.manifests and not streams.entries:
         raise InputError(f"{output}: no manifest there, so no data set; check the path")
@@ -108,14 +123,33 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
         _check_all(check, [entry.file for entry in waiting if entry.is_dead_letters == is_dead], findings)
     if ids_must_be_unique:
         _check_ids(output, files, memory_mb, findings)
-    _check_unlisted(data_set, streams, known | {entry.file.path for entry in waiting}, findings)
+    try:
+        _check_unlisted(data_set, streams, known | {entry.file.path for entry in waiting}, findings)
+    except OSError as error:
+        findings.untold.append(f"{output}: cannot be listed ({first_line(error)})")
+    except (InputError, RunError) as error:
+        _untold_or_problem(error, findings)
     return findings
 
 
+def _untold_or_problem(error: InputError | RunError, findings: Findings) -> None:
+    is_untold = isinstance(error.__cause__, OSError)
+    (findings.untold if is_untold else findings.problems).append(str(error))
+
+
 def _check_all(check: Callable[[DataFile], list[str]], files: Iterable[DataFile], findings: Findings) -> None:
+    def checked(file: DataFile) -> tuple[list[str], list[str]]:
+        try:
+            return check(file), []
+        except FileNotFoundError:
+            return [f"{file.path}: listed, but not there"], []
+        except OSError as error:
+            return [], [f"{file.path}: cannot be read ({first_line(error)})"]
+
     with ThreadPoolExecutor(_CHECKERS) as threads:
-        for problems in threads.map(check, files):
+        for problems, untold in threads.map(checked, files):
             findings.problems += problems
+            findings.untold += untold
 
 
 def _check_sequence(data_set: DataSet, findings: Findings) -> None:
@@ -170,14 +204,12 @@ def _digest(path: str) -> tuple[int, str]:
 
 
 def _check_content(output: str, file: DataFile) -> list[str]:
-    """Presence, size and digest."""
-    path = f"{output}/{file.path}"
-    try:
-        if not storage.exists(path):
-            return [f"{file.path}: listed, but not there"]
-        size, digest = _digest(path)
-    except OSError as error:
-        return [f"{file.path}: cannot be read ({error})"]
+    """Size and digest.
+
+    Raises:
+        OSError: if it is not there, or cannot be read.
+    """
+    size, digest = _digest(f"{output}/{file.path}")
     if size != file.bytes:
         return [f"{file.path}: has {size} bytes, its manifest says {file.bytes}"]
     return [] if digest == file.sha256 else [f"{file.path}: its content is not what was written (SHA-256 differs)"]
@@ -197,8 +229,11 @@ def _check_parquet(output: str, fingerprint: str | None, file: DataFile) -> list
                 for batch in parquet.iter_batches(_BATCH_ROWS, columns=["source"]):
                     for item in batch.column(0).value_counts().to_pylist():
                         sources[item["values"]] += item["counts"]
-    except (pa.ArrowException, OSError) as error:
-        return [f"{file.path}: not readable as Parquet ({error})"]
+    except pa.ArrowException as error:
+        return [f"{file.path}: not readable as Parquet ({first_line(error)})"]
+    except OSError as error:
+        _digest(f"{output}/{file.path}")  # raises if it is the store or the disk that fails, and not Arrow
+        return [f"{file.path}: not readable as Parquet ({first_line(error)})"]
     if rows != file.rows:
         problems.append(f"{file.path}: has {rows} rows, its manifest says {file.rows}")
     if sources != file.sources:
@@ -233,10 +268,12 @@ def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings:
                 with storage.open_raw(f"{output}/{file.path}") as opened:
                     for batch in pq.ParquetFile(opened).iter_batches(_BATCH_ROWS, columns=["id"]):
                         yield pa.record_batch([batch.column(0)], schema=schema)
-            except (pa.ArrowException, OSError):
+            except pa.ArrowException:
                 continue  # what is wrong with it has been said
+            except OSError as error:
+                findings.untold.append(f"{file.path}: its ids cannot be read ({first_line(error)})")
 
-    with tempfile.TemporaryDirectory(prefix="torchmoji-verify-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="torchmoji-verify-", ignore_cleanup_errors=True) as scratch:
         connection = duckdb.connect(
             config={
                 "memory_limit": f"{memory_mb}MB",
@@ -247,8 +284,15 @@ def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings:
         )
         connection.register("rows", pa.RecordBatchReader.from_batches(schema, ids()))
         query = f"SELECT id, count(*) AS times FROM rows GROUP BY id HAVING times > 1 ORDER BY id LIMIT {MAX_NAMED + 1}"
-        repeated = connection.execute(query).fetchall()
-        connection.close()
+        try:
+            repeated = connection.execute(query).fetchall()
+        except duckdb.Error as error:
+            findings.untold.append(
+                f"ids could not be compared ({first_line(error)}); give another --memory_mb or TMPDIR"
+            )
+            return
+        finally:
+            connection.close()
     for name, times in repeated[:MAX_NAMED]:
         findings.problems.append(f"id {name!r} is there {times} times; --duplicate_ids allow, if the inputs hold it so")
     if len(repeated) > MAX_NAMED:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from pipelines.annotate_options import DEFAULT_LEASE
-from pipelines.command_line import DONE, FAILED, OneLineParser, duration, end, run_command
+from pipelines.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, duration, end, first_line, run_command
 from pipelines.logs import LOG_FORMATS, announce
+from torchmoji_core.errors import RunError
 
 
 # fmt: off
@@ -15,7 +17,8 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m pipelines.verify",
         description="Check a directory that pipelines.score or pipelines.annotate has written: every file that its "
         "manifests list is there and unchanged, ids are unique, counts add up, and nothing else lies there.",
-        epilog="Exit status: 0 sound, 1 not sound, 2 wrong options, 4 (with --clean) another run is writing there.",
+        epilog="Exit status: 0 sound, 1 not sound, 2 wrong options, 4 (with --clean) another run is writing there, 5 a "
+        "store or disk failed, so that it could not tell: try again.",
         allow_abbrev=False,
     )
     result.add_argument("output", metavar="DIR", help="the directory, on any filesystem")
@@ -38,22 +41,27 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     older_than = duration("--older_than", options.older_than)
 
-    from pipelines.cleaning import clean
+    from pipelines.cleaning import clean, free_space
     from pipelines.lease import Lease
     from pipelines.verification import verify
     from transforms.formats import absolute_directory
 
     output = absolute_directory(options.output)
-    if options.clean:
-        with Lease(output, DEFAULT_LEASE):
-            deleted = clean(output, older_than)
-        announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
-    findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
+    try:
+        if options.clean:
+            deleted = free_space(output, older_than)
+            with Lease(output, DEFAULT_LEASE):
+                deleted += clean(output, older_than)
+            announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
+        findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
+    except (OSError, RunError) as error:
+        announce("could_not_tell", f"could not tell: {first_line(error)}", level=logging.ERROR)
+        return COULD_NOT_TELL
     announce(
-        "verified", findings.describe(), sound=not findings.problems, problems=findings.problems, rows=findings.rows,
-        files=findings.files, waiting=findings.waiting,
+        "verified", findings.describe(), sound=not (findings.problems or findings.untold), problems=findings.problems,
+        untold=findings.untold, rows=findings.rows, files=findings.files, waiting=findings.waiting,
     )  # fmt: skip
-    return FAILED if findings.problems else DONE
+    return FAILED if findings.problems else COULD_NOT_TELL if findings.untold else DONE
 
 
 if __name__ == "__main__":

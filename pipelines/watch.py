@@ -22,7 +22,7 @@ from pipelines import report
 from pipelines.annotate_options import COMMIT_SECONDS, DEFAULT_LEASE, AnnotateConfig
 from pipelines.annotation import Annotation, make_plan
 from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, told_to_stop
-from pipelines.data_set import DataSet, recover
+from pipelines.data_set import DataSet, recover, tidy
 from pipelines.figures import write_report
 from pipelines.lease import Lease
 from pipelines.logs import announce
@@ -214,6 +214,7 @@ class _Watcher:
             finally:
                 self._take_stock(annotation, selection)
                 annotation.publish_list()
+            tidy(data_set)
             self._say_what_was_done(annotation, time.monotonic() - clock)
             return selection
 

@@ -53,6 +53,8 @@ class Faults:
     """Passed on after `hang_seconds`, which should be beyond the client's time-out."""
     slow: float = 0.0
     """Done, and answered a quarter at a time, slowly, but within any time-out."""
+    after: int | None = None
+    """How many requests are answered well before all fail, as of a store that goes down; None for no such end."""
     hang_seconds: float = 3.0
     only: str = ""
     """Methods that faults are injected to, as "PUT POST"; all if empty."""
@@ -63,6 +65,8 @@ class Faults:
 
     def draw(self, number: int) -> str | None:
         """The fault of a request, by its number among those that faults concern."""
+        if self.after is not None and number >= self.after:
+            return "errors"
         drawn = random.Random(f"{self.seed}-{number}").random()
         for name in ("errors", "resets", "truncations", "lost", "hangs", "slow"):
             drawn -= getattr(self, name)
@@ -84,6 +88,8 @@ class ObjectStoreServer:
         faults: what the proxy does; may be set at any time. Setting it begins the count of requests anew.
         injected: how many faults of each kind there were.
         requests: the requests that came, as "PUT" or "GET", in order.
+        held: part of the path of uploads that are kept waiting for ever, and never done; none if empty.
+        is_holding: set once there is one.
         environment: variables that point AWS's libraries at the proxy.
     """
 
@@ -94,6 +100,8 @@ class ObjectStoreServer:
         self._variables = {"INITIAL_NO_AUTH_ACTION_COUNT": "0"} if check_credentials else {}
         self.injected: Counter[str] = Counter()
         self.requests: list[str] = []
+        self.held = ""
+        self.is_holding = threading.Event()
         self._faults = Faults()
         self._number = 0
         self._lock = threading.Lock()
@@ -224,6 +232,12 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         faults = self.server.store.faults
         fault = self.server.store.next_fault(self.command)
+        if self.command == "PUT" and self.server.store.held and self.server.store.held in self.path:
+            self.server.store.is_holding.set()
+            while self.server.store.held in self.path and self.server.store.held:
+                time.sleep(0.05)
+            self.close_connection = True
+            return
         if fault == "errors":
             slow_down = random.Random(self.path).random() < 0.5
             status, code = (503, "SlowDown") if slow_down else (500, "InternalError")

@@ -22,11 +22,13 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol, cast
-from urllib.parse import unquote
 
+from torchmoji_core import durable
+from torchmoji_core.durable import write_atomically
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
+from torchmoji_core.locations import plain
 
 CONFIG = "config.json"
 VOCABULARY = "vocabulary.json"
@@ -50,8 +52,8 @@ def cache_directory() -> Path:
 
 
 def is_remote(location: str) -> bool:
-    """Whether a location is a URI other than file://."""
-    return "://" in location and not location.startswith("file://")
+    """Whether a location is a URI other than file:."""
+    return "://" in plain(location)
 
 
 def read_uri(uri: str, limit: int = 8 << 30) -> bytes:
@@ -142,15 +144,13 @@ def open_bundle_files(location: str, limit: int) -> Iterator[BundleFiles]:
 
 
 def local_path(location: str) -> Path:
-    """A path, or the path of a file:// URI.
+    """A path, or the path of a file: URI.
 
     Raises:
-        InputError: if it begins with the home of a user who is not there.
+        InputError: if it begins with the home of a user who is not there, or is no file of this machine.
     """
-    if location.startswith("file://"):
-        return Path(unquote(location.removeprefix("file://")))
     try:
-        return Path(location).expanduser()
+        return Path(plain(location)).expanduser()
     except RuntimeError as error:
         raise InputError(f"{location}: {error}") from None
 
@@ -306,20 +306,6 @@ def _read_cached(uri: str, digest: str, limit: int) -> bytes:
     return content
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, creating its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:
     """Write a new bundle as a directory, or as one .zip file.
 
@@ -340,13 +326,14 @@ def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:
             raise InputError(
                 f"{target} exists already and is not empty; give a new name, a bundle is never overwritten"
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        durable.make_directories(target.parent)
+        temporary = durable.unused_name(target)
+        temporary.mkdir()
         try:
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
-            temporary.chmod(0o755)
-            temporary.replace(target)  # replaces an empty directory, fails on any other
+            durable.sync(temporary / name for name in files)
+            durable.replace(temporary, target)  # replaces an empty directory, fails on any other
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import model_limit
+from torchmoji_core.locations import plain
 from torchmoji_core.names import shown
 
 SPECIAL_TOKENS = (
@@ -93,7 +94,7 @@ class Vocabulary(Mapping[str, int]):
         """Read a vocabulary file; see `from_json`."""
         limit = max_vocabulary_bytes(model_limit("vocabulary"))
         try:
-            with open_regular(path) as file:
+            with open_regular(plain(str(path))) as file:
                 content = file.read(limit + 1)
         except (OSError, ValueError) as error:  # ValueError: a name with a NUL
             reason = getattr(error, "strerror", None) or error

@@ -74,9 +74,9 @@ def committed_files(output: str, run_id: str) -> list[WrittenFile]:
 class CommitFiles(beam.PTransform):
     """Put files in place, each in whichever worker its name comes to; gives them on."""
 
-    def __init__(self, count_rows: bool, measure_latency: bool = False) -> None:
+    def __init__(self, count_rows: bool, measure_latency: bool = False, journal: bool = False) -> None:
         super().__init__()
-        self._count_rows, self._measure_latency = count_rows, measure_latency
+        self._count_rows, self._measure_latency, self._journal = count_rows, measure_latency, journal
 
     def expand(self, files: beam.PCollection[WrittenFile]) -> beam.PCollection[WrittenFile]:
         # In the global window with a trigger that fires at once: a late window's file must not be dropped here. Nor one
@@ -94,7 +94,7 @@ class CommitFiles(beam.PTransform):
             | "Key" >> beam.Map(_commit_key).with_output_types(tuple[int, WrittenFile])
             | "GroupNames" >> beam.GroupByKey()
             | "Names" >> beam.FlatMap(_names).with_output_types(WrittenFile)
-            | "Rename" >> beam.Map(commit, self._count_rows, self._measure_latency)
+            | "Rename" >> beam.Map(commit, self._count_rows, self._measure_latency, self._journal)
         )
 
 
@@ -106,8 +106,14 @@ def _names(group: tuple[int, Iterable[WrittenFile]]) -> Iterable[WrittenFile]:
     return group[1]
 
 
-def commit(file: WrittenFile, count_rows: bool = True, measure_latency: bool = False) -> WrittenFile:
+def commit(
+    file: WrittenFile, count_rows: bool = True, measure_latency: bool = False, journal: bool = False
+) -> WrittenFile:
     """Give a closed file its final name. Done again after a retry, it finds the work done.
+
+    With a journal, file and record are on the disk on return: a record makes a file count, and messages are
+    acknowledged by it. Without, both count only for a run that is still going on, and directories are brought onto the
+    disk once a commit, before its manifest (`pipelines.data_set`).
 
     Raises:
         RunError: if the file is under neither name.
@@ -119,7 +125,9 @@ def commit(file: WrittenFile, count_rows: bool = True, measure_latency: bool = F
             raise RunError(
                 f"{file.temporary} is gone before it could be renamed; was the output removed while running?"
             )
-        storage.publish(file.record, json.dumps(file._asdict()).encode(), f"{file.record}.tmp")
+        if journal:
+            storage.sync(storage.directories(file.final, file.record.rsplit("/", 3)[0]))
+        storage.publish(file.record, json.dumps(file._asdict()).encode(), f"{file.record}.tmp", lasting=journal)
     except OSError as error:
         raise RunError(f"{file.final} cannot be put in place: {error}") from error
     metrics.counter(metrics.FILES_WRITTEN).inc()

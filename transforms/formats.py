@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.locations import plain
 from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, decompress
 from transforms.parquet_guard import Footer, batch_rows, read_footer
 
@@ -66,7 +67,7 @@ def absolute(path: str) -> str:
 
     A directory stands for the files in it.
     """
-    path = path.removeprefix("file://")
+    path = plain(path)
     if "://" in path:
         return path
     path = os.path.abspath(path)  # noqa: PTH100 - links are to stay as given
@@ -75,7 +76,7 @@ def absolute(path: str) -> str:
 
 def absolute_directory(path: str) -> str:
     """A local directory as an absolute path without a slash at its end; a URI likewise."""
-    path = path.removeprefix("file://")
+    path = plain(path)
     return path.rstrip("/") or "/" if "://" in path else os.path.abspath(path)  # noqa: PTH100
 
 

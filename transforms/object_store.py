@@ -39,6 +39,10 @@ class TransientError(OSError):
     """A failure that may pass: throttling, a server's error, a lost connection, an answer cut off or too late."""
 
 
+class UnavailableError(OSError):
+    """A failure that has not passed while it was tried again; it may later."""
+
+
 def retry_seconds() -> float:
     """How long after its first failure an operation is tried again: $TORCHMOJI_RETRY_SECONDS, or 120."""
     return _seconds("TORCHMOJI_RETRY_SECONDS", 120)
@@ -63,7 +67,8 @@ def retrying(path: str, operation: str, call: Callable[[], T]) -> T:
     """Call until it gives no `TransientError`.
 
     Raises:
-        OSError: in one line, when `retry_seconds` have passed since the first failure; what the call raises otherwise.
+        UnavailableError: in one line, when `retry_seconds` have passed since the first failure.
+        OSError: what the call raises otherwise.
     """
     failing_since = None
     for tries, pause in enumerate(FuzzedExponentialIntervals(_FIRST_PAUSE, 10_000, max_delay_secs=_LONGEST_PAUSE), 1):
@@ -73,7 +78,7 @@ def retrying(path: str, operation: str, call: Callable[[], T]) -> T:
             # Not from the first call: a long upload that fails at its end is worth a second one.
             failing_since = failing_since or time.monotonic()
             if time.monotonic() + pause > failing_since + retry_seconds():
-                raise OSError(
+                raise UnavailableError(
                     f"{path}: {operation} failed {tries} times in {retry_seconds():g} seconds, at last with: {error}"
                 ) from error
             _logger.warning("%s: %s failed (%s), next try in %.1f s", path, operation, error, pause)

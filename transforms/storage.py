@@ -2,12 +2,15 @@
 
 Every failure is an OSError with a message of one line. Publishing is atomic: where a filesystem has a rename, a file
 is written under a temporary name first; where it has none, as object stores, an object appears whole when it is closed.
+It also lasts: on local disks, `sync` brings a file onto the disk before it gets its name, and then the name. Object
+stores and HDFS keep what they have taken.
 Object stores are tried again while they fail in passing (`object_store`); local files and HDFS are Beam's, untouched.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import shutil
@@ -18,13 +21,31 @@ from typing import BinaryIO
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
+from torchmoji_core import durable
 from transforms import object_store
 from transforms.beam_store import BeamStore
-from transforms.object_store import ObjectStore, ObjectWriter
+from transforms.object_store import ObjectStore, ObjectWriter, UnavailableError
 from transforms.s3 import S3Store, options_of_beam
 
 _SCHEMES_WITH_RENAME = (None, "file", "hdfs")
 _TRIES = 10
+_LASTING_ERRORS = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV, errno.ENXIO, errno.ENOTSUP,
+}  # fmt: skip
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether the same may succeed later with nothing in the command changed: a store that is down, a failing disk.
+
+    A name or right that is wrong does not mend by itself, nor does an address (whose errors have no number).
+    """
+    return isinstance(error, UnavailableError) or (error.errno is not None and error.errno not in _LASTING_ERRORS)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or what a user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -105,6 +126,12 @@ def exists(path: str) -> bool:
     """Whether there is a file, or where filesystems have them a directory."""
     if store := _object_store(path):
         return store.metadata(path) is not None
+    if _is_local(path):
+        # Not Beam's: what cannot be looked at would count as not there.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            Path(path).stat()
+            return True
+        return False
     with _one_line_errors(path):
         return bool(FileSystems.exists(path))
 
@@ -123,8 +150,7 @@ def metadata(path: str) -> FileMetadata | None:
     if store := _object_store(path):
         return store.metadata(path)
     with _one_line_errors(path):
-        filesystem = FileSystems.get_filesystem(path)
-        return filesystem.metadata(path) if filesystem.exists(path) else None
+        return FileSystems.get_filesystem(path).metadata(path) if exists(path) else None
 
 
 def delete_directory(directory: str) -> None:
@@ -176,7 +202,18 @@ def rename(source: str, destination: str) -> None:
 
 
 def make_directory(directory: str) -> None:
-    """Make a directory with its parents, where filesystems have them; another worker may be making it just now."""
+    """Make a directory with its parents, where filesystems have them; another worker may be making it just now.
+
+    Their names are on the disk then.
+    """
+    if _is_local(directory):
+        for _ in range(_TRIES):
+            # `remove_empty` of another process may take one at once.
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                durable.make_directories(directory)
+                return
+        durable.make_directories(directory)
+        return
     if not can_rename(directory):
         return
     try:
@@ -187,6 +224,35 @@ def make_directory(directory: str) -> None:
             raise
 
 
+def sync(paths: Iterable[str]) -> None:
+    """Return when files, and what directories say of theirs, are on the disk and survive a power cut.
+
+    Whoever says that a file counts, or deletes what it replaces, calls this first: for the file when it is closed, for
+    its directory when it has its name.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    durable.sync(path for path in paths if _is_local(path))
+
+
+def directories(path: str, top: str) -> list[str]:
+    """The directory of a file and those above it, up to `top`: what `sync` needs for its name to be on the disk.
+
+    >>> directories("out/date=2026-01-31/part-1.parquet", "out")
+    ['out/date=2026-01-31', 'out']
+    """
+    found = []
+    while len(path) > len(top) and "/" in path:
+        path = path.rpartition("/")[0]
+        found.append(path or "/")
+    return found
+
+
+def _is_local(path: str) -> bool:
+    return FileSystems.get_scheme(path) is None
+
+
 def read_bytes(path: str) -> bytes:
     """The whole content of a file."""
     if store := _object_store(path):
@@ -195,19 +261,24 @@ def read_bytes(path: str) -> bytes:
         return file.read()
 
 
-def publish(path: str, content: bytes, temporary: str) -> None:
+def publish(path: str, content: bytes, temporary: str, lasting: bool = True) -> None:
     """Write a file that appears whole or not at all, replacing one of that name.
 
     Args:
         path: its name.
         content: all of it.
         temporary: another name on the same filesystem; it is not used where objects appear whole anyway.
+        lasting: whether it is to be on the disk on return; not needed of what is worth nothing after a power cut.
     """
     first = temporary if can_rename(path) else path
     with create(first) as file, _one_line_errors(first):
         file.write(content)
+    if lasting:
+        sync([first])
     if first != path:
         rename(first, path)
+        if lasting:
+            sync([path.rpartition("/")[0]])
 
 
 def remove_empty(directory: str, deep: bool = True) -> None:
@@ -219,7 +290,7 @@ def remove_empty(directory: str, deep: bool = True) -> None:
         directory: its path.
         deep: whether directories in it that are empty go first, as only who alone writes there may ask for.
     """
-    if FileSystems.get_scheme(directory) is None:
+    if _is_local(directory):
         for path in [path for path, _, _ in os.walk(directory, topdown=False)] if deep else [directory]:
             with contextlib.suppress(OSError):
                 Path(path).rmdir()

@@ -20,6 +20,7 @@ from apache_beam.transforms.window import IntervalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.locations import plain
 from transforms import metrics, storage
 from transforms.commit import DEAD_LETTERS, TEMPORARY, CommitFiles, WrittenFile, committed_directory, journal_directory
 from transforms.options import PARTITION_COLUMN, ROWS_PER_FILE
@@ -68,11 +69,12 @@ class WriteScores(beam.PTransform):
             raise InputError(
                 f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
             )
-        self._commit = CommitFiles(count_rows=True, measure_latency=measure_latency)
+        self._commit = CommitFiles(count_rows=True, measure_latency=measure_latency, journal=journal)
         self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file), journal)
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[WrittenFile]:
-        return batches | "WriteParquet" >> beam.ParDo(self._do_fn) | "CommitFiles" >> self._commit
+        written = batches | "WriteParquet" >> beam.ParDo(self._do_fn).with_output_types(WrittenFile)
+        return written | "CommitFiles" >> self._commit
 
 
 class WriteDeadLetters(beam.PTransform):
@@ -85,6 +87,7 @@ class WriteDeadLetters(beam.PTransform):
         """Args as in `WriteScores`."""
         super().__init__()
         self._do_fn = _WriteJsonLines(output, run_id, journal)
+        self._commit = CommitFiles(count_rows=False, journal=journal)
 
     def expand(
         self, letters: beam.PCollection[DeadLetter] | tuple[beam.PCollection[DeadLetter], ...]
@@ -97,7 +100,7 @@ class WriteDeadLetters(beam.PTransform):
             | f"WriteJsonLines{number}" >> beam.ParDo(self._do_fn).with_output_types(WrittenFile)
             for number, part in enumerate(parts)
         ]
-        return written | "Names" >> beam.Flatten() | "CommitFiles" >> CommitFiles(count_rows=False)
+        return written | "Names" >> beam.Flatten() | "CommitFiles" >> self._commit
 
 
 class _Key(NamedTuple):
@@ -117,6 +120,7 @@ class _WriteFiles(beam.DoFn):
     directory = ""
 
     def __init__(self, output: str, run_id: str, rows_per_file: int, journal: bool = False) -> None:
+        output = plain(output)
         self._output, self._run_id, self._rows_per_file = output, run_id, rows_per_file
         self._records = (journal_directory if journal else committed_directory)(output, run_id)
 
@@ -138,21 +142,23 @@ class _WriteFiles(beam.DoFn):
     def start_bundle(self) -> None:
         # In the order of their last use.
         self._parts: dict[_Key, Part] = {}
+        self._closed: list[WindowedValue] = []
         scheme_has_rename = storage.can_rename(self._output)
         self._max_open = MAX_OPEN_FILES if scheme_has_rename else MAX_OPEN_UPLOADS
         self._temporary = f"{self._output}/{TEMPORARY}/{self._run_id}" if scheme_has_rename else None
 
-    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterator[WrittenFile | WindowedValue]:
+    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[WindowedValue]:
         schema = self.schema(element)
         for partition, rows in self.partitions(element):
-            yield from self._write(_Key(window, partition, schema), rows)
+            self._write(_Key(window, partition, schema), rows)
         while sum(part.waiting_bytes for part in self._parts.values()) > WAITING_BYTES:
             max(self._parts.values(), key=lambda part: part.waiting_bytes).shrink()
         opened = [key for key, part in self._parts.items() if part.is_open]
         for key in opened[: max(0, len(opened) - self._max_open)]:
-            yield WindowedValue(self._close(key), key.window.max_timestamp(), (key.window,))
+            self._close(key)
+        return ()  # all are given on together, at the end of the bundle
 
-    def _write(self, key: _Key, element: Any) -> Iterator[WrittenFile]:
+    def _write(self, key: _Key, element: Any) -> None:
         while element is not None:
             part = self._parts.pop(key, None)
             if part is None:
@@ -164,13 +170,16 @@ class _WriteFiles(beam.DoFn):
             first, element = self.split(element, self._rows_per_file - part.rows)
             part.write(first)
             if part.rows >= self._rows_per_file:
-                yield self._close(key)
+                self._close(key)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for key in list(self._parts):
-            yield WindowedValue(self._close(key), key.window.max_timestamp(), (key.window,))
+            self._close(key)
+        # All at once, which takes little longer than one, and before any can get its name.
+        storage.sync(closed.value.temporary for closed in self._closed)
+        yield from self._closed
 
-    def _close(self, key: _Key) -> WrittenFile:
+    def _close(self, key: _Key) -> None:
         part = self._parts.pop(key)
         part.close()
         written = part.file.bytes_
@@ -182,7 +191,7 @@ class _WriteFiles(beam.DoFn):
             ) from error
         if size != written:
             raise RunError(f"{part.temporary} has {size} bytes, but {written} were written; is the disk full?")
-        return WrittenFile(
+        file = WrittenFile(
             temporary=part.temporary,
             final=part.final,
             record=f"{self._records}/{part.final.rpartition('/')[2]}.json",
@@ -194,6 +203,7 @@ class _WriteFiles(beam.DoFn):
             empty=part.empty,
             model=part.model,
         )
+        self._closed.append(WindowedValue(file, key.window.max_timestamp(), (key.window,)))
 
 
 def window_directory(window: Any) -> str:

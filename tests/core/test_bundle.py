@@ -29,7 +29,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from torchmoji_core.bundle import FORMAT, Bundle, load_bundle, load_tokenizer
-from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS, write_atomically
+from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS
+from torchmoji_core.durable import write_atomically
 from torchmoji_core.errors import InputError
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import Vocabulary

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import annotate, compact, score, verify
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
-from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
+from tests.pipelines.conftest import Finished, corpus, environment, posts, read_scores, write_lines
 from tests.pipelines.test_journal import stream, tweets
 
 BUCKET = "data"
 ROWS = 3_000
+Run = Callable[..., Finished]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,59 @@ def download(server: ObjectStoreServer, prefix: str, directory: Path) -> Path:
     return directory / prefix
 
 
+def go_down(
+    server: ObjectStoreServer, run_main: Run, model: str, command: str, directory: Path,
+    points: Callable[[int], Iterable[int]],
+) -> None:  # fmt: skip
+    """Run a command against a store that answers so many requests and no more, once for each of some numbers."""
+    main = {"score": score.main, "annotate": annotate.main, "compact": compact.main, "verify": verify.main}[command]
+    corpus(directory / "in", 3, 20)
+    scoring = ("--model", model, "--progress", "off", "--input", "in/*", "--threads", "1", "--output")
+    number = 0
+
+    def prepare() -> tuple[str, ...]:
+        """The arguments of the command, which then has something to do."""
+        nonlocal number
+        number += 1
+        output = f"s3://{BUCKET}/down-{command}-{number}"
+        if command == "annotate":
+            return *scoring, output, "--commit_every", "0.001s"
+        assert run_main(annotate.main, *scoring, output, "--commit_every", "0.001s").status == 0
+        return (*scoring, output, "--if_exists", "replace") if command == "score" else (output,)
+
+    arguments = prepare()
+    server.faults = Faults()
+    assert run_main(main, *arguments).status == 0
+    total = len(server.requests)
+    for point in points(total):
+        if command != "verify":
+            arguments = prepare()
+        server.faults = Faults(after=point)
+        finished = run_main(main, *arguments)
+        server.faults = Faults()
+        said = f"after {point} of {total} requests: {finished.err}"
+        assert "Traceback" not in finished.err, said
+        # The last requests only tidy up.
+        assert finished.status in ((5,) if command == "verify" else (0, 1) if point > 0.8 * total else (1,)), said
+        if command == "verify":
+            assert "could not tell" in finished.out + finished.err
+        elif finished.status:
+            assert len([line for line in finished.err.splitlines() if line.startswith("failed: ")]) == 1, said
+        output = next(argument for argument in arguments if argument.startswith("s3://"))
+        forget_leases(server, output)
+        assert run_main(main, *arguments).status == 0, said
+        verified = run_main(verify.main, output)
+        assert verified.status == 0, said + verified.out
+
+
+def forget_leases(server: ObjectStoreServer, output: str) -> None:
+    """As if the process that could not give one back had ended, and not gone on with the test."""
+    directory = f"{output.removeprefix(f's3://{BUCKET}/')}/_lease/"
+    for key in server.contents(BUCKET):
+        if key.startswith(directory):
+            server.client().delete_object(Bucket=BUCKET, Key=key)
+
+
 @pytest.mark.parametrize("faults", [Faults(), mixed(0.2, seed=1)], ids=["healthy", "faulty"])
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_scores_are_those_of_a_local_run(
@@ -83,7 +138,7 @@ def test_scores_are_those_of_a_local_run(
     stored = download(server, output, tmp_path)
     assert read_scores(stored).equals(read_scores(tmp_path / "local"))
     assert sum(pq.read_metadata(path).num_rows for path in stored.glob("part-*.parquet")) == ROWS
-    assert {path.name.partition("-")[0] for path in stored.iterdir()} == {"part", "_manifests"}
+    assert {path.name.partition("-")[0] for path in stored.iterdir()} == {"part", "_manifests", "_live.jsonl"}
     assert server.unfinished_uploads(BUCKET) == []
 
 
@@ -132,10 +187,49 @@ def test_a_store_that_never_answers_well_is_said_in_one_line(server: ObjectStore
     arguments = ("--input", f"s3://{BUCKET}/posts/*.jsonl", "--output", f"s3://{BUCKET}/never")
     finished = run("score", server, tmp_path, *arguments, TORCHMOJI_RETRY_SECONDS="1")
     server.faults = Faults()
-    assert finished.status == 2
-    assert re.search(rf"error: .*s3://{BUCKET}/never: look-up failed \d+ times in 1 seconds", finished.err)
+    assert finished.status == 1
+    assert re.search(rf"failed: .*s3://{BUCKET}/never: look-up failed \d+ times in 1 seconds", finished.err)
     assert "Traceback" not in finished.err
     assert not [key for key in server.contents(BUCKET) if key.startswith("never/")]
+
+
+def test_the_next_run_removes_what_a_killed_one_has_left(server: ObjectStoreServer, tmp_path: Path) -> None:
+    output = f"s3://{BUCKET}/killed"
+    arguments = ("--input", f"s3://{BUCKET}/posts/*.jsonl", "--output", output, "--progress", "off")
+    server.held = "/killed/_manifests/"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.annotate", *arguments],
+        cwd=tmp_path,
+        env=environment() | server.environment | {"TORCHMOJI_REQUEST_SECONDS": "300"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert server.is_holding.wait(120)
+    finally:
+        process.kill()
+        process.wait()
+        server.held = ""
+    left = {key for key in server.contents(BUCKET) if re.match(r"killed/date=.*/part-", key)}
+    assert left, "it died when its files were in place and its manifest was not"
+    finished = run("annotate", server, tmp_path, *arguments)
+    assert finished.status == 0, finished.err
+    assert not left & server.contents(BUCKET).keys()
+    assert not [key for key in server.contents(BUCKET) if key.startswith(("killed/_tmp/", "killed/_lease/"))]
+    verified = run("verify", server, tmp_path, output)
+    assert verified.status == 0, verified.out
+
+
+@pytest.mark.parametrize("command", ["score", "annotate", "compact", "verify"])
+def test_a_store_that_goes_down_midway_is_said_in_one_line(
+    server: ObjectStoreServer, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Run, command: str
+) -> None:
+    """At several requests, at each of which the next run puts all right; `make test-faults` does every one."""
+    server.use(monkeypatch)
+    monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "0.1")
+    go_down(
+        server, run_main, model, command, tmp_path, lambda total: sorted({1, total // 3, 2 * total // 3, total - 1})
+    )
 
 
 def test_a_bucket_that_does_not_exist_is_said_in_one_line(server: ObjectStoreServer, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import base64
 import bz2
 import gzip
 import json
+import os
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tests.pipelines.conftest import Finished, posts, read_dead_letters, read_scores, write_lines
+from pipelines.data_set import live_files
+from tests.pipelines.conftest import Finished, posts, read_dead_letters, read_live, read_scores, write_lines
+from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
 from transforms.fields import position_id
 
@@ -275,6 +279,24 @@ def test_dry_run_prints_the_plan_and_writes_nothing(run_score: Score, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def manifests(output: Path) -> list[Path]:
+    return sorted((output / "_manifests").glob("*.json"))
+
+
+def make_older(output: Path, hours: float) -> None:
+    """As if all had been done so long before."""
+    by = timedelta(hours=hours)
+    times_of_files = {path: path.stat().st_mtime for path in output.rglob("*") if path.is_file()}
+    for path in manifests(output):
+        content = json.loads(path.read_text())
+        for times, names in ((content, ("finished",)), (content["retired_since"], [*content["retired_since"]])):
+            for name in names:
+                times[name] = (datetime.fromisoformat(times[name]) - by).isoformat()
+        path.write_text(json.dumps(content))
+    for path, modified in times_of_files.items():
+        os.utime(path, (modified - by.total_seconds(),) * 2)
+
+
 class TestResultsThatAreThere:
     @pytest.fixture(autouse=True)
     def results(self, run_score: Score, tmp_path: Path) -> None:
@@ -283,9 +305,27 @@ class TestResultsThatAreThere:
         assert run_score("--input", "in.jsonl", "--output", "out").status == 0
 
     def test_the_same_command_replaces_them(self, run_score: Score, tmp_path: Path) -> None:
+        reader = live_files(str(tmp_path / "out"))
         assert run_score("--input", "in.jsonl", "--output", "out").status == 0
-        assert len(read_scores(tmp_path / "out")) == 5
-        assert len(list((tmp_path / "out" / "_manifests").glob("*"))) == 1
+        assert len(read_live(tmp_path / "out")) == 5
+        assert not {*reader} & {*live_files(str(tmp_path / "out"))}
+        assert all(Path(path).exists() for path in reader), "a reader that began before can finish"
+        listed = [json.loads(line)["path"] for line in (tmp_path / "out" / "_live.jsonl").read_text().splitlines()]
+        assert [str(tmp_path / "out" / path) for path in listed] == live_files(str(tmp_path / "out"))
+
+    def test_what_was_replaced_a_day_ago_is_deleted_by_the_next(self, run_score: Score, tmp_path: Path) -> None:
+        """However often the command runs: a file that is retired again by each lives no longer for that."""
+        output = tmp_path / "out"
+        for _ in range(3):
+            make_older(output, hours=10)
+            assert run_score("--input", "in.jsonl", "--output", "out").status == 0
+        # Begun 30, 20, 10 and 0 hours ago, and so retired 20, 10 and 0 hours ago.
+        assert len(list(output.glob("*.parquet"))) == len(manifests(output)) == 4
+        for _ in range(2):
+            make_older(output, hours=10)
+            assert run_score("--input", "in.jsonl", "--output", "out").status == 0
+        assert len(list(output.glob("*.parquet"))) == len(manifests(output)) == 4
+        assert len(read_live(output)) == 5
 
     def test_another_command_is_refused(self, run_score: Score, tmp_path: Path) -> None:
         finished = run_score("--input", "other.jsonl", "--output", "out")
@@ -295,7 +335,23 @@ class TestResultsThatAreThere:
     @pytest.mark.parametrize(("policy", "rows"), [("append", 6), ("replace", 1)])
     def test_unless_it_says_how(self, run_score: Score, tmp_path: Path, policy: str, rows: int) -> None:
         assert run_score("--input", "other.jsonl", "--output", "out", "--if_exists", policy).status == 0
-        assert len(read_scores(tmp_path / "out")) == rows
+        assert len(read_live(tmp_path / "out")) == rows
+
+    def test_a_replacement_after_an_append_is_refused(self, run_score: Score, tmp_path: Path) -> None:
+        assert run_score("--input", "other.jsonl", "--output", "out", "--if_exists", "append").status == 0
+        for name in ("in.jsonl", "other.jsonl"):
+            finished = run_score("--input", name, "--output", "out")
+            assert finished.status == 2 and "another command (other inputs)" in finished.err
+        assert len(read_live(tmp_path / "out")) == 6
+        assert run_score("--input", "in.jsonl", "other.jsonl", "--output", "out").status == 0
+        assert len(read_live(tmp_path / "out")) == 6
+
+    def test_rows_of_another_model_are_not_added(self, run_score: Score, tmp_path: Path) -> None:
+        tiny_bundle(["so"], seed=1).save(tmp_path / "other")
+        arguments = ("--input", "other.jsonl", "--output", "out", "--if_exists", "append", "--model", "other")
+        finished = run_score(*arguments)
+        assert finished.status == 2 and "rows of two models do not mix" in finished.err
+        assert len(read_live(tmp_path / "out")) == 5
 
     def test_fail(self, run_score: Score) -> None:
         assert run_score("--input", "in.jsonl", "--output", "out", "--if_exists", "fail").status == 2

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from torchmoji_core import durable
 from torchmoji_core.errors import InputError, RunError
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint at `path`; a kill in the middle leaves the one before.
+    """Replace the checkpoint at `path`; a kill or a power cut in the middle leaves the one before.
 
     Args:
         path: file; its directory is created.
@@ -24,9 +25,9 @@ def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str,
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        durable.make_directories(path.parent)
         torch.save({"identity": dict(identity), **state}, temporary)
-        temporary.replace(path)
+        durable.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
         raise RunError(f"checkpoint {path}: cannot be written ({str(error).splitlines()[0]})") from None
 

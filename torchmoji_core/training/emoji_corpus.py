@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchmoji_core import durable
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.names import shown
@@ -149,7 +150,8 @@ def prepare(
         marker.unlink(missing_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
         _write(data, Tokenizer(vocabulary), maxlen, directory, rows)
-        marker.write_text(json.dumps(identity))
+        durable.sync(directory.rglob("*"))
+        durable.write_atomically(marker, json.dumps(identity).encode())
     prepared = {}
     for split in SPLITS:
         folder = directory / split

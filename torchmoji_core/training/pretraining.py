@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
+from torchmoji_core import durable
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, Dropout, TorchMoji
@@ -230,7 +231,7 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
             with products_in(resolve_precision("auto")):
                 predict(model, data.corpus, out=mapped)
             mapped.flush()
-            temporary.replace(path)
+            durable.replace(temporary, path)
         taught[fingerprint] = np.load(path, mmap_mode="r")
     return replace(data, teachers=taught)
 
