@@ -245,7 +245,7 @@ def process_key(pid: int) -> list[str] | None:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = str(Path("/proc/self/ns/pid").readlink())
         # Behind the command's name, which may hold anything, field 22 of the whole line is the time of start.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()
         return None if fields[0] == "Z" else [boot, namespace, fields[19]]
     except (OSError, IndexError):
         return None

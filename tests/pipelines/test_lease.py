@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.lease import DIRECTORY, Lease, read_leases
+from pipelines.lease import DIRECTORY, Lease, process_key, read_leases
 from tests.pipelines.conftest import Finished, environment, posts, write_lines
 from torchmoji_core.errors import LeaseHeldError, RunError
 
@@ -182,6 +183,16 @@ def test_a_process_that_has_the_number_of_a_dead_holder_is_not_taken_for_it(star
     write_lease(tmp_path / "out", **content | {"process": [boot, namespace, str(int(started) - 1)]})
     with Lease(str(tmp_path / "out"), FOREVER):
         assert len(read_leases(str(tmp_path / "out"))) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_process_may_have_any_name() -> None:
+    program = "open('/proc/self/comm', 'wb').write(b'\\xff) Z (\\n'); print('named', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"named\n"
+        key = process_key(process.pid)
+        assert key is not None and key[:2] == process_key(os.getpid())[:2]
+        process.communicate(b"\n")
 
 
 def test_a_holder_elsewhere_with_a_recent_beat_lives(tmp_path: Path) -> None:
