@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.manifest import DIRECTORY, DataFile, Input, Manifest, Model, read, read_all, write
+from pipelines.manifest import DIRECTORY, DataFile, Input, Manifest, Model, identity, read, read_all, write
+from pipelines.options import parse
 from torchmoji_core.errors import InputError
 
 
@@ -159,3 +160,18 @@ def test_paths_that_leave_the_output_are_refused(path: str, where: str, tmp_path
 def test_a_manifest_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"00000001-run1\.json: cannot be read"):
         read(str(tmp_path / "00000001-run1.json"))
+
+
+def test_an_identity_has_no_credentials_and_all_that_tells_commands_apart() -> None:
+    def of(*options: str) -> dict[str, Any]:
+        return identity(parse(["--output", "out", *options])[0])
+
+    hidden = of(
+        "--input", "s3://me:hunter2@host/in/key@2x", "/in/a@b:c@d",
+        "--model", "https://hunter2@host/model.zip?v=1&sig=hunter2",
+    )  # fmt: skip
+    assert hidden["model"] == "https://***@host/model.zip?v=1&sig=***" and "hunter2" not in str(hidden)
+    assert "/in/a@b:c@d" in hidden["inputs"]
+    for one, other in (("/in/token=1/*", "/in/token=2/*"), ("s3://bucket/pw=1/a@b", "s3://bucket/pw=2/a@b")):
+        assert of("--input", one) != of("--input", other)
+    assert of("--keep_fields", "password:string,sig")["keep_fields"] == ["password:string", "sig:string"]
