@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.processors import unused
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import arithmetic as module
 from torchmoji_core.inference.arithmetic import (
@@ -19,7 +20,6 @@ from torchmoji_core.inference.arithmetic import (
     MklFloat32,
     OneDnnInt8,
     choose,
-    fault_of,
 )
 
 SHAPES = [(32, 32), (96, 256), (512, 2048), (2304, 64), (2048, 4096), (2304, 1)]
@@ -29,10 +29,8 @@ SHAPES = [(32, 32), (96, 256), (512, 2048), (2304, 64), (2048, 4096), (2304, 1)]
 @pytest.fixture(params=ARITHMETICS, ids=lambda kind: f"{kind.precision}-{kind.library}")
 def arithmetic(request: pytest.FixtureRequest) -> Arithmetic:
     kind: type[Arithmetic] = request.param
-    if (fault := fault_of(kind())) is not None:
-        pytest.skip(f"not on this machine: {fault}")
-    if kind is OneDnnInt8 and not kind.is_native():
-        pytest.skip("saturates on this processor, and is not used on it")
+    if (reason := unused(kind)) is not None:
+        pytest.skip(reason)
     return kind()
 
 
@@ -82,8 +80,8 @@ def test_a_row_has_the_same_bits_in_any_company(arithmetic: Arithmetic, inputs: 
 
 @pytest.mark.parametrize("inputs", [32, 512, 1536])
 def test_emulated_integers_are_the_real_ones(inputs: int) -> None:
-    if fault_of(OneDnnInt8()) is not None or not OneDnnInt8.is_native():
-        pytest.skip("no 8-bit products on this processor")
+    if (reason := unused(OneDnnInt8)) is not None:
+        pytest.skip(reason)
     x, matrix, bias = numbers(ExactInt8(), inputs, 64)
     x[0], matrix[0] = 0.5, 1.0  # the largest sum there can be
     real, emulated = (kind.weight(matrix, bias).project(encoded(kind, x)) for kind in (OneDnnInt8(), ExactInt8()))
@@ -100,7 +98,7 @@ def test_integers_are_the_nearest() -> None:
 
 def test_a_channel_of_zeros_stays_one() -> None:
     for kind in (OneDnnInt8, ExactInt8):
-        if fault_of(kind()) is None:
+        if unused(kind) is None:
             x, matrix, bias = numbers(kind(), 32, 32)
             matrix[3] = 0
             assert torch.equal(kind().weight(matrix, bias).project(encoded(kind(), x))[:, 3], bias[3].repeat(len(x)))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.core.conftest import GoldenModel
+from tests.processors import needs_mkl
 from tests.reference.model_oracle import OracleOutput, float64_state, oracle_forward
 from torchmoji_core.batching import BatchLimits, plan_batches
 from torchmoji_core.errors import InputError
@@ -118,9 +119,6 @@ def test_a_row_alone_is_a_row_in_any_batch(
     engine = Engine(state, precision)
     alone = [run(engine, [POOL[index]])[0] for index in chosen]
     assert_rows_close(in_batches(engine, chosen, limits), alone, atol=1e-5)
-
-
-needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="equal to the last bit with MKL only")
 
 
 @needs_mkl

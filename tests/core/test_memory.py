@@ -14,7 +14,6 @@ import pytest
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.model import Dimensions, TorchMoji, pack_ids
-from torchmoji_core.processor import has_bfloat16
 from torchmoji_core.training.optimization import products_in
 
 _BATCHES = """
@@ -50,15 +49,16 @@ def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch, name
     assert not keep_freed_memory()
 
 
-@pytest.mark.skipif(not has_bfloat16() or not sys.platform.startswith("linux"), reason="no bfloat16, or no /proc")
-def test_training_in_bfloat16_takes_no_more_memory_with_every_batch() -> None:
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no /proc")
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_training_in_bfloat16_takes_no_more_memory_with_every_batch(precision: str) -> None:
     """Products used to leave kernels behind for every number of rows and of tokens: megabytes a batch."""
     model = TorchMoji(Dimensions(vocabulary=50, embedding=32, hidden=32, classes=4))
     initialize_like_keras(model)
 
     def train(numbers: Iterable[int]) -> None:
         for number in numbers:
-            with products_in("bf16"):
+            with products_in(precision):
                 output = model(pack_ids([[1] * (100 + number)] + [[2] * 40] * 20))
             output.logits.square().mean().backward()
 

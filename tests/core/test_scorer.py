@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.processors import needs_mkl
 from tests.reference.model_oracle import float64_state, oracle_forward
 from tests.reference.tokenizer_oracle import oracle_ids
 from torchmoji_core.bundle import Bundle
@@ -96,7 +97,7 @@ def test_a_text_alone_is_a_text_among_others(bundle: Bundle, alone: list[tuple[A
             np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)  # NaN equals NaN here
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="equal to the last bit with MKL only")
+@needs_mkl
 def test_a_text_alone_is_a_text_among_others_to_the_last_bit(bundle: Bundle, alone: list[tuple[Any, ...]]) -> None:
     generator = np.random.default_rng(1)
     for count in (2, 3, 5, 30, 700):  # the last needs more than one batch

@@ -19,7 +19,6 @@ from pipelines.manifest import DataFile
 from pipelines.run import explain, reconcile
 from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
 from torchmoji_core.errors import RunError
-from torchmoji_core.processor import has_bfloat16
 
 Score = Callable[..., Finished]
 
@@ -63,8 +62,6 @@ def test_the_cache_does_not_matter(shell_score: Score, inputs: Path, reference: 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_nor_does_anything_in_any_precision(shell_score: Score, inputs: Path, tmp_path: Path, precision: str) -> None:
-    if precision == "bf16" and not has_bfloat16():
-        pytest.skip("the processor has no bfloat16")
     common = ("--input", f"{inputs}/*", "--precision", precision)
     assert shell_score(*common, "--output", "a").status == 0
     changed = ("--cache_mb", "0", "--threads", "1", "--max_batch_rows", "33")

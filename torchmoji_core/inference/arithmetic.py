@@ -37,9 +37,10 @@ _LOGGER = logging.getLogger(__name__)
 INT8_STEPS = 254
 """Steps of a uint8 activation between -1/2 and 1/2."""
 INT8_ZERO = 128
-_MKL_ROWS, _MKL_COLUMNS = 4, 16
-"""MKL sums each row in the same order whatever the number of rows, if it is a multiple of 4 and that of the columns
-of 16; with one to three rows, and some numbers of columns, it uses other kernels, which differ by an ulp or two."""
+_MKL_ROWS, _MKL_COLUMNS = 24, 16
+"""MKL takes other kernels, which differ by an ulp or two, for other numbers of rows: on AVX-512 for one to three, with
+AVX2 for almost any. So it is always given as many. Of 24, all are summed in the same order whatever the kernels
+(a multiple of 12 with AVX2, of 4 and 8 else), if the columns are a multiple of 16."""
 
 
 class Weight(nn.Module, ABC):
@@ -101,6 +102,11 @@ class Arithmetic(ABC):
         """Whether this processor has instructions for it, so that it is not slower than the next best."""
         return True
 
+    @classmethod
+    def is_possible(cls) -> bool:
+        """Whether it may be used here: oneDNN's stand-ins for missing instructions are slow, and not all are right."""
+        return cls.is_native() or cls.library != "oneDNN"
+
     @abstractmethod
     def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
         """Prepare W [outputs, inputs] and a bias [outputs], both of the elementwise type."""
@@ -115,10 +121,14 @@ def _for_mkl(matrix: Tensor) -> Tensor:
     return pad(matrix, (0, 0, 0, -len(matrix) % _MKL_COLUMNS)).t().contiguous()
 
 
-def _mkl_product(x: Tensor, matrix: Tensor, multiple: int = _MKL_ROWS) -> Tensor:
+def _mkl_product(x: Tensor, matrix: Tensor, rows: int = _MKL_ROWS) -> Tensor:
     """x W' by torch's ordinary product, [rows, outputs rounded up], of W as `_for_mkl` has it."""
-    missing = -len(x) % multiple
-    return torch.mm(pad(x, [0, 0, 0, missing]), matrix)[: len(x)] if missing > 0 else torch.mm(x, matrix)
+    missing = -len(x) % rows
+    whole = pad(x, [0, 0, 0, missing]) if missing > 0 else x
+    products = x.new_empty([len(whole), matrix.size(1)])
+    for start in range(0, len(whole), rows):
+        torch.mm(whole[start : start + rows], matrix, out=products[start : start + rows])
+    return products[: len(x)]
 
 
 class _MklWeight(Weight):
@@ -179,8 +189,11 @@ class _PackedWeight(Weight):
 
     def _product(self, x: Tensor, part: int) -> Tensor:
         values = x[:, part * self._inputs : (part + 1) * self._inputs]
+        if len(x) == 1:
+            # Without AVX2, oneDNN's kernel for a single row sums in another order.
+            values = values.repeat(2, 1)
         product: Tensor = torch.ops.mkldnn._linear_pointwise(values, self._parts[part], None, "none", [], "")
-        return product
+        return product[: len(x)]
 
 
 _PACKED_FOR_ROWS = 64
@@ -287,7 +300,7 @@ class _ExactInt8Weight(Weight):
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
         values = (x.float() - self._x_zero).split(self._inputs, 1)
-        products = [_mkl_product(values[part], matrix) for part, matrix in enumerate(self._parts)]
+        products = [torch.mm(values[part], matrix) for part, matrix in enumerate(self._parts)]
         sums.addcmul_(torch.stack(products).sum(0)[:, : self._outputs], self._scale)
 
 
@@ -331,7 +344,7 @@ def choose(precision: str) -> Arithmetic:
         raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     for kind in ARITHMETICS:
         wanted = kind.is_native() if precision == "auto" else kind.precision == precision
-        if not wanted or (kind.library == "oneDNN" and not kind.is_native()):
+        if not wanted or not kind.is_possible():
             continue
         arithmetic = kind()
         fault = fault_of(arithmetic)

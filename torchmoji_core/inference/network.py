@@ -47,7 +47,7 @@ def product_rows(rows: int) -> int:
         return (rows + 127) // 128 * 128
     if rows > 8:
         return (rows + 7) // 8 * 8
-    power = 1
+    power = 2  # products would take a single row twice (`arithmetic`)
     while power < rows:
         power *= 2
     return power
