@@ -11,11 +11,12 @@ from typing import Any
 
 HIDDEN = "***"
 
-_QUOTED = r"""(?:[bfru]?\\{0,3}"(?:\\.|""|[^"\\\n])*"? | [bfru]?\\{0,3}'(?:\\.|''|'"'"'|[^'\\\n])*'?)"""
+_QUOTED = r"""(?:[bfru]?\\{0,3}"(?:\\.|""|[^"\\\n])*"? | [bfru]?\\{0,3}'(?:\\?'"'"'|\\.|''|[^'\\\n])*'?)"""
 """Perhaps cut off, quoted once more, or with quotes inside as SQL, CSV and shells have them."""
-_NEXT = r"[\w.-]{1,64}\s{0,3}[=:]"
-_VALUE = rf"""(?:{_QUOTED} | [^\s&"',;)\]}}]+ (?:["',;)\]}}]+ (?!{_NEXT}) [^\s&"',;)\]}}]+)*)"""
-"""What follows a name: a quoted string, or a word up to the punctuation at its end or before another name."""
+_NEXT = r"(?:[a-z_][\w-]{0,63}=)"
+_MARK, _LETTER = r"""[&"',;)\]}]""", r"""[^\s&"',;)\]}]"""
+_VALUE = rf"(?:{_QUOTED} | (?:{_MARK}+ (?!{_NEXT}))? {_LETTER}+ (?:{_MARK}+ (?!{_NEXT}) {_LETTER}+)*)"
+"""What follows a name: a quoted string, or a word up to the punctuation at its end or before the next name."""
 _EQUALS = r"(?::?={1,2}>? | %(?:25){0,2}3d)"
 _COLON = r"(?:: | %(?:25){0,2}3a)"
 _END_OF_NAME = r"""(?:\\{0,3}["'] | %(?:25)?2[27])"""

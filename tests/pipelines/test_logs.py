@@ -92,6 +92,7 @@ CREDENTIALS = {
     "private_key: -----BEGIN EC PRIVATE KEY-----\nHunter2\nzwei": ["Hunter2", "zwei"],
     "Cookie: session=Hunter2; other=zwei": ["Hunter2", "zwei"],
     "X-Vault-Token: Hunter2": ["Hunter2"],
+    "password=)Hunter2&zwei, and more": ["Hunter2", "zwei"],
     "'password' => 'Hunter2', password := Hunter2zwei, pw == Hunter2": ["Hunter2", "zwei"],
     "{'pw': b'Hunter2 zwei'}": ["Hunter2", "zwei"],
     "<db:password>Hunter2 zwei</db:password>": ["Hunter2", "zwei"],
@@ -182,6 +183,8 @@ def test_what_is_around_a_credential_stays() -> None:
     text = "output s3://me:Hunter2@minio:9000/bucket: cannot be written (403); check path"
     assert redact(text) == "output s3://***@minio:9000/bucket: cannot be written (403); check path"
     assert redact("k?X-Amz-Signature=abc&partNumber=3") == "k?X-Amz-Signature=***&partNumber=3"
+    assert redact("AccountKey=abc==;Suffix=x") == "AccountKey=***;Suffix=x"
+    assert redact("token=&next=1, password= ") == "token=&next=1, password= "
 
 
 @pytest.mark.parametrize("text", CREDENTIALS)
@@ -205,6 +208,7 @@ SECRETS = st.text(st.characters(min_codepoint=33, max_codepoint=0x24F, exclude_c
         lambda secret: repr({"pw": secret}),
         lambda secret: f"mysql --pass {shlex.quote(f'k{secret}')} --verbose",
         lambda secret: repr(["mysql", "--password", f"k{secret}"]),
+        lambda secret: repr(["mysql", f"--password=k{secret.replace('=', '.')}"]),
         lambda secret: f"jwt={urllib.parse.quote(secret, safe='')}&x=1",
         lambda secret: urllib.parse.quote(json.dumps({"client_secret": secret})),
         lambda secret: f"Server=x;Pwd={secret.replace(';', '.')};Encrypt=yes",
