@@ -26,15 +26,20 @@ class _Output(io.FileIO):
         self.fault: OSError | None = None
 
     def write(self, data: Any) -> int:
-        while True:
+        """Write all of it, without a buffer, so that the handler of a signal may print in the middle of a print."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left:
             try:
-                written = super().write(data)
+                written = super().write(left)
             except OSError as error:
                 self.fault = self.fault or error
-                return memoryview(data).nbytes
-            if written is not None:
-                return written
-            select.select([], [self], [])  # another process has made the pipe we share a non-blocking one
+                break
+            if written is None:
+                select.select([], [self], [])  # another process has made the pipe we share a non-blocking one
+            else:
+                left = left[written:]
+        return size
 
 
 def secure_streams() -> None:
@@ -61,16 +66,15 @@ def _secured(stream: TextIO | None, descriptor: int) -> TextIO:
     if stream is not None:
         with contextlib.suppress(OSError):
             stream.flush()
-    file = io.BufferedWriter(_Output(descriptor))
-    return io.TextIOWrapper(file, encoding, errors="backslashreplace", line_buffering=True)
+    return io.TextIOWrapper(_Output(descriptor), encoding, errors="backslashreplace", line_buffering=True)  # type: ignore[type-var]
 
 
 def lost_output(stream: TextIO) -> OSError | None:
     """Why something could not be written to a stream of `secure_streams`; None if everything was."""
     with contextlib.suppress(OSError, ValueError):  # raised by streams that are not ours
         stream.flush()
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
-    return raw.fault if isinstance(raw, _Output) else None
+    file = getattr(stream, "buffer", None)
+    return file.fault if isinstance(file, _Output) else None
 
 
 def is_unread() -> bool:

@@ -147,6 +147,27 @@ def test_a_non_blocking_pipe_gets_all(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
+def test_a_handler_of_a_signal_may_print_in_the_middle_of_a_print() -> None:
+    program = """
+import signal
+from pipelines.command_line import end, run_command
+from pipelines.logs import announce
+
+def main(arguments):
+    signal.signal(signal.SIGALRM, lambda number, frame: announce("x", "in between"))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    for _ in range(5_000):
+        announce("x", "line")
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return 0
+
+end(run_command(main))
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment())
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "in between" in finished.stdout and finished.stdout.count("line") == 5_000
+
+
 @pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", "1>/dev/full 2>&1"])
 def test_score_scores_without_output(model: str, tmp_path: Path, redirection: str) -> None:
     write_lines(tmp_path / "in😂.jsonl", posts(30))
