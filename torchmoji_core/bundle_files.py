@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Protocol, cast
 
 from torchmoji_core import durable
+from torchmoji_core.downloads import download
 from torchmoji_core.durable import write_atomically
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
@@ -56,25 +57,15 @@ def is_remote(location: str) -> bool:
     return "://" in plain(location)
 
 
-def read_uri(uri: str, limit: int = 8 << 30) -> bytes:
-    """Read a whole file from a path or any URI that smart_open reads; no decompression.
+def read_uri(uri: str, limit: int) -> bytes:
+    """Read a whole file from any URI that smart_open reads; no decompression.
 
     Raises:
-        InputError: if it cannot be read, or is larger than `limit` bytes.
+        InputError: as `download`.
     """
-    import smart_open
-
-    try:
-        with smart_open.open(uri, "rb", compression="disable") as file:
-            content = file.read(limit + 1)
-    except ImportError as error:
-        raise InputError(f"{uri}: {str(error).splitlines()[0]}; install this package's extra for that store") from None
-    except Exception as error:  # every store has errors of its own, and all of them mean the same here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{uri}: cannot be read ({reason}); check the address and your access to it") from None
-    if len(content) > limit:
-        raise InputError(f"{uri}: larger than {limit} bytes; that is no such file")
-    return content
+    file = io.BytesIO()
+    download(uri, limit, file)
+    return file.getvalue()
 
 
 Content = bytes | Path
@@ -124,8 +115,8 @@ def open_bundle_files(location: str, limit: int) -> Iterator[BundleFiles]:
         return
     if is_remote(location):
         with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
-            file.write(read_uri(location, limit))
-            yield _Archive(file, location)
+            download(location, limit, cast(IO[bytes], file))
+            yield _Archive(cast(IO[bytes], file), location)
         return
     path = local_path(location)
     try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -26,6 +25,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from apache_beam.io.filesystem import FileMetadata
 from apache_beam.utils.retry import FuzzedExponentialIntervals
+
+from torchmoji_core.patience import retry_seconds
 
 RANGE_BYTES = 4 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
@@ -41,26 +42,6 @@ class TransientError(OSError):
 
 class UnavailableError(OSError):
     """A failure that has not passed while it was tried again; it may later."""
-
-
-def retry_seconds() -> float:
-    """How long after its first failure an operation is tried again: $TORCHMOJI_RETRY_SECONDS, or 120."""
-    return _seconds("TORCHMOJI_RETRY_SECONDS", 120)
-
-
-def request_seconds() -> float:
-    """How long a silent server is waited for: $TORCHMOJI_REQUEST_SECONDS, or 20."""
-    return _seconds("TORCHMOJI_REQUEST_SECONDS", 20)
-
-
-def _seconds(name: str, default: float) -> float:
-    try:
-        seconds = float(os.environ.get(name, default))
-    except ValueError:
-        seconds = 0
-    if not 0 < seconds < float("inf"):
-        raise OSError(f"{name} must be a positive number of seconds, not {os.environ[name]!r}")
-    return seconds
 
 
 def retrying(path: str, operation: str, call: Callable[[], T]) -> T:

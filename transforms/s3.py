@@ -20,7 +20,8 @@ from apache_beam.io.filesystem import FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, S3Options
 
-from transforms.object_store import ObjectStore, StoredObject, TransientError, request_seconds, retrying
+from torchmoji_core.patience import request_seconds
+from transforms.object_store import ObjectStore, StoredObject, TransientError, retrying
 
 _KEYS_PER_REQUEST = 1000
 _TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "InternalError", "ServiceUnavailable", "BadDigest"}

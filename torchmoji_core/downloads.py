@@ -1,0 +1,168 @@
+"""Whole files from behind URIs, in bounded time and of bounded size, whatever a server does.
+
+A server may be silent, send a byte a second (of its headers, too), send without an end, redirect in a circle, or break
+off. Timeouts of libraries bound the time between two bytes and no more, and those of stores differ. So a download runs
+in a thread, and whoever waits for it looks at what has come: it may take twice $TORCHMOJI_REQUEST_SECONDS, and a second
+more for each 32 KiB that have come. A thread that is given up ends with its connection, or with the process.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from typing import IO, Any
+
+from torchmoji_core.errors import InputError
+from torchmoji_core.patience import request_seconds
+
+SLOWEST = 32 << 10
+"""Bytes a second; a slower download is given up."""
+_PIECE = 64 << 10
+_FRUITLESS_TRIES = 4
+"""How often in a row a download is gone on with that gets no further."""
+_FIRST_PAUSE = 0.25
+_LONGEST_REASON = 300
+
+
+def download(uri: str, limit: int, file: IO[bytes]) -> None:
+    """Read a whole file from any URI that smart_open reads; no decompression.
+
+    One that breaks off is gone on with where it was if the server can do that and has the same file still, and begun
+    again otherwise.
+
+    Args:
+        uri: where it is.
+        limit: the most bytes that it may have; compared with what the server says of it before it is read.
+        file: what it is written into, seekable.
+
+    Raises:
+        InputError: if it cannot be read, is larger, or takes too long.
+    """
+    work = _Download(uri, limit, file)
+    try:
+        seconds = request_seconds()
+        _import(uri)
+    except (ImportError, OSError) as error:
+        raise _failure(uri, error) from None
+    begun = time.monotonic()
+    thread = threading.Thread(target=work.run, args=(seconds,), name="download", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        left = begun + 2 * seconds + work.received / SLOWEST - time.monotonic()
+        if left <= 0:
+            work.is_given_up = True
+            raise InputError(
+                f"{uri}: cannot be read (no more than {work.received:,} bytes have come in "
+                f"{time.monotonic() - begun:.3g} seconds); check the server and the network, or give it more time by "
+                "the environment variable TORCHMOJI_REQUEST_SECONDS"
+            )
+        thread.join(left)
+    if work.error is not None:
+        raise _failure(uri, work.error) from None
+
+
+def _is_http(uri: str) -> bool:
+    return uri.lower().startswith(("http://", "https://"))
+
+
+def _import(uri: str) -> None:
+    """What takes time and is not the server's fault."""
+    if _is_http(uri):
+        import requests  # noqa: F401
+    else:
+        import smart_open  # noqa: F401
+
+
+def _failure(uri: str, error: BaseException) -> BaseException:
+    if isinstance(error, (InputError, MemoryError)):
+        return error
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, ImportError):
+        return InputError(f"{uri}: {lines[0]}; install this package's extra for that store")
+    reason = " ".join(lines[0].split())[:_LONGEST_REASON]
+    return InputError(f"{uri}: cannot be read ({reason}); check the address and your access to it")
+
+
+class _Download:
+    """What a thread does, and how far it is."""
+
+    def __init__(self, uri: str, limit: int, file: IO[bytes]) -> None:
+        self._uri, self._limit, self._file = uri, limit, file
+        self._version = ""
+        """The server's name for the content that is being read, where it has one."""
+        self.received = 0
+        """Bytes, of the try that got furthest."""
+        self.error: BaseException | None = None
+        self.is_given_up = False
+
+    def run(self, seconds: float) -> None:
+        try:
+            if _is_http(self._uri):
+                self._read_http(seconds)
+            else:
+                self._read_store()
+        except BaseException as error:  # for the thread that waits
+            self.error = error
+
+    def _read_store(self) -> None:
+        """From a store whose library goes on by itself where it was."""
+        import smart_open
+
+        with smart_open.open(self._uri, "rb", compression="disable") as source:
+            self._copy(source.read)
+
+    def _read_http(self, seconds: float) -> None:
+        import requests
+        import urllib3
+
+        fruitless = 0
+        while True:
+            before = self.received
+            try:
+                return self._try_http(seconds)
+            except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+                fruitless = 0 if self.received > before else fruitless + 1
+                is_refused = isinstance(error, (requests.HTTPError, requests.TooManyRedirects))
+                if is_refused or not self.received or fruitless == _FRUITLESS_TRIES or self.is_given_up:
+                    raise
+            time.sleep(_FIRST_PAUSE * 2**fruitless)
+
+    def _try_http(self, seconds: float) -> None:
+        import requests
+
+        headers = {"Accept-Encoding": "identity"}
+        position = self._file.tell() if self._version else 0
+        if position:
+            headers |= {"Range": f"bytes={position}-", "If-Range": self._version}
+        with requests.get(self._uri, headers=headers, stream=True, timeout=(min(seconds, 10), seconds)) as answer:
+            answer.raise_for_status()
+            goes_on = re.match(rf"bytes {position}-", answer.headers.get("Content-Range", ""), re.IGNORECASE)
+            if not (position and answer.status_code == requests.codes.partial_content and goes_on):
+                position = 0
+            self._file.seek(position)
+            self._file.truncate()
+            self._version = _version(answer.headers)
+            length = answer.headers.get("Content-Length", "")
+            end = position + int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+            self._check(end or 0)
+            # Not to wait until a whole piece has come; old versions of urllib3 cannot do that.
+            self._copy(getattr(answer.raw, "read1", answer.raw.read))
+            if end is not None and self._file.tell() < end:
+                raise ConnectionError(f"the connection was closed {end - self._file.tell():,} bytes before the end")
+
+    def _copy(self, read: Any) -> None:
+        while not self.is_given_up and (piece := read(_PIECE)):
+            self._file.write(piece)
+            self.received = max(self.received, self._file.tell())
+            self._check(self._file.tell())
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise InputError(f"{self._uri}: larger than {self._limit} bytes; that is no such file")
+
+
+def _version(headers: Any) -> str:
+    """What a server can be asked to go on with: a strong entity tag, or else the time of the last change."""
+    tag = headers.get("ETag", "")
+    return tag if re.fullmatch('"[^"]*"', tag) else headers.get("Last-Modified", "")
