@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -675,6 +676,23 @@ def test_a_pipe_is_no_bundle(directory: Path, name: str) -> None:
         assert load_bundle(directory).card == ""
     else:
         assert re.search("named pipe|missing", error_of(lambda: load_bundle(directory if name else path)))
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755), (0o007, 0o660, 0o770)]
+)
+def test_a_bundle_has_the_permissions_that_the_umask_leaves(
+    bundle: Bundle, tmp_path: Path, umask: int, file: int, folder: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        bundle.save(tmp_path / "new" / "bundle")
+        bundle.save(tmp_path / "bundle.zip")
+        write_atomically(tmp_path / "cache" / "file", b"")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(tmp_path): stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {path: folder if (tmp_path / path).is_dir() else file for path in modes}
 
 
 # --- remote bundles -----------------------------------------------------------------------------------------------
