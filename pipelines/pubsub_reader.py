@@ -9,6 +9,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import math
+import os
 import queue
 import threading
 import time
@@ -20,6 +22,13 @@ from transforms.deliveries import Deliveries, keys_in
 
 PULLED_AT_ONCE = 1000
 """The most that Pub/Sub gives at a time."""
+PULLED_BYTES = 64 << 20
+"""The most that several messages may have together: gRPC refuses more, and fewer are asked for. One alone may have any
+size, and what is done with it is for who reads it to say."""
+CALM_SECONDS = 600.0
+"""The longest that a subscription waits to deliver again what was refused so; only then is more asked for again."""
+TRIES_FOR_ONE = 10
+"""After which a single message that the server cannot send ends the reading."""
 PULL_SECONDS = 5.0
 FIRST_PULL_SECONDS = 1.0
 """What is wrong with a subscription is said at once; that nothing is there, never."""
@@ -28,6 +37,8 @@ DEADLINE_SECONDS = 60
 EXTEND_SECONDS = 4.0
 """Below ten seconds, the shortest deadline that a subscription may have."""
 RECEIPTS_AT_ONCE = 1000
+RECEIPT_BYTES_AT_ONCE = 400_000
+"""Pub/Sub takes requests of 512 KiB."""
 TAKEN_AT_ONCE = 4000
 LONGEST_PAUSE = 30.0
 STOP_SECONDS = 2.0
@@ -70,10 +81,14 @@ class PubSubReader:
         self._errors = exceptions
         uri = f"pubsub://{self._subscription}"
         try:
-            # Two, since a pull that waits can only be ended by closing its client.
-            self._client, self._puller = pubsub.SubscriberClient(), pubsub.SubscriberClient()
-            with contextlib.suppress(exceptions.DeadlineExceeded):
+            # A pull that waits can only be ended by closing its client, so that is another one.
+            self._client, self._puller = _subscriber(pubsub, PULLED_BYTES), _subscriber(pubsub, PULLED_BYTES)
+            self._puller_of_one = _subscriber(pubsub, _UNBOUNDED)
+            try:
                 self._take_on(self._request_messages(1, FIRST_PULL_SECONDS))
+            except (exceptions.DeadlineExceeded, exceptions.ResourceExhausted) as error:
+                if not isinstance(error, exceptions.DeadlineExceeded) and not self._is_too_large(error):
+                    raise
         except exceptions.NotFound:
             raise InputError(f"--input {uri}: there is no such subscription; create it first") from None
         except (exceptions.PermissionDenied, exceptions.Unauthenticated, GoogleAuthError) as error:
@@ -90,7 +105,9 @@ class PubSubReader:
         if kind is not None and not issubclass(kind, Exception):
             return
         self.stop()
-        self._threads[1].join(timeout=ACKNOWLEDGE_SECONDS)
+        for thread in self._threads[1:]:
+            # One that still asks for messages must not have the last word over giving them back.
+            thread.join(timeout=ACKNOWLEDGE_SECONDS)
         try:
             self._change_deadline([*self._given_up, *self._deliveries.give_up()], 0)
         except self._errors.GoogleAPIError as failure:
@@ -128,7 +145,8 @@ class PubSubReader:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._puller.close()  # or a pull that still waits there would be given what we give back
+        for puller in (self._puller, self._puller_of_one):
+            puller.close()  # or a pull that still waits there would be given what we give back
         self._threads[0].join(timeout=STOP_SECONDS)
         with self._arrived:
             self._give_up(self._pulled)
@@ -149,13 +167,16 @@ class PubSubReader:
 
     def _pull(self) -> None:
         pause = 0.0
+        size = PullSize()
         while not self._stopping.is_set():
             room = self._deliveries.room(1.0)
             if not room:
                 continue
+            count = min(room, size.get(time.monotonic()))
             try:
-                received = self._request_messages(min(room, PULLED_AT_ONCE), PULL_SECONDS)
+                received = self._request_messages(count, PULL_SECONDS)
                 pause = 0.0
+                size.fitted()
             except self._errors.DeadlineExceeded:
                 continue  # nothing was there
             except Exception as error:
@@ -163,6 +184,17 @@ class PubSubReader:
                     return
                 if not isinstance(error, self._transient):
                     raise
+                if self._is_too_large(error):
+                    self._log_too_large(count, error)
+                    size.refused(count, time.monotonic())
+                    if size.tries_for_one >= TRIES_FOR_ONE:
+                        raise RunError(
+                            f"pubsub://{self._subscription} has a message that cannot be received "
+                            f"({_first_line(error)}); remove it there, for instance by seeking the subscription to a "
+                            "time after it"
+                        ) from None
+                    if count > 1:
+                        continue
                 pause = min(2 * pause or 0.5, LONGEST_PAUSE)
                 _LOGGER.warning("pulling failed, again in %.1f s: %s", pause, _first_line(error))
                 self._stopping.wait(pause)
@@ -172,9 +204,21 @@ class PubSubReader:
                 # A pull is answered as soon as there is one message, and costs as much as one for hundreds.
                 self._stopping.wait(self._linger / 2)
 
+    def _is_too_large(self, error: Exception) -> bool:
+        """Whether gRPC refused a response for its size; the same status is that of a quota."""
+        return isinstance(error, self._errors.ResourceExhausted) and "larger than max" in str(error)
+
+    def _log_too_large(self, count: int, error: Exception) -> None:
+        _LOGGER.warning(
+            "up to %d messages were too large to be received together; fewer are asked for, and these come again: %s",
+            count,
+            _first_line(error),
+        )
+
     def _request_messages(self, count: int, timeout: float) -> Sequence[Any]:
         request = {"subscription": self._subscription, "max_messages": count}
-        response = self._puller.pull(request=request, timeout=timeout, retry=None)
+        puller = self._puller if count > 1 else self._puller_of_one
+        response = puller.pull(request=request, timeout=timeout, retry=None)
         return type(response).pb(response).received_messages  # wrapped, each attribute takes microseconds
 
     def _take_on(self, received: Iterable[Any]) -> None:
@@ -244,9 +288,64 @@ class PubSubReader:
         )
 
 
+class PullSize:
+    """How many messages to ask for: fewer after a response that was too large, down to one, and more again later."""
+
+    def __init__(self) -> None:
+        self._size = PULLED_AT_ONCE
+        self._grow_at = math.inf
+        self.tries_for_one = 0
+        """How often in a row not even one could be received."""
+
+    def get(self, now: float) -> int:
+        """Messages to ask for, at a time of a clock that only goes forward."""
+        if now >= self._grow_at:
+            self._size = min(4 * self._size, PULLED_AT_ONCE)
+            self._grow_at = now + CALM_SECONDS
+        return self._size
+
+    def fitted(self) -> None:
+        """Note that a response was received."""
+        self.tries_for_one = 0
+
+    def refused(self, count: int, now: float) -> None:
+        """Note that so many messages were too large."""
+        self.tries_for_one = self.tries_for_one + 1 if count == 1 else 0
+        self._size = max(1, count // 4)
+        self._grow_at = now + CALM_SECONDS
+
+
+_UNBOUNDED = -1
+
+
+def _subscriber(pubsub: Any, received_bytes: int) -> Any:
+    """A client that takes responses of that size; of an emulator, Google's own would take 4 MiB."""
+    import grpc
+
+    emulator = os.environ.get("PUBSUB_EMULATOR_HOST")
+    if not emulator:
+        return pubsub.SubscriberClient()  # the service itself answers with ten megabytes at most
+    channel = grpc.insecure_channel(emulator, options=[("grpc.max_receive_message_length", received_bytes)])
+    transport = pubsub.SubscriberClient.get_transport_class("grpc")(host=emulator, channel=channel)
+    return pubsub.SubscriberClient(transport=transport)
+
+
 def _some(receipts: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(receipts), RECEIPTS_AT_ONCE):
-        yield receipts[start : start + RECEIPTS_AT_ONCE]
+    """Parts that Pub/Sub takes in one request."""
+    some: list[str] = []
+    size = 0
+    for receipt in receipts:
+        if some and (len(some) == RECEIPTS_AT_ONCE or size + len(receipt) > RECEIPT_BYTES_AT_ONCE):
+            yield some
+            some, size = [], 0
+        some.append(receipt)
+        size += len(receipt) + _RECEIPT_OVERHEAD
+    if some:
+        yield some
+
+
+_RECEIPT_OVERHEAD = 8
+"""Bytes of a request beside each receipt's own."""
 
 
 def _first_line(error: Exception) -> str:

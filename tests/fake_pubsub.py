@@ -19,6 +19,9 @@ from google.pubsub_v1 import types
 
 PULL_SECONDS = 30.0
 """How long a pull waits for the first message."""
+RECEIPTS_BYTES = 512 << 10
+PUBLISHED_BYTES, PUBLISHED_MESSAGES = 10_000_000, 1000
+"""What Pub/Sub takes in one request."""
 
 
 @dataclass
@@ -52,16 +55,22 @@ class FakeSubscription:
 class FakePubSub:
     """The server; a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, sent_bytes: int = -1) -> None:
+        """Args:
+        sent_bytes: the most that a response may have; -1 for any number.
+        """
         self.subscriptions: dict[str, FakeSubscription] = {}
         self.published: dict[str, list[Any]] = {}
         """Messages by topic that clients have published."""
         self.refuse: dict[str, grpc.StatusCode] = {}
         """Status by method, Pull for instance, that its calls end with."""
+        self.receipt_padding = ""
+        """Behind each receipt: those of the service are longer than ours."""
         self._changed = threading.Condition()
         self._ids = itertools.count(1)
         self._stopped = False
-        self._server = grpc.server(ThreadPoolExecutor(16))
+        limits = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", sent_bytes)]
+        self._server = grpc.server(ThreadPoolExecutor(16), options=limits)
         for service, methods in self._methods().items():
             handlers = {
                 name: grpc.unary_unary_rpc_method_handler(
@@ -132,9 +141,18 @@ class FakePubSub:
             subscription = getattr(request, "subscription", None)
             if subscription is not None and subscription not in self.subscriptions:
                 context.abort(grpc.StatusCode.NOT_FOUND, "Resource not found")
+            self._check_size(request, context)
             return behaviour(request, context)
 
         return call
+
+    def _check_size(self, request: Any, context: grpc.ServicerContext) -> None:
+        size = type(request).pb(request).ByteSize()
+        if getattr(request, "ack_ids", None) and size > RECEIPTS_BYTES:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Request payload size exceeds the limit: 524288 bytes")
+        messages = getattr(request, "messages", ())
+        if messages and (size > PUBLISHED_BYTES or len(messages) > PUBLISHED_MESSAGES):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Request payload size exceeds the limit: 10485760 bytes")
 
     def _pull(self, request: Any, context: grpc.ServicerContext) -> Any:
         subscription = self.subscriptions[request.subscription]
@@ -158,7 +176,7 @@ class FakePubSub:
     def _lease(self, subscription: FakeSubscription, messages: list[Any]) -> Iterator[Any]:
         until = time.monotonic() + subscription.deadline
         for message in messages:
-            receipt = f"{message.message_id}/{next(self._ids)}"
+            receipt = f"{message.message_id}/{next(self._ids)}{self.receipt_padding}"
             subscription.leased[receipt] = _Leased(message, until)
             yield types.ReceivedMessage(ack_id=receipt, message=message)
         subscription.delivered += len(messages)

@@ -19,6 +19,8 @@ from transforms.topics import KafkaTopic, Source
 
 LEFT_OUT = ("text", "probabilities", "embedding", "attention", PARTITION_COLUMN)
 """Who listens to a topic wants to be told, not to be sent kilobytes a row; they are in the files, under the same id."""
+PUBLISHED_BYTES = 9_000_000
+"""Pub/Sub takes no message above ten megabytes, with its attributes."""
 PUBLISH_SECONDS = 300.0
 _ATTRIBUTE_BYTES = 1024
 """The most that an attribute of Pub/Sub may have."""
@@ -28,6 +30,7 @@ class PublishScores(beam.PTransform):
     """Record batches -> messages: JSON objects with id, timestamp, top classes, kept fields and fingerprint.
 
     In Kafka the id is the key, in Pub/Sub the attribute `id`. A row may be published more than once, under the same id.
+    What would make a message larger than `PUBLISHED_BYTES` is left out of it, and named in its field `left_out`.
     """
 
     def __init__(
@@ -67,7 +70,26 @@ def to_messages(batch: pa.RecordBatch) -> Iterator[tuple[bytes, bytes]]:
     metrics.counter(metrics.ROWS_PUBLISHED).inc(len(rows))
     for row in rows:
         content = {name: _plain(value) for name, value in row.items()} | {"fingerprint": fingerprint}
-        yield row["id"].encode(), json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+        yield row["id"].encode(), _bounded(content)
+
+
+def _bounded(content: Mapping[str, Any]) -> bytes:
+    """JSON that can be published: without the largest fields where it would be too long, and with their names."""
+    encoded = _json(content)
+    if len(encoded) <= PUBLISHED_BYTES:
+        return encoded
+    left_out: list[str] = []
+    for name in sorted(content, key=lambda name: len(_json(content[name])), reverse=True):
+        left_out.append(name)
+        rest = {other: value for other, value in content.items() if other not in left_out}
+        encoded = _json(rest | {"left_out": left_out})
+        if len(encoded) <= PUBLISHED_BYTES:
+            break
+    return encoded
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ import pytest
 
 from pipelines import pubsub_reader
 from pipelines.data_set import live_files
-from pipelines.pubsub_reader import PubSubReader
+from pipelines.pubsub_reader import PubSubReader, PullSize
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.conftest import WORDS, Finished
 from tests.streams import SUBSCRIPTION, Sender, read_rows, result_files, rows_in_place, running
@@ -58,7 +58,9 @@ def test_nothing_is_lost_when_the_process_is_killed_or_stopped(
     assert len(acknowledged) < len(sender.sent), "the kill came too late to prove anything"
     subscription.expire(math.inf)  # nobody keeps its messages any more, and their time is over
 
-    poison = {server.send(SUBSCRIPTION, content) for content in (b"{", b"\xff\xfe", b"[1]", b'{"body": 1}')}
+    too_long = b'{"text": "' + b"x" * (17 << 20) + b'"}'
+    contents = (b"{", b"\xff\xfe", b"[1]", b'{"body": 1}', too_long)
+    poison = {server.send(SUBSCRIPTION, content) for content in contents}
     options = ("--publish", f"pubsub://{TOPIC}", "--report", "report.json", "--max_dead_fraction", "1")
     with running(tmp_path, model, server, "--window", "2s", *options) as stream:
         stream.wait_for(lambda: "reading" in stream.log)
@@ -87,7 +89,7 @@ def test_nothing_is_lost_when_the_process_is_killed_or_stopped(
     assert {row["id"] for row in published} >= rows.keys() - in_place.keys()
     assert "embedding" not in published[0] and published[0]["fingerprint"]
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["read"] == report["scored"] + report["empty"] + report["dead"] and report["dead"] == 4
+    assert report["read"] == report["scored"] + report["empty"] + report["dead"] and report["dead"] == len(poison)
     assert report["latency_ms_count"] == report["rows_written"]
     gauges = dict(line.split(" ") for line in (tmp_path / "report.prom").read_text().splitlines() if line[0] != "#")
     latency = float(gauges['torchmoji_stream_latency_mean_seconds{output="out"}'])
@@ -278,11 +280,15 @@ def test_what_is_in_flight_is_not_delivered_again(
     server: FakePubSub, subscription: FakeSubscription, deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pubsub_reader, "EXTEND_SECONDS", 0.1)
-    subscription.deadline = 0.5
+    subscription.deadline = 20.0
     with reader_of(deliveries) as reader:
         message_id = server.send(SUBSCRIPTION, b"{}")
         assert take(reader, 1) == [message_id]
-        time.sleep(1.2)
+        (leased,) = subscription.leased.values()
+        end = time.monotonic() + 20
+        while leased.until < end + 5:  # each time that it is asked for, it is ours for a minute
+            assert time.monotonic() < end
+            time.sleep(0.01)
         assert subscription.delivered == 1
     assert reader.is_exhausted and len(deliveries) == 0
     subscription.expire(time.monotonic())
@@ -303,3 +309,76 @@ def test_what_was_pulled_and_not_taken_is_given_back_at_once(
         assert reader.is_exhausted and reader.take(0.1) == [] and len(deliveries) == 0
     subscription.expire(time.monotonic())
     assert len(subscription.waiting) == 5
+
+
+def test_large_messages_are_received(server: FakePubSub, deliveries: Deliveries) -> None:
+    """An emulator's client would refuse responses above 4 MiB, for ever."""
+    sent = {server.send(SUBSCRIPTION, b"x" * 2_000_000) for _ in range(5)}
+    sent.add(server.send(SUBSCRIPTION, b"x" * 9_000_000))
+    deliveries_of_all = Deliveries("large", max_messages=100, max_bytes=1 << 30)
+    with reader_of(deliveries_of_all) as reader:
+        assert set(take(reader, len(sent))) == sent and reader.error is None
+
+
+def test_messages_that_are_too_large_together_are_asked_for_in_smaller_numbers(
+    server: FakePubSub,
+    subscription: FakeSubscription,
+    deliveries: Deliveries,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(pubsub_reader, "PULLED_BYTES", 100_000)
+    subscription.deadline = 0.5
+    server.send(SUBSCRIPTION, b"{}")
+    deliveries_of_all = Deliveries("large", max_messages=100, max_bytes=1 << 30)
+    with reader_of(deliveries_of_all) as reader:
+        take(reader, 1)
+        sent = {server.send(SUBSCRIPTION, b"x" * 30_000) for _ in range(30)}
+        sent.add(server.send(SUBSCRIPTION, b"x" * 300_000))
+        assert set(take(reader, len(sent))) == sent and reader.error is None
+    assert "fewer are asked for" in caplog.text
+
+
+def test_a_message_that_cannot_be_received_ends_the_reading(
+    deliveries: Deliveries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in silence, and not as a dead letter: nothing of it is known."""
+    monkeypatch.setattr(pubsub_reader, "TRIES_FOR_ONE", 2)
+    with FakePubSub(sent_bytes=100_000) as server:
+        server.subscribe(SUBSCRIPTION, deadline=0.1)
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        server.send(SUBSCRIPTION, b"x" * 200_000)
+        with reader_of(deliveries) as reader:
+            end = time.monotonic() + 60
+            while reader.error is None:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert "cannot be received" in str(reader.error) and SUBSCRIPTION in str(reader.error)
+        assert len(server.subscriptions[SUBSCRIPTION].acknowledged) == 0
+
+
+def test_how_many_are_asked_for_grows_again_when_all_that_were_refused_have_come() -> None:
+    size = PullSize()
+    assert size.get(0) == 1000
+    size.refused(1000, now=0)
+    size.refused(size.get(1), now=1)
+    assert size.get(600) == 62
+    assert [size.get(now) for now in (601, 1200, 1201, 1801, 2401)] == [248, 248, 992, 1000, 1000]
+    for _ in range(7):
+        size.refused(size.get(3000), now=3000)
+    assert size.get(3001) == 1 and size.tries_for_one == 2
+    size.fitted()
+    assert size.tries_for_one == 0
+
+
+def test_acknowledgements_are_no_larger_than_requests_may_be(
+    server: FakePubSub, subscription: FakeSubscription, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+    server.receipt_padding = "x" * 2000
+    for _ in range(600):
+        server.send(SUBSCRIPTION, b"{}")
+    with reader_of(Deliveries("many", max_messages=600, max_bytes=1 << 30)) as reader:
+        take(reader, 600)
+    subscription.expire(time.monotonic())
+    assert len(subscription.waiting) == 600, "they were not given back"

@@ -291,3 +291,16 @@ def test_rows_are_published_as_compact_json_without_text_and_vectors() -> None:
         "status": "scored",
         "fingerprint": "abc",
     }
+
+
+def test_what_is_too_long_to_be_published_is_left_out_and_named() -> None:
+    """Pub/Sub refuses more than ten megabytes, and would for ever; the file has it all, under the same id."""
+    row = {"id": "t1", "note": "é" * 4_000_000, "body": "x" * 4_000_000, "status": "scored"}
+    ((key, content),) = to_messages(pa.RecordBatch.from_pylist([row]))
+    assert len(content) < 10_000_000 and key == b"t1"
+    published = json.loads(content)
+    assert published == {
+        "id": "t1", "body": row["body"], "status": "scored", "fingerprint": "", "left_out": ["note"]
+    }  # fmt: skip
+    ((_, content),) = to_messages(pa.RecordBatch.from_pylist([{"id": "i" * 12_000_000, "status": "scored"}]))
+    assert json.loads(content) == {"status": "scored", "fingerprint": "", "left_out": ["id"]}
