@@ -20,6 +20,7 @@ from transforms.commit import journal_directory
 from transforms.fields import FieldError, KeptField, find_text, infer_kind, look_up
 from transforms.formats import Record, is_splittable, read_records, resolve_format
 from transforms.read import InputFile, match_files
+from transforms.source_file import SourceError
 from transforms.storage import open_raw
 
 SAMPLED_RECORDS = 1000
@@ -134,7 +135,7 @@ def _sample(files: Sequence[InputFile], format: str | None) -> Iterator[Iterator
                 end = min(size, 1 << 20) if is_splittable(path, kind) else None
                 records = read_records(file, path, kind, 0, end)
                 yield (record for record in itertools.islice(records, SAMPLED_RECORDS) if isinstance(record, Record))
-        except OSError as error:
+        except (OSError, SourceError) as error:
             raise InputError(f"input {path}: cannot be read ({error})") from None
 
 

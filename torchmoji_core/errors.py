@@ -1,4 +1,12 @@
-"""The errors a user can cause; the command lines print their message alone, without a traceback."""
+"""The errors a user can cause, and which errors are the machine's; the command lines print messages alone."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 
 class TorchMojiError(Exception):
@@ -15,3 +23,94 @@ class RunError(TorchMojiError):
 
 class LeaseHeldError(TorchMojiError):
     """Another run is writing to the same output."""
+
+
+CONTENT_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
+"""What Python and its libraries raise for a value that cannot be used: of the wrong type or form, or out of range."""
+
+
+class Shortage(NamedTuple):
+    """Something that a machine has run out of."""
+
+    what: str
+    """One line that names it and its limit."""
+    remedy: str
+    codes: tuple[int, ...]
+    """Of the system's errors."""
+    said: str
+    """Regular expression of what libraries say about it, since many have no class of errors for it."""
+
+
+DISK = Shortage("disk full", "free space, or raise the quota", (errno.ENOSPC, errno.EDQUOT), r"(?!)")
+FILE_SIZE = Shortage("a file has reached the size limit", "raise it (ulimit -f)", (errno.EFBIG,), r"(?!)")
+FILES = Shortage("too many open files", "raise the limit (ulimit -n)", (errno.EMFILE, errno.ENFILE), r"(?!)")
+MEMORY = Shortage(
+    "out of memory",
+    "free some, or raise the limit (ulimit -v, or the container's)",
+    (errno.ENOMEM, errno.ENOBUFS),
+    r"MemoryError|OutOfMemory|bad_alloc|(?i:can(?:no|')t allocate|(?:unable|failed|could not) (?:to )?allocate"
+    r"|(?:not enough|insufficient|out of) memory|allocation (?:error|failed)|failed to map segment)"
+    # torch; Arrow; oneDNN, whose kernels are compiled into memory that it asks for
+    r"|alloc_cpu\.cpp|\b(?:m|re)alloc of size \d+ failed|could not create a (?:primitive(?! desc)|memory)",
+)
+THREADS = Shortage(
+    "out of memory, or of threads and processes: none could be started",
+    "free memory, or raise the limits (ulimit -u and -v, or the container's)",
+    (errno.EAGAIN,),
+    r"(?i:can(?:no|')t (?:start|create) new thread|thread initializer failed|thread creation failed"
+    r"|pthread_create failed)|BrokenThreadPool|BrokenProcessPool",
+)
+SHORTAGES = (DISK, FILE_SIZE, FILES, MEMORY, THREADS)
+
+
+def shortage_of(error: BaseException | str) -> Shortage | None:
+    """What the machine had run out of when an error was raised; None if the error tells of no such thing.
+
+    Errors about values are not searched for words: their texts quote what strangers wrote.
+
+    Args:
+        error: with all that it comes from; or what somebody has printed of one, as workers do.
+    """
+    if isinstance(error, str):
+        return _shortage_said(error)
+    for each in _causes(error):
+        if isinstance(each, MemoryError):
+            return MEMORY
+        if isinstance(each, OSError) and each.errno is not None:
+            found = next((shortage for shortage in SHORTAGES if each.errno in shortage.codes), None)
+        elif isinstance(each, CONTENT_ERRORS):
+            found = None
+        else:  # the type's name says more than the text of some
+            found = _shortage_said(f"{type(each).__name__}: {each}")
+        if found is not None:
+            return found
+    return None
+
+
+def _shortage_said(text: str) -> Shortage | None:
+    for shortage in SHORTAGES:
+        codes = "|".join(rf"\bErrno {code}\b|{re.escape(os.strerror(code))}" for code in shortage.codes)
+        if re.search(f"{codes}|{shortage.said}", text):
+            return shortage
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it comes from, hidden or not."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__context__, each.__cause__]
+
+
+def raise_shortage(error: BaseException) -> None:
+    """Raise an error again if it tells of a shortage.
+
+    To be called first wherever an error would be put down to a row, a file or a model: a shortage is the fault of none.
+    """
+    if shortage_of(error) is not None:
+        raise error

@@ -7,14 +7,15 @@ import io
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import zstandard
 
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
+from transforms.source_file import SourceFile
 
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError)
-"""What reading a compressed file raises."""
+"""What is raised for damaged content of a compressed file, and may be for lack of memory: `raise_unless_damage`."""
 
 
 class ExpansionError(OSError):
@@ -49,7 +50,10 @@ _CODECS["zstd"] = _CODECS["zst"]
 COMPRESSIONS = tuple(_CODECS)
 
 
-def decompress(file: BinaryIO, compression: str | None) -> BinaryIO:
+Readable: TypeAlias = SourceFile | io.BufferedReader
+
+
+def decompress(file: SourceFile, compression: str | None) -> Readable:
     """A file's content; its reads raise `READ_ERRORS` where it is damaged or expands too far.
 
     Args:
@@ -66,7 +70,7 @@ class _FrameReader(io.RawIOBase):
     the first, where the rest of the file would pass for garbage to be ignored.
     """
 
-    def __init__(self, file: BinaryIO, codec: _Codec) -> None:
+    def __init__(self, file: SourceFile, codec: _Codec) -> None:
         self._file = file
         self._codec = codec
         self._frame = codec.new_frame()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -192,8 +193,11 @@ def to_microseconds(value: Any, name: str) -> int:
             microseconds = round(value * 1_000_000)
             datetime.fromtimestamp(value, UTC)  # raises for what no calendar holds, milliseconds for instance
             return microseconds
-    except (ValueError, OverflowError, OSError):
+    except (ValueError, OverflowError):
         pass
+    except OSError as error:
+        if error.errno not in (errno.EOVERFLOW, errno.EINVAL):  # what the C library says of times out of its range
+            raise
     raise FieldError(f"field {name!r} is no time: {_shown(value)}; expected ISO 8601 or seconds since 1970")
 
 
@@ -277,7 +281,7 @@ def convert_kept(value: Any, field: KeptField) -> Any:
             return to_microseconds(value, field.name)
         if field.kind == "date" and isinstance(value, str | date):
             return date.fromisoformat(value) if isinstance(value, str) else date(value.year, value.month, value.day)
-    except (ValueError, OverflowError, RecursionError, pa.ArrowException):
+    except (ValueError, OverflowError, RecursionError):
         pass
     raise FieldError(f"kept field {field.name!r} is {_shown(value)}, not of type {field.kind}")
 

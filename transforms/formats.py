@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.locations import plain
-from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, decompress
+from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, Readable, decompress
 from transforms.parquet_guard import Footer, batch_rows, read_footer
+from transforms.source_file import SourceFile, raise_unless_damage
 
 FORMATS = ("text", "jsonl", "csv", "tsv", "parquet")
 _FORMAT_OF_SUFFIX = {
@@ -111,10 +112,15 @@ def read_records(
         start: byte offset (text, jsonl; see `is_splittable`) or row (Parquet) of the part.
         end: end of the part; None for the end of the file.
         columns: top-level columns to read, where the format can choose (Parquet); None for all.
+
+    Raises:
+        SourceError: if reading the file fails.
+        Exception: for lack of memory and the like. Neither is damage.
     """
+    source = SourceFile(file)
     if kind == "parquet":
-        return _read_parquet(file, start, end, columns)
-    content = decompress(file, guess_format(path)[1])
+        return _read_parquet(source, start, end, columns)
+    content = decompress(source, guess_format(path)[1])
     if kind in ("csv", "tsv"):
         return _read_csv(content, "\t" if kind == "tsv" else ",")
     return _parse_lines(_read_lines(content, start, end), kind)
@@ -123,7 +129,7 @@ def read_records(
 # --- lines ---------------------------------------------------------------------------------------------------------
 
 
-def _read_lines(file: BinaryIO, start: int = 0, end: int | None = None) -> Iterator[Record | Damage]:
+def _read_lines(file: Readable, start: int = 0, end: int | None = None) -> Iterator[Record | Damage]:
     """Lines that begin in [start, end) as raw bytes with their line ends, bounded in length."""
     position = start
     try:
@@ -143,11 +149,12 @@ def _read_lines(file: BinaryIO, start: int = 0, end: int | None = None) -> Itera
             yield Record(position, "", line)
             position += len(line)
     except READ_ERRORS as error:
+        raise_unless_damage(error)
         verb = "is not" if isinstance(error, ExpansionError) else "cannot be"
         yield Damage(position, f"the rest of the file {verb} read: {error}", b"")
 
 
-def _skip_line(file: BinaryIO, limit: int | None) -> int:
+def _skip_line(file: Readable, limit: int | None) -> int:
     """Skip the rest of a line, or `limit` bytes of it: parts of one endless line must not each read it to its end."""
     skipped = 0
     while (limit is None or skipped < limit) and (line := file.readline(1 << 16)):
@@ -222,7 +229,7 @@ class _CsvLines:
         return line.raw.decode("utf-8", "surrogateescape").removeprefix("\ufeff" if line.position == 0 else "")
 
 
-def _read_csv(file: BinaryIO, delimiter: str) -> Iterator[Record | Damage]:
+def _read_csv(file: Readable, delimiter: str) -> Iterator[Record | Damage]:
     csv.field_size_limit(MAX_RECORD_BYTES)
     lines = _CsvLines(_read_lines(file))
     header: list[str] | None = None
@@ -269,10 +276,12 @@ def parquet_rows(file: BinaryIO) -> tuple[int, int]:
 
     Raises:
         InputError: if the file is not Parquet, truncated, or makes absurd claims.
+        SourceError: if reading it fails.
     """
     try:
-        rows = _open_parquet(file)[1].rows
+        rows = _open_parquet(SourceFile(file))[1].rows
     except _parquet_errors() as error:
+        raise_unless_damage(error)
         raise InputError(f"not a readable Parquet file: {_first_line(error)}") from None
     return sum(rows), max(rows, default=0)
 
@@ -284,7 +293,7 @@ def _parquet_errors() -> tuple[type[Exception], ...]:
     return pa.ArrowException, OSError, EOFError, RuntimeError, ValueError
 
 
-def _open_parquet(file: BinaryIO) -> tuple[Any, Footer]:
+def _open_parquet(file: SourceFile) -> tuple[Any, Footer]:
     import pyarrow.parquet as pq
 
     footer = read_footer(file)
@@ -293,13 +302,14 @@ def _open_parquet(file: BinaryIO) -> tuple[Any, Footer]:
 
 
 def _read_parquet(
-    file: BinaryIO, start: int, end: int | None, columns: tuple[str, ...] | None
+    file: SourceFile, start: int, end: int | None, columns: tuple[str, ...] | None
 ) -> Iterator[Record | Damage]:
     errors = _parquet_errors()
     try:
         parquet, footer = _open_parquet(file)
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
     except errors as error:
+        raise_unless_damage(error)
         yield Damage(start, f"not a readable Parquet file: {_first_line(error)}", b"")
         return
     first = 0
@@ -321,6 +331,7 @@ def _read_parquet(
                 else:
                     raise EOFError("they are not there")
         except errors as error:
+            raise_unless_damage(error)
             reason = f"rows {max(position, start)} to {last - 1} cannot be read: {_first_line(error)}"
             yield Damage(max(position, start), reason, b"")
         first = after

@@ -30,7 +30,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.bundle_files import CONFIG, is_remote, local_path
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, raise_shortage
 from transforms import metrics, storage
 from transforms.loaded_model import LoadedModel, Traits, load_model, load_successor, traits_of
 from transforms.options import ScoreOptions
@@ -136,10 +136,11 @@ def look(pattern: str, current: str, known: Mapping[str, Known], load: Callable[
         pattern: see `ModelWatch`.
         current: fingerprint of the model in use.
         known: what the look before gave.
-        load: loads and verifies a bundle; any exception means that it is not fit.
+        load: loads and verifies a bundle; any exception means that it is not fit, unless it tells of a shortage.
 
     Raises:
         OSError: if the place cannot be looked at.
+        Exception: what `load` raises for lack of memory and the like.
     """
     found = find_bundles(pattern)
     now = {bundle.location: known[bundle.location] for bundle in found if bundle.location in known}
@@ -154,6 +155,7 @@ def look(pattern: str, current: str, known: Mapping[str, Known], load: Callable[
         try:
             model = load(location)
         except Exception as error:
+            raise_shortage(error)
             now[location] = Known(state, "", refused=unchanged)
             if unchanged:
                 refused.append(str(error) or type(error).__name__)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from torchmoji_core.limits import MAX_EXPANSION
+from transforms.source_file import SourceFile
 
 MAX_FOOTER_BYTES = 16 << 20
 """100,000 row groups of one column, or 1,000 of 100."""
@@ -161,12 +162,12 @@ class Footer(NamedTuple):
     """Of each row group."""
 
 
-def read_footer(file: BinaryIO) -> Footer:
+def read_footer(file: SourceFile) -> Footer:
     """Read a file's footer as far as is needed to let Arrow read it.
 
     Raises:
         GuardError: saying what is wrong with it.
-        OSError: if the file cannot be read.
+        SourceError: if the file cannot be read.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - 8))
@@ -234,7 +235,7 @@ class _Pages(NamedTuple):
     values: int
 
 
-def batch_rows(file: BinaryIO, footer: Footer, group: int, names: list[str] | None, at_most: int) -> int:
+def batch_rows(file: SourceFile, footer: Footer, group: int, names: list[str] | None, at_most: int) -> int:
     """How many rows of a row group can be decoded at a time, whatever is in its pages.
 
     Args:
@@ -246,7 +247,7 @@ def batch_rows(file: BinaryIO, footer: Footer, group: int, names: list[str] | No
 
     Raises:
         GuardError: if its pages cannot be decoded in bounded memory.
-        OSError: if the file cannot be read.
+        SourceError: if the file cannot be read.
     """
     chunks = footer.groups[group].structures(1)
     if len(chunks) != len(footer.leaves):
@@ -277,7 +278,7 @@ def batch_rows(file: BinaryIO, footer: Footer, group: int, names: list[str] | No
     return max(1, min(at_most, MAX_BATCH_BYTES // max(row, 1)))
 
 
-def _read_page_headers(file: BinaryIO, column: _Structure) -> _Pages:
+def _read_page_headers(file: SourceFile, column: _Structure) -> _Pages:
     position, left = _start(column), column.integer(7, _I64)
     claimed = column.integer(5, _I64)
     largest = repeatable = values = 0
@@ -304,7 +305,7 @@ def _start(column: _Structure) -> int:
     return dictionary if 0 < dictionary < start else start
 
 
-def _longest_in_dictionary(file: BinaryIO, column: _Structure) -> int:
+def _longest_in_dictionary(file: SourceFile, column: _Structure) -> int:
     """Bytes of the longest string in a column's dictionary; of the first page where that cannot be told."""
     import pyarrow as pa
 
@@ -324,7 +325,7 @@ def _longest_in_dictionary(file: BinaryIO, column: _Structure) -> int:
     return longest
 
 
-def _read_page_header(file: BinaryIO, position: int, left: int) -> tuple[_Structure, int]:
+def _read_page_header(file: SourceFile, position: int, left: int) -> tuple[_Structure, int]:
     for length in (512, _MAX_PAGE_HEADER_BYTES):
         file.seek(position)
         reader = _CompactReader(file.read(min(length, left)))

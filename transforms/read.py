@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, RunError, raise_shortage
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import metrics, storage
 from transforms.fields import (
@@ -33,12 +34,18 @@ from transforms.formats import (
     resolve_format,
 )
 from transforms.records import DeadLetter, Outcome, Tweet
+from transforms.source_file import SourceError
 
 DEAD = "dead"
 PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 PARTS_OF_GROUP = 64
 """At most: each part of a row group decodes what is before it."""
+_FAULTS_OF_FILES = (
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENOENT, errno.ENOTDIR, errno.ENXIO,
+    errno.EPERM,
+)  # fmt: skip
+"""What the system says of a file that is gone, forbidden or none, as long as nobody changes that."""
 
 
 class InputFile(NamedTuple):
@@ -99,7 +106,8 @@ def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
     """Cut a file into parts that can be read in parallel.
 
     Raises:
-        InputError: if a Parquet file's footer cannot be read.
+        InputError: if a Parquet file's footer is damaged.
+        OSError, SourceError: if the file cannot be opened, or reading it fails.
     """
     path, size, modified = file
     if kind == "parquet":
@@ -137,7 +145,8 @@ class ReadTweets(beam.PTransform):
         format: one of `formats.FORMATS`; None to go by each file's name.
         fields: where records have their text, id and so on; unused in format text.
         progress: directory of `metrics.Progress`, in local runs.
-        strict: whether a file that cannot be opened is an `UnreadableInput`, instead of one dead letter.
+        strict: whether a file that is gone or forbidden is an `UnreadableInput`, instead of one dead letter. One that
+            the system fails to read always is.
         """
         super().__init__()
         self._inputs, self._format, self._fields = list(inputs), format, fields
@@ -175,7 +184,7 @@ def _match(inputs: list[str | InputFile]) -> Iterator[InputFile]:
 
 
 class UnreadableInput(RunError):
-    """A file of the input cannot be opened; `unreadable_path` finds its name again in what a runner says."""
+    """A file of the input cannot be opened or read on; `unreadable_path` finds its name in what a runner says."""
 
     def __init__(self, path: str, reason: object) -> None:
         self.path, self.reason = path, str(reason)
@@ -188,6 +197,28 @@ def unreadable_path(message: str) -> str | None:
     return str(json.loads(found[1])) if found else None
 
 
+def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
+    """Raise what has kept a file from being read, unless the file itself is gone, forbidden or no file.
+
+    Disks, networks and stores that fail are no fault of a file: what is in it would be lost for one dead letter.
+
+    Args:
+        path: of the file.
+        error: of opening it, or a `SourceError` of reading it.
+        strict: whether a file that is gone is an error as well.
+
+    Raises:
+        UnreadableInput: about the file.
+        Exception: as it came, if it tells of a shortage, which is of the machine and would be met with every file.
+    """
+    raise_shortage(error)
+    cause = error.__cause__ if isinstance(error, SourceError) and error.__cause__ is not None else error
+    is_gone = isinstance(cause, OSError) and (isinstance(cause, FileNotFoundError) or cause.errno in _FAULTS_OF_FILES)
+    if strict or not is_gone:
+        reason = f"reading failed: {cause}" if cause is not error else cause
+        raise UnreadableInput(path, reason) from error
+
+
 class _SplitFiles(beam.DoFn):
     def __init__(self, format: str | None, strict: bool) -> None:
         self._format, self._strict = format, strict
@@ -195,9 +226,9 @@ class _SplitFiles(beam.DoFn):
     def process(self, file: InputFile) -> Iterator[FilePart | beam.pvalue.TaggedOutput]:
         try:
             yield from split_file(file, resolve_format(file.path, self._format))
-        except (InputError, OSError) as error:
-            if self._strict and isinstance(error, OSError):
-                raise UnreadableInput(file.path, error) from error
+        except (InputError, OSError, SourceError) as error:
+            if not isinstance(error, InputError):
+                raise_unless_gone(file.path, error, self._strict)
             # Unreadable as a whole: one record met, and dead.
             metrics.counter(metrics.READ).inc()
             yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(file.path, "0", str(error), b""))
@@ -222,9 +253,8 @@ class _ReadParts(beam.DoFn):
                         yield beam.pvalue.TaggedOutput(DEAD, tweet)
                     else:
                         yield tweet
-        except OSError as error:
-            if self._strict:
-                raise UnreadableInput(part.path, error) from error
+        except (OSError, SourceError) as error:
+            raise_unless_gone(part.path, error, self._strict)
             # The file was there when it was split and is not now, or access to it was lost.
             read.inc()
             yield beam.pvalue.TaggedOutput(

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import RunInference
 
+from torchmoji_core.errors import CONTENT_ERRORS, RunError, raise_shortage
 from torchmoji_core.inference.scores import Scores
 from transforms import metrics
 from transforms.loaded_model import LoadedModel
@@ -91,7 +92,13 @@ class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
             scores = model.scorer.score_ids([row.ids for row in rows])
             return rows, scores, _to_record_batch(rows, scores, model, self._options)
 
-        scored, dead = bisect(list(batch), score)
+        def check() -> None:
+            """Score a tweet that is known to be good, and not with results of before."""
+            good = Tweet("", "a", extra=(None,) * len(self._options.keep))
+            row = tokenize(good, model.scorer.tokenizer, model.scorer.maxlen)
+            _to_record_batch([row], model.scorer.score_ids([row.ids], reuse=False), model, self._options)
+
+        scored, dead = bisect(list(batch), score, check)
         for _, (rows, scores, _) in scored:
             _count(rows, scores)
         parts = [part for _, (_, _, part) in scored]
@@ -129,27 +136,55 @@ class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
 
 
 def bisect(
-    rows: list[TokenizedTweet], score: Callable[[list[TokenizedTweet]], T]
+    rows: list[TokenizedTweet], score: Callable[[list[TokenizedTweet]], T], check: Callable[[], object]
 ) -> tuple[list[tuple[list[TokenizedTweet], T]], list[tuple[TokenizedTweet, Exception]]]:
     """Score rows, halving a batch that fails until each failing row stands alone.
 
+    A row is given up only by proof, since a dead letter is committed and nobody scores its tweet again: the error is of
+    a kind that values cause (`CONTENT_ERRORS`), which no lack of memory, threads or files is; the row fails alone; a
+    row that is known to be good does not; and the row fails once more after that. Whatever else is raised is the fault
+    of the machine, the model or the program, and has to end the run.
+
+    Args:
+        rows: of a batch.
+        score: scores some of them.
+        check: raises if rows that are good cannot be scored now.
+
     Returns:
-        The parts that were scored, in order, and the rows that could not be with their errors.
+        The parts that were scored, and the rows that could not be with their errors.
 
     Raises:
-        MemoryError: as it came; fewer rows of a healthy batch would not have been at fault.
+        RunError: if the check fails by an error that values cause.
+        Exception: of any other kind, as it came.
     """
+    scored, suspects = _halve(rows, score)
+    if not suspects:
+        return scored, []
+    try:
+        check()
+    except CONTENT_ERRORS as error:
+        raise RunError(f"a tweet that is known to be good cannot be scored: {error}") from error
+    dead = []
+    for row, _ in suspects:
+        again, failed = _halve([row], score)
+        scored += again
+        dead += failed
+    return scored, dead
+
+
+def _halve(
+    rows: list[TokenizedTweet], score: Callable[[list[TokenizedTweet]], T]
+) -> tuple[list[tuple[list[TokenizedTweet], T]], list[tuple[TokenizedTweet, Exception]]]:
     if not rows:
         return [], []
     try:
         return [(rows, score(rows))], []
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever one row can do to the model must cost one row
+    except CONTENT_ERRORS as error:
+        raise_shortage(error)
         if len(rows) == 1:
             return [], [(rows[0], error)]
     middle = len(rows) // 2
-    first, second = bisect(rows[:middle], score), bisect(rows[middle:], score)
+    first, second = _halve(rows[:middle], score), _halve(rows[middle:], score)
     return first[0] + second[0], first[1] + second[1]
 
 

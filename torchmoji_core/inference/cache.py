@@ -82,11 +82,14 @@ class ScoreCache:
             try:
                 self._write(first, records[new[:before_end]])
                 self._write(0, records[new[before_end:]])
+                self._slots.update((keys[index], (first + place) % self.capacity) for place, index in enumerate(new))
+                self._next_slot = (first + len(new)) % self.capacity
             except OSError as error:
                 self._give_up(error)
-                return
-            self._slots.update((keys[index], (first + place) % self.capacity) for place, index in enumerate(new))
-            self._next_slot = (first + len(new)) % self.capacity
+            except BaseException:
+                # Out of memory or interrupted halfway: no key may be left that has another's record.
+                self._slots.clear()
+                raise
 
     def _read(self, slot: int, record: NDArray[Any]) -> None:
         self._file.seek(slot * self._record.itemsize)

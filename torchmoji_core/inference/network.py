@@ -27,6 +27,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from torchmoji_core.errors import raise_shortage
 from torchmoji_core.inference.arithmetic import Encoding, Weight
 
 _LOGGER = logging.getLogger(__name__)
@@ -209,6 +210,7 @@ def compiled(network: Network, example: tuple[Tensor, Tensor, list[int]]) -> Cal
         expected = network(*example)
         same = all(_same_bits(script(*example), expected) for _ in range(3))
     except Exception as error:  # TorchScript's own are of many kinds, and none stands in the way
+        raise_shortage(error)
         return _as_it_is(network, str(error).strip().partition("\n")[0] or type(error).__name__)
     return script if same else _as_it_is(network, "wrong results")
 

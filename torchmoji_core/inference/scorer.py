@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from torchmoji_core.batching import BatchLimits, plan_batches
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference import available_cores
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB, ScoreCache
 from torchmoji_core.inference.engine import Engine
@@ -59,6 +59,7 @@ class Scorer:
         Raises:
             InputError: for another precision or type.
         """
+        self._name = bundle.name
         self.classes = bundle.classes
         self.maxlen = bundle.maxlen
         self.tokenizer = bundle.tokenizer
@@ -100,6 +101,7 @@ class Scorer:
 
         Raises:
             TypeError: if `texts` is one string, or holds something else than strings.
+            RunError: if the model makes something else than finite numbers of a text with tokens.
         """
         if isinstance(texts, str):
             raise TypeError("score takes a list of texts; for one text give [text]")
@@ -108,18 +110,25 @@ class Scorer:
                 raise TypeError(f"score takes texts, not {type(text).__name__}; give '' for a missing text")
         return self.score_ids([self.tokenizer.ids(text, self.maxlen + 1) for text in texts])
 
-    def score_ids(self, rows: Sequence[Sequence[int]]) -> Scores:
+    def score_ids(self, rows: Sequence[Sequence[int]], reuse: bool = True) -> Scores:
         """Score rows of token ids; what is behind the first `maxlen` of a row is not read.
+
+        Args:
+            rows: of any length.
+            reuse: whether results of the same tokens may be those of before.
 
         Raises:
             IndexError: if an id is outside the vocabulary.
+            TypeError, OverflowError: if an id is no number of 64 bits.
+            RunError: if the model makes something else than finite numbers of a row with tokens.
         """
-        read = [row[: self.maxlen] for row in rows]
+        # Checked here, since torch's errors about its input cannot be told from those about the machine.
+        read = [array("q", row[: self.maxlen]) for row in rows]
         lengths = [len(row) for row in read]
         records = np.empty(len(rows), self._record)
         present = [index for index, length in enumerate(lengths) if length]
         reused = np.zeros(len(rows), bool)
-        if self._cache is None:
+        if self._cache is None or not reuse:
             self._run(read, present, records)
         else:
             reused[self._run_once(read, present, records, self._cache)] = True
@@ -132,20 +141,20 @@ class Scorer:
             embedding=records["embedding"],
             attention=records["attention"][:, : max(lengths, default=0)],
             n_tokens=np.array(lengths, np.int32),
-            n_unknown=np.array([list(row).count(UNKNOWN) for row in read], np.int32),
+            n_unknown=np.array([row.count(UNKNOWN) for row in read], np.int32),
             truncated=np.array([len(row) > self.maxlen for row in rows], bool),
             reused=reused,
         )
 
     def _run_once(
-        self, rows: Sequence[Sequence[int]], chosen: list[int], records: NDArray[Any], cache: ScoreCache
+        self, rows: Sequence[array[int]], chosen: list[int], records: NDArray[Any], cache: ScoreCache
     ) -> list[int]:
         """As `_run`, but rows that are equal, or are in the cache, are not run again; returns which those were."""
         first: dict[bytes, int] = {}
         repeats: list[int] = []
         originals: list[int] = []
         for index in chosen:
-            original = first.setdefault(array("q", rows[index]).tobytes(), index)
+            original = first.setdefault(rows[index].tobytes(), index)
             if original != index:
                 repeats.append(index)
                 originals.append(original)
@@ -158,7 +167,7 @@ class Scorer:
         records[repeats] = records[originals]
         return known + repeats
 
-    def _run(self, rows: Sequence[Sequence[int]], chosen: list[int], records: NDArray[Any]) -> None:
+    def _run(self, rows: Sequence[array[int]], chosen: list[int], records: NDArray[Any]) -> None:
         """Run the chosen rows in batches, each filling its records."""
         if not chosen:
             return
@@ -168,6 +177,11 @@ class Scorer:
         def run(batch: list[int]) -> None:
             indices = [chosen[place] for place in batch]
             output = self._engine.run([rows[index] for index in indices])
+            if not all(bool(part.sum().isfinite()) for part in output):
+                raise RunError(
+                    f"the model {self._name} gives scores that are no finite numbers; its weights are broken or far "
+                    "too large: train or convert it again"
+                )
             records["probabilities"][indices] = output.probabilities.numpy()
             # torch rounds to half precision as numpy does, fifteen times as fast, and without the interpreter's lock.
             records["embedding"][indices] = output.embedding.to(self._embedding_type).numpy()
