@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from pipelines import console
 from pipelines.logs import announce, set_up_logging, wanted_format
-from torchmoji_core.errors import InputError, LeaseHeldError, RunError
+from torchmoji_core.errors import InputError, LeaseHeldError, RunError, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
 INTERRUPTED = 130
@@ -64,7 +64,11 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         announce("interrupted", "interrupted", level=logging.ERROR)
         return exit_status(error)
     except Exception as error:
-        announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
+        shortage = shortage_of(error)
+        if shortage is not None:
+            announce("failed", f"failed: {shortage.what}; {shortage.remedy}", level=logging.ERROR)
+        else:
+            announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
         return exit_status(error)
 
 
@@ -89,9 +93,12 @@ def first_line(error: BaseException) -> str:
 
 
 def exit_status(error: BaseException) -> int:
-    """2 for wrong options or input, 4 where another run writes, 130 when interrupted, 1 for everything else."""
+    """2 for wrong options or input, 4 where another run writes, 130 when interrupted, 1 for everything else.
+
+    A file that cannot be read for lack of memory and the like is not wrong: trying again may help.
+    """
     if isinstance(error, InputError):
-        return WRONG_INPUT
+        return WRONG_INPUT if shortage_of(error) is None else FAILED
     if isinstance(error, LeaseHeldError):
         return LEASE_HELD
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED

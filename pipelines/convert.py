@@ -154,10 +154,13 @@ def half(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         InputError: if one is beyond float16's range.
     """
+    from torchmoji_core.model import check_weights
+
     result = {name: tensor.half() for name, tensor in state.items()}
-    for name, tensor in result.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"--half: weights {name!r} are beyond float16's range; leave --half out")
+    try:
+        check_weights(result)
+    except InputError as error:
+        raise InputError(f"--half: rounded to float16, {error}; leave --half out") from None
     return result
 
 

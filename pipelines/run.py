@@ -26,7 +26,7 @@ from pipelines.plan import Plan
 from pipelines.session import WORKER_LOG, Session
 from pipelines.stream_stages import hold_options, model_updates, publish_scores, read_messages
 from torchmoji_core import __version__
-from torchmoji_core.errors import RunError, TorchMojiError
+from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, RunError, TorchMojiError, shortage_of
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.commit import DEAD_LETTERS, WrittenFile, committed_files
@@ -281,18 +281,25 @@ def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
         )
 
 
+_REMEDIES = {
+    DISK: "disk full while writing {output}; free space and run again, nothing was left under a final name",
+    FILE_SIZE: "a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit",
+    MEMORY: f"{MEMORY.what}; lower --max_batch_tokens, --threads or --direct_num_workers, or {MEMORY.remedy}",
+    THREADS: f"{THREADS.what}; lower --threads or --direct_num_workers, or {THREADS.remedy}",
+    FILES: f"{FILES.what}; {FILES.remedy}",
+}
+"""By what a failed run was short of."""
+
+
 def explain(error: BaseException, output: str, worker_log: Path | None = None) -> str:
     """One line for a failed run; what is not foreseen is logged with its traceback as well.
 
     Worker processes hand over their errors as text only, so it is the text that is searched.
     """
     text = str(error)
-    if "No space left on device" in text or "Errno 28" in text:
-        return f"disk full while writing {output}; free space and run again, nothing was left under a final name"
-    if "File too large" in text or "Errno 27" in text:
-        return f"a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit"
-    if "MemoryError" in text or isinstance(error, MemoryError):
-        return "out of memory; lower --max_batch_tokens or --direct_num_workers"
+    shortage = shortage_of(error) or shortage_of(text)
+    if shortage is not None:
+        return _REMEDIES[shortage].format(output=output)
     if "Channel closed prematurely" in text or WORKER_DIED in text:
         return (
             "a worker process died: killed, or out of memory; run again, with a lower --max_batch_tokens or "

@@ -32,7 +32,7 @@ from torchmoji_core.bundle_files import (
     write_bundle_files,
 )
 from torchmoji_core.dimensions import Dimensions
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.limits import check_limit, model_limit
 from torchmoji_core.names import check_name, shown
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
@@ -80,8 +80,10 @@ class Bundle:
 
     def __post_init__(self) -> None:
         """Raises:
-        InputError: if the parts do not belong together.
+        InputError: if the parts do not belong together, or weights are no finite numbers.
         """
+        from torchmoji_core.model import check_weights
+
         dimensions = self.dimensions
         check_name("the name of a bundle", self.name)
         for name in self.classes:
@@ -95,6 +97,10 @@ class Bundle:
                 f"bundle {self.name}: the vocabulary has {len(self.vocabulary)} tokens, "
                 f"the embedding {dimensions.vocabulary} rows; they belong to different models"
             )
+        try:
+            check_weights(self.state)
+        except InputError as error:
+            raise InputError(f"bundle {self.name}: {error}; train or convert it again") from None
         _check_reading(self.name, self.maxlen, self.tokenizer_version)
 
     @cached_property
@@ -200,6 +206,7 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
         _check_header(weights, location)
         state = load_file(weights) if isinstance(weights, Path) else load(weights)
     except (SafetensorError, ValueError, RuntimeError, KeyError, OSError) as error:  # KeyError: a format torch lacks
+        raise_shortage(error)
         raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
     bundle = Bundle(
         name=config["name"],

@@ -24,7 +24,7 @@ from torchmoji_core.bundle_files import ShortReads, is_remote, local_path, read_
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import read_regular
 from torchmoji_core.limits import MODEL_LIMITS, model_limit
-from torchmoji_core.model import Dimensions, dimensions_of, pack_ids
+from torchmoji_core.model import FLOATS, Dimensions, check_weights, dimensions_of, pack_ids
 from torchmoji_core.names import shown
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ _REMEDY = "give torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # behind the two bytes that give the pickle's protocol
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _KERAS_ARRAYS = {"embedding": 1, "bi_lstm_0": 6, "bi_lstm_1": 6, "attlayer": 1, "softmax": 2}
 _KERAS_1_ARRAYS = 24
 _MOST_NAMES = 100
@@ -142,9 +141,10 @@ def parse_checkpoint(content: bytes, source: str) -> dict[str, Tensor]:
     result = {
         name: torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach()) for name, tensor in state.items()
     }
-    for name, tensor in result.items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"checkpoint {source}: {name!r} holds NaN or infinity as float32; download it again")
+    try:
+        check_weights(result)
+    except InputError as error:
+        raise InputError(f"checkpoint {source}: {error}; download it again") from None
     return result
 
 
@@ -176,7 +176,7 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
                 "a state dict holds tensors by name: save the model's state_dict() and nothing else"
             )
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
-        if not plain or tensor.dtype not in _FLOATS:
+        if not plain or tensor.dtype not in FLOATS:
             kind = tensor.dtype if plain else "no plain tensor"
             raise InputError(f"checkpoint {source}: {shown(name)} is {kind}; save float16, float32 or float64 tensors")
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > len(content):

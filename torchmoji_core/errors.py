@@ -66,7 +66,7 @@ SHORTAGES = (DISK, FILE_SIZE, FILES, MEMORY, THREADS)
 def shortage_of(error: BaseException | str) -> Shortage | None:
     """What the machine had run out of when an error was raised; None if the error tells of no such thing.
 
-    Errors about values are not searched for words: their texts quote what strangers wrote.
+    Errors about values, and ours, are not searched for words: their texts quote what strangers wrote.
 
     Args:
         error: with all that it comes from; or what somebody has printed of one, as workers do.
@@ -78,7 +78,7 @@ def shortage_of(error: BaseException | str) -> Shortage | None:
             return MEMORY
         if isinstance(each, OSError) and each.errno is not None:
             found = next((shortage for shortage in SHORTAGES if each.errno in shortage.codes), None)
-        elif isinstance(each, CONTENT_ERRORS):
+        elif isinstance(each, (*CONTENT_ERRORS, TorchMojiError)):
             found = None
         else:  # the type's name says more than the text of some
             found = _shortage_said(f"{type(each).__name__}: {each}")

@@ -100,6 +100,25 @@ def pack_ids(rows: Sequence[Sequence[int]]) -> PackedSequence:
     return nn.utils.rnn.pack_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], enforce_sorted=False)
 
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types that weights may have."""
+
+
+def check_weights(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that no training makes, and that would give scores all the same.
+
+    Raises:
+        InputError: if some are no floating-point numbers of `FLOATS`, or not finite as float32.
+    """
+    for name, tensor in state.items():
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
+            kind = str(tensor.dtype if tensor.layout == torch.strided else tensor.layout).removeprefix("torch.")
+            raise InputError(f"weights {name!r} are {kind}; save float16, bfloat16, float32 or float64 tensors")
+        # The extremes, since they need no second tensor; both are NaN if one number is.
+        if tensor.numel() and not torch.stack(tensor.detach().aminmax()).float().isfinite().all():
+            raise InputError(f"weights {name!r} hold NaN or infinity as float32")
+
+
 def dimensions_of(state: Mapping[str, Tensor]) -> Dimensions:
     """Read a model's sizes off its state dict.
 

@@ -128,7 +128,8 @@ def load_successor(location: str, first: Traits, options: ScoreOptions, fingerpr
         fingerprint: what the bundle must have; None for any.
 
     Raises:
-        InputError: if it cannot be read, is damaged, would give other columns, or has broken weights.
+        InputError: if it cannot be read, is damaged, or would give other columns.
+        RunError: if its scores are no finite numbers.
     """
     bundle = load_bundle(location)
     if fingerprint not in (None, bundle.fingerprint):
@@ -147,8 +148,6 @@ def load_successor(location: str, first: Traits, options: ScoreOptions, fingerpr
             f"bundle {location} has embeddings of {traits.width} numbers, the model of this run of {first.width}; "
             "start a new run with it"
         )
-    if not all(bool(tensor.isfinite().all()) for tensor in bundle.state.values()):
-        raise InputError(f"bundle {location} has weights that are no finite numbers; train or convert it again")
     loaded = _loaded(bundle, options, traits, first)
     loaded.scorer.score_ids([[UNKNOWN]])  # what fails here would fail for every tweet
     return loaded

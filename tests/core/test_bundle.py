@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -29,10 +30,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
+from tests.tiny import forge_weights, with_huge_weights
 from torchmoji_core.bundle import FORMAT, Bundle, load_bundle, load_tokenizer
 from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS
 from torchmoji_core.durable import write_atomically
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import Vocabulary
 
@@ -282,6 +284,53 @@ def weights_in(dtype: str) -> bytes:
     """A file whose header is sound, with a number format that torch may not have."""
     header = json.dumps({"embed.weight": {"dtype": dtype, "shape": [16, 8], "data_offsets": [0, 128]}}).encode()
     return struct.pack("<Q", len(header)) + header + bytes(128)
+
+
+NO_WEIGHTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "NaN": (lambda tensor: tensor.index_fill(0, torch.tensor([1]), torch.nan), "hold NaN or infinity as float32"),
+    "infinity": (lambda tensor: torch.full_like(tensor, torch.inf), "hold NaN or infinity"),
+    "minus infinity in half": (lambda tensor: torch.full_like(tensor, -torch.inf).half(), "hold NaN or infinity"),
+    "beyond float32": (lambda tensor: torch.full_like(tensor, 1e300, dtype=torch.float64), "hold NaN or infinity"),
+    "NaN in bfloat16": (lambda tensor: torch.full_like(tensor, torch.nan).bfloat16(), "hold NaN or infinity"),
+    "int64": (lambda tensor: tensor.long(), "are int64"),
+    "uint8": (lambda tensor: tensor.to(torch.uint8), "are uint8"),
+    "bool": (lambda tensor: tensor > 0, "are bool"),
+    "complex": (lambda tensor: tensor.to(torch.complex64), "are complex64"),
+    "float8": (lambda tensor: tensor.to(torch.float8_e4m3fn), "are float8_e4m3fn"),
+}
+
+
+@pytest.mark.parametrize("name", ["embed.weight", "lstm_1.bias_hh_l0_reverse", "output_layer.0.bias"])
+@pytest.mark.parametrize("kind", NO_WEIGHTS)
+def test_weights_that_no_training_makes_are_refused(kind: str, name: str, bundle: Bundle, tmp_path: Path) -> None:
+    """However they come: in a directory or .zip with digests that agree, or made here."""
+    make, reason = NO_WEIGHTS[kind]
+    bundle.save(tmp_path / "saved")
+    forge_weights(tmp_path / "saved", {name: make(bundle.state[name])})
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "saved")
+    for source in ("saved", "zipped.zip"):
+        with pytest.raises(InputError, match=f"weights '{name}' {reason}.*; train or convert it again") as error:
+            load_bundle(tmp_path / source)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=f"weights '{name}' {reason}"):
+        dataclasses.replace(bundle, state={**bundle.state, name: make(bundle.state[name])})
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_weights_of_any_floating_type_are_taken(kind: torch.dtype, bundle: Bundle, tmp_path: Path) -> None:
+    dataclasses.replace(bundle, state={name: tensor.to(kind) for name, tensor in bundle.state.items()}).save(
+        tmp_path / "saved"
+    )
+    assert np.isfinite(load_bundle(tmp_path / "saved").score(["I love"]).probabilities).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_scores_that_are_no_finite_numbers_are_an_error(precision: str, bundle: Bundle) -> None:
+    """Of finite weights too; a text without tokens has no scores, and is none."""
+    broken = dataclasses.replace(bundle, state=with_huge_weights(bundle))
+    assert np.isnan(broken.score(["", " "], precision).probabilities).all()
+    with pytest.raises(RunError, match=f"the model {bundle.name} gives scores that are no finite numbers; .* again"):
+        broken.score(["", "I love my dog"], precision)
 
 
 BAD_DIRECTORIES: dict[str, tuple[Callable[[Path], object], str]] = {

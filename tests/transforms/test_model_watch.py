@@ -26,7 +26,7 @@ from apache_beam.testing import test_stream
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from tests.object_store_server import ObjectStoreServer
-from tests.tiny import tiny_bundle
+from tests.tiny import forge_weights, tiny_bundle, with_huge_weights
 from tests.transforms.conftest import WORDS, Ran, Run, assert_scores, make_texts
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
@@ -191,8 +191,12 @@ def half_config(bundle: Bundle, path: Path) -> None:
 
 
 def no_numbers(bundle: Bundle, path: Path) -> None:
-    name, tensor = next(iter(bundle.state.items()))
-    replace(bundle, state={**bundle.state, name: torch.full_like(tensor, float("nan"))}).save(path)
+    bundle.save(path)
+    forge_weights(path, {name: torch.full_like(bundle.state[name], float("nan")) for name in ["embed.weight"]})
+
+
+def no_numbers_as_scores(bundle: Bundle, path: Path) -> None:
+    replace(bundle, state=with_huge_weights(bundle)).save(path)
 
 
 BAD: list[tuple[Callable[[Bundle, Path], None], str]] = [
@@ -200,7 +204,8 @@ BAD: list[tuple[Callable[[Bundle, Path], None], str]] = [
     (without_weights, "model.safetensors missing"),
     (half_weights, "model.safetensors does not match"),
     (half_config, "config.json is not JSON"),
-    (no_numbers, "weights that are no finite numbers"),
+    (no_numbers, "weights 'embed.weight' hold NaN or infinity"),
+    (no_numbers_as_scores, "gives scores that are no finite numbers"),
     (lambda bundle, path: shaped(bundle, hidden=5).save(path), "embeddings of 26 numbers, the model of this run of 22"),
     (lambda bundle, path: shaped(bundle, classes=("joy", "fear")).save(path), r"other classes .*\(2 and 64"),
     (lambda bundle, path: shaped(bundle, classes=bundle.classes[::-1]).save(path), "other classes"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchmoji_core import durable
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, RunError, raise_shortage
+from torchmoji_core.model import check_weights
 
 
 def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -36,15 +38,32 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """Read a checkpoint, tensors and plain values only.
 
     Raises:
-        InputError: if it cannot be read, or is of another run.
+        InputError: if it cannot be read, is of another run, or its weights are no finite numbers.
     """
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         found = state.pop("identity")
     except Exception as error:  # torch raises many kinds for a damaged file
+        raise_shortage(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"checkpoint {path}: cannot be read ({reason}); delete it to start afresh") from None
     if found != dict(identity):
         changed = sorted(name for name in identity.keys() | found.keys() if found.get(name) != identity.get(name))
         raise InputError(f"checkpoint {path} is of a run with other {', '.join(changed)}; delete it or give another")
+    try:
+        check_weights(
+            {name: tensor for name, tensor in _tensors("", state) if tensor.ndim or tensor.is_floating_point()}
+        )
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}; delete it to start afresh") from None
     return state
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested values by their paths, but for the numbers of steps."""
+    if isinstance(value, Tensor):
+        if value.ndim:
+            yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, part in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _tensors(f"{name}.{key}".removeprefix("."), part)

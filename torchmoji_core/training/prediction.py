@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchmoji_core.errors import RunError
 from torchmoji_core.model import TorchMoji
 from torchmoji_core.training.corpus import Corpus
 
@@ -45,6 +46,9 @@ def predict(
         batch_size: texts of a batch.
         out: [texts, classes] of any float type to write them to, a mapped file for example; None for a new array of
             float32.
+
+    Raises:
+        RunError: if the probabilities are no finite numbers.
     """
     model.eval()
     classes = model.dimensions.classes
@@ -53,5 +57,8 @@ def predict(
     out[:] = 1 / classes
     for rows in corpus.batches(np.arange(len(corpus)), batch_size):
         packed, rows = corpus.pack(rows)
-        out[rows] = model(packed).logits.float().softmax(dim=1).numpy()
+        probabilities = model(packed).logits.float().softmax(dim=1)
+        if not probabilities.sum().isfinite():
+            raise RunError("a model gives probabilities that are no finite numbers; its weights are far too large")
+        out[rows] = probabilities.numpy()
     return out
