@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 
 from torchmoji_core.errors import InputError, RunError, raise_shortage
+from torchmoji_core.files import NotRegularError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import metrics, storage
 from transforms.fields import (
@@ -213,7 +214,9 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
     """
     raise_shortage(error)
     cause = error.__cause__ if isinstance(error, SourceError) and error.__cause__ is not None else error
-    is_gone = isinstance(cause, OSError) and (isinstance(cause, FileNotFoundError) or cause.errno in _FAULTS_OF_FILES)
+    is_gone = isinstance(cause, OSError) and (
+        isinstance(cause, FileNotFoundError | NotRegularError) or cause.errno in _FAULTS_OF_FILES
+    )
     if strict or not is_gone:
         reason = f"reading failed: {cause}" if cause is not error else cause
         raise UnreadableInput(path, reason) from error

@@ -21,6 +21,7 @@ from torchmoji_core.names import shown
 from torchmoji_core.training.emoji_corpus import COLUMNS
 from torchmoji_core.training.labelled_texts import LabelledTexts, label_texts
 from transforms.formats import Damage, guess_format, read_records
+from transforms.source_file import SourceError
 
 MAX_KEPT_BYTES = 256 << 20
 """The rows of a file may come to this in memory, or to `MAX_EXPANSION` times its size. A small Parquet file may say one
@@ -167,6 +168,6 @@ def _one_line(path: str | Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+    except (OSError, ValueError, SourceError) as error:  # ValueError: a name with a NUL
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot be read ({reason})") from None
