@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +24,18 @@ URI = f"pubsub://{SUBSCRIPTION}"
 class Stream(ScoreProcess):
     """A running `pipelines.score --streaming` in `directory`, from our subscription to `out`."""
 
-    def __init__(self, directory: Path, model: str, server: FakePubSub, *options: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: str,
+        server: FakePubSub,
+        *options: str,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         arguments = ["--streaming", "--input", URI, "--model", model, "--output", "out", "--commit_every", "1s"]
-        super().__init__(directory, *arguments, *options, variables={"PUBSUB_EMULATOR_HOST": server.address})
+        super().__init__(
+            directory, *arguments, *options, variables={"PUBSUB_EMULATOR_HOST": server.address} | dict(variables or {})
+        )
 
     @property
     def memory(self) -> int:
@@ -36,9 +45,11 @@ class Stream(ScoreProcess):
 
 
 @contextmanager
-def running(directory: Path, model: str, server: FakePubSub, *options: str) -> Iterator[Stream]:
-    """A stream for a block; a process that is left is killed."""
-    stream = Stream(directory, model, server, *options)
+def running(
+    directory: Path, model: str, server: FakePubSub, *options: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Stream]:
+    """A stream for a block, with more variables in its environment; a process that is left is killed."""
+    stream = Stream(directory, model, server, *options, variables=variables)
     try:
         yield stream
     finally:
