@@ -82,8 +82,6 @@ class Bundle:
         """Raises:
         InputError: if the parts do not belong together, or weights are no finite numbers.
         """
-        from torchmoji_core.model import check_weights
-
         dimensions = self.dimensions
         check_name("the name of a bundle", self.name)
         for name in self.classes:
@@ -97,10 +95,7 @@ class Bundle:
                 f"bundle {self.name}: the vocabulary has {len(self.vocabulary)} tokens, "
                 f"the embedding {dimensions.vocabulary} rows; they belong to different models"
             )
-        try:
-            check_weights(self.state)
-        except InputError as error:
-            raise InputError(f"bundle {self.name}: {error}; train or convert it again") from None
+        _check_weights(self.name, self.state)
         _check_reading(self.name, self.maxlen, self.tokenizer_version)
 
     @cached_property
@@ -208,6 +203,7 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
     except (SafetensorError, ValueError, RuntimeError, KeyError, OSError) as error:  # KeyError: a format torch lacks
         raise_shortage(error)
         raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
+    _check_weights(location, state)
     bundle = Bundle(
         name=config["name"],
         classes=tuple(config["classes"]),
@@ -239,6 +235,15 @@ def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
 
 def _vocabulary(files: Mapping[str, bytes], config: Mapping[str, Any], location: str) -> Vocabulary:
     return Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}")
+
+
+def _check_weights(name: str, state: Mapping[str, Tensor]) -> None:
+    from torchmoji_core.model import check_weights
+
+    try:
+        check_weights(state)
+    except InputError as error:
+        raise InputError(f"bundle {name}: {error}; train or convert it again") from None
 
 
 def _check_reading(name: str, maxlen: int, tokenizer_version: str) -> None:

@@ -128,8 +128,7 @@ def load_successor(location: str, first: Traits, options: ScoreOptions, fingerpr
         fingerprint: what the bundle must have; None for any.
 
     Raises:
-        InputError: if it cannot be read, is damaged, or would give other columns.
-        RunError: if its scores are no finite numbers.
+        InputError: if it cannot be read, is damaged, or would give other columns, or scores that are no numbers.
     """
     bundle = load_bundle(location)
     if fingerprint not in (None, bundle.fingerprint):
@@ -149,7 +148,10 @@ def load_successor(location: str, first: Traits, options: ScoreOptions, fingerpr
             "start a new run with it"
         )
     loaded = _loaded(bundle, options, traits, first)
-    loaded.scorer.score_ids([[UNKNOWN]])  # what fails here would fail for every tweet
+    try:
+        loaded.scorer.score_ids([[UNKNOWN]])  # what fails here would fail for every tweet
+    except RunError as error:
+        raise InputError(f"bundle {location}: {error}") from None
     return loaded
 
 
