@@ -385,8 +385,8 @@ BAD_DIRECTORIES: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights with others": (lambda path: other_weights(path, extra=torch.zeros(1)), "unknown ['extra']"),
     "weights as a pickle": (lambda path: replace_file(path, WEIGHTS, b"\x80\x04."), f"{WEIGHTS} cannot be read"),
     "weights of a huge header": (lambda path: replace_file(path, WEIGHTS, b"\xff" * 64), f"{WEIGHTS} cannot be read"),
-    "weights in a rare number format": (lambda path: replace_file(path, WEIGHTS, weights_in("F8_E8M0")), "float8_e8m0fnu"),
-    "weights in no number format": (lambda path: replace_file(path, WEIGHTS, weights_in("F7")), "cannot be read"),
+    "weights in a rare format": (lambda path: replace_file(path, WEIGHTS, weights_in("F8_E8M0")), "float8_e8m0fnu"),
+    "weights in no format": (lambda path: replace_file(path, WEIGHTS, weights_in("F7")), "cannot be read"),
 }  # fmt: skip
 
 
