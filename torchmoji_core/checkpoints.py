@@ -152,7 +152,7 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
     """Tensors of any float type and shape, all together no larger than the content."""
     try:
         if content.startswith(_ZIP_SIGNATURE):
-            _check_archive(content)
+            check_archive(io.BytesIO(content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on a file that is then refused: its error shall be one line
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -184,17 +184,18 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _check_archive(content: bytes) -> None:
+def check_archive(file: IO[bytes]) -> None:
     """Check sizes and check sums, which torch's own reader does not.
 
     Raises:
         InputError: without the file's name, if torch.save did not write the archive or it was damaged since.
     """
-    with zipfile.ZipFile(cast(IO[bytes], ShortReads(io.BytesIO(content)))) as archive:
+    size = file.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(cast(IO[bytes], ShortReads(file))) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise InputError(f"is a compressed archive, which torch.save never writes; {_REMEDY}")
-        if sum(member.file_size for member in members) > len(content):
+        if sum(member.file_size for member in members) > size:
             raise InputError("claims more weights than the file holds; download it again")
         if damaged := archive.testzip():
             raise InputError(f"damaged ({damaged!r} does not match its check sum); download it again")

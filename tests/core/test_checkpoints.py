@@ -410,6 +410,22 @@ def test_uris_are_read_through_smart_open(monkeypatch: pytest.MonkeyPatch) -> No
     assert dimensions_of(read_checkpoint("s3://bucket/w?dl=1")) == SMALL
 
 
+def test_a_name_said_ten_thousand_times_is_not_read() -> None:
+    """HDF5 may have a long text once and refer to it from each of many names."""
+
+    def repeat(group: h5py.Group) -> None:
+        group.attrs.create("layer_names", ["x" * 60_000] * 1_000, dtype=h5py.string_dtype())
+
+    assert "'layer_names' has 1,000 names" in refusal(keras_file({}, change=repeat))
+
+
+def test_a_name_of_a_weight_is_shown_in_brief() -> None:
+    name: Any = "x"
+    for _ in range(25):
+        name = (name, name)
+    assert "entry ((" in refusal(torch_file({name: 1}))
+
+
 def small_bundle() -> Bundle:
     words = dict.fromkeys(word for text in KNOWN_ANSWERS for word in text.lower().split())
     vocabulary = Vocabulary([*SPECIAL_TOKENS, *words][:60])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +187,24 @@ def test_a_damaged_checkpoint_is_refused(checkpoint: Path, content: bytes) -> No
     checkpoint.write_bytes(content)
     with pytest.raises(InputError, match="cannot be read"):
         pretraining(checkpoint, epochs=1).run(lambda _: None)
+
+
+def test_a_checkpoint_that_expands_is_refused(checkpoint: Path) -> None:
+    """torch.save compresses nothing; its reader would take 64 MB for these 60 kB."""
+    with zipfile.ZipFile(checkpoint) as stored:
+        members = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as compressed:
+        for name, content in members.items():
+            compressed.writestr(name, content)
+    with pytest.raises(InputError, match=r"compressed archive.*delete it to start afresh") as error:
+        pretraining(checkpoint, epochs=1).run(lambda _: None)
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"cannot be read .*named pipe"):
+        pretraining(tmp_path / "pipe", epochs=1).run(lambda _: None)
 
 
 def test_data_without_tokens_is_refused() -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from torchmoji_core import durable
+from torchmoji_core.checkpoints import check_archive
 from torchmoji_core.errors import InputError, RunError, raise_shortage
+from torchmoji_core.files import open_regular
 from torchmoji_core.model import check_weights
 
 
@@ -41,7 +43,10 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         InputError: if it cannot be read, is of another run, or its weights are no finite numbers.
     """
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        with open_regular(path) as file:
+            check_archive(file)  # else a small file may become a large one, or name a storage that it does not hold
+            file.seek(0)
+            state: dict[str, Any] = torch.load(file, weights_only=True)
         found = state.pop("identity")
     except Exception as error:  # torch raises many kinds for a damaged file
         raise_shortage(error)
