@@ -191,22 +191,27 @@ def _delete_local(path: Path) -> None:
 
 
 def rename(source: str, destination: str) -> None:
-    """Give a file another name, its directories made. In an object store it is copied, and then deleted."""
+    """Give a file another name, its directories made. In an object store it is copied, and then deleted.
+
+    The name is on the disk once its `directories` are (`sync`).
+    """
     if store := _object_store(destination):
         store.copy(source, destination)
         store.delete([source])
         return
     with _one_line_errors(destination):
-        make_directory(destination.rpartition("/")[0])
+        make_directory(destination.rpartition("/")[0], lasting=False)
         FileSystems.rename([source], [destination])
 
 
-def make_directory(directory: str) -> None:
+def make_directory(directory: str, lasting: bool = True) -> None:
     """Make a directory with its parents, where filesystems have them; another worker may be making it just now.
 
-    Their names are on the disk then.
+    Args:
+        directory: its path.
+        lasting: whether their names are to be on the disk on return; of many at once, `sync` brings them there cheaper.
     """
-    if _is_local(directory):
+    if _is_local(directory) and lasting:
         for _ in range(_TRIES):
             # `remove_empty` of another process may take one at once.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -271,6 +276,8 @@ def publish(path: str, content: bytes, temporary: str, lasting: bool = True) -> 
         lasting: whether it is to be on the disk on return; not needed of what is worth nothing after a power cut.
     """
     first = temporary if can_rename(path) else path
+    if lasting:
+        make_directory(path.rpartition("/")[0])
     with create(first) as file, _one_line_errors(first):
         file.write(content)
     if lasting:
