@@ -141,7 +141,7 @@ def _check_all(check: Callable[[DataFile], list[str]], files: Iterable[DataFile]
     def checked(file: DataFile) -> tuple[list[str], list[str]]:
         try:
             return check(file), []
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return [f"{file.path}: listed, but not there"], []
         except OSError as error:
             return [], [f"{file.path}: cannot be read ({first_line(error)})"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -91,6 +92,63 @@ def test_what_is_wrong_is_found(
     assert finished.status == 1
     assert problem in finished.out
     assert "not sound" in finished.out
+
+
+class BadDisk:
+    """A disk on which some files cannot be read, the first time or from a later one on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bad: Path | None = None
+        self.good_reads = 0
+        opened = io.open
+
+        def open_or_fail(path: Any, *arguments: Any, **options: Any) -> Any:
+            if self.bad is not None and Path(str(path)).absolute() == self.bad:
+                if self.good_reads == 0:
+                    raise OSError(5, "Input/output error", str(path))
+                self.good_reads -= 1
+            return opened(path, *arguments, **options)
+
+        monkeypatch.setattr(io, "open", open_or_fail)
+
+
+@pytest.fixture
+def bad_disk(monkeypatch: pytest.MonkeyPatch) -> BadDisk:
+    return BadDisk(monkeypatch)
+
+
+@pytest.mark.parametrize("good_reads", [0, 1, 2])
+def test_what_cannot_be_read_is_no_problem_but_unknown(
+    data_set: Path, bad_disk: BadDisk, run_verify: Run, good_reads: int
+) -> None:
+    bad_disk.bad, bad_disk.good_reads = first_file(data_set), good_reads
+    finished = run_verify()
+    assert finished.status == 5, finished.out + finished.err
+    assert "unknown     " in finished.out and "Input/output error" in finished.out
+    assert "problem     " not in finished.out
+    assert finished.out.endswith("could not be looked at; try again\n")
+    bad_disk.bad = None
+    assert run_verify().status == 0
+
+
+@pytest.mark.parametrize("which", [lambda output: manifests(output)[1], first_dead_letters])
+def test_manifests_and_dead_letters_may_be_unknown_too(
+    data_set: Path, bad_disk: BadDisk, run_verify: Run, run_compact: Run, which: Callable[[Path], Path]
+) -> None:
+    bad_disk.bad = which(data_set)
+    assert run_verify().status == 5
+    if bad_disk.bad in manifests(data_set):
+        finished = run_compact()
+        assert finished.status == 1 and "cannot be read" in finished.err and "Traceback" not in finished.err
+
+
+def test_one_file_that_differs_decides_whatever_is_unknown(data_set: Path, bad_disk: BadDisk, run_verify: Run) -> None:
+    first, second, *_ = map(Path, live_files(str(data_set)))
+    bad_disk.bad = first
+    flip_a_byte(second)
+    finished = run_verify()
+    assert finished.status == 1
+    assert "unknown     " in finished.out and "SHA-256 differs" in finished.out
 
 
 def test_ids_that_are_there_twice(tmp_path: Path, run_annotate: Run, run_verify: Run) -> None:
