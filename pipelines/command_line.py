@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import errno
 import logging
 import os
 import re
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn, get_type_hints
 
 from pipelines import console
+from pipelines.interrupts import INTERRUPTED, interruptible
 from pipelines.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LeaseHeldError, RunError, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
-INTERRUPTED = 130
-_REPEAT_SECONDS = 5.0
+LAST_SECONDS = 10.0
+"""For what threads still do when a command has done its work; then the process ends without them."""
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -39,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
 def run_command(main: Callable[[list[str]], int]) -> int:
     """Run a command's main; a user's mistake ends in one line on standard error and an exit status.
 
-    Schedulers stop what they have started with SIGTERM; it is taken as an interrupt, so that a run cleans up.
+    SIGTERM and SIGINT end it within seconds (`interrupts`).
 
     Returns:
         main's status, or the `exit_status` of its error; 141 if a dry run's output had no reader.
@@ -48,7 +47,7 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     arguments = sys.argv[1:]
     set_up_logging(wanted_format(arguments))
     try:
-        with _termination_as_interrupt():
+        with interruptible():
             return _told(main(arguments), is_all="--dry_run" in arguments)
     except InputError as error:
         announce("error", f"error: {error}", level=logging.ERROR)
@@ -110,71 +109,10 @@ def end(status: int) -> NoReturn:
         console.lost_output(stream)
     if status in (FAILED, INTERRUPTED):
         os._exit(status)
+    last = threading.Timer(LAST_SECONDS, os._exit, (status,))
+    last.daemon = True
+    last.start()
     sys.exit(status)
-
-
-_heard = threading.Event()
-
-
-def heed_interrupt() -> None:
-    """Have an interrupt that was heard not raised again, so that cleaning up after it is not interrupted in turn."""
-    _heard.set()
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM, by which schedulers end a job, like Ctrl-C: what was begun is cleaned up.
-
-    Python drops an exception of a signal's handler that comes while a finalizer runs, so it is raised again until it is
-    heard.
-    """
-    _heard.clear()
-
-    def interrupt(number: int, frame: object) -> NoReturn:
-        if not _heard.is_set():
-            threading.Thread(target=repeat, args=(number,), daemon=True).start()
-        raise KeyboardInterrupt
-
-    def repeat(number: int) -> None:
-        if not _heard.wait(_REPEAT_SECONDS):
-            signal.raise_signal(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        _heard.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second does what it did before."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    previous = {number: signal.getsignal(number) for number in numbers}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def hear(number: int, frame: object) -> None:
-        stop.set()
-        restore()
-
-    for number in numbers:
-        signal.signal(number, hear)
-    try:
-        yield stop
-    finally:
-        restore()
 
 
 def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:

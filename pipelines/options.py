@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.command_line import OneLineParser
+from pipelines.command_line import OneLineParser, duration
 from pipelines.logs import LOG_FORMATS
 from pipelines.streaming_options import StreamOptions, WatchOptions, add_streaming_options, streaming_options
 from torchmoji_core.batching import BatchLimits
@@ -54,6 +54,8 @@ class ScoreConfig:
     runner: str
     local_workers: int
     """Processes of a local run."""
+    stall_timeout: float
+    """Seconds without progress after which a local run ends; 0 for never."""
     stream: StreamOptions | None = None
     """How to read messages; None for files."""
     watch: WatchOptions | None = None
@@ -142,6 +144,8 @@ def add_shared_options(result: argparse.ArgumentParser, default_input: str) -> C
     add("--threads", type=int, metavar="N", help="scoring threads of each process (default: the cores shared out)")
     add("--max_batch_rows", type=int, default=BatchLimits.max_rows, metavar="N", help="(default: %(default)s)")
     add("--max_batch_tokens", type=int, default=BatchLimits.max_tokens, metavar="N", help="(default: %(default)s)")
+    add("--stall_timeout", default="10m", metavar="TIME",
+        help="end a local run that makes no progress for so long, with status 1; 0 for never (default: %(default)s)")
     add("--progress", choices=PROGRESS, default="auto",
         help="bar: a progress bar; lines: one every ten seconds; auto: a bar on a terminal (default: %(default)s)")
     add("--report", metavar="FILE",
@@ -246,6 +250,7 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
         report=plain(options.report) if options.report else options.report,
         runner=options.runner,
         local_workers=workers,
+        stall_timeout=duration("--stall_timeout", options.stall_timeout),
     )
 
 

@@ -19,12 +19,15 @@ import apache_beam as beam
 from pipelines import data_set, report
 from pipelines.command_line import first_line
 from pipelines.data_set import DataSet
+from pipelines.interrupts import heed_interrupt
+from pipelines.local_workers import WORKER_DIED
 from pipelines.logs import announce, quoted
 from pipelines.manifest import DataFile, Input, Manifest, Model, identity
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan
 from pipelines.session import WORKER_LOG, Session
 from pipelines.stream_stages import hold_options, model_updates, publish_scores, read_messages
+from pipelines.watchdog import Watchdog
 from torchmoji_core import __version__
 from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, RunError, TorchMojiError, shortage_of
 from torchmoji_core.inference.scores import valid_unicode
@@ -35,8 +38,6 @@ from transforms.formats import resolve_format
 from transforms.read import InputFile, UnreadableInput, unreadable_path
 
 _LOGGER = logging.getLogger(__name__)
-
-WORKER_DIED = "a worker process died"
 
 
 def _names_of_errors(kind: type[OSError]) -> list[str]:
@@ -120,16 +121,22 @@ def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = N
     progress.mkdir()
     total_bytes = sum(file.bytes_ for file in inputs) if inputs is not None else plan.input_bytes
     try:
-        with report.ProgressDisplay(str(progress), total_bytes, mode), _worker_log(plan, session.scratch):
+        with (
+            report.ProgressDisplay(str(progress), total_bytes, mode),
+            _watchdog(plan, session, str(progress)),
+            _worker_log(plan, session.scratch),
+        ):
             data_set.announce_run(config.output, plan.run_id)
             pipeline = beam.Pipeline(runner=session.runner, options=session.options)
-            build_pipeline(pipeline, plan, str(progress) if mode != "off" else None, inputs)
+            build_pipeline(pipeline, plan, str(progress) if config.is_local else None, inputs)
             result = pipeline.run()
             result.wait_until_finish()
         counts = report.counters(result)
         written = [_data_file(config.output, file) for file in committed_files(config.output, plan.run_id)]
         reconcile(counts, written)
     except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            heed_interrupt()
         clean_up(plan)
         if isinstance(error, UnreadableInput) or not isinstance(error, Exception):
             raise
@@ -248,6 +255,17 @@ def clean_up(plan: Plan) -> None:
         data_set.discard_run(plan.config.output, plan.run_id)
     except OSError as error:  # the output may be gone or unwritable, and the first error is the one to report
         _LOGGER.warning("could not clean up %s: %s", plan.config.output, error)
+
+
+def _watchdog(plan: Plan, session: Session, progress: str) -> Watchdog:
+    """What ends a local run that does not get on; clusters have their own."""
+    dump = getattr(session.runner, "dump_stacks", lambda: None)
+    return Watchdog(
+        lambda: metrics.Progress.state(progress),
+        plan.config.stall_timeout if plan.config.is_local else 0.0,
+        dump,
+        Path(session.scratch, WORKER_LOG),
+    )
 
 
 @contextlib.contextmanager

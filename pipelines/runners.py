@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import shlex
-import sys
+import os
 from typing import Any
 
 from apache_beam.options.pipeline_options import (
@@ -22,6 +21,13 @@ from pipelines.options import ScoreConfig
 from torchmoji_core.errors import InputError
 
 _LOGGER = logging.getLogger(__name__)
+_SECRETS = {
+    "s3_access_key_id": "AWS_ACCESS_KEY_ID",
+    "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "s3_session_token": "AWS_SESSION_TOKEN",
+    "azure_connection_string": "AZURE_STORAGE_CONNECTION_STRING",
+}
+"""Options of Beam's whose values are credentials, and the variables that mean the same to the stores' libraries."""
 
 
 def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
@@ -36,6 +42,7 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         raise InputError(f"option --{unknown[0]} is unknown, to this program and to Beam; --help lists ours")
     if unknown:
         _LOGGER.warning("passed on to %s unchecked: --%s", config.runner, " --".join(unknown))
+    rest = _without_secrets(rest, config)
     options = PipelineOptions([*rest, f"--runner={config.runner}"])
     if config.is_local:
         options.view_as(DirectOptions).direct_num_workers = max(config.local_workers, config.local_threads)
@@ -45,6 +52,35 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
     # All code is in installed modules; nothing of the main session has to travel.
     options.view_as(SetupOptions).save_main_session = False
     return options
+
+
+def _without_secrets(rest: list[str], config: ScoreConfig) -> list[str]:
+    """Take credentials out of the options: those are logged, stored with a job, and shown to whoever may see it.
+
+    In a local run they go where the stores' own libraries look for them, and worker processes inherit them.
+
+    Raises:
+        InputError: on clusters, where only their workers' own environment would be such a place.
+    """
+    given = _parsed(rest)
+    for option, variable in _SECRETS.items():
+        if given.get(option) is None:
+            continue
+        if not config.is_local:
+            raise InputError(
+                f"--{option} would be stored with the job, where others can read it; give the workers a role, or "
+                f"{variable} in their environment and in this one"
+            )
+        os.environ[variable] = str(given[option])
+    kept = []
+    arguments = iter(rest)
+    for argument in arguments:
+        name, equals, _ = argument.removeprefix("--").partition("=")
+        if name not in _SECRETS:
+            kept.append(argument)
+        elif not equals:
+            next(arguments, None)
+    return kept
 
 
 def _parsed(arguments: list[str], retain_unknown_options: bool = False) -> dict[str, Any]:
@@ -62,15 +98,13 @@ def _parsed(arguments: list[str], retain_unknown_options: bool = False) -> dict[
         logger.setLevel(level)
 
 
-def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) -> PipelineRunner:
+def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
     """Beam's in-process runner for a local run, otherwise the one of that name.
 
-    Beam's own DirectRunner would first try to download another engine. Options reach worker processes only in the
-    provision info.
+    Beam's own DirectRunner would first try to download another engine.
 
     Args:
         config: the run.
-        options: for Beam.
         worker_log: file for what worker processes of a local run print; the runner reports their errors by itself.
 
     Raises:
@@ -78,28 +112,10 @@ def make_runner(config: ScoreConfig, options: PipelineOptions, worker_log: str) 
     """
     if not config.is_local:
         return cluster_runner(config)
-    from apache_beam.portability.api import beam_provision_api_pb2
-    from apache_beam.runners.portability.fn_api_runner import fn_runner
-    from apache_beam.runners.portability.portable_runner import JobServiceHandle
-    from apache_beam.transforms.environments import (
-        EmbeddedPythonEnvironment,
-        EmbeddedPythonGrpcEnvironment,
-        SubprocessSDKEnvironment,
-    )
+    from pipelines.local_workers import LocalRunner
 
-    if config.local_workers == 1 == config.local_threads:
-        environment = EmbeddedPythonEnvironment.default()
-    elif config.local_workers == 1:
-        # While one thread converts and writes a batch, another has the model busy; they share one copy of it.
-        environment = EmbeddedPythonGrpcEnvironment.default()
-    else:
-        from pipelines import local_workers  # noqa: F401 - it replaces Beam's own, which do not notice a death
-
-        command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main"
-        environment = SubprocessSDKEnvironment.from_command_string(f"{command} 2>>{shlex.quote(worker_log)}")
-    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
-    provision = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
-    return fn_runner.FnApiRunner(default_environment=environment, provision_info=provision)
+    # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
+    return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
 
 
 def cluster_runner(config: ScoreConfig) -> PipelineRunner:

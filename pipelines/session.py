@@ -12,9 +12,9 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
-from pipelines.command_line import heed_interrupt
 from pipelines.data_set import DataSet, recover
 from pipelines.figures import reported
+from pipelines.interrupts import heed_interrupt
 from pipelines.lease import DEFAULT_SECONDS, Lease
 from pipelines.options import ScoreConfig
 from pipelines.runners import make_runner, pipeline_options
@@ -69,7 +69,7 @@ def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
         # An interrupted run has threads that still write there.
         tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
     ):
-        yield Workshop(make_runner(config, options, f"{scratch}/{WORKER_LOG}"), options, scratch, figures)
+        yield Workshop(make_runner(config, f"{scratch}/{WORKER_LOG}"), options, scratch, figures)
 
 
 @contextlib.contextmanager

@@ -22,9 +22,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines import journal, report
 from pipelines.adoption import Adopter
-from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS, told_to_stop
+from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.data_set import DataSet
 from pipelines.figures import reported, write_report
+from pipelines.interrupts import told_to_stop
 from pipelines.lease import unwritable
 from pipelines.logs import announce
 from pipelines.options import ScoreConfig
@@ -42,6 +43,8 @@ from transforms.topics import PubSubName
 
 IN_FLIGHT_BYTES = 64 << 20
 """Payloads of messages that are read and not yet written; what is made of them takes several times that."""
+DRAIN_MARGIN = 2.0
+"""Seconds to give back messages after --drain; what is not given back by then comes again when its deadline is over."""
 _TICK_SECONDS = 0.1
 _LOGGER = logging.getLogger(__name__)
 
@@ -173,7 +176,11 @@ class LocalStream:
         """
         plan, source = self._plan, self._stream.source
         assert isinstance(source, PubSubName)
-        with told_to_stop() as stop, PubSubReader(source.path, self._deliveries) as reader, self._journal():
+        with (
+            told_to_stop(self._stream.drain + DRAIN_MARGIN) as stop,
+            PubSubReader(source.path, self._deliveries) as reader,
+            self._journal(),
+        ):
             pipeline = beam.Pipeline(runner=StreamRunner(reader), options=options)
             build_pipeline(pipeline, plan, deliveries=plan.run_id)
             result = pipeline.run()

@@ -21,9 +21,10 @@ from apache_beam.io.filesystems import FileSystems
 from pipelines import report
 from pipelines.annotate_options import COMMIT_SECONDS, DEFAULT_LEASE, AnnotateConfig
 from pipelines.annotation import Annotation, make_plan
-from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, told_to_stop
 from pipelines.data_set import DataSet, recover, tidy
+from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS
 from pipelines.figures import write_report
+from pipelines.interrupts import told_to_stop
 from pipelines.lease import Lease
 from pipelines.logs import announce
 from pipelines.options import ScoreConfig
@@ -42,6 +43,8 @@ KIND = "watch"
 SETTLE_SECONDS = 2.0
 """A file waits until it has not changed for so long, or for the time between two looks if that is less. One whose
 writer pauses for longer is scored as far as it is there, and again when it has changed."""
+STOP_SECONDS = 5.0
+"""For the group of files that it is at when it is told to stop; then that is left to the next run."""
 RETRY_SECONDS = 60.0
 """How often a file is tried that could not be opened, and has not changed since."""
 _LOGGER = logging.getLogger(__name__)
@@ -95,7 +98,7 @@ def run(config: ScoreConfig, rest: list[str], watch: Watch) -> int:
         commit_every=COMMIT_SECONDS,
         lease=DEFAULT_LEASE,
     )
-    with open_workshop(config, rest) as workshop, told_to_stop() as stop:
+    with open_workshop(config, rest) as workshop, told_to_stop(STOP_SECONDS) as stop:
         status = workshop.figures["exit_status"] = _Watcher(annotate, watch.poll, workshop, stop).run()
         return status
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import http.client
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -16,8 +15,10 @@ from typing import Any, BinaryIO, TypeVar
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
 from apache_beam.io.filesystems import FileSystems
 
+from transforms import metrics
 from transforms.object_store import ObjectStore, StoredObject, TransientError, retrying
 
+_PIECE_BYTES = 1 << 20
 _TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 _NETWORK_LIBRARIES = ("urllib3", "requests")
 _NETWORK_ERRORS = {"TransportError", "ServiceRequestError", "ServiceResponseError"}  # of google.auth, and azure.core
@@ -53,7 +54,9 @@ class BeamStore(ObjectStore):
             with local.open("rb") as content:
                 target = FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)
                 try:
-                    shutil.copyfileobj(content, target, 1 << 20)
+                    while piece := content.read(_PIECE_BYTES):
+                        target.write(piece)
+                        metrics.get_on()
                 except BaseException:
                     # Closing would publish what is there; Google's writer can be told not to.
                     getattr(target, "terminate", lambda: None)()

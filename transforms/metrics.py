@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import struct
+import weakref
 from pathlib import Path
 
 from apache_beam.metrics import Metrics
+
+from transforms.stopping import check_stopped
 
 NAMESPACE = "torchmoji"
 
@@ -60,36 +63,64 @@ def distribution(name: str) -> Metrics.DelegatingDistribution:
 
 
 class Progress:
-    """Counts of one local run, shared by its processes through small files, for a display while it runs.
+    """Counts of one local run, shared by its processes through small files: for a display, and to see that it gets on.
 
     Beam's local runner gives out metrics only at its end. Off where no directory is given, as on clusters.
     """
 
-    _FORMAT = struct.Struct("<qq")
+    _FORMAT = struct.Struct("<qqq")
 
     def __init__(self, directory: str | None) -> None:
         self._directory = directory
-        self._rows = self._bytes = 0
+        self._rows = self._bytes = self._beats = 0
         self._name = f"{os.getpid()}-{id(self)}"
+        if directory is not None:
+            _displays.add(self)
 
     def add(self, rows: int = 0, bytes_read: int = 0) -> None:
-        """Add to the counts of this process."""
+        """Add to the counts of this process; with nothing to add, show that it gets on.
+
+        Raises:
+            StoppedError: if nobody waits for this thread's work any more.
+        """
+        check_stopped()
         if self._directory is None:
             return
         self._rows += rows
         self._bytes += bytes_read
+        self._beats += 1
         try:
-            Path(self._directory, self._name).write_bytes(self._FORMAT.pack(self._rows, self._bytes))
+            content = self._FORMAT.pack(self._rows, self._bytes, self._beats)
+            Path(self._directory, self._name).write_bytes(content)
         except OSError:
             self._directory = None  # a display is not worth a failure
 
     @classmethod
     def total(cls, directory: str) -> tuple[int, int]:
         """Rows and bytes of all processes so far."""
-        rows = bytes_read = 0
+        rows, bytes_read, _ = cls.state(directory)
+        return rows, bytes_read
+
+    @classmethod
+    def state(cls, directory: str) -> tuple[int, int, int]:
+        """Rows, bytes, and how often a process has shown that it gets on."""
+        totals = [0, 0, 0]
         for path in Path(directory).iterdir():
             content = path.read_bytes()
             if len(content) == cls._FORMAT.size:
-                values = cls._FORMAT.unpack(content)
-                rows, bytes_read = rows + values[0], bytes_read + values[1]
-        return rows, bytes_read
+                totals = [total + value for total, value in zip(totals, cls._FORMAT.unpack(content), strict=True)]
+        return totals[0], totals[1], totals[2]
+
+
+_displays: weakref.WeakSet[Progress] = weakref.WeakSet()
+
+
+def get_on() -> None:
+    """Show that this process gets on where rows and bytes do not tell, as in a long upload.
+
+    Raises:
+        StoppedError: if nobody waits for this thread's work any more.
+    """
+    check_stopped()
+    for display in list(_displays):
+        display.add()

@@ -40,6 +40,8 @@ from transforms.source_file import SourceError
 DEAD = "dead"
 PART_BYTES = 4 << 20
 PART_ROWS = 16_384
+BEAT_RECORDS = 1000
+"""How often reading shows that it gets on, where nothing of what is read may come to be scored."""
 PARTS_OF_GROUP = 64
 """At most: each part of a row group decodes what is before it."""
 _FAULTS_OF_FILES = (
@@ -250,8 +252,10 @@ class _ReadParts(beam.DoFn):
         try:
             with storage.open_raw(part.path) as file:
                 records = read_records(file, part.path, part.kind, part.start, part.end, self._fields.columns)
-                for tweet in to_tweets(records, part.path, self._fields, part.modified):
+                for number, tweet in enumerate(to_tweets(records, part.path, self._fields, part.modified), 1):
                     read.inc()
+                    if number % BEAT_RECORDS == 0:
+                        self._progress.add()
                     if isinstance(tweet, DeadLetter):
                         yield beam.pvalue.TaggedOutput(DEAD, tweet)
                     else:

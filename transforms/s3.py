@@ -21,6 +21,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, S3Options
 
 from torchmoji_core.patience import request_seconds
+from transforms import metrics
 from transforms.object_store import ObjectStore, StoredObject, TransientError, retrying
 
 _KEYS_PER_REQUEST = 1000
@@ -115,8 +116,12 @@ class S3Store(ObjectStore):
 
     def upload(self, local: Path, path: str) -> None:
         bucket, key = _object(path)
+
         # In one request below 8 MiB; in parts above, which boto3 removes if the upload fails.
-        self._request(path, "upload", lambda: self._client.upload_file(str(local), bucket, key))
+        def upload_once() -> None:
+            self._client.upload_file(str(local), bucket, key, Callback=lambda _: metrics.get_on())
+
+        self._request(path, "upload", upload_once)
 
     def copy(self, source: str, destination: str) -> None:
         (from_bucket, from_key), (bucket, key) = _object(source), _object(destination)
