@@ -135,6 +135,7 @@ def interruptible(end: Callable[[int], object] = os._exit) -> Iterator[None]:
     interrupts = _Interrupts(end)
 
     def interrupt(number: int, frame: object) -> NoReturn:
+        interrupts.came.set()
         raise KeyboardInterrupt
 
     before = _current

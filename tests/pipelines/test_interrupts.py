@@ -1,0 +1,139 @@
+"""A signal ends a command whatever it is doing: cleaned up if that works, at once if it does not."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import interrupts
+from pipelines.command_line import run_command
+from tests.pipelines.conftest import environment
+
+SLOW = 30.0
+"""Seconds within which even a busy machine has ended a process that is given a second to end."""
+
+
+def start(code: str, directory: Path) -> subprocess.Popen[str]:
+    """A command whose main is some code; it has a second to end after a signal, and half of one after that."""
+    script = (
+        "import sys, threading, time\n"
+        "from pipelines import interrupts\n"
+        "from pipelines.command_line import end, run_command\n"
+        "interrupts.END_SECONDS, interrupts.LAST_SECONDS, interrupts.REPEAT_SECONDS = 1.0, 0.5, 0.2\n"
+        "def ready(): print('ready', flush=True)\n"
+        "def main(arguments):\n" + textwrap.indent(textwrap.dedent(code), "    ") + "\n"
+        "end(run_command(main))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=directory, env=environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+BUSY = {
+    "python": ("while True: pass", "interrupted"),
+    "a sleep": ("time.sleep(600)", "interrupted"),
+    "a lock": ("threading.Lock().__enter__(); lock = threading.Lock(); lock.acquire(); lock.acquire()", "interrupted"),
+    # One call of a library, which no handler of Python's interrupts.
+    "a library": (
+        "import ctypes; libc = ctypes.CDLL(None)\nwhile True: libc.sleep(600)",
+        "interrupted",
+    ),
+    "a library that goes on": (
+        "import re; re.match('(a+)+$', 'a' * 60 + 'b')", "interrupted|ended at once",
+    ),
+    "cleaning up": (
+        "try:\n    ready(); time.sleep(600)\nfinally:\n    interrupts.heed_interrupt(); time.sleep(600)",
+        "ended at once",
+    ),
+    "a finalizer": (
+        "class Slow:\n    def __del__(self): time.sleep(2)\nwhile True: Slow()", "interrupted|ended at once",
+    ),
+    "an error of the interrupt": (
+        "try:\n    ready(); time.sleep(600)\nexcept KeyboardInterrupt:\n    raise ValueError('cannot import')",
+        "interrupted",
+    ),
+    "a thread that does not end": (
+        "threading.Thread(target=time.sleep, args=(600,)).start()\ntime.sleep(600)", "interrupted",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("code", "said"), BUSY.values(), ids=BUSY)
+def test_a_signal_ends_it(code: str, said: str, number: signal.Signals, tmp_path: Path) -> None:
+    process = start(code if "ready()" in code else f"ready()\n{code}", tmp_path)
+    process.send_signal(number)
+    try:
+        _, err = process.communicate(timeout=SLOW)
+    finally:
+        process.kill()
+    assert process.returncode == interrupts.INTERRUPTED, err
+    assert re.search(said, err.splitlines()[-1]), err
+    assert "__del__" in code or "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("code", "signals", "status"),
+    [
+        ("stop.wait()", 1, 0),
+        ("stop.wait(); time.sleep(600)", 1, 130),  # its time is over
+        ("stop.wait(); time.sleep(600)", 2, 130),
+        ("while True: pass", 1, 130),
+    ],
+)
+def test_what_is_told_to_stop_has_time_for_it(code: str, signals: int, status: int, tmp_path: Path) -> None:
+    seconds = 600 if signals == 2 else 1
+    process = start(
+        f"with interrupts.told_to_stop({seconds}) as stop:\n    ready()\n    {code}\nreturn 0",
+        tmp_path,
+    )
+    for _ in range(signals):
+        process.terminate()
+        time.sleep(0.5)
+    try:
+        _, err = process.communicate(timeout=SLOW)
+    finally:
+        process.kill()
+    assert process.returncode == status, err
+
+
+def test_what_has_done_its_work_does_not_wait_for_threads(tmp_path: Path) -> None:
+    process = start(
+        "from pipelines import command_line\ncommand_line.LAST_SECONDS = 0.5\nready()\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\nreturn 3",
+        tmp_path,
+    )
+    assert process.wait(SLOW) == 3
+
+
+def test_what_was_abandoned_says_its_own_error(tmp_path: Path) -> None:
+    process = start(
+        """
+        from torchmoji_core.errors import RunError
+        try:
+            ready(); interrupts.abandon(1); time.sleep(600)
+        except KeyboardInterrupt:
+            raise RunError("no progress") from None
+        """,
+        tmp_path,
+    )
+    _, err = process.communicate(timeout=SLOW)
+    assert (process.returncode, err) == (1, "failed: no progress\n")
+
+
+def test_handlers_are_as_they_were_afterwards() -> None:
+    before = [signal.getsignal(number) for number in interrupts.SIGNALS]
+    assert run_command(lambda arguments: 0) == 0
+    assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
