@@ -21,8 +21,8 @@ from apache_beam.io.filesystems import FileSystems
 from pipelines import report
 from pipelines.annotate_options import COMMIT_SECONDS, DEFAULT_LEASE, AnnotateConfig
 from pipelines.annotation import Annotation, make_plan
-from pipelines.data_set import DataSet, recover, tidy
 from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS
+from pipelines.data_set import DataSet, recover, tidy
 from pipelines.figures import write_report
 from pipelines.interrupts import told_to_stop
 from pipelines.lease import Lease
