@@ -61,9 +61,14 @@ class _Interrupts:
             self._act(time.monotonic())
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether it was this program that ended its work."""
+        return self._status != INTERRUPTED
+
+    @property
     def is_told_to_end(self) -> bool:
         """Whether whoever started the command ended it, so that errors since then come of that."""
-        return self.came.is_set() and self._status == INTERRUPTED
+        return self.came.is_set() and not self.is_abandoned
 
     def abandon(self, status: int) -> None:
         """Interrupt the main thread, and end with a status if that has no effect."""
@@ -192,8 +197,10 @@ def told_to_stop(seconds: float) -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
     def hear(number: int, frame: object) -> None:
-        stop.set()
         restore()
+        if interrupts is not None and interrupts.is_abandoned:
+            raise KeyboardInterrupt
+        stop.set()
 
     if interrupts is not None:
         interrupts.grace = seconds

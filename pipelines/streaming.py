@@ -35,6 +35,7 @@ from pipelines.run import build_pipeline, explain, too_many_dead_letters
 from pipelines.runners import cluster_runner, pipeline_options
 from pipelines.stream_runner import StreamRunner
 from pipelines.streaming_options import StreamOptions
+from pipelines.watchdog import Watchdog
 from torchmoji_core.errors import RunError
 from transforms import metrics
 from transforms.deliveries import Deliveries
@@ -187,7 +188,8 @@ class LocalStream:
             gc.freeze()  # modules and models are not looked through again with every collection, which was felt
             threading.Thread(target=self._wait_for, args=(result,), name="pipeline", daemon=True).start()
             announce("reading", f"reading {source.uri}; stop with Ctrl-C or SIGTERM", run_id=plan.run_id)
-            self._attend(result, reader, stop)
+            with self._watchdog():
+                self._attend(result, reader, stop)
             in_flight = len(self._deliveries)
         self._look(result)
         if self._error is not None or reader.error is not None:
@@ -203,6 +205,14 @@ class LocalStream:
             )
             return FAILED
         return self._finish()
+
+    def _watchdog(self) -> Watchdog:
+        """What ends the run if messages are in flight, and none of them comes to be written."""
+        timeout, stream = self._plan.config.stall_timeout, self._stream
+        if timeout:
+            timeout += stream.drain + (stream.window if stream.hold == "pane" else stream.max_latency)
+        # Where nothing is in flight, nothing has to get on: each look gives another value.
+        return Watchdog(lambda: self._deliveries.done if len(self._deliveries) else object(), timeout)
 
     @contextlib.contextmanager
     def _journal(self) -> Iterator[None]:

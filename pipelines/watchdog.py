@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pipelines.command_line import FAILED
-from pipelines.interrupts import abandon
+from pipelines.interrupts import abandon, heed_interrupt
 from torchmoji_core.errors import RunError
 
 _LOOKS_PER_TIMEOUT = 20
@@ -56,6 +56,7 @@ class Watchdog:
     ) -> None:
         self._ended.set()
         if self._has_barked:
+            heed_interrupt()
             raise RunError(
                 f"no progress for {self._timeout:g} seconds, so the run was ended; where it stood is logged above. "
                 "If something it waits for is that slow, give --stall_timeout more"

@@ -52,6 +52,8 @@ class Deliveries:
         self._deliveries: dict[str, _Delivery] = {}
         self._rows: dict[str, _Rows] = {}
         self._bytes = 0
+        self.done = 0
+        """Messages that are in flight no longer, since the start."""
         self._changed = threading.Condition()
         self.written: queue.SimpleQueue[WrittenFile] = queue.SimpleQueue()
         """Files that are in place, and whose rows are to be settled."""
@@ -135,6 +137,7 @@ class Deliveries:
     def _remove(self, position: str) -> str:
         delivery = self._deliveries.pop(position)
         self._bytes -= delivery.size
+        self.done += 1
         return delivery.receipt
 
 

@@ -18,6 +18,7 @@ from pipelines.data_set import live_files
 from pipelines.pubsub_reader import PubSubReader, PullSize
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.conftest import WORDS, Finished
+from tests.sockets import listeners
 from tests.streams import SUBSCRIPTION, Sender, read_rows, result_files, rows_in_place, running
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
@@ -110,6 +111,7 @@ def test_a_source_faster_than_the_model_waits(
         sender.send(8_000, padding="x" * 5000)
         stream.wait_for(lambda: len(subscription.acknowledged) > 1000)
         assert len(subscription.waiting) > 4000, "the source was too slow to prove anything"
+        assert not listeners(stream.process.pid)[0], "it asks others, and nobody asks it"
         assert subscription.most_leased <= 800, "as many again may be read while the last are being acknowledged"
         assert stream.memory < before + 60, "40 MB of messages must stay where they are"
         assert stream.stop() == 0, stream.log

@@ -10,7 +10,9 @@ import pytest
 
 from pipelines.options import parse
 from pipelines.watchdog import Watchdog, stacks
+from tests.fake_pubsub import FakePubSub
 from tests.pipelines.conftest import environment, posts, write_lines
+from tests.streams import SUBSCRIPTION, URI, Sender
 from torchmoji_core.errors import InputError
 from transforms import metrics
 
@@ -81,6 +83,22 @@ def test_a_model_that_hangs_ends_the_run(model: str, threads: str, tmp_path: Pat
     last = finished.stderr.splitlines()[-1]
     assert "give --stall_timeout more" in last or "ended at once" in last, finished.stderr
     assert not list(tmp_path.glob("out/part-*"))
+
+
+def test_a_stream_that_hangs_gives_its_messages_back(model: str, tmp_path: Path) -> None:
+    with FakePubSub() as server:
+        server.subscribe(SUBSCRIPTION)
+        Sender(server).send(20)
+        options = ["--model", model, "--streaming", "--input", URI, "--output", "out", "--stall_timeout", "1s"]
+        finished = subprocess.run(
+            [sys.executable, "-c", HANGING, *options, "--drain", "1s"], cwd=tmp_path, capture_output=True, text=True,
+            env=environment() | {"PUBSUB_EMULATOR_HOST": server.address}, timeout=300,
+        )  # fmt: skip
+        assert finished.returncode == 1, finished
+        assert "no progress for 3 seconds" in finished.stderr, finished.stderr
+        subscription = server.subscriptions[SUBSCRIPTION]
+        assert not subscription.acknowledged
+        assert len(subscription.waiting) + len(subscription.leased) == 20
 
 
 def test_a_wrong_timeout() -> None:
