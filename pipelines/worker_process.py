@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import NoReturn
 
+from pipelines import console
+
 PARENT_GONE = 1
 
 
@@ -22,6 +24,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: address of the runner, id of this worker, file with the pipeline's options as JSON.
     """
+    console.secure_streams()  # the disk with the log may be full
     control, worker_id, options = arguments
     threading.Thread(target=_end_with_parent, daemon=True).start()
     faulthandler.enable()
