@@ -23,7 +23,7 @@ from typing import NoReturn
 from pipelines.logs import announce
 
 INTERRUPTED = 130
-END_SECONDS = 8.0
+END_SECONDS = 7.0
 """From a signal to the end of the process, if it has not ended by itself."""
 LAST_SECONDS = 3.0
 """The same where the process was asked to stop before, and had time for it."""
