@@ -56,9 +56,7 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         changed = sorted(name for name in identity.keys() | found.keys() if found.get(name) != identity.get(name))
         raise InputError(f"checkpoint {path} is of a run with other {', '.join(changed)}; delete it or give another")
     try:
-        check_weights(
-            {name: tensor for name, tensor in _tensors("", state) if tensor.ndim or tensor.is_floating_point()}
-        )
+        check_weights(dict(_tensors("", state)))
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}; delete it to start afresh") from None
     return state
