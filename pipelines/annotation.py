@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 import threading
 import time
 from collections import Counter
@@ -16,12 +15,11 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from apache_beam.io.filesystem import FileSystem
-
 from pipelines import report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.data_set import DataSet, announce_run, remove_temporary, tidy
+from pipelines.inputs import by_reason, list_inputs, named, try_to_open
 from pipelines.logs import announce
 from pipelines.manifest import DataFile, identity
 from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream, differences
@@ -30,9 +28,9 @@ from pipelines.run import Finished, clean_up, commit, describe_commit, execute, 
 from pipelines.selection import Groups, Selection, select
 from pipelines.session import Session, open_session
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.inference.scores import valid_unicode
+from torchmoji_core.files import name_as_text
 from transforms import storage
-from transforms.read import InputFile, UnreadableInput, list_files
+from transforms.read import InputFile, UnreadableInput
 
 _CHECKERS = 16
 
@@ -50,9 +48,13 @@ def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
     """
     with open_session(config.score, rest, config.lease) as session:
         data_set, figures = session.data_set, session.figures
-        listed, vanished = list_inputs(config.score.inputs, data_set)
+        to_be_retired = config.on_vanished == "retire"
+        found = list_inputs(config.score.inputs, config.score.format, data_set.live.inputs.keys(), to_be_retired)
         model = check_model(config.score)
-        selection = select(data_set, listed, vanished, config, model.fingerprint, time.time())
+        selection = select(
+            data_set, found.files, found.vanished, config, model.fingerprint, time.time(), found.not_gone
+        )
+        selection = dataclasses.replace(selection, unlisted=found.unlisted, passed_over=tuple(found.passed_over))
         plan = make_plan(config, data_set, selection, model, kind)
         figures.update(model=model.name, fingerprint=model.fingerprint, **selection.figures)
         said = [*plan.describe(), selection.describe()]
@@ -64,29 +66,12 @@ def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
         try:
             status = figures["exit_status"] = annotation.run()
         finally:
-            figures.update(annotation.counts, inputs_committed=annotation.committed)
+            figures.update(
+                annotation.counts, inputs_committed=annotation.committed, inputs_unreadable=len(annotation.unreadable)
+            )
             annotation.publish_list()
         tidy(data_set)
         return status
-
-
-def list_inputs(patterns: Sequence[str], data_set: DataSet) -> tuple[dict[str, InputFile], list[str]]:
-    """What the patterns match, by path, and the live inputs that they would match but that are gone.
-
-    Raises:
-        InputError: if a pattern matches nothing, and never did.
-    """
-    listed: dict[str, InputFile] = {}
-    known: set[str] = set()
-    for pattern in patterns:
-        expression = re.compile(FileSystem.translate_pattern(pattern))
-        ours = {path for path in data_set.live.inputs if expression.match(path)}
-        files = list_files(pattern)
-        if not files and not ours:
-            raise InputError(f"input {pattern}: no file matches; check the path, and quote globs in the shell")
-        listed.update({file.path: file for file in files})
-        known |= ours
-    return listed, sorted(known - listed.keys())
 
 
 def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, model: ModelFacts, kind: str) -> Plan:
@@ -99,7 +84,7 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
     check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
-        return Plan(check_fields(score, selection.work), selection.work, model)
+        return Plan(check_fields(score, selection.work), selection.work, model, passed_over=selection.passed_over)
     score = as_before(score, earlier)
     # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
     ours, free = identity(score), {"model", "inputs", "appended"}
@@ -111,7 +96,7 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
             f"output {score.output} holds results of another command (other {', '.join(changed)}); "
             "give the same options as before, or another --output"
         )
-    return Plan(score, selection.work, model)
+    return Plan(score, selection.work, model, passed_over=selection.passed_over)
 
 
 class Annotation:
@@ -189,10 +174,20 @@ class Annotation:
         for path, reason in self.unreadable.items():
             said = f"failed: input {path} cannot be opened: {reason}"
             announce("unreadable", said, level=logging.ERROR, path=path)
+        selection = self._selection
+        for path, reason in selection.unlisted.items():
+            said = (
+                f"failed: directory {path} cannot be listed: {reason}; nothing of what is in it was scored or retired"
+            )
+            announce("unlisted", said, level=logging.ERROR, path=path)
+        for reason, paths in by_reason(selection.not_gone).items():
+            said = f"not retired: the rows of {len(paths):,} input(s), {named(paths)}: {reason}"
+            announce("not_retired", said, level=logging.ERROR, inputs=len(paths), reason=reason)
         warning = too_many_dead_letters(self.counts, self._plan.config)
         if warning:
             announce("too_many_dead_letters", warning, level=logging.ERROR)
-        return FAILED if self.unreadable else TOO_MANY_DEAD_LETTERS if warning else DONE
+        has_failed = bool(self.unreadable or selection.unlisted or selection.not_gone)
+        return FAILED if has_failed else TOO_MANY_DEAD_LETTERS if warning else DONE
 
     def publish_list(self) -> None:
         """Bring the list of live files up to date; it is for readers, and the manifests are there without it."""
@@ -201,6 +196,11 @@ class Annotation:
 
     def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""
+        # Those that can be known beforehand at once: of a run, one ends it, and then the next.
+        opened = try_to_open(group)
+        self.unreadable |= opened.unreadable
+        self.left += sorted(opened.changed)
+        group = [file for file in group if file.path not in opened.unreadable.keys() | opened.changed]
         while group:
             plan = self._plan.with_new_run()
             started = datetime.now(UTC)
@@ -213,22 +213,28 @@ class Annotation:
                 out = self._changed_meanwhile(group)
                 if not out:
                     raise
-                self.left += sorted(out)
+                self.left += sorted(out - self.unreadable.keys())
             else:
                 out = self._changed_meanwhile(group)
                 if not out:
                     self._commit(plan, finished, group, started)
                     return
                 clean_up(plan)
-                self.left += sorted(out)
+                self.left += sorted(out - self.unreadable.keys())
             group = [file for file in group if file.path not in out]
 
     def _changed_meanwhile(self, group: Sequence[InputFile]) -> set[str]:
         """The files that are not as they were listed: being written, truncated, replaced or gone."""
 
         def is_changed(file: InputFile) -> bool:
-            now = storage.metadata(file.path)
-            return now is None or (now.size_in_bytes, now.last_updated_in_seconds or None) != file[1:]
+            try:
+                now = storage.metadata(file.path)
+            except OSError as error:
+                if not storage.is_local(file.path):
+                    raise
+                self.unreadable[file.path] = str(error)
+                return True
+            return now is None or (now.size_in_bytes, now.last_updated_in_seconds or None, now.version) != file[1:]
 
         with ThreadPoolExecutor(_CHECKERS) as threads:
             return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}
@@ -243,6 +249,8 @@ class Annotation:
             files=(*manifest.files, *files),
             dead_letters=(*manifest.dead_letters, *dead_letters),
             retired=retired,
+            # Their rows went with those of what changed, so they are new until they are scored.
+            dropped=tuple(sorted(self._entangled(changed) - {file.path for file in group})),
         )
         commit(plan, manifest, self._session)
         remove_temporary(self._data_set.output, plan.run_id)
@@ -253,7 +261,8 @@ class Annotation:
         """Commit that the rows of some inputs are results no longer."""
         plan, started = self._plan.with_new_run(), datetime.now(UTC)
         announce_run(self._data_set.output, plan.run_id)
-        retired, files, dead_letters = self._without(set(paths), plan.run_id)
+        paths = sorted({*paths} | self._entangled(paths))
+        retired, files, dead_letters = self._without(paths, plan.run_id)
         manifest = describe_commit(
             plan, Finished({}, files, dead_letters, 0.0), self._data_set, self._kind, started, []
         )
@@ -261,14 +270,18 @@ class Annotation:
         commit(plan, manifest, self._session)
         remove_temporary(self._data_set.output, plan.run_id)
 
+    def _entangled(self, paths: Collection[str]) -> set[str]:
+        generation = self._data_set.generations.get(self._selection.generation)
+        return generation.entangled(paths) if generation else set()
+
     def _without(
         self, inputs: Collection[str], run_id: str
     ) -> tuple[tuple[str, ...], tuple[DataFile, ...], tuple[DataFile, ...]]:
         """What takes the rows of some inputs out of the data set: files to retire, and files to put in their place."""
         generation = self._data_set.generations.get(self._selection.generation)
-        sources = {valid_unicode(path) for path in inputs}
-        if not sources or generation is None:
+        if not inputs or generation is None:
             return (), (), ()
+        sources = {generation.source(path) for path in inputs} | {name_as_text(path) for path in inputs}
         retired: list[str] = []
         new: dict[bool, list[DataFile]] = {False: [], True: []}
         rewriter = Rewriter(self._data_set.output, run_id)

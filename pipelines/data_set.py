@@ -22,6 +22,8 @@ from pipelines.journal import QUIET_SECONDS, Entry, Journal, Stream
 from pipelines.lease import Lease, this_process
 from pipelines.manifest import DataFile, Input, Manifest
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import name_as_text
+from torchmoji_core.inference.scores import valid_unicode
 from torchmoji_core.locations import plain
 from transforms import metrics, storage
 from transforms.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, journal_directory
@@ -53,8 +55,11 @@ class Generation:
     files: dict[str, DataFile] = field(default_factory=dict)
     dead_letters: dict[str, DataFile] = field(default_factory=dict)
     fingerprint: str | None = None
+    _sources: set[str] | None = None
+    """Of all files, once they have been asked for."""
 
     def apply(self, change: Manifest) -> None:
+        self._sources = None
         for path in change.retired:
             self.files.pop(path, None)
             self.dead_letters.pop(path, None)
@@ -68,6 +73,26 @@ class Generation:
     @property
     def all_files(self) -> dict[str, DataFile]:
         return self.files | self.dead_letters
+
+    def source(self, path: str) -> str:
+        """What rows of an input have as their source.
+
+        Names that are no UTF-8 had U+FFFD for what is not, in what was written before they had a text of their own.
+        """
+        text = name_as_text(path)
+        if text == path:
+            return text
+        if self._sources is None:
+            self._sources = {source for file in self.all_files.values() for source in file.sources}
+        former = valid_unicode(path)
+        return former if former in self._sources and text not in self._sources else text
+
+    def entangled(self, paths: Collection[str]) -> set[str]:
+        """Other inputs whose rows cannot be told from those of some, since they have the same source."""
+        sources = {self.source(path) for path in paths if name_as_text(path) != path or "\ufffd" in path}
+        if not sources:
+            return set()
+        return {path for path in self.inputs.keys() - set(paths) if self.source(path) in sources}
 
 
 class DataSet:

@@ -29,7 +29,7 @@ from torchmoji_core.errors import InputError
 _LOGGER = logging.getLogger(__name__)
 
 VERSION = 1
-INPUT_STATES = ("new", "changed", "vanished", "unsettled", "committed")
+INPUT_STATES = ("new", "changed", "vanished", "unsettled", "passed_over", "unreadable", "committed")
 """Figures `inputs_<state>`: how many inputs a run over what is new found in which state."""
 
 _RUN = "torchmoji_last_run"

@@ -5,26 +5,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines import journal
 from pipelines.data_set import DataSet
+from pipelines.inputs import Inputs, list_inputs, named, try_to_open
 from pipelines.journal import identity_of_stream
 from pipelines.manifest import identity
 from pipelines.options import ScoreConfig
 from torchmoji_core.bundle import load_bundle
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, shortage_of
 from transforms.commit import journal_directory
 from transforms.fields import FieldError, KeptField, find_text, infer_kind, look_up
 from transforms.formats import Record, is_splittable, read_records, resolve_format
-from transforms.read import InputFile, match_files
+from transforms.read import InputFile
 from transforms.source_file import SourceError
-from transforms.storage import open_raw
+from transforms.storage import is_local, open_raw
 
-SAMPLED_RECORDS = 1000
-SAMPLED_FILES = 20
+SAMPLED_RECORDS, SAMPLED_FILES = 1000, 20
+"""The first records of so many files that have some are looked at before a run, while something is sought."""
+MORE_RECORDS, MORE_FILES = 10, 1000
+"""And those of so many more, spread over the rest, if something has not been found: some files do not tell for all."""
 
 
 class ModelFacts(NamedTuple):
@@ -51,6 +54,10 @@ class Plan:
     run_id: str = ""
     replaced: int = 0
     """Files in the output that this run will replace."""
+    passed_over: tuple[str, ...] = ()
+    """What directories and globs have beside inputs."""
+    unreadable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Those of the files that could not be opened, with the reason; each will be a dead letter."""
 
     def with_new_run(self) -> Plan:
         """The same plan for a run of its own."""
@@ -74,10 +81,22 @@ class Plan:
         return [
             f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes{of_kinds}",
             *shown,
+            *self._describe_other_files(),
             *self.describe_model(),
             *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
             f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
         ]
+
+    def _describe_other_files(self) -> list[str]:
+        lines = []
+        if self.unreadable:
+            first, reason = next(iter(self.unreadable.items()))
+            more = f" and {len(self.unreadable) - 1} more" if len(self.unreadable) > 1 else ""
+            lines.append(f"unreadable  {len(self.unreadable)} file(s), a dead letter each: {first} ({reason}){more}")
+        if self.passed_over:
+            count = f"{len(self.passed_over):,} whose names tell no format, or links to directories"
+            lines.append(f"passed over {count}: {named(self.passed_over)}")
+        return lines
 
     def describe_model(self) -> list[str]:
         """The lines about model and output."""
@@ -103,7 +122,9 @@ def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
     Raises:
         InputError: for the first thing that is wrong, with its remedy.
     """
-    files = tuple(match_files(config.inputs))
+    inputs = list_inputs(config.inputs, config.format)
+    files = tuple(inputs.files[path] for path in sorted(inputs.files))
+    unreadable = _check_readable(inputs)
     if config.if_exists == "append" and data_set.identity is not None:
         config = as_before(_joining(config, data_set.identity), data_set.identity)
     config = check_fields(config, files)
@@ -111,7 +132,24 @@ def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
     if config.if_exists == "append":
         _check_appending(data_set, files, model)
     replaced = _check_output(config, data_set)
-    return Plan(config, files, model, replaced=replaced).with_new_run()
+    passed_over = tuple(inputs.passed_over)
+    return Plan(config, files, model, "", replaced, passed_over, unreadable).with_new_run()
+
+
+def _check_readable(inputs: Inputs) -> dict[str, str]:
+    """The inputs that cannot be opened.
+
+    Raises:
+        InputError: if one of them was given by its name, or a directory cannot be listed.
+    """
+    for path, reason in inputs.unlisted.items():
+        raise InputError(
+            f"input {path}: cannot be listed ({reason}); check its permissions, or give patterns that leave it out"
+        )
+    unreadable = try_to_open(inputs.files.values()).unreadable
+    for path in sorted(inputs.named & unreadable.keys()):
+        raise InputError(f"input {path}: cannot be read ({unreadable[path]})")
+    return unreadable
 
 
 def check_model(config: ScoreConfig) -> ModelFacts:
@@ -127,15 +165,38 @@ def check_model(config: ScoreConfig) -> ModelFacts:
 
 
 def _sample(files: Sequence[InputFile], format: str | None) -> Iterator[Iterator[Record]]:
-    """The first whole records of the first files."""
-    for path, size, _ in files[:SAMPLED_FILES]:
-        kind = resolve_format(path, format)
-        try:
-            with open_raw(path) as file:
-                end = min(size, 1 << 20) if is_splittable(path, kind) else None
-                records = read_records(file, path, kind, 0, end)
-                yield (record for record in itertools.islice(records, SAMPLED_RECORDS) if isinstance(record, Record))
-        except (OSError, SourceError) as error:
+    """The first whole records of files: of the first that have some, and then of others all over the rest.
+
+    What cannot be read has none; the run will say what, and where.
+    """
+    waiting = iter(files)
+    sampled = 0
+    for file in waiting:
+        records = _first_records(file, format, SAMPLED_RECORDS)
+        first = next(records, None)
+        if first is not None:
+            yield itertools.chain([first], records)
+            sampled += 1
+        if sampled == SAMPLED_FILES:
+            break
+    rest = list(waiting)
+    for file in rest[:: max(1, -(-len(rest) // MORE_FILES))]:
+        yield _first_records(file, format, MORE_RECORDS)
+
+
+def _first_records(file: InputFile, format: str | None, count: int) -> Iterator[Record]:
+    path = file.path
+    kind = resolve_format(path, format)
+    try:
+        with open_raw(path) as opened:
+            end = min(file.bytes_, 1 << 20) if is_splittable(path, kind) else None
+            records = read_records(opened, path, kind, 0, end)
+            yield from (record for record in itertools.islice(records, count) if isinstance(record, Record))
+    except (OSError, SourceError) as error:
+        cause = error.__cause__ if isinstance(error, SourceError) else error
+        # A store that is down is tried again for minutes: not for each of a thousand files.
+        is_of_file = is_local(path) or isinstance(cause, FileNotFoundError | PermissionError)
+        if not is_of_file or shortage_of(error) is not None:
             raise InputError(f"input {path}: cannot be read ({error})") from None
 
 
@@ -146,18 +207,18 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig
         InputError: if a file's format is unknown, no record has a text, or a kept field is in none.
     """
     mapping = config.fields
+    kinds = {file.path: resolve_format(file.path, config.format) for file in files}
+    with_fields = [file for file in files if kinds[file.path] != "text"]
+    if files and not with_fields and (mapping.keep or mapping.timestamp):
+        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
     seen: dict[str, None] = {}
     values: dict[str, list[Any]] = {field.name: [] for field in mapping.keep}
-    reason = None
-    found = False
-    for file in files:
-        resolve_format(file.path, config.format)
-    for records in _sample(files, config.format):
+    reason: FieldError | None = None
+    found = len(with_fields) < len(files)  # a line of text is one
+    for records in _sample(with_fields, config.format):
         for record in records:
-            if isinstance(record.value, str):
-                if mapping.keep or mapping.timestamp:
-                    raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
-                return config
+            if not isinstance(record.value, dict):
+                continue
             seen.update(dict.fromkeys(record.value))
             for name in values:
                 values[name].append(look_up(record.value, name))
@@ -166,23 +227,28 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig
                 found = True
             except FieldError as error:
                 reason = error
-        if found:
+        if found and all(map(_has_a_value, values.values())):
             break
-    if not found and reason is not None:
-        raise InputError(f"no record has a text ({reason}); give --text_field one of: {', '.join(list(seen)[:20])}")
-    if not found:
+    if not found and reason is None:
         return config  # nothing readable in the sample: the run will say what and where
+    is_all_seen = len(with_fields) <= SAMPLED_FILES + MORE_FILES
+    if not found and is_all_seen:
+        raise InputError(f"no record has a text ({reason}); give --text_field one of: {', '.join(list(seen)[:20])}")
     kept = []
     for field in mapping.keep:
-        if all(value is None for value in values[field.name]):
+        is_typed = field.name not in config.keep_without_type
+        if not _has_a_value(values[field.name]) and not (is_typed and not is_all_seen) and seen:
             raise InputError(f"kept field {field.name!r} is in no record; fields are: {', '.join(list(seen)[:20])}")
-        kind = infer_kind(values[field.name]) if field.name in config.keep_without_type else field.kind
-        kept.append(KeptField(field.name, kind))
+        kept.append(field if is_typed else KeptField(field.name, infer_kind(values[field.name])))
     return dataclasses.replace(
         config,
         fields=dataclasses.replace(mapping, keep=tuple(kept)),
         score=dataclasses.replace(config.score, keep=tuple(kept)),
     )
+
+
+def _has_a_value(values: Iterable[Any]) -> bool:
+    return any(value is not None for value in values)
 
 
 def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipelines.manifest import DataFile
 from torchmoji_core.errors import RunError
+from torchmoji_core.files import as_text
 from transforms import storage
 from transforms.commit import TEMPORARY
 from transforms.options import RUN_ID
@@ -83,7 +84,7 @@ class Rewriter:
             with storage.open_raw(f"{self._output}/{file.path}") as lines, storage.create(temporary) as opened:
                 new = HashingFile(opened)
                 for line in lines:
-                    source = json.loads(line)["source"]
+                    source = as_text(json.loads(line)["source"])
                     if source not in without:
                         new.write(line)
                         sources[source] += 1

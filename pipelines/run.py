@@ -30,7 +30,7 @@ from pipelines.stream_stages import hold_options, model_updates, publish_scores,
 from pipelines.watchdog import Watchdog
 from torchmoji_core import __version__
 from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, RunError, TorchMojiError, shortage_of
-from torchmoji_core.inference.scores import valid_unicode
+from torchmoji_core.files import name_as_text
 from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.commit import DEAD_LETTERS, WrittenFile, committed_files
 from transforms.deliveries import SettleDeliveries
@@ -74,7 +74,7 @@ def build_pipeline(
         pipeline: an empty one.
         plan: what to do.
         progress: directory of `metrics.Progress`.
-        inputs: the files to read; None for what the plan's patterns match.
+        inputs: the files to read; None for all of the plan.
         deliveries: name of the `Deliveries` that messages come from and are to be settled with; None on clusters.
 
     Raises:
@@ -84,7 +84,7 @@ def build_pipeline(
     annotate: dict[str, Any] = vars(score) | {"limits": config.limits, "progress": progress}
     if stream is None:
         read = pipeline | "ReadTweets" >> ReadTweets(
-            config.inputs if inputs is None else inputs, config.format, config.fields, progress, inputs is not None
+            plan.files if inputs is None else inputs, config.format, config.fields, progress, inputs is not None
         )
     else:
         read = read_messages(pipeline, config, stream, deliveries)
@@ -189,8 +189,8 @@ def describe_commit(
                 file.bytes_,
                 file.modified,
                 resolve_format(file.path, plan.config.format),
-                rows[valid_unicode(file.path)] if tells_source else None,
-                dead_letters[valid_unicode(file.path)],
+                rows[name_as_text(file.path)] if tells_source else None,
+                dead_letters[name_as_text(file.path)],
             )
             for file in files
         ),

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.data_set import DataSet, Generation
+from pipelines.inputs import named
 from torchmoji_core.errors import InputError
 from transforms.read import InputFile
 
-MAX_NAMED = 5
-"""Files that a message names of many."""
 FIRST_BYTES_PER_SECOND = 64 << 10
 """What a slow machine does with a full-size model; how fast this one is, the first group tells."""
 MAX_GROWTH = 4.0
@@ -32,6 +32,12 @@ class Selection:
     unsettled: tuple[str, ...] = ()
     """Too young: left to the next run."""
     vanished: tuple[str, ...] = ()
+    not_gone: Mapping[str, str] = field(default_factory=dict)
+    """Vanished inputs that were to be retired and are not, with the reason why they need not have been deleted."""
+    unlisted: Mapping[str, str] = field(default_factory=dict)
+    """Directories that could not be listed, with the reason."""
+    passed_over: tuple[str, ...] = ()
+    """What directories and globs have beside inputs."""
     generation: int = 0
     """That of the files to be written."""
     promotes: bool = False
@@ -54,6 +60,7 @@ class Selection:
             "inputs_changed": len(self.changed) + self.skipped,
             "inputs_vanished": len(self.vanished),
             "inputs_unsettled": len(self.unsettled),
+            "inputs_passed_over": len(self.passed_over),
         }
 
     def describe(self) -> str:
@@ -71,7 +78,7 @@ class Selection:
 
 def select(
     data_set: DataSet, listed: Mapping[str, InputFile], vanished: Sequence[str], config: AnnotateConfig,
-    fingerprint: str, now: float,
+    fingerprint: str, now: float, not_gone: Mapping[str, str] = MappingProxyType({}),
 ) -> Selection:  # fmt: skip
     """Compare what is listed with what was scored, and apply the policies.
 
@@ -82,6 +89,7 @@ def select(
         config: the policies.
         fingerprint: of the model that is to score.
         now: seconds since 1970.
+        not_gone: those of the vanished that need not have been deleted, with the reason: they are not retired.
 
     Raises:
         InputError: where a policy is to fail.
@@ -89,14 +97,19 @@ def select(
     number, promotes = _generation(data_set, config, fingerprint)
     generation = data_set.generations.get(number, Generation())
     if vanished and config.on_vanished == "fail":
-        raise InputError(f"{_named(vanished)} gone since scored; put back, or give --on_vanished keep or retire")
+        raise InputError(
+            f"inputs {named(vanished)} are gone since scored; put back, or give --on_vanished keep or retire"
+        )
     if vanished and config.on_vanished == "retire" and not listed:
         raise InputError("all inputs are gone; check that their filesystem is there before their rows are retired")
     if promotes and vanished and config.on_vanished == "keep":
         raise InputError(
-            f"{_named(vanished)} gone, so the new model cannot score them; put them back, or drop their rows with "
-            "--on_vanished retire"
+            f"inputs {named(vanished)} are gone, so the new model cannot score them; put them back, or drop their rows "
+            "with --on_vanished retire"
         )
+    not_gone = not_gone if config.on_vanished == "retire" else {}
+    for path, reason in not_gone.items() if promotes else ():
+        raise InputError(f"input {path} cannot be scored by the new model, and need not have been deleted: {reason}")
     new, changed, unsettled, unchanged, skipped = [], [], [], 0, 0
     for path in sorted(listed):
         file, scored = listed[path], generation.inputs.get(path)
@@ -115,14 +128,25 @@ def select(
             )
         else:
             changed.append(file)
+    retired = tuple(path for path in vanished if path not in not_gone)
+    retired = retired if config.on_vanished == "retire" and not promotes else ()
+    for path in sorted(generation.entangled([*(file.path for file in changed), *retired])):
+        if path not in listed:
+            raise InputError(
+                f"rows of input {path} cannot be told from those of another that has changed or is gone, since names "
+                "that are no UTF-8 could have the same source; put it back, or give --on_vanished retire"
+            )
+        if all(file.path != path for file in (*new, *changed)):
+            changed.append(listed[path])
     return Selection(
         new=tuple(new),
-        changed=tuple(changed),
-        retired=tuple(vanished) if config.on_vanished == "retire" and not promotes else (),
+        changed=tuple(sorted(changed)),
+        retired=retired,
         unchanged=unchanged,
         skipped=skipped,
         unsettled=tuple(unsettled),
         vanished=tuple(vanished),
+        not_gone=not_gone,
         generation=number,
         promotes=promotes,
     )
@@ -143,11 +167,6 @@ def _generation(data_set: DataSet, config: AnnotateConfig, fingerprint: str) -> 
         if number != data_set.live_generation and generation.fingerprint == fingerprint:
             return number, True
     return max(data_set.generations) + 1, True
-
-
-def _named(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
-    return f"inputs {', '.join(paths[:MAX_NAMED])}{more} are"
 
 
 class Groups:

@@ -22,7 +22,6 @@ from pipelines.journal import Journal
 from pipelines.lease import is_living, read_leases
 from pipelines.manifest import DataFile, Manifest
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.inference.scores import valid_unicode
 from transforms import metrics, storage
 
 MAX_NAMED = 10
@@ -186,7 +185,7 @@ def _check_inputs(generation: Generation, findings: Findings) -> None:
         expected: Counter[str] = Counter()
         for entry in generation.inputs.values():
             count = entry.rows if what == "rows" else entry.dead_letters
-            expected[valid_unicode(entry.path)] += count or 0
+            expected[generation.source(entry.path)] += count or 0
         for path in sorted(counted.keys() | expected.keys()):
             if counted[path] != expected[path]:
                 findings.problems.append(

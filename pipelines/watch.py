@@ -175,7 +175,10 @@ class _Watcher:
         """
         now = time.monotonic()
         listed = []
-        for file in list_files(self._config.score.inputs[0]):
+        found = list_files(self._config.score.inputs[0])
+        for path, reason in found.unlisted.items():
+            self._say(path, f"left alone: directory {path} cannot be listed: {reason}")
+        for file in found.files:
             name = file.path.rpartition("/")[2]
             put_off, until = self._unreadable.get(file.path, (None, 0.0))
             if name.startswith((".", "_")) or (file == put_off and now < until):

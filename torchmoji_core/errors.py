@@ -8,6 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from __future__ import annotations
+
+import json
+
 
 class TorchMojiError(Exception):
     """Base of all errors raised on purpose; the message names the thing at fault and the remedy."""
@@ -19,6 +23,15 @@ class InputError(TorchMojiError):
 
 class RunError(TorchMojiError):
     """Work that was begun and could not be finished (exit status 1 of the command lines)."""
+
+
+class ChangedError(RunError):
+    """A file is not what it was when it was listed, so what was read of it may be of two contents."""
+
+    @classmethod
+    def of(cls, path: str) -> ChangedError:
+        """The error about a file."""
+        return cls(f"input {json.dumps(path)} changed while it was read; run again when nothing writes to it")
 
 
 class LeaseHeldError(TorchMojiError):

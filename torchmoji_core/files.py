@@ -87,6 +87,11 @@ def name_as_text(path: str) -> str:
     return _URI + quote(path.encode("utf-8", "surrogateescape"))
 
 
+def as_text(name: str) -> str:
+    """A name, or what `name_as_text` has made of one, as valid Unicode."""
+    return name if name.isascii() else name_as_text(name)
+
+
 def name_from_text(text: str) -> str:
     """The name that `name_as_text` was given.
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from transforms import metrics
+from transforms.listing import FileFacts
 from transforms.object_store import ObjectStore, StoredObject, TransientError, retrying
 
 _PIECE_BYTES = 1 << 20
@@ -28,18 +29,18 @@ T = TypeVar("T")
 class BeamStore(ObjectStore):
     """Objects of any of Beam's filesystems that have no directories."""
 
-    def match(self, pattern: str) -> list[FileMetadata]:
+    def match(self, pattern: str) -> list[FileFacts]:
         found = _request(pattern, "list", lambda: FileSystems.match([pattern])[0].metadata_list)
-        return [metadata for metadata in found if not metadata.path.endswith("/")]
+        return [facts_of_beam(metadata) for metadata in found if not metadata.path.endswith("/")]
 
-    def metadata(self, path: str) -> FileMetadata | None:
-        def look_up() -> FileMetadata | None:
+    def metadata(self, path: str) -> FileFacts | None:
+        def look_up() -> FileFacts | None:
             filesystem = FileSystems.get_filesystem(path)
-            return filesystem.metadata(path) if filesystem.exists(path) else None
+            return facts_of_beam(filesystem.metadata(path)) if filesystem.exists(path) else None
 
         return _request(path, "look-up", look_up)
 
-    def open(self, path: str) -> StoredObject:
+    def open(self, path: str, version: str | None = None) -> StoredObject:
         metadata = self.metadata(path)
         if metadata is None:
             raise FileNotFoundError(f"{path}: not found")
@@ -75,6 +76,11 @@ class BeamStore(ObjectStore):
 
         for path in paths:
             _request(path, "delete", functools.partial(delete, path))
+
+
+def facts_of_beam(metadata: Any) -> FileFacts:
+    """Beam's `FileMetadata`, which tells no version, as ours."""
+    return FileFacts(metadata.path, metadata.size_in_bytes, metadata.last_updated_in_seconds or 0.0)
 
 
 class _BeamObject(StoredObject):

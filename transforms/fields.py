@@ -218,8 +218,8 @@ def partition_directory(
         modified: seconds since 1970 of the last change of its file, where known.
 
     Raises:
-        FieldError: if a value is neither a string, a number, a boolean nor a date, longer than a name may be, or a
-            day that no calendar holds.
+        FieldError: if a value is neither a string, a number, a boolean nor a date, longer than a name may be, Hive's
+            name for a missing one, or a day that no calendar holds.
     """
     names = []
     for field in mapping.partition_by:
@@ -231,6 +231,8 @@ def partition_directory(
             raise FieldError(f"partition field {field!r} is {type(value).__name__}, not a string or a number")
         text = str(value).lower() if isinstance(value, bool) else "" if value is None else valid_unicode(str(value))
         name = f"{quote(valid_unicode(field), safe='')}={quote(text, safe=' ') if text else _HIVE_NULL}"
+        if text == _HIVE_NULL:  # percent-encoding is no way out: pyarrow and polars decode before they compare
+            raise FieldError(f"partition field {field!r} is {_HIVE_NULL!r}, which readers take for a missing value")
         if len(name) > MAX_PARTITION_NAME:
             raise FieldError(f"partition field {field!r} makes a name of more than {MAX_PARTITION_NAME} bytes")
         names.append(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from torchmoji_core.errors import InputError
 from torchmoji_core.locations import plain
 from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, Readable, decompress
+from transforms.listing import Glob, with_names_that_exist
 from transforms.parquet_guard import Footer, batch_rows, read_footer
 from transforms.source_file import SourceFile, raise_unless_damage
 
@@ -66,13 +68,18 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
 def absolute(path: str) -> str:
     """A local path or glob as an absolute one, so that a file has one name, and ids hold, wherever a run is started.
 
-    A directory stands for the files in it.
+    A directory stands for the files in it. A name that is there is that file or directory, and no glob: what would be
+    one is escaped, as by `glob.escape`.
     """
+    if isinstance(path, Glob):
+        return path
     path = plain(path)
     if "://" in path:
         return path
-    path = os.path.abspath(path)  # noqa: PTH100 - links are to stay as given
-    return f"{path}/*" if os.path.isdir(path) else path  # noqa: PTH112
+    path = "/" + os.path.abspath(path).lstrip("/")  # noqa: PTH100 - links are to stay as given
+    if os.path.isdir(path):  # noqa: PTH112
+        return Glob(f"{glob.escape(path.rstrip('/'))}/*")
+    return with_names_that_exist(path)
 
 
 def absolute_directory(path: str) -> str:

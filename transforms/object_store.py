@@ -23,10 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, TypeVar, cast
 
-from apache_beam.io.filesystem import FileMetadata
 from apache_beam.utils.retry import FuzzedExponentialIntervals
 
 from torchmoji_core.patience import retry_seconds
+from transforms.listing import FileFacts
 
 RANGE_BYTES = 4 << 20
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0
@@ -74,16 +74,21 @@ class ObjectStore(ABC):
     """
 
     @abstractmethod
-    def match(self, pattern: str) -> list[FileMetadata]:
+    def match(self, pattern: str) -> list[FileFacts]:
         """The objects that a glob matches."""
 
     @abstractmethod
-    def metadata(self, path: str) -> FileMetadata | None:
+    def metadata(self, path: str) -> FileFacts | None:
         """Size and time of the last change; None if there is no such object."""
 
     @abstractmethod
-    def open(self, path: str) -> StoredObject:
-        """An object to read ranges of."""
+    def open(self, path: str, version: str | None = None) -> StoredObject:
+        """An object to read ranges of.
+
+        Args:
+            path: its URI.
+            version: as it was listed with, for a `ChangedError` if another takes its place; None for any.
+        """
 
     @abstractmethod
     def read(self, path: str) -> bytes:

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 
-from torchmoji_core.errors import InputError, RunError, raise_shortage
-from torchmoji_core.files import NotRegularError
-from torchmoji_core.inference.scores import valid_unicode
-from transforms import metrics, storage
+from torchmoji_core.errors import ChangedError, InputError, RunError, raise_shortage
+from torchmoji_core.files import NotRegularError, name_as_text
+from transforms import listing, metrics, storage
 from transforms.fields import (
     FieldError,
     FieldMapping,
@@ -29,6 +28,7 @@ from transforms.formats import (
     Damage,
     Record,
     absolute,
+    guess_format,
     is_splittable,
     parquet_rows,
     read_records,
@@ -58,6 +58,8 @@ class InputFile(NamedTuple):
     bytes_: int
     modified: float | None = None
     """Seconds since 1970 of its last change, where the filesystem knows."""
+    version: str | None = None
+    """As of `listing.FileFacts`: what is read must be of it."""
 
 
 class FilePart(NamedTuple):
@@ -70,38 +72,77 @@ class FilePart(NamedTuple):
     bytes_: int
     """Size of the part in the file, for progress; an estimate where parts are rows."""
     modified: float | None = None
+    version: str | None = None
 
 
-def list_files(pattern: str) -> list[InputFile]:
-    """The files that a pattern (path, glob, URI) matches, sorted by path; maybe none.
+class Listed(NamedTuple):
+    """What a pattern matches."""
+
+    files: list[InputFile]
+    """Sorted by path. Among them may be what cannot be read, a pipe for instance; opening it says so."""
+    is_named: bool
+    """Whether the pattern is the name of one file."""
+    links: list[str]
+    """Links to directories, which are not followed."""
+    unlisted: dict[str, str]
+    """Directories that could not be listed, with the reason; there may be files in them."""
+
+
+def list_files(pattern: str) -> Listed:
+    """The files that a pattern (path, glob, URI) matches; maybe none.
 
     Raises:
         InputError: if its filesystem cannot be reached.
     """
     pattern = absolute(pattern)
     try:
-        found = storage.match([pattern])
+        if not storage.is_local(pattern) and listing.is_glob(pattern) and (named := _object(pattern)):
+            return Listed([_input_file(named)], True, [], {})
+        found = storage.find(pattern)
     except OSError as error:
         raise InputError(
             f"input {pattern}: cannot be listed ({error}); check the address, and this package's extras"
         ) from None
-    return [InputFile(file.path, file.size_in_bytes, file.last_updated_in_seconds or None) for file in found]
+    # A directory is no file; one that is called like a file was taken for one by whoever gave the pattern.
+    directories = [InputFile(path, 0) for path in found.directories if guess_format(path)[0]]
+    return Listed(
+        sorted([*map(_input_file, found.files), *directories], key=lambda file: file.path),
+        not listing.is_glob(pattern),
+        found.links,
+        {path: str(error) for path, error in found.unlisted.items()},
+    )
+
+
+def _object(path: str) -> listing.FileFacts | None:
+    """The object whose name holds characters that would make it a glob, if it is there."""
+    if not path.rpartition("/")[2].partition(".")[0].strip("*"):
+        return None
+    try:
+        return storage.metadata(path)
+    except PermissionError:  # who may only list learns in this way that it is not there
+        return None
+
+
+def _input_file(file: listing.FileFacts) -> InputFile:
+    return InputFile(file.path, file.size_in_bytes, file.last_updated_in_seconds or None, file.version)
 
 
 def match_files(patterns: Sequence[str]) -> list[InputFile]:
     """The files that patterns match, each once, sorted by path.
 
     Raises:
-        InputError: if a pattern matches nothing, or its filesystem cannot be reached.
+        InputError: if a pattern matches nothing, or not all that it matches can be listed.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
-        files = list_files(pattern)
-        if not files:
+        listed = list_files(pattern)
+        for path, reason in listed.unlisted.items():
+            raise InputError(f"input {pattern}: directory {path} cannot be listed ({reason})")
+        if not listed.files:
             raise InputError(
                 f"input {absolute(pattern)}: no file matches; check the path, and quote globs in the shell"
             )
-        found.update({file.path: file for file in files})
+        found.update({file.path: file for file in listed.files})
     return [found[path] for path in sorted(found)]
 
 
@@ -111,21 +152,22 @@ def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
     Raises:
         InputError: if a Parquet file's footer is damaged.
         OSError, SourceError: if the file cannot be opened, or reading it fails.
+        ChangedError: if it is not what was listed.
     """
-    path, size, modified = file
+    path, size, modified, version = file
     if kind == "parquet":
-        with storage.open_raw(path) as opened:
+        with storage.open_raw(path, version) as opened:
             rows, largest_group = parquet_rows(opened)
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
             end = min(start + step, rows)
-            yield FilePart(path, kind, start, end, size * (end - start) // rows, modified)
+            yield FilePart(path, kind, start, end, size * (end - start) // rows, modified, version)
     elif is_splittable(path, kind):
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield FilePart(path, kind, start, end, end - start, modified)
+            yield FilePart(path, kind, start, end, end - start, modified, version)
     else:
-        yield FilePart(path, kind, 0, None, size, modified)
+        yield FilePart(path, kind, 0, None, size, modified, version)
 
 
 class ReadTweets(beam.PTransform):
@@ -212,10 +254,13 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
 
     Raises:
         UnreadableInput: about the file.
+        ChangedError: if it is not what was listed any more.
         Exception: as it came, if it tells of a shortage, which is of the machine and would be met with every file.
     """
     raise_shortage(error)
     cause = error.__cause__ if isinstance(error, SourceError) and error.__cause__ is not None else error
+    if isinstance(cause, ChangedError):
+        raise cause
     is_gone = isinstance(cause, OSError) and (
         isinstance(cause, FileNotFoundError | NotRegularError) or cause.errno in _FAULTS_OF_FILES
     )
@@ -230,13 +275,17 @@ class _SplitFiles(beam.DoFn):
 
     def process(self, file: InputFile) -> Iterator[FilePart | beam.pvalue.TaggedOutput]:
         try:
-            yield from split_file(file, resolve_format(file.path, self._format))
+            kind = resolve_format(file.path, self._format)
+            if storage.is_local(file.path):
+                # So that one that cannot be opened is so once, and not in each of its parts, of which it may have none.
+                storage.open_raw(file.path, file.version).close()
+            yield from split_file(file, kind)
         except (InputError, OSError, SourceError) as error:
             if not isinstance(error, InputError):
                 raise_unless_gone(file.path, error, self._strict)
             # Unreadable as a whole: one record met, and dead.
             metrics.counter(metrics.READ).inc()
-            yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(file.path, "0", str(error), b""))
+            yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(name_as_text(file.path), "0", str(error), b""))
 
 
 class _ReadParts(beam.DoFn):
@@ -250,7 +299,7 @@ class _ReadParts(beam.DoFn):
     def process(self, part: FilePart) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
         read = metrics.counter(metrics.READ)
         try:
-            with storage.open_raw(part.path) as file:
+            with storage.open_raw(part.path, part.version) as file:
                 records = read_records(file, part.path, part.kind, part.start, part.end, self._fields.columns)
                 for number, tweet in enumerate(to_tweets(records, part.path, self._fields, part.modified), 1):
                     read.inc()
@@ -260,12 +309,13 @@ class _ReadParts(beam.DoFn):
                         yield beam.pvalue.TaggedOutput(DEAD, tweet)
                     else:
                         yield tweet
+                storage.check_unchanged(file, part.path, part.version)
         except (OSError, SourceError) as error:
             raise_unless_gone(part.path, error, self._strict)
             # The file was there when it was split and is not now, or access to it was lost.
             read.inc()
             yield beam.pvalue.TaggedOutput(
-                DEAD, DeadLetter(part.path, str(part.start), f"cannot be opened: {error}", b"")
+                DEAD, DeadLetter(name_as_text(part.path), str(part.start), f"cannot be opened: {error}", b"")
             )
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)
@@ -275,23 +325,24 @@ def to_tweets(
     records: Iterator[Record | Damage], source: str, fields: FieldMapping, modified: float | None = None
 ) -> Iterator[Tweet | DeadLetter]:
     """Records of a file as tweets; those that are none as dead letters."""
-    source_name = valid_unicode(source)
+    source_name = name_as_text(source)
     for record in records:
         if isinstance(record, Damage):
-            yield DeadLetter(source, str(record.position), record.reason, record.raw)
+            yield DeadLetter(source_name, str(record.position), record.reason, record.raw)
             continue
         try:
             yield _to_tweet(record, source, source_name, fields, modified)
         except FieldError as error:
             raw = record.raw or json.dumps(record.value, ensure_ascii=False, default=str).encode("utf-8", "replace")
-            yield DeadLetter(source, str(record.position), str(error), raw[:RAW_KEPT])
+            yield DeadLetter(source_name, str(record.position), str(error), raw[:RAW_KEPT])
 
 
 def _to_tweet(record: Record, source: str, source_name: str, fields: FieldMapping, modified: float | None) -> Tweet:
     value = record.value
     if isinstance(value, str):
         partition = partition_directory({}, fields, None, modified) if fields.partition_by else ""
-        return Tweet(position_id(source, record.position), value, source=source_name, partition=partition)
+        kept = (None,) * len(fields.keep)  # a line of text among records with fields
+        return Tweet(position_id(source, record.position), value, None, kept, source_name, partition)
     timestamp = find_timestamp(value, fields)
     return Tweet(
         find_id(value, fields, source, record.position),

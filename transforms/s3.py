@@ -16,12 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apache_beam.io.filesystem import FileMetadata, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, S3Options
 
+from torchmoji_core.errors import ChangedError
 from torchmoji_core.patience import request_seconds
 from transforms import metrics
+from transforms.listing import FileFacts, translate
 from transforms.object_store import ObjectStore, StoredObject, TransientError, retrying
 
 _KEYS_PER_REQUEST = 1000
@@ -57,45 +58,47 @@ class S3Store(ObjectStore):
         environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
         self._client = _client(tuple(sorted(settings.items())), environment, request_seconds())
 
-    def match(self, pattern: str) -> list[FileMetadata]:
+    def match(self, pattern: str) -> list[FileFacts]:
         if pattern.endswith("/"):
             pattern += "*"
         prefix = re.split(r"[\[*?]", pattern, maxsplit=1)[0]
         if prefix == pattern:
             found = self.metadata(pattern)
             return [found] if found else []
-        # Python warns of a set that holds a bracket, as an escaped one is.
-        matches = re.compile(FileSystem.translate_pattern(pattern).replace("[[]", r"\[")).match
+        matches = translate(pattern).fullmatch
         return [metadata for metadata in self._list(prefix) if matches(metadata.path)]
 
-    def _list(self, prefix: str) -> Iterator[FileMetadata]:
+    def _list(self, prefix: str) -> Iterator[FileFacts]:
         bucket, key = _split(prefix)
         request = {"Bucket": bucket, "Prefix": key}
         while True:
             page = self._request(prefix, "list", lambda: self._client.list_objects_v2(**request))
             for item in page.get("Contents", ()):
                 if not item["Key"].endswith("/"):  # the place holder of a directory is no file
-                    yield FileMetadata(f"s3://{bucket}/{item['Key']}", item["Size"], item["LastModified"].timestamp())
+                    path = f"s3://{bucket}/{item['Key']}"
+                    yield FileFacts(path, item["Size"], item["LastModified"].timestamp(), item["ETag"])
             if not page.get("IsTruncated"):
                 return
             request["ContinuationToken"] = page["NextContinuationToken"]
 
-    def metadata(self, path: str) -> FileMetadata | None:
+    def metadata(self, path: str) -> FileFacts | None:
         if not _split(path)[1]:
             return None
         try:
             head = self._head(path)
         except FileNotFoundError:
             return None
-        return FileMetadata(path, head["ContentLength"], head["LastModified"].timestamp())
+        return FileFacts(path, head["ContentLength"], head["LastModified"].timestamp(), head["ETag"])
 
     def _head(self, path: str) -> dict[str, Any]:
         bucket, key = _object(path)
         return self._request(path, "look-up", lambda: self._client.head_object(Bucket=bucket, Key=key))
 
-    def open(self, path: str) -> StoredObject:
+    def open(self, path: str, version: str | None = None) -> StoredObject:
         head = self._head(path)
-        return _S3Object(self, path, head["ContentLength"], head["ETag"])
+        if version not in (None, head["ETag"]):
+            raise ChangedError.of(path)
+        return _S3Object(self, path, head["ContentLength"], head["ETag"], version is not None)
 
     def read(self, path: str) -> bytes:
         bucket, key = _object(path)
@@ -161,12 +164,22 @@ class S3Store(ObjectStore):
         return retrying(path, operation, translated)
 
 
+class _ReplacedError(OSError):
+    """Another object has taken the place of the one that is being read."""
+
+
 class _S3Object(StoredObject):
-    def __init__(self, store: S3Store, path: str, size: int, etag: str) -> None:
+    def __init__(self, store: S3Store, path: str, size: int, etag: str, as_listed: bool) -> None:
         self._store, self._path, self.size, self._etag = store, path, size, etag
+        self._as_listed = as_listed
 
     def read_range(self, start: int, end: int) -> bytes:
-        return self._store.read_range(self._path, start, end, self._etag)
+        try:
+            return self._store.read_range(self._path, start, end, self._etag)
+        except _ReplacedError:
+            if self._as_listed:
+                raise ChangedError.of(self._path) from None
+            raise
 
 
 @lru_cache(maxsize=16)
@@ -232,7 +245,7 @@ def _translate(path: str, error: Exception, endpoint: str) -> OSError:
                 "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role) and what they may do in this bucket"
             )
         if status == 412:
-            return OSError(f"{path}: was replaced by another file while it was read; read it again")
+            return _ReplacedError(f"{path}: was replaced by another file while it was read; read it again")
         return OSError(f"{path}: {reason}")
     if isinstance(error, botocore.NoCredentialsError | botocore.PartialCredentialsError):
         return PermissionError(

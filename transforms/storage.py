@@ -18,12 +18,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from torchmoji_core import durable
-from transforms import object_store
-from transforms.beam_store import BeamStore
+from torchmoji_core.errors import ChangedError
+from torchmoji_core.files import open_regular
+from transforms import listing, object_store
+from transforms.beam_store import BeamStore, facts_of_beam
+from transforms.listing import FileFacts, Listing
 from transforms.object_store import ObjectStore, ObjectWriter, UnavailableError
 from transforms.s3 import S3Store, options_of_beam
 
@@ -75,12 +78,46 @@ def _object_store(path: str) -> ObjectStore | None:
     return S3Store(options_of_beam()) if FileSystems.get_scheme(path) == "s3" else BeamStore()
 
 
-def open_raw(path: str) -> BinaryIO:
-    """Open a file for reading, seekable, without decompression."""
+def is_local(path: str) -> bool:
+    """Whether a location is a path; file: URIs have become paths before they come here, see `locations.plain`."""
+    return FileSystems.get_scheme(path) is None
+
+
+def open_raw(path: str, version: str | None = None) -> BinaryIO:
+    """Open a file for reading, seekable, without decompression. What is local must be a regular file.
+
+    Args:
+        path: its name.
+        version: as of the `FileFacts` that it was listed with; None for whatever is there.
+
+    Raises:
+        OSError: if it cannot be opened.
+        ChangedError: if there is another version by now.
+    """
     if store := _object_store(path):
-        return object_store.reader(store.open(path))
+        return object_store.reader(store.open(path, version))
+    if is_local(path):
+        file = open_regular(path)
+        try:
+            check_unchanged(file, path, version)
+        except BaseException:
+            file.close()
+            raise
+        return file
     with _one_line_errors(path):
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+
+
+def check_unchanged(file: BinaryIO, path: str, version: str | None) -> None:
+    """Make sure, after reading, that a file of `open_raw` was of one version from the beginning to the end.
+
+    Objects need no check: each request for a part of one names the version.
+
+    Raises:
+        ChangedError: if not.
+    """
+    if version is not None and is_local(path) and listing.version(os.fstat(file.fileno())) != version:
+        raise ChangedError.of(path)
 
 
 def create(path: str) -> BinaryIO:
@@ -109,24 +146,41 @@ def discard(file: BinaryIO) -> None:
         file.close()
 
 
-def match(patterns: Iterable[str]) -> list[FileMetadata]:
-    """The files that globs match, each once, sorted by path."""
-    found: dict[str, FileMetadata] = {}
+def match(patterns: Iterable[str]) -> list[FileFacts]:
+    """The files that globs match, each once, sorted by path.
+
+    Raises:
+        OSError: if not all of them can be known.
+    """
+    found: dict[str, FileFacts] = {}
     for pattern in patterns:
-        if store := _object_store(pattern):
-            matched = store.match(pattern)
-        else:
-            with _one_line_errors(pattern):
-                matched = FileSystems.match([pattern])[0].metadata_list
-        found.update({metadata.path: metadata for metadata in matched})
+        matched = find(pattern)
+        for error in matched.unlisted.values():
+            if not isinstance(error, NotADirectoryError):
+                raise error
+        found.update({file.path: file for file in matched.files})
     return [found[path] for path in sorted(found)]
+
+
+def find(pattern: str) -> Listing:
+    """What a glob matches, and what of it could not be listed.
+
+    Raises:
+        OSError: if its store cannot be listed.
+    """
+    if store := _object_store(pattern):
+        return Listing(store.match(pattern))
+    if is_local(pattern):
+        return listing.list_local(f"{pattern}*" if pattern.endswith("/") else pattern)
+    with _one_line_errors(pattern):
+        return Listing([facts_of_beam(found) for found in FileSystems.match([pattern])[0].metadata_list])
 
 
 def exists(path: str) -> bool:
     """Whether there is a file, or where filesystems have them a directory."""
     if store := _object_store(path):
         return store.metadata(path) is not None
-    if _is_local(path):
+    if is_local(path):
         # Not Beam's: what cannot be looked at would count as not there.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             Path(path).stat()
@@ -145,12 +199,17 @@ def size(path: str) -> int:
         return int(FileSystems.get_filesystem(path).size(path))
 
 
-def metadata(path: str) -> FileMetadata | None:
+def metadata(path: str) -> FileFacts | None:
     """Size and time of the last change of a file; None if it is not there."""
     if store := _object_store(path):
         return store.metadata(path)
+    if is_local(path):
+        try:
+            return listing.facts(path, os.stat(path))  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return None
     with _one_line_errors(path):
-        return FileSystems.get_filesystem(path).metadata(path) if exists(path) else None
+        return facts_of_beam(FileSystems.get_filesystem(path).metadata(path)) if exists(path) else None
 
 
 def delete_directory(directory: str) -> None:
@@ -211,7 +270,7 @@ def make_directory(directory: str, lasting: bool = True) -> None:
         directory: its path.
         lasting: whether their names are to be on the disk on return; of many at once, `sync` brings them there cheaper.
     """
-    if _is_local(directory) and lasting:
+    if is_local(directory) and lasting:
         for _ in range(_TRIES):
             # `remove_empty` of another process may take one at once.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -238,7 +297,7 @@ def sync(paths: Iterable[str]) -> None:
     Raises:
         OSError: if that cannot be done.
     """
-    durable.sync(path for path in paths if _is_local(path))
+    durable.sync(path for path in paths if is_local(path))
 
 
 def directories(path: str, top: str) -> list[str]:
@@ -252,10 +311,6 @@ def directories(path: str, top: str) -> list[str]:
         path = path.rpartition("/")[0]
         found.append(path or "/")
     return found
-
-
-def _is_local(path: str) -> bool:
-    return FileSystems.get_scheme(path) is None
 
 
 def read_bytes(path: str) -> bytes:
@@ -297,7 +352,7 @@ def remove_empty(directory: str, deep: bool = True) -> None:
         directory: its path.
         deep: whether directories in it that are empty go first, as only who alone writes there may ask for.
     """
-    if _is_local(directory):
+    if is_local(directory):
         for path in [path for path, _, _ in os.walk(directory, topdown=False)] if deep else [directory]:
             with contextlib.suppress(OSError):
                 Path(path).rmdir()

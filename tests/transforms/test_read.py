@@ -118,7 +118,8 @@ def test_match_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names(f"{tmp_path}/**.txt") == ["a.txt", "b.txt", "deep/c.txt", "deep/deeper/d.txt"]
     assert names("b.txt", f"file://{tmp_path}/a.txt") == ["a.txt", "b.txt"]
     os.utime("a.txt", (1_700_000_000.5, 1_700_000_000.5))
-    assert match_files(["a.txt"]) == [InputFile(str(tmp_path / "a.txt"), 5, 1_700_000_000.5)]
+    (file,) = match_files(["a.txt"])
+    assert file[:3] == (str(tmp_path / "a.txt"), 5, 1_700_000_000.5)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.io.filesystem import FileMetadata
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
+from torchmoji_core.errors import ChangedError
 from transforms import storage
+from transforms.listing import FileFacts
+from transforms.read import list_files
 
 FAULTY = 0.2
 HANG_GUARD = 120
@@ -64,7 +66,7 @@ def write(path: str, content: bytes) -> None:
         file.write(content)
 
 
-def paths(found: list[FileMetadata]) -> list[str]:
+def paths(found: list[FileFacts]) -> list[str]:
     return [metadata.path for metadata in found]
 
 
@@ -247,6 +249,20 @@ def test_an_object_replaced_while_it_is_read_is_an_error_not_a_mixture(bucket: s
             file.read()
 
 
+def test_an_object_that_is_not_what_was_listed_is_not_read(bucket: str) -> None:
+    """Not even if it was replaced between two parts of it, by one of the same size."""
+    write(f"{bucket}/object.txt", b"a" * (9 << 20))
+    (file,) = list_files(f"{bucket}/*").files
+    assert file.version
+    with storage.open_raw(file.path, file.version) as opened:
+        assert opened.read(10) == b"a" * 10
+        write(f"{bucket}/object.txt", b"b" * (9 << 20))
+        with pytest.raises(ChangedError, match=r"object\.txt\" changed while it was read"):
+            opened.read()
+    with pytest.raises(ChangedError):
+        storage.open_raw(file.path, file.version)
+
+
 # --- names ---------------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +274,8 @@ def test_globs_match_as_on_other_filesystems(server: ObjectStoreServer, bucket: 
     assert paths(storage.match([f"{bucket}/dir/**.json"])) == [f"{bucket}/dir/b.json", f"{bucket}/dir/deep/d.json"]
     assert paths(storage.match([f"{bucket}/a.json", f"{bucket}/none"])) == [f"{bucket}/a.json"]
     assert storage.size(f"{bucket}/[x].json") == len("[x].json")
+    assert [file.path for file in list_files(f"{bucket}/[x].json").files] == [f"{bucket}/[x].json"]
+    assert [file.path for file in list_files(f"{bucket}/[a].json").files] == [f"{bucket}/a.json"]
     storage.delete_directory(f"{bucket}/[x]")
     assert set(contents(server, bucket)) == {"a.json", "dir/b.json", "dir/c.txt", "dir/deep/d.json", "dir/", "[x].json"}
 
