@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
-
-from __future__ import annotations
-
-import json
 
 
 class TorchMojiError(Exception):

@@ -63,7 +63,10 @@ def read_regular(path: str | os.PathLike[str]) -> bytes:
 def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
-        raise NotRegularError(errno.EINVAL, f"{kind}, where only a regular file, or a link to one, can be read", path)
+        code = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.ENXIO
+        raise NotRegularError(
+            code, f"{kind}, where only a regular file, or a link to one, can be read", os.fspath(path)
+        )
 
 
 def name_as_text(path: str) -> str:

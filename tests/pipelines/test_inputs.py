@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -15,11 +16,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from pipelines import annotate, annotation, run
 from pipelines.data_set import DataSet
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, read_live, read_scores, write_lines
 from tests.transforms.test_listing import NAMES, break_directory
+from torchmoji_core.bundle import Bundle
 from torchmoji_core.files import name_as_text, name_from_text
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import formats, parts, read
@@ -467,3 +470,39 @@ def test_permissions_that_are_missing_cost_nothing_but_themselves(
     assert f"directory {as_a_user}/in/locked cannot be listed: [Errno 13]" in finished.err
     assert ids(as_a_user / "out") == ["0-0", "0-1", "0-2", "0-3", "0-4", "locked", "new"]
     assert_sound(run_verify)
+
+
+# --- other files that commands take --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "directory"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert --output new --vocabulary vocabulary.json --checkpoint FILE",
+        "convert --output new --checkpoint checkpoint.bin --vocabulary FILE",
+        "convert --output new --checkpoint checkpoint.bin --vocabulary vocabulary.json --classes FILE",
+        "pretrain --data texts.jsonl --output new --card FILE",
+        "finetune --data texts.jsonl --output new --checkpoint FILE",
+        "finetune --data FILE --output new",
+        "score --input texts.jsonl --output new --model FILE",
+    ],
+)
+def test_files_that_are_none_are_refused_in_one_line(
+    tmp_path: Path, run_main: Run, command: str, kind: str, bundle: Bundle
+) -> None:
+    name, *arguments = command.split()
+    if kind == "directory" and name == "score":
+        pytest.skip("a bundle is a directory")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "vocabulary.json").write_text(bundle.vocabulary.to_json())
+    torch.save(dict(bundle.state), tmp_path / "checkpoint.bin")
+    rows = [{"text": "so happy 😂", "label": ("a", "b")[n % 2], "split": "train"} for n in range(20)]
+    write_lines(tmp_path / "texts.jsonl", rows)
+    main = importlib.import_module(f"pipelines.{name}").main
+    finished = run_main(main, *(kind if argument == "FILE" else argument for argument in arguments))
+    assert finished.status == 2, finished.err
+    said = finished.err.splitlines()[-1]  # behind a progress bar, perhaps
+    assert said.startswith("error: ") and kind in said
+    assert "Traceback" not in finished.err
