@@ -128,7 +128,7 @@ def try_to_open(files: Iterable[InputFile]) -> Opened:
 
     def open_it(file: InputFile) -> OSError | ChangedError | None:
         try:
-            storage.open_raw(file.path, file.version).close()
+            storage.open_listed(file.path, file.version).close()
         except (OSError, ChangedError) as error:
             raise_shortage(error)  # that of the machine is not the file's
             return error

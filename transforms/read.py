@@ -156,7 +156,7 @@ def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
     """
     path, size, modified, version = file
     if kind == "parquet":
-        with storage.open_raw(path, version) as opened:
+        with storage.open_listed(path, version) as opened:
             rows, largest_group = parquet_rows(opened)
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
@@ -278,7 +278,7 @@ class _SplitFiles(beam.DoFn):
             kind = resolve_format(file.path, self._format)
             if storage.is_local(file.path):
                 # So that one that cannot be opened is so once, and not in each of its parts, of which it may have none.
-                storage.open_raw(file.path, file.version).close()
+                storage.open_listed(file.path, file.version).close()
             yield from split_file(file, kind)
         except (InputError, OSError, SourceError) as error:
             if not isinstance(error, InputError):
@@ -299,7 +299,7 @@ class _ReadParts(beam.DoFn):
     def process(self, part: FilePart) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
         read = metrics.counter(metrics.READ)
         try:
-            with storage.open_raw(part.path, part.version) as file:
+            with storage.open_listed(part.path, part.version) as file:
                 records = read_records(file, part.path, part.kind, part.start, part.end, self._fields.columns)
                 for number, tweet in enumerate(to_tweets(records, part.path, self._fields, part.modified), 1):
                     read.inc()

@@ -83,8 +83,22 @@ def is_local(path: str) -> bool:
     return FileSystems.get_scheme(path) is None
 
 
-def open_raw(path: str, version: str | None = None) -> BinaryIO:
+def open_raw(path: str) -> BinaryIO:
     """Open a file for reading, seekable, without decompression. What is local must be a regular file.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    if store := _object_store(path):
+        return object_store.reader(store.open(path))
+    if is_local(path):
+        return open_regular(path)
+    with _one_line_errors(path):
+        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+
+
+def open_listed(path: str, version: str | None) -> BinaryIO:
+    """Open a file as `open_raw` does, if it is what was listed.
 
     Args:
         path: its name.
@@ -94,22 +108,19 @@ def open_raw(path: str, version: str | None = None) -> BinaryIO:
         OSError: if it cannot be opened.
         ChangedError: if there is another version by now.
     """
-    if store := _object_store(path):
+    if version is not None and (store := _object_store(path)):
         return object_store.reader(store.open(path, version))
-    if is_local(path):
-        file = open_regular(path)
-        try:
-            check_unchanged(file, path, version)
-        except BaseException:
-            file.close()
-            raise
-        return file
-    with _one_line_errors(path):
-        return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+    file = open_raw(path)
+    try:
+        check_unchanged(file, path, version)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def check_unchanged(file: BinaryIO, path: str, version: str | None) -> None:
-    """Make sure, after reading, that a file of `open_raw` was of one version from the beginning to the end.
+    """Make sure, after reading, that a file of `open_listed` was of one version from the beginning to the end.
 
     Objects need no check: each request for a part of one names the version.
 

@@ -254,13 +254,13 @@ def test_an_object_that_is_not_what_was_listed_is_not_read(bucket: str) -> None:
     write(f"{bucket}/object.txt", b"a" * (9 << 20))
     (file,) = list_files(f"{bucket}/*").files
     assert file.version
-    with storage.open_raw(file.path, file.version) as opened:
+    with storage.open_listed(file.path, file.version) as opened:
         assert opened.read(10) == b"a" * 10
         write(f"{bucket}/object.txt", b"b" * (9 << 20))
         with pytest.raises(ChangedError, match=r"object\.txt\" changed while it was read"):
             opened.read()
     with pytest.raises(ChangedError):
-        storage.open_raw(file.path, file.version)
+        storage.open_listed(file.path, file.version)
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
