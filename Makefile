@@ -1,6 +1,7 @@
 # make score        install everything into .venv and score the bundled sample
 # make test         install everything and run ruff, mypy and the whole test suite
 # make test-faults  kills, full disks, clocks that step: a quarter of an hour
+# make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest: before a release
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make lint         ruff and mypy alone
 # make format       let ruff format the code
@@ -14,7 +15,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-airflow lint format bench fuzz dist clean
+.PHONY: score test test-faults test-lowest test-airflow lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -26,6 +27,9 @@ test: lint
 test-faults: .venv/installed-dev
 	$(PIP) --editable '.[dev,faults]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests/faults
+
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
@@ -59,7 +63,7 @@ dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv .venv-airflow build dist *.egg-info scored
+	rm -rf .venv .venv-airflow .venv-lowest build dist *.egg-info scored
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -71,6 +75,14 @@ clean:
 .venv/installed-dev: pyproject.toml setup.py constraints.txt | .venv/bin/python
 	$(PIP) --editable '.[dev]'
 	touch $@ .venv/installed
+
+# pip cannot choose the lowest versions, uv can: those of what pyproject.toml names; what these need is the newest.
+.venv-lowest/installed: pyproject.toml
+	rm -rf .venv-lowest
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
 
 # An environment of its own, since Airflow brings about ninety packages.
 .venv-airflow/installed: Makefile
