@@ -22,14 +22,14 @@ score: .venv/installed
 	$(BIN)/python -m pipelines.score --runner=DirectRunner
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-faults: .venv/installed-dev
 	$(PIP) --editable '.[dev,faults]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests/faults
 
 test-lowest: .venv-lowest/installed
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py

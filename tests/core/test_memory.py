@@ -59,7 +59,7 @@ def test_training_in_bfloat16_takes_no_more_memory_with_every_batch(precision: s
     def train(numbers: Iterable[int]) -> None:
         for number in numbers:
             with products_in(precision):
-                output = model(pack_ids([[1] * (100 + number)] + [[2] * 40] * 20))
+                output = model(pack_ids([[1] * (30 + number)] + [[2] * 25] * 20))
             output.logits.square().mean().backward()
 
     def resident_megabytes() -> float:

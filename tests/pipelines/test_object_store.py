@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -32,12 +33,6 @@ def server(model: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Obj
         running.upload_directory(source, BUCKET, "posts")
         running.upload_directory(Path(model), BUCKET, "models/tiny")
         yield running
-
-
-@pytest.fixture
-def local_posts(tmp_path: Path) -> str:
-    (tmp_path / "posts").mkdir()
-    return str(write_lines(tmp_path / "posts" / "all.jsonl", posts(ROWS)))
 
 
 def run(command: str, server: ObjectStoreServer, directory: Path, *arguments: str, **variables: str) -> Finished:
@@ -116,10 +111,21 @@ def forget_leases(server: ObjectStoreServer, output: str) -> None:
             server.client().delete_object(Bucket=BUCKET, Key=key)
 
 
+@pytest.fixture(scope="module")
+def local_rows(server: ObjectStoreServer, model: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """What a run without an object store gives."""
+    directory = tmp_path_factory.mktemp("local")
+    path = write_lines(directory / "all.jsonl", posts(ROWS))
+    output = str(directory / "scored")
+    finished = run("score", server, directory, "--input", str(path), "--model", model, "--output", output)
+    assert finished.status == 0, finished.err
+    return read_scores(Path(output))
+
+
 @pytest.mark.parametrize("faults", [Faults(), mixed(0.2, seed=1)], ids=["healthy", "faulty"])
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_scores_are_those_of_a_local_run(
-    server: ObjectStoreServer, model: str, local_posts: str, tmp_path: Path, faults: Faults, processes: str
+    server: ObjectStoreServer, local_rows: pa.Table, tmp_path: Path, faults: Faults, processes: str
 ) -> None:
     output = f"scored-{processes}-{faults.errors}"
     server.faults = faults
@@ -131,12 +137,8 @@ def test_scores_are_those_of_a_local_run(
     server.faults = Faults()
     assert finished.status == 0, finished.err
     assert (injected > 0) == (faults != Faults())
-    local = run(
-        "score", server, tmp_path, "--input", local_posts, "--model", model, "--output", str(tmp_path / "local")
-    )
-    assert local.status == 0, local.err
     stored = download(server, output, tmp_path)
-    assert read_scores(stored).equals(read_scores(tmp_path / "local"))
+    assert read_scores(stored).equals(local_rows)
     assert sum(pq.read_metadata(path).num_rows for path in stored.glob("part-*.parquet")) == ROWS
     assert {path.name.partition("-")[0] for path in stored.iterdir()} == {"part", "_manifests", "_live.jsonl"}
     assert server.unfinished_uploads(BUCKET) == []

@@ -23,22 +23,23 @@ from torchmoji_core.errors import RunError
 Score = Callable[..., Finished]
 
 
-@pytest.fixture
-def inputs(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Several files of several formats, with some records that are none."""
-    directory = tmp_path / "in"
-    directory.mkdir()
+    directory = tmp_path_factory.mktemp("in")
     rows = posts(3000)
     write_lines(directory / "a.jsonl", [*rows[:1000], "not json", *rows[1000:1500]])
     pq.write_table(pa.Table.from_pylist(rows[1500:]), directory / "b.parquet", row_group_size=400)
     return directory
 
 
-@pytest.fixture
-def reference(shell_score: Score, inputs: Path, tmp_path: Path) -> pa.Table:
+@pytest.fixture(scope="module")
+def reference(model: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """What one worker in one process gives."""
-    assert shell_score("--input", f"{inputs}/*", "--output", "one").status == 0
-    table = read_scores(tmp_path / "one")
+    output = tmp_path_factory.mktemp("reference") / "one"
+    command = [sys.executable, "-m", "pipelines.score", "--model", model, "--input", f"{inputs}/*"]
+    subprocess.run([*command, "--output", str(output)], env=environment(), check=True, capture_output=True)
+    table = read_scores(output)
     assert table["id"].to_pylist() == sorted(row["id"] for row in posts(3000))  # type: ignore[index]
     return table
 
@@ -49,23 +50,23 @@ def test_two_workers_give_the_same_rows(shell_score: Score, inputs: Path, refere
     assert read_scores(tmp_path / "two").equals(reference)
 
 
-def test_batch_limits_do_not_matter(shell_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
-    finished = shell_score("--input", f"{inputs}/*", "--output", "small", "--max_batch_rows", "7", "--threads", "1")
+def test_batch_limits_do_not_matter(run_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
+    finished = run_score("--input", f"{inputs}/*", "--output", "small", "--max_batch_rows", "7", "--threads", "1")
     assert finished.status == 0, finished.err
     assert read_scores(tmp_path / "small").equals(reference)
 
 
-def test_the_cache_does_not_matter(shell_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
-    assert shell_score("--input", f"{inputs}/*", "--output", "scored", "--cache_mb", "0").status == 0
+def test_the_cache_does_not_matter(run_score: Score, inputs: Path, reference: pa.Table, tmp_path: Path) -> None:
+    assert run_score("--input", f"{inputs}/*", "--output", "scored", "--cache_mb", "0").status == 0
     assert read_scores(tmp_path / "scored").equals(reference)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_nor_does_anything_in_any_precision(shell_score: Score, inputs: Path, tmp_path: Path, precision: str) -> None:
+def test_nor_does_anything_in_any_precision(run_score: Score, inputs: Path, tmp_path: Path, precision: str) -> None:
     common = ("--input", f"{inputs}/*", "--precision", precision)
-    assert shell_score(*common, "--output", "a").status == 0
+    assert run_score(*common, "--output", "a").status == 0
     changed = ("--cache_mb", "0", "--threads", "1", "--max_batch_rows", "33")
-    assert shell_score(*common, "--output", "b", *changed).status == 0
+    assert run_score(*common, "--output", "b", *changed).status == 0
     assert read_scores(tmp_path / "a").equals(read_scores(tmp_path / "b"))
 
 
