@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from typing import BinaryIO
@@ -39,15 +40,19 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: if it cannot be opened: not there, not permitted, links in a circle.
     """
     _check_regular(os.stat(path), path)  # noqa: PTH116
-    # Not blocking, or a pipe that has just taken its place would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    return io.open(path, "rb", opener=_open_without_waiting)  # noqa: UP020 - the name by which all else opens files
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # Not blocking, or a pipe that has just taken the file's place would wait for a writer.
+    descriptor = os.open(path, flags | os.O_NOCTTY | os.O_NONBLOCK)
     try:
         _check_regular(os.fstat(descriptor), path)
         os.set_blocking(descriptor, True)
-        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
 
 
 def read_regular(path: str | os.PathLike[str]) -> bytes:
