@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from torchmoji_core.files import as_text
+from torchmoji_core.inference.scores import valid_unicode
 from transforms import storage
 from transforms.records import DeadLetter
 
@@ -229,17 +229,14 @@ class JsonLinesPart(Part):
     """A file of dead letters being written, one line each."""
 
     def write(self, element: DeadLetter) -> None:
-        # A source that is text already, as those of `ReadTweets` are, stays as it is.
-        source = as_text(element.source)
         line = element._asdict() | {
-            "source": source,
             "raw": base64.b64encode(element.raw).decode(),
             "text": element.raw.decode("utf-8", "replace"),
         }
-        # A lone surrogate, in a reason for instance, is written as JSON's escape for it.
+        # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
         self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
         self.rows += 1
-        self.sources[source] += 1
+        self.sources[valid_unicode(element.source)] += 1
 
     def flush(self) -> None:
         """Nothing waits here."""

@@ -25,7 +25,7 @@ from tests.transforms.test_listing import NAMES, break_directory
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.files import name_as_text, name_from_text
 from torchmoji_core.inference.scores import valid_unicode
-from transforms import formats, parts, read
+from transforms import formats, read
 
 Run = Callable[..., Finished]
 NOBODY = 65534
@@ -109,7 +109,6 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     with monkeypatch.context() as patched:
         for module in (read, run, annotation):
             patched.setattr(module, "name_as_text", valid_unicode)
-        patched.setattr(parts, "as_text", valid_unicode)
         yield patched
 
 
