@@ -230,7 +230,8 @@ def why_not_gone(path: str) -> str | None:
                     return f"{directory} is empty, as where no filesystem is mounted; delete it if that is meant"
                 return None
         except FileNotFoundError:
-            continue
+            if directory.is_symlink():
+                return f"{directory} is a link that leads nowhere, as to a filesystem that is not mounted"
         except OSError as error:
             return str(error)
     return None

@@ -280,6 +280,20 @@ def test_a_filesystem_that_is_not_mounted_is_not_gone(tmp_path: Path, annotate_o
     assert_sound(run_verify)
 
 
+def test_what_is_behind_a_link_to_nowhere_is_not_gone(tmp_path: Path, annotate_of: Run, run_verify: Run) -> None:
+    one_post(tmp_path / "in" / "a.jsonl", "a")
+    one_post(tmp_path / "disk" / "b.jsonl", "b")
+    (tmp_path / "in" / "archive").symlink_to(tmp_path / "disk")
+    options = ("--input", "in/a.jsonl", "in/archive/b.jsonl", "--on_vanished", "retire")
+    assert annotate_of(*options).status == 0
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    finished = annotate_of(*options)
+    assert finished.status == 1
+    assert f"{tmp_path}/in/archive is a link that leads nowhere" in finished.err
+    assert ids(tmp_path / "out") == ["a", "b"]
+    assert_sound(run_verify)
+
+
 # --- one file does not stop the others -----------------------------------------------------------------------------
 
 

@@ -179,6 +179,9 @@ def test_what_is_gone(tmp_path: Path) -> None:
     assert "Not a directory" in str(why_not_gone(f"{tmp_path}/full/x.txt/y.txt"))
     for path in ("y.txt", "deep/y.txt"):
         assert f"{tmp_path}/mountpoint is empty" in str(why_not_gone(f"{tmp_path}/mountpoint/{path}"))
+    (tmp_path / "full" / "link").symlink_to(tmp_path / "unmounted" / "disk")
+    for path in ("y.txt", "deep/y.txt"):
+        assert f"{tmp_path}/full/link is a link that leads nowhere" in str(why_not_gone(f"{tmp_path}/full/link/{path}"))
 
 
 def test_a_version_is_another_after_any_change(tmp_path: Path) -> None:
