@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import re
 import stat
 import warnings
 import zipfile
@@ -26,6 +25,7 @@ from torchmoji_core.files import read_regular
 from torchmoji_core.limits import MODEL_LIMITS, model_limit
 from torchmoji_core.model import FLOATS, Dimensions, check_weights, dimensions_of, pack_ids
 from torchmoji_core.names import shown
+from torchmoji_core.pickles import check_pickle
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,9 @@ _REMEDY = "give torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # behind the two bytes that give the pickle's protocol
+_LEGACY_PICKLES = 5
+"""A signature, the version, the machine, the state and the names of storages; their values follow."""
+_PICKLE = "data.pkl"
 _KERAS_ARRAYS = {"embedding": 1, "bi_lstm_0": 6, "bi_lstm_1": 6, "attlayer": 1, "softmax": 2}
 _KERAS_1_ARRAYS = 24
 _MOST_NAMES = 100
@@ -153,17 +156,16 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
     try:
         if content.startswith(_ZIP_SIGNATURE):
             check_archive(io.BytesIO(content))
+        else:
+            file = io.BytesIO(content)
+            for _ in range(_LEGACY_PICKLES):
+                check_pickle(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on a file that is then refused: its error shall be one line
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except InputError as error:
         raise InputError(f"checkpoint {source}: {_line(error)}") from None
     except Exception as error:
-        if forbidden := re.search(r"GLOBAL ([\w.]{1,80})", str(error)):
-            raise InputError(
-                f"checkpoint {source}: holds more than tensors ({forbidden[1]}); "
-                f"refused, and nothing in it was run; {_REMEDY}"
-            ) from None
         # torch's advice on a pickle it refuses is to read it without restriction: not for a stranger's file.
         reason = "a malformed pickle" if isinstance(error, pickle.UnpicklingError) else _line(error)
         raise InputError(f"checkpoint {source}: damaged or incomplete ({reason}); download it again") from None
@@ -185,7 +187,7 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
 
 
 def check_archive(file: IO[bytes]) -> None:
-    """Check sizes and check sums, which torch's own reader does not.
+    """Check sizes, check sums and what the pickle is made of, which torch's own reader does not.
 
     Raises:
         InputError: without the file's name, if torch.save did not write the archive or it was damaged since.
@@ -199,6 +201,9 @@ def check_archive(file: IO[bytes]) -> None:
             raise InputError("claims more weights than the file holds; download it again")
         if damaged := archive.testzip():
             raise InputError(f"damaged ({damaged!r} does not match its check sum); download it again")
+        for member in members:
+            if member.filename.lower().endswith(_PICKLE):  # torch's reader takes it in any case
+                check_pickle(io.BytesIO(archive.read(member)))
 
 
 def _read_keras(content: bytes, source: str) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import pickletools
 import sys
 import zipfile
 from collections.abc import Callable
@@ -212,6 +213,39 @@ def test_nothing_is_run(form: str, tmp_path: Path) -> None:
     if form in ("pickle 0", "pickle 2", "pickle 5"):
         pickle.loads(content)
         assert target.exists(), "the file would have been created"
+
+
+TWICE = b"h\x00\x86q\x00"
+"""Operations: what is on the stack and is kept as number 0 becomes a pair of itself, kept as number 0."""
+HOSTILE_PICKLES = {
+    "a key of exponential size": b"})q\x00" + 40 * TWICE + b"K\x01s.",
+    "a key that is nested deep": b"})" + 400_000 * b"\x85" + b"K\x01s.",
+    "a function of exponential size": b")q\x00" + 60 * TWICE + b")R.",
+    "the same, kept twice": b"})q\x00q\x01" + 40 * b"h\x01\x86q\x00q\x01" + b"K\x01s.",
+    "a buffer of gigabytes": b"cbuiltins\nbytearray\n\x8a\x05" + (1 << 38).to_bytes(5, "little") + b"\x85R.",
+    "a buffer by its name in Python 2": b"c__builtin__\nbytearray\n\x8a\x05"
+    + (1 << 38).to_bytes(5, "little")
+    + b"\x85R.",
+    "a tensor without values": b"ctorch\nFloatTensor\n\x8a\x05" + (1 << 34).to_bytes(5, "little") + b"\x85R.",
+    "a storage without values": b"ctorch\nUntypedStorage\n\x8a\x05" + (1 << 34).to_bytes(5, "little") + b"\x85R.",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_PICKLES)
+@pytest.mark.parametrize("member", ["archive/data.pkl", "archive/DATA.PKL", ""])
+def test_what_torch_would_hash_or_make_for_ever_is_not_read(name: str, member: str) -> None:
+    content = b"\x80\x02" + HOSTILE_PICKLES[name]
+    if member:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr(member, content)
+            archive.writestr("archive/version", "3\n")
+        assert "nothing in it was run" in refusal(buffer.getvalue())
+    else:
+        head = io.BytesIO(LEGACY)
+        for _ in range(3):
+            list(pickletools.genops(head))
+        assert "nothing in it was run" in refusal(LEGACY[: head.tell()] + content + LEGACY[head.tell() :])
 
 
 @pytest.mark.parametrize(
