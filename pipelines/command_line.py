@@ -54,7 +54,9 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         return exit_status(error)
     except (RunError, OSError) as error:
         # A store or disk that fails may do so at any point; no program is at fault, and another try may help.
-        announce("failed", f"failed: {first_line(error)}", level=logging.ERROR)
+        shortage = shortage_of(error) if isinstance(error, OSError) else None
+        reason = f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
+        announce("failed", f"failed: {reason}", level=logging.ERROR)
         return exit_status(error)
     except LeaseHeldError as error:
         announce("lease_held", f"not started: {error}", level=logging.WARNING)

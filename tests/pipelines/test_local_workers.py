@@ -53,7 +53,7 @@ def test_nothing_listens_where_others_could_connect(
 ) -> None:
     (tmp_path / "in").mkdir()
     for number in range(4):
-        write_lines(tmp_path / "in" / f"{number}.jsonl", posts(500))
+        write_lines(tmp_path / "in" / f"{number}.jsonl", posts(200))
     is_watch = "watch" in request.node.callspec.id
     source = ["--watch", "in", "--poll", "1s"] if is_watch else ["--input", "in/*"]
     process = subprocess.Popen(
@@ -76,7 +76,7 @@ def test_nothing_listens_where_others_could_connect(
                         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700, path
                     seen.add(path)
             workers |= set(children(process.pid))
-            time.sleep(0.02)
+            time.sleep(0.1)
         said = process.communicate(timeout=60)[0]
     finally:
         process.kill()
