@@ -59,8 +59,9 @@ MEMORY = Shortage(
     "free some, or raise the limit (ulimit -v, or the container's)",
     (errno.ENOMEM, errno.ENOBUFS),
     r"MemoryError|OutOfMemory|bad_alloc|(?i:can(?:no|')t allocate|(?:unable|failed|could not) (?:to )?allocate"
-    r"|(?:not enough|insufficient|out of) memory|allocation (?:error|failed)|failed to map segment)"
-    # torch; Arrow; oneDNN, whose kernels are compiled into memory that it asks for
+    r"|(?:not enough|insufficient|out of) memory|allocation[ _](?:error|failed)|failed to map segment)"
+    # zlib by its number; torch; Arrow; oneDNN, whose kernels are compiled into memory that it asks for
+    r"|(?:^|zlib\.)error: Error -4 while|zlib inflateInit failed"
     r"|alloc_cpu\.cpp|\b(?:m|re)alloc of size \d+ failed|could not create a (?:primitive(?! desc)|memory)",
 )
 THREADS = Shortage(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import mmap
 from typing import BinaryIO
 
 from torchmoji_core.errors import raise_shortage
+
+PROBED_BYTES = 32 << 20
+"""More than any decompressor takes for a window."""
 
 
 class SourceError(Exception):
@@ -66,7 +70,16 @@ def raise_unless_damage(error: Exception) -> None:
 
     The system's errors have numbers; those that libraries raise for damaged content have not. With a number, they come
     from what a library does besides reading, such as loading a part of itself.
+
+    Some decompressors call content corrupt for which they have had no memory (brotli), so there must be some.
+
+    Raises:
+        MemoryError: if there is too little memory to believe what the library says.
     """
     raise_shortage(error)
     if isinstance(error, OSError) and error.errno is not None:
         raise error
+    try:
+        mmap.mmap(-1, PROBED_BYTES).close()  # not touched, so it takes address space and no time
+    except OSError as lack:
+        raise MemoryError(str(lack)) from error

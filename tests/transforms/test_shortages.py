@@ -14,7 +14,9 @@ import io
 import json
 import os
 import random
+import resource
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures.thread import BrokenThreadPool
 from pathlib import Path
@@ -43,7 +45,7 @@ from transforms.options import OUTPUTS, ScoreOptions
 from transforms.read import InputFile, UnreadableInput, _ReadParts, _SplitFiles, split_file, unreadable_path
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
 from transforms.score import _RecordBatchHandler, bisect
-from transforms.source_file import SourceError
+from transforms.source_file import SourceError, raise_unless_damage
 from transforms.tokenize import _Tokenize
 
 OURS = (f"{Path(storage.__file__).parent}{os.sep}", f"{Path(raise_shortage.__code__.co_filename).parent}{os.sep}")
@@ -333,6 +335,7 @@ def test_a_shortage_behind_an_error_about_a_value_is_seen() -> None:
         ("MemoryError: Unable to allocate 8.00 PiB for an array", MEMORY),
         ("pyarrow.lib.ArrowMemoryError: realloc of size 128 failed", MEMORY),
         ("RuntimeError: std::bad_alloc", MEMORY),
+        ("zlib.error: Error -4 while decompressing data", MEMORY),
         ("RuntimeError: could not create a primitive", MEMORY),
         ("OSError: [Errno 12] Cannot allocate memory", MEMORY),
         ("ImportError: libx.so: failed to map segment from shared object", MEMORY),
@@ -354,6 +357,27 @@ def test_what_workers_print_tells_the_shortage(said: str, shortage: Shortage | N
 def test_what_strangers_write_is_no_shortage(error: Exception) -> None:
     """Errors about values quote them, and nobody may end a run by a text."""
     assert shortage_of(error) is None
+
+
+def test_zlib_says_a_lack_of_memory_by_a_number() -> None:
+    assert shortage_of(zlib.error("Error -4 while decompressing data")) is MEMORY
+    assert shortage_of(zlib.error("Error -3 while decompressing data: invalid code lengths set")) is None
+
+
+@pytest.mark.parametrize("error", [OSError("Corrupt brotli compressed data."), zlib.error("Error -3 while ...")])
+def test_what_is_called_damage_while_memory_is_short_is_none(error: Exception) -> None:
+    """Brotli says the same of good content for which it has had no memory."""
+    raise_unless_damage(error)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    raised: BaseException | None = None
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 20, limits[1]))
+    try:
+        raise_unless_damage(error)
+    except MemoryError as lack:
+        raised = lack
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert raised is not None and shortage_of(raised) is MEMORY
 
 
 class Failing(io.BytesIO):
