@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_type_hints
 from pipelines import console
 from pipelines.interrupts import INTERRUPTED, interruptible
 from pipelines.logs import announce, set_up_logging, wanted_format
-from torchmoji_core.errors import InputError, LeaseHeldError, RunError, shortage_of
+from torchmoji_core.errors import InputError, LeaseHeldError, RunError, is_outage, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
 LAST_SECONDS = 10.0
@@ -50,8 +50,10 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         with interruptible():
             return _told(main(arguments), is_all="--dry_run" in arguments)
     except InputError as error:
-        announce("error", f"error: {error}", level=logging.ERROR)
-        return exit_status(error)
+        status = exit_status(error)
+        event = "error" if status == WRONG_INPUT else "failed"
+        announce(event, f"{event}: {error}", level=logging.ERROR)
+        return status
     except (RunError, OSError) as error:
         # A store or disk that fails may do so at any point; no program is at fault, and another try may help.
         shortage = shortage_of(error) if isinstance(error, OSError) else None
@@ -96,10 +98,11 @@ def first_line(error: BaseException) -> str:
 def exit_status(error: BaseException) -> int:
     """2 for wrong options or input, 4 where another run writes, 130 when interrupted, 1 for everything else.
 
-    A file that cannot be read for lack of memory and the like is not wrong: trying again may help.
+    A file or model that cannot be read for lack of memory, or because a store is down, is not wrong: trying again may
+    help.
     """
     if isinstance(error, InputError):
-        return WRONG_INPUT if shortage_of(error) is None else FAILED
+        return FAILED if is_outage(error) or shortage_of(error) is not None else WRONG_INPUT
     if isinstance(error, LeaseHeldError):
         return LEASE_HELD
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED

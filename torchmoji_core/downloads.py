@@ -13,7 +13,7 @@ import threading
 import time
 from typing import IO, Any
 
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, UnavailableError
 from torchmoji_core.patience import request_seconds
 
 SLOWEST = 32 << 10
@@ -23,6 +23,9 @@ _FRUITLESS_TRIES = 4
 """How often in a row a download is gone on with that gets no further."""
 _FIRST_PAUSE = 0.25
 _LONGEST_REASON = 300
+_TOO_MANY_REQUESTS = 429
+_FAILURES = {"ConnectionError", "HTTPClientError", "ProtocolError", "Timeout", "TimeoutError", "ChunkedEncodingError"}
+"""Names of what libraries raise where a network fails; those of stores need not be installed."""
 
 
 def download(uri: str, limit: int, file: IO[bytes]) -> None:
@@ -56,10 +59,23 @@ def download(uri: str, limit: int, file: IO[bytes]) -> None:
                 f"{uri}: cannot be read (no more than {work.received:,} bytes have come in "
                 f"{time.monotonic() - begun:.3g} seconds); check the server and the network, or give it more time by "
                 "the environment variable TORCHMOJI_REQUEST_SECONDS"
-            )
+            ) from UnavailableError("too slow")
         thread.join(left)
     if work.error is not None:
-        raise _failure(uri, work.error) from None
+        raise _failure(uri, work.error) from UnavailableError(uri) if _may_pass(work.error) else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the server or the network has failed, and not said that there is no such file for us."""
+    error = getattr(error, "backend_error", error)  # smart_open's, for what a store's library has said
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        status = getattr(answer, "status_code", None)
+    if isinstance(status, int):
+        return status >= 500 or status == _TOO_MANY_REQUESTS
+    return not _FAILURES.isdisjoint(each.__name__ for each in type(error).__mro__)
 
 
 def _is_http(uri: str) -> bool:

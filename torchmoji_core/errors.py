@@ -31,6 +31,10 @@ class ChangedError(RunError):
         return cls(f"input {json.dumps(path)} changed while it was read; run again when nothing writes to it")
 
 
+class UnavailableError(OSError):
+    """A store or server that has failed while it was tried again; it may answer later."""
+
+
 class LeaseHeldError(TorchMojiError):
     """Another run is writing to the same output."""
 
@@ -116,6 +120,21 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(each))
             yield each
             waiting += [each.__context__, each.__cause__]
+
+
+_OUTAGES = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
+    errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET,
+}  # fmt: skip
+"""Of disks, networks and servers that fail."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error comes of a store, server or disk that fails now, so that the same may succeed later."""
+    return any(
+        isinstance(each, UnavailableError) or (isinstance(each, OSError) and each.errno in _OUTAGES)
+        for each in _causes(error)
+    )
 
 
 def raise_shortage(error: BaseException) -> None:

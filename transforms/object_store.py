@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from apache_beam.utils.retry import FuzzedExponentialIntervals
 
+from torchmoji_core.errors import UnavailableError
 from torchmoji_core.patience import retry_seconds
 from transforms.listing import FileFacts
 
@@ -38,10 +39,6 @@ T = TypeVar("T")
 
 class TransientError(OSError):
     """A failure that may pass: throttling, a server's error, a lost connection, an answer cut off or too late."""
-
-
-class UnavailableError(OSError):
-    """A failure that has not passed while it was tried again; it may later."""
 
 
 def retrying(path: str, operation: str, call: Callable[[], T]) -> T:

@@ -22,12 +22,12 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from torchmoji_core import durable
-from torchmoji_core.errors import ChangedError
+from torchmoji_core.errors import ChangedError, UnavailableError
 from torchmoji_core.files import open_regular
 from transforms import listing, object_store
 from transforms.beam_store import BeamStore, facts_of_beam
 from transforms.listing import FileFacts, Listing
-from transforms.object_store import ObjectStore, ObjectWriter, UnavailableError
+from transforms.object_store import ObjectStore, ObjectWriter
 from transforms.s3 import S3Store, options_of_beam
 
 _SCHEMES_WITH_RENAME = (None, "file", "hdfs")

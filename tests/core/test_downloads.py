@@ -18,7 +18,7 @@ from torchmoji_core.bundle import Bundle, load_bundle, load_tokenizer
 from torchmoji_core.bundle_files import read_uri
 from torchmoji_core.checkpoints import read_checkpoint
 from torchmoji_core.downloads import download
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, is_outage
 
 Behaviour = Callable[[socket.socket, bytes, int], None]
 """Answers a request: the connection, what was asked, how many were asked before."""
@@ -170,6 +170,22 @@ def test_whatever_is_loaded_a_silent_server_is_one_line(
     monkeypatch.setenv("TORCHMOJI_REQUEST_SECONDS", "0.2")
     server = serve(drip(b"HTTP/1.1 200 OK\r\n"))
     assert "have come in" in error_of(lambda: LOADERS[name](server.address))
+
+
+@pytest.mark.parametrize(("status", "passes"), [(503, True), (429, True), (404, False), (403, False)])
+def test_what_a_server_says_tells_whether_to_try_again(
+    serve: Callable[[Behaviour], Server], status: int, passes: bool
+) -> None:
+    server = serve(lambda connection, request, number: connection.sendall(b"HTTP/1.1 %d No\r\n\r\n" % status))
+    with pytest.raises(InputError) as caught:
+        download(f"{server.address}/model.zip", 1000, io.BytesIO())
+    assert is_outage(caught.value) == passes
+    server.close()
+    if not passes:
+        return
+    with pytest.raises(InputError) as caught:
+        download(f"{server.address}/model.zip", 1000, io.BytesIO())
+    assert is_outage(caught.value)
 
 
 def test_a_wait_that_is_none_is_one_line(serve: Callable[[Behaviour], Server], monkeypatch: pytest.MonkeyPatch) -> None:

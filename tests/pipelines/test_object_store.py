@@ -226,12 +226,34 @@ def test_the_next_run_removes_what_a_killed_one_has_left(server: ObjectStoreServ
 def test_a_store_that_goes_down_midway_is_said_in_one_line(
     server: ObjectStoreServer, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Run, command: str
 ) -> None:
-    """At several requests, at each of which the next run puts all right; `make test-faults` does every one."""
+    """At several requests, at each of which the next run puts all right; `make test-faults` does every third."""
     server.use(monkeypatch)
     monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "0.1")
     go_down(
         server, run_main, model, command, tmp_path, lambda total: sorted({1, total // 3, 2 * total // 3, total - 1})
     )
+
+
+def test_a_store_that_is_down_before_the_work_begins_is_no_wrong_input(
+    server: ObjectStoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Run
+) -> None:
+    server.use(monkeypatch)
+    monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "0.1")
+    monkeypatch.setenv("TORCHMOJI_CACHE", str(tmp_path / "cache"))
+    source, model = f"s3://{BUCKET}/posts/*.jsonl", f"s3://{BUCKET}/models/tiny"
+    arguments = ("--input", source, "--model", model, "--output", "out", "--progress", "off", "--dry_run")
+    reasons = set()
+    for point in range(6):
+        server.faults = Faults(after=point)
+        finished = run_main(score.main, *arguments)
+        server.faults = Faults()
+        assert finished.status == 1, f"{point}: {finished.err}"
+        (failed,) = [line for line in finished.err.splitlines() if line.startswith("failed: ")]
+        assert "Traceback" not in finished.err and "error: " not in finished.err.splitlines()
+        reasons.add(failed.partition(": cannot be ")[0])
+    assert len(reasons) == 5, "listing, an input, and the three files of a model"
+    assert run_main(score.main, *arguments, "--model", f"{model}-not-there").status == 2
+    assert run_main(score.main, *arguments).status == 0
 
 
 def test_a_bucket_that_does_not_exist_is_said_in_one_line(server: ObjectStoreServer, tmp_path: Path) -> None:
