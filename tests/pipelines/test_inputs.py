@@ -20,6 +20,8 @@ import torch
 
 from pipelines import annotate, annotation, run
 from pipelines.data_set import DataSet
+from pipelines.manifest import DataFile
+from pipelines.rewrite import Rewriter
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, read_live, read_scores, write_lines
 from tests.transforms.test_listing import NAMES, break_directory
 from torchmoji_core.bundle import Bundle
@@ -151,6 +153,18 @@ def test_inputs_that_an_earlier_version_could_not_tell_apart_are_scored_together
     assert run_annotate("--on_vanished", "retire").status == 0
     assert ids(tmp_path / "out") == ["0-new", "2"]
     assert_sound(run_verify)
+
+
+def test_dead_letters_of_earlier_versions_keep_the_source_of_their_rows(tmp_path: Path) -> None:
+    names = ["/in/latin\udce9.jsonl", "/in/latin\udcff\udcff.jsonl", "/in/plain.jsonl"]
+    sources = {valid_unicode(name): 1 for name in names}
+    content = b"".join(json.dumps({"source": name}).encode() + b"\n" for name in names)
+    (tmp_path / "old.jsonl").write_bytes(content)
+    old = DataFile("old.jsonl", 3, len(content), "", sources)
+    new = Rewriter(str(tmp_path), "run").dead_letters_without(old, {valid_unicode(names[1]), name_as_text(names[1])})
+    assert new is not None
+    assert new.sources == {valid_unicode(names[0]): 1, names[2]: 1}
+    assert (tmp_path / new.path).read_bytes().splitlines() == content.splitlines()[::2]
 
 
 def test_a_named_file_is_no_glob(tmp_path: Path, run_score: Run, annotate_of: Run) -> None:
