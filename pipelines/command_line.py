@@ -38,7 +38,7 @@ class OneLineParser(argparse.ArgumentParser):
 def run_command(main: Callable[[list[str]], int]) -> int:
     """Run a command's main; a user's mistake ends in one line on standard error and an exit status.
 
-    SIGTERM and SIGINT end it within seconds (`interrupts`).
+    SIGTERM, SIGINT and SIGHUP end it within seconds (`interrupts`).
 
     Returns:
         main's status, or the `exit_status` of its error; 141 if a dry run's output had no reader.

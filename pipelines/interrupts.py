@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and SIGINT end every command within seconds, whatever it is doing at that moment.
+"""Being told to stop: SIGTERM, SIGINT and SIGHUP end every command within seconds, whatever it is doing then.
 
 A signal raises KeyboardInterrupt in the main thread, so that what was begun is cleaned up. That alone is not enough:
 Python runs a signal's handler only between two instructions of the main thread, which may be inside a library for
@@ -28,7 +28,14 @@ END_SECONDS = 7.0
 LAST_SECONDS = 3.0
 """The same where the process was asked to stop before, and had time for it."""
 REPEAT_SECONDS = 2.0
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def _heard() -> list[signal.Signals]:
+    """Those that count. Who has a terminal's hang-up ignored, as `nohup` does, wants the command to go on."""
+    return [
+        number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 class _Interrupts:
@@ -123,7 +130,7 @@ _current: _Interrupts | None = None
 
 @contextlib.contextmanager
 def interruptible(end: Callable[[int], object] = os._exit) -> Iterator[None]:
-    """Have SIGTERM and SIGINT raise KeyboardInterrupt in this block, and end the process if that does not.
+    """Have these signals raise KeyboardInterrupt in this block, and end the process if that does not.
 
     Schedulers stop what they have started with SIGTERM, so it is Ctrl-C's equal. In other threads than the main one,
     where Python has no handlers, nothing changes.
@@ -144,7 +151,7 @@ def interruptible(end: Callable[[int], object] = os._exit) -> Iterator[None]:
         raise KeyboardInterrupt
 
     before = _current
-    previous = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    previous = {number: signal.signal(number, interrupt) for number in _heard()}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     thread = threading.Thread(target=interrupts.watch, args=(reading,), name="interrupts", daemon=True)
     _current = interrupts
@@ -180,7 +187,7 @@ def abandon(status: int) -> None:
 
 @contextlib.contextmanager
 def told_to_stop(seconds: float) -> Iterator[threading.Event]:
-    """An event that the first SIGTERM or SIGINT sets; the second is an interrupt.
+    """An event that the first of these signals sets; the second is an interrupt.
 
     Args:
         seconds: time to stop in, after which it is an interrupt too.
@@ -190,7 +197,7 @@ def told_to_stop(seconds: float) -> Iterator[threading.Event]:
         yield stop
         return
     interrupts = _current
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    previous = {number: signal.getsignal(number) for number in _heard()}
 
     def restore() -> None:
         for number, handler in previous.items():
@@ -204,7 +211,7 @@ def told_to_stop(seconds: float) -> Iterator[threading.Event]:
 
     if interrupts is not None:
         interrupts.grace = seconds
-    for number in SIGNALS:
+    for number in previous:
         signal.signal(number, hear)
     try:
         yield stop

@@ -32,8 +32,8 @@ def start(code: str, directory: Path) -> subprocess.Popen[str]:
         "end(run_command(main))\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=directory, env=environment(), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-c", script], cwd=directory, env=environment(), stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -81,6 +81,24 @@ def test_a_signal_ends_it(code: str, said: str, number: signal.Signals, tmp_path
     assert process.returncode == interrupts.INTERRUPTED, err
     assert re.search(said, err.splitlines()[-1]), err
     assert "__del__" in code or "Traceback" not in err
+
+
+@pytest.mark.parametrize("stops", ["", "with interrupts.told_to_stop(600) as stop: "])
+def test_a_terminal_that_is_hung_up_is_a_signal_to_end_unless_that_is_ignored(stops: str, tmp_path: Path) -> None:
+    process = start(f"ready()\n{stops}time.sleep(600)", tmp_path)
+    for _ in range(2 if stops else 1):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+    _, err = process.communicate(timeout=SLOW)
+    assert (process.returncode, err) == (interrupts.INTERRUPTED, "interrupted\n")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        process = start(f"ready()\n{stops}sys.stdin.readline()\nreturn 3", tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate("\n", timeout=SLOW) == ("", "")
+    assert process.returncode == 3
 
 
 @pytest.mark.parametrize(
