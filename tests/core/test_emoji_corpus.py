@@ -95,7 +95,9 @@ def test_prepared_files_are_kept_until_something_changes(tmp_path: Path, vocabul
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"text": None}, "a text is null"),
+        ({"text": None}, "row 6: a text is null"),
+        ({"split": "validation"}, "row 6: split 'validation' is unknown; expected train, val, test"),
+        ({"split": None}, "row 6: split None is unknown"),
         ({"text": 5}, "a text is 5, not a text"),
         ({"emojis": 5}, "the emojis of a text are 5, not a list"),
         ({"emojis": [["😂"]]}, "not one of DeepMoji's 64"),

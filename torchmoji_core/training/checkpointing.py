@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,24 +43,86 @@ def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: if it cannot be read, is of another run, or its weights are no finite numbers.
     """
-    try:
+    with _or_afresh(path, "cannot be read"):
         with open_regular(path) as file:
             check_archive(file)  # else a small file may become a large one, or name a storage that it does not hold
             file.seek(0)
             state: dict[str, Any] = torch.load(file, weights_only=True)
         found = state.pop("identity")
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise_shortage(error)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"checkpoint {path}: cannot be read ({reason}); delete it to start afresh") from None
-    if found != dict(identity):
         changed = sorted(name for name in identity.keys() | found.keys() if found.get(name) != identity.get(name))
-        raise InputError(f"checkpoint {path} is of a run with other {', '.join(changed)}; delete it or give another")
+        tensors = {} if changed else dict(_tensors("", state))
+    if changed:
+        names = ", ".join(map(str, changed))
+        raise InputError(f"checkpoint {path} is of a run with other {names}; delete it or give another")
     try:
-        check_weights(dict(_tensors("", state)))
+        check_weights(tensors)
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}; delete it to start afresh") from None
     return state
+
+
+@contextmanager
+def continuing(path: Path) -> Iterator[None]:
+    """Around all that takes a run's state from a checkpoint.
+
+    Raises:
+        InputError: if what is in it does not fit the run, though it says that it is of it.
+    """
+    with _or_afresh(path, "does not fit this run"):
+        yield
+
+
+def restored(name: str, found: Any, own: Any) -> Any:
+    """What was found in a checkpoint, in the place of a value of the run that has not begun.
+
+    Raises:
+        ValueError: if it is of another form: another type, a negative number, other keys or another shape.
+    """
+    if type(found) is not type(own):
+        raise ValueError(f"{name} is a {type(found).__name__}")
+    if isinstance(own, Tensor) and (found.shape, found.dtype) != (own.shape, own.dtype):
+        raise ValueError(f"{name} has another shape or type")
+    if isinstance(own, int | float) and not found >= 0:
+        raise ValueError(f"{name} is {found}")
+    if isinstance(own, dict | list):
+        keys, own_keys = (part.keys() if isinstance(part, dict) else range(len(part)) for part in (found, own))
+        if keys != own_keys:
+            raise ValueError(f"{name} has other parts")
+        for key in own_keys:
+            restored(f"{name}.{key}", found[key], own[key])
+    return found
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Go on with the moments of Adam that a checkpoint holds.
+
+    Raises:
+        ValueError: if they are of other parameters, or the options are others.
+    """
+    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        restored("lr", group["lr"], options["lr"])
+        if changed := [name for name in options if name != "lr" and group[name] != options[name]]:
+            raise ValueError(f"the optimizer has another {changed[0]}")
+    for parameter in parameters:
+        moments = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.detach()) | {"step": torch.tensor(0.0)}
+        restored("the optimizer's state", optimizer.state[parameter], moments)
+
+
+@contextmanager
+def _or_afresh(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise_shortage(error)
+        if isinstance(error, InputError) and str(error).startswith("checkpoint "):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"{reason} is missing"
+        raise InputError(f"checkpoint {path}: {what} ({reason}); delete it to start afresh") from None
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -141,8 +141,8 @@ def prepare(
         The splits by name.
 
     Raises:
-        InputError: if the texts cannot be read, a split has no rows, a text is none, or an emoji is not one of
-            DeepMoji's 64.
+        InputError: if the texts cannot be read, a split has no rows or another name, a text is none, or an
+            emoji is not one of DeepMoji's 64.
     """
     identity = _identity(data, vocabulary, maxlen, rows)
     marker = directory / "prepared.json"
@@ -182,11 +182,17 @@ def _identity(data: EmojiTexts, vocabulary: Vocabulary, maxlen: int, rows: int |
 def _read(data: EmojiTexts, columns: list[str], rows: int | None) -> Iterator[tuple[str, dict[str, list[Any]]]]:
     """Pieces of one split each, in the order of the rows."""
     left = dict.fromkeys(SPLITS, rows)
+    number = 0
     for batch in data.batches(columns):
-        for text in batch["text"]:
+        for text, split in zip(batch["text"], batch["split"], strict=True):
+            number += 1
             if not isinstance(text, str):
                 what = "null" if text is None else f"{shown(text)}, not a text"
-                raise InputError(f"{data.name}: a text is {what}; remove such rows")
+                raise InputError(f"{data.name}, row {number}: a text is {what}; remove such rows")
+            if split not in SPLITS:
+                raise InputError(
+                    f"{data.name}, row {number}: split {shown(split)} is unknown; expected {', '.join(SPLITS)}"
+                )
         for split in SPLITS:
             held = [row for row, name in enumerate(batch["split"]) if name == split][: left[split]]
             if rows is not None:

@@ -22,7 +22,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from torchmoji_core.errors import RunError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, Dropout, TorchMoji
-from torchmoji_core.training.checkpointing import load_checkpoint, save_checkpoint
+from torchmoji_core.training.checkpointing import (
+    continuing,
+    load_checkpoint,
+    restore_optimizer,
+    restored,
+    save_checkpoint,
+)
 from torchmoji_core.training.dataset import Batch, TweetDataset
 from torchmoji_core.training.optimization import (
     DivergedError,
@@ -142,8 +148,11 @@ class FineTuning:
         progress = None
         if self.checkpoint is not None and self.checkpoint.exists():
             progress = load_checkpoint(self.checkpoint, self._identity())
-            self.model.load_state_dict(progress["model"])
-            self._stage = progress["stage"]
+            with continuing(self.checkpoint):
+                self.model.load_state_dict(progress["model"])
+                self._stage = restored("stage", progress["stage"], self._stage)
+                if self._stage > len(self.stages):
+                    raise ValueError(f"stage is {self._stage}")
         for number in range(self._stage, len(self.stages)):
             self._stage = number
             _StageRun(self, self.stages[number], progress).run(report)
@@ -199,8 +208,10 @@ class _StageRun:
         self.best_loss, self.best = math.inf, self._trained()
         # What stands in front of the output layer does not change in a stage that trains it alone.
         self.features = self._features() if stage.layers == (OUTPUT_LAYER,) else None
-        if progress is not None and "optimizer" in progress:
-            self._resume(progress)
+        if progress is not None:
+            assert run.checkpoint is not None
+            with continuing(run.checkpoint):
+                self._resume(progress)
         elif self.number:  # a further stage must improve on the one before, or leaves it as it was
             self.best_loss = self._validation_loss()
 
@@ -302,8 +313,8 @@ class _StageRun:
 
     def _resume(self, progress: dict[str, Any]) -> None:
         for name in _PROGRESS:
-            setattr(self, name, progress[name])
-        self.optimizer.load_state_dict(progress["optimizer"])
+            setattr(self, name, restored(name, progress[name], getattr(self, name)))
+        restore_optimizer(self.optimizer, progress["optimizer"])
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -25,7 +25,13 @@ from torchmoji_core import durable
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, Dropout, TorchMoji
-from torchmoji_core.training.checkpointing import load_checkpoint, save_checkpoint
+from torchmoji_core.training.checkpointing import (
+    continuing,
+    load_checkpoint,
+    restore_optimizer,
+    restored,
+    save_checkpoint,
+)
 from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.emoji_corpus import EmojiCorpus
 from torchmoji_core.training.metrics import class_f1, expected_calibration_error, top_k_accuracy
@@ -191,10 +197,11 @@ class Pretraining:
 
     def _resume(self, path: Path) -> None:
         state = load_checkpoint(path, self._identity())
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        with continuing(path):
+            self.step = restored("step", state["step"], self.step)
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            restore_optimizer(self.optimizer, state["optimizer"])
 
 
 def _rare_tokens(corpus: Corpus, vocabulary: int, min_count: int) -> Tensor:
