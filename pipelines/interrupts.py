@@ -33,9 +33,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def _heard() -> list[signal.Signals]:
     """Those that count. Who has a terminal's hang-up ignored, as `nohup` does, wants the command to go on."""
-    return [
-        number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
-    ]
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class _Interrupts:
