@@ -37,6 +37,7 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         InputError: if Beam refuses a value, or a local run is given an option that neither we nor Beam know. Other
             runners have options that only their job servers know, so those are passed on.
     """
+    _check_spelling(rest)
     unknown = sorted(_parsed(rest, retain_unknown_options=True).keys() - _parsed(rest).keys())
     if unknown and config.is_local:
         raise InputError(f"option --{unknown[0]} is unknown, to this program and to Beam; --help lists ours")
@@ -52,6 +53,20 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
     # All code is in installed modules; nothing of the main session has to travel.
     options.view_as(SetupOptions).save_main_session = False
     return options
+
+
+def _check_spelling(rest: list[str]) -> None:
+    """Beam takes `--a-b` for an unknown `--a_b`, and `-a_b` for a value, and passes over both where it knows `--a_b`.
+
+    Raises:
+        InputError: for the first option that is written so, without its value, which may be a secret.
+    """
+    known = _parsed([])
+    for argument in rest:
+        name = argument.partition("=")[0]
+        meant = name.lstrip("-").replace("-", "_")
+        if name.startswith("-") and meant in known and name != f"--{meant}":
+            raise InputError(f"option {name} is unknown, to this program and to Beam; is --{meant} meant?")
 
 
 def _without_secrets(rest: list[str], config: ScoreConfig) -> list[str]:

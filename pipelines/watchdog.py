@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import sys
 import tempfile
 import threading
 import time
@@ -13,12 +14,12 @@ from types import TracebackType
 
 from pipelines.command_line import FAILED
 from pipelines.interrupts import abandon, heed_interrupt
+from pipelines.logs import announce, quoted
 from torchmoji_core.errors import RunError
 
 _LOOKS_PER_TIMEOUT = 20
 _DUMP_SECONDS = 1.0
 _LOG_BYTES = 20_000
-_LOGGER = logging.getLogger(__name__)
 
 
 class Watchdog:
@@ -45,6 +46,8 @@ class Watchdog:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._has_barked = False
+        # What else is printed while the run goes on goes elsewhere.
+        self._stream = sys.stderr
 
     def __enter__(self) -> Watchdog:
         if self._timeout:
@@ -73,7 +76,8 @@ class Watchdog:
         while not self._ended.wait(self._timeout / _LOOKS_PER_TIMEOUT):
             if self.is_stalled() and not self._ended.is_set():
                 self._has_barked = True
-                _LOGGER.error("no progress for %g seconds; all threads:\n%s", self._timeout, stacks())
+                lines = [f"no progress for {self._timeout:g} seconds; all threads:", *quoted(stacks())]
+                announce("stalled", lines, level=logging.ERROR, stream=self._stream)
                 self._report_workers()
                 abandon(FAILED)
                 return
@@ -84,7 +88,8 @@ class Watchdog:
         if self._worker_log is not None and self._worker_log.exists():
             said = self._worker_log.read_bytes()[-_LOG_BYTES:].decode("utf-8", "replace")
             if said:
-                _LOGGER.error("the workers' last words:\n%s", said)
+                lines = ["the workers' last words:", *quoted(said)]
+                announce("workers_log", lines, level=logging.ERROR, stream=self._stream)
 
 
 def stacks() -> str:

@@ -227,6 +227,15 @@ def test_secrets_are_refused_for_a_job_that_others_can_see() -> None:
     assert "AKIAX" not in str(error.value)
 
 
+@pytest.mark.parametrize("option", ["--s3-secret-access-key", "-s3_secret_access_key", "--s3_secret-access_key"])
+@pytest.mark.parametrize("runner", ["DirectRunner", "FlinkRunner"])
+def test_an_option_of_another_spelling_is_not_passed_over_with_its_secret(option: str, runner: str) -> None:
+    config, rest = parse([f"--runner={runner}", f"{option}=hidden1"])
+    with pytest.raises(InputError, match=f"option {option} is unknown.* is --s3_secret_access_key meant") as error:
+        pipeline_options(config, rest)
+    assert "hidden1" not in str(error.value)
+
+
 def test_the_looking_finds_what_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)):
         assert len(listeners(os.getpid())[0]) == 1
