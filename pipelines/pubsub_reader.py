@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, RunError, UnavailableError
 from transforms.deliveries import Deliveries, keys_in
 
 PULLED_AT_ONCE = 1000
@@ -94,7 +94,8 @@ class PubSubReader:
         except (exceptions.PermissionDenied, exceptions.Unauthenticated, GoogleAuthError) as error:
             raise InputError(f"--input {uri}: may not be read: {_first_line(error)}") from None
         except exceptions.GoogleAPIError as error:
-            raise InputError(f"--input {uri}: cannot be reached: {_first_line(error)}") from None
+            cause = UnavailableError(uri) if isinstance(error, self._transient) else None
+            raise InputError(f"--input {uri}: cannot be reached: {_first_line(error)}") from cause
         for thread in self._threads:
             thread.start()
         return self

@@ -21,7 +21,7 @@ from tests.pipelines.conftest import WORDS, Finished
 from tests.sockets import listeners
 from tests.streams import SUBSCRIPTION, Sender, read_rows, result_files, rows_in_place, running
 from tests.tiny import tiny_bundle
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, is_outage
 from transforms.commit import WrittenFile
 from transforms.deliveries import Deliveries
 
@@ -245,8 +245,9 @@ def test_a_subscription_that_cannot_be_read(
     server: FakePubSub, deliveries: Deliveries, status: grpc.StatusCode, expected: str
 ) -> None:
     server.refuse["Pull"] = status
-    with pytest.raises(InputError, match=expected), reader_of(deliveries):
+    with pytest.raises(InputError, match=expected) as caught, reader_of(deliveries):
         pass
+    assert is_outage(caught.value) == (status is grpc.StatusCode.UNAVAILABLE)
 
 
 def test_a_subscription_that_is_deleted_ends_the_reading(server: FakePubSub, deliveries: Deliveries) -> None:
