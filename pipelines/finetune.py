@@ -12,6 +12,7 @@ from pipelines.command_line import OneLineParser, add_dataclass_options, end, ru
 from pipelines.logs import announce
 from torchmoji_core.bundle_files import local_path
 from torchmoji_core.errors import InputError
+from torchmoji_core.limits import check_threads
 from torchmoji_core.names import check_name
 from torchmoji_core.training.options import FineTuningOptions
 
@@ -53,8 +54,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--output {options.output} exists already; give a new name")
     name = options.name or options.output.stem
     check_name("the name of the bundle (--name, or else that of --output)", name)
-    if options.threads is not None and options.threads < 1:
-        raise InputError(f"--threads must be at least 1, not {options.threads}")
+    check_threads("--threads", options.threads)
     import torch
     from tqdm import tqdm
 
@@ -71,8 +71,12 @@ def main(arguments: list[str]) -> int:
     splits = data.split(training_options.seed)
     base = load_bundle(options.model)
     size = None
-    if options.embedding or options.hidden:
-        size = (options.embedding or base.dimensions.embedding, options.hidden or base.dimensions.hidden)
+    if options.embedding is not None or options.hidden is not None:
+        own = base.dimensions
+        size = (
+            own.embedding if options.embedding is None else options.embedding,
+            own.hidden if options.hidden is None else options.hidden,
+        )
     training = ClassifierTraining(splits, base, training_options, size=size, checkpoint=options.checkpoint)
     texts = ", ".join(f"{len(part.texts):,} {name}" for name, part in splits.items())
     announce(

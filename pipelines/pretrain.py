@@ -15,7 +15,7 @@ from torchmoji_core.bundle_files import local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
-from torchmoji_core.limits import check_limit
+from torchmoji_core.limits import check_limit, check_threads
 from torchmoji_core.names import check_name
 from torchmoji_core.training.options import PretrainingOptions
 
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.training.cards import emoji_model_card
     from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
     from torchmoji_core.training.pretraining import Pretraining, calibrate, evaluate, teach
-    from torchmoji_core.vocabulary import Vocabulary
+    from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
     from transforms.training_data import EmojiFile
 
     names = [field.name for field in dataclasses.fields(PretrainingOptions)]
@@ -93,9 +93,12 @@ def main(arguments: list[str]) -> int:
     for limited in ("maxlen", "embedding", "hidden"):
         check_limit(f"--{limited}", limited, getattr(options, limited))
     check_limit("--vocabulary_size", "vocabulary", options.vocabulary_size)
+    if options.vocabulary_size < len(SPECIAL_TOKENS):
+        raise InputError(f"--vocabulary_size must be at least {len(SPECIAL_TOKENS)}, not {options.vocabulary_size}")
+    if options.rows is not None and options.rows < 1:
+        raise InputError(f"--rows must be at least 1, not {options.rows}")
     prose = _read_card(options.card) if options.card else ""
-    if options.threads is not None and options.threads < 1:
-        raise InputError(f"--threads must be at least 1, not {options.threads}")
+    check_threads("--threads", options.threads)
     keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -140,6 +140,8 @@ def local_path(location: str) -> Path:
     Raises:
         InputError: if it begins with the home of a user who is not there, or is no file of this machine.
     """
+    if is_remote(location):
+        raise InputError(f"{location}: a path on this machine is needed here; copy from or to elsewhere yourself")
     try:
         return Path(plain(location)).expanduser()
     except RuntimeError as error:

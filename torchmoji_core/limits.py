@@ -21,6 +21,8 @@ nothing but an id of a few bytes, still below 200. Weights hardly compress at al
 200 times its size, so a file costs at most what 200 of its size would have cost uncompressed.
 """
 
+MOST_THREADS = 1_024
+"""More than any machine has use for."""
 VARIABLE = "TORCHMOJI_MODEL_LIMITS"
 MODEL_LIMITS = {
     "weights": 1 << 28,  # 1 GiB as float32
@@ -49,6 +51,16 @@ def model_limit(what: str) -> int:
     except (ValueError, OverflowError):
         pass
     raise InputError(f"${VARIABLE} must be a number by which the bounds of models are raised, not {shown(factor)}")
+
+
+def check_threads(name: str, value: int | None) -> None:
+    """Accept a number of torch's threads, or none.
+
+    Raises:
+        InputError: if there can be no such number: torch ends the process where it cannot start them.
+    """
+    if value is not None and not 1 <= value <= MOST_THREADS:
+        raise InputError(f"{name} must be at least 1 and at most {MOST_THREADS:,}, not {shown(value)}")
 
 
 def check_limit(name: str, what: str, value: object) -> None:

@@ -8,6 +8,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
+from torchmoji_core.limits import check_threads
 from transforms.fields import KeptField
 
 FINGERPRINT_COLUMN = "fingerprint"
@@ -74,8 +75,7 @@ class ScoreOptions:
             )
         if self.top_k < 1:
             raise InputError(f"top_k must be at least 1, not {self.top_k}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads must be at least 1, not {self.threads}")
+        check_threads("threads", self.threads)
         if self.cache_mb < 0:
             raise InputError(f"cache_mb must be at least 0, not {self.cache_mb}")
         for field in self.keep:

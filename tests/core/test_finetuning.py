@@ -376,6 +376,10 @@ def poison(task: ClassifierTraining) -> None:
     [
         ({"method": "freeze"}, "method 'freeze' is unknown; choose one of new, last, full, chain-thaw"),
         ({"patience": 0}, "patience must be above 0"),
+        ({"learning_rate": math.inf}, "learning_rate must be above 0 and finite"),
+        ({"embedding_l2": math.inf}, "embedding_l2 must be at least 0 and finite"),
+        ({"seed": -1}, "seed must be at least 0 and below 4294967296, not -1"),
+        ({"seed": 10**20}, "seed must be at least 0 and below 4294967296"),
         ({"output_dropout": 1.0}, "output_dropout must be at least 0 and below 1"),
         ({"fine_learning_rate": math.nan}, "fine_learning_rate must be above 0"),
         ({"maxlen": -1}, "maxlen must be at least 0"),

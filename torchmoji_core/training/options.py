@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,6 +126,8 @@ class FineTuningOptions:
             check_limit("maxlen", "maxlen", self.maxlen)
 
 
+_SEEDS = 1 << 32
+"""Seeds of steps are made of it, and torch takes none above 2^63."""
 _POSITIVE = ("learning_rate", "gradient_norm", "checkpoint_seconds")
 
 
@@ -138,10 +141,12 @@ def _check(
         if not 0 <= getattr(options, name) < 1:
             raise InputError(f"{name} must be at least 0 and below 1, not {getattr(options, name)}")
     for name in positive:
-        if not getattr(options, name) > 0:
-            raise InputError(f"{name} must be above 0, not {getattr(options, name)}")
+        if not 0 < getattr(options, name) < math.inf:
+            raise InputError(f"{name} must be above 0 and finite, not {getattr(options, name)}")
     for name in not_negative:
-        if not getattr(options, name) >= 0:
-            raise InputError(f"{name} must be at least 0, not {getattr(options, name)}")
+        if not 0 <= getattr(options, name) < math.inf:
+            raise InputError(f"{name} must be at least 0 and finite, not {getattr(options, name)}")
+    if not 0 <= options.seed < _SEEDS:
+        raise InputError(f"seed must be at least 0 and below {_SEEDS}, not {options.seed}")
     if options.precision not in TRAINING_PRECISIONS:
         raise InputError(f"precision {options.precision!r} is unknown; choose one of {', '.join(TRAINING_PRECISIONS)}")
