@@ -52,7 +52,14 @@ def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
         found = list_inputs(config.score.inputs, config.score.format, data_set.live.inputs.keys(), to_be_retired)
         model = check_model(config.score)
         selection = select(
-            data_set, found.files, found.vanished, config, model.fingerprint, time.time(), found.not_gone
+            data_set,
+            found.files,
+            found.vanished,
+            config,
+            model.fingerprint,
+            time.time(),
+            found.not_gone,
+            found.no_files,
         )
         selection = dataclasses.replace(selection, unlisted=found.unlisted, passed_over=tuple(found.passed_over))
         plan = make_plan(config, data_set, selection, model, kind)

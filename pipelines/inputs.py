@@ -35,6 +35,11 @@ class Inputs:
     not_gone: dict[str, str] = field(default_factory=dict)
     """Those of the vanished that need not have been deleted, with the reason."""
 
+    @property
+    def no_files(self) -> set[str]:
+        """Those of the files that are none, or cannot be looked at; opening them will say why."""
+        return {path for path, file in self.files.items() if file.version is None and storage.is_local(path)}
+
 
 def list_inputs(
     patterns: Sequence[str], format: str | None, live: Collection[str] = (), to_be_retired: bool = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -78,7 +78,7 @@ class Selection:
 
 def select(
     data_set: DataSet, listed: Mapping[str, InputFile], vanished: Sequence[str], config: AnnotateConfig,
-    fingerprint: str, now: float, not_gone: Mapping[str, str] = MappingProxyType({}),
+    fingerprint: str, now: float, not_gone: Mapping[str, str] = MappingProxyType({}), no_files: Collection[str] = (),
 ) -> Selection:  # fmt: skip
     """Compare what is listed with what was scored, and apply the policies.
 
@@ -90,6 +90,7 @@ def select(
         fingerprint: of the model that is to score.
         now: seconds since 1970.
         not_gone: those of the vanished that need not have been deleted, with the reason: they are not retired.
+        no_files: those of the listed that are no files, or cannot be looked at.
 
     Raises:
         InputError: where a policy is to fail.
@@ -115,14 +116,15 @@ def select(
         file, scored = listed[path], generation.inputs.get(path)
         if scored is not None and scored.is_unchanged(file.bytes_, file.modified):
             unchanged += 1
-        elif scored is not None and config.on_changed == "skip":
+        # What is no file any more, or cannot be looked at, has not changed but is unreadable: opening it will say why.
+        elif scored is not None and config.on_changed == "skip" and path not in no_files:
             skipped += 1
         # A file from the future is as young as one from the past: one of the two clocks is wrong.
         elif file.modified is not None and abs(now - file.modified) < config.settle:
             unsettled.append(path)
         elif scored is None:
             new.append(file)
-        elif config.on_changed == "fail":
+        elif config.on_changed == "fail" and path not in no_files:
             raise InputError(
                 f"input {path} has changed since it was scored; give --on_changed rescore or skip, or another --output"
             )

@@ -211,6 +211,22 @@ def test_what_is_no_file_is_reported_and_the_others_are_scored(
     assert_sound(run_verify)
 
 
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+def test_an_input_that_is_no_file_any_more_has_not_changed(
+    tmp_path: Path, run_annotate: Run, run_verify: Run, policy: str
+) -> None:
+    corpus(tmp_path / "in", 2, 5)
+    assert run_annotate().status == 0
+    path = tmp_path / "in" / "0000.jsonl"
+    path.unlink()
+    os.mkfifo(path)
+    finished = run_annotate("--on_changed", policy)
+    assert finished.status == 1
+    assert f"failed: input {path} cannot be opened: " in finished.err
+    assert len(ids(tmp_path / "out")) == 10
+    assert_sound(run_verify)
+
+
 def test_in_a_directory_each_is_a_dead_letter_of_score(
     tmp_path: Path, run_score: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
