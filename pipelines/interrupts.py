@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from types import FrameType
 
 from pipelines.logs import announce
 
@@ -27,7 +27,7 @@ END_SECONDS = 7.0
 """From a signal to the end of the process, if it has not ended by itself."""
 LAST_SECONDS = 3.0
 """The same where the process was asked to stop before, and had time for it."""
-REPEAT_SECONDS = 2.0
+REPEAT_SECONDS = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -123,6 +123,15 @@ def _say_the_end() -> None:
     )  # fmt: skip
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: native ones abort the process at an exception there. It comes again soon."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
 _current: _Interrupts | None = None
 
 
@@ -144,9 +153,10 @@ def interruptible(end: Callable[[int], object] = os._exit) -> Iterator[None]:
     os.set_blocking(writing, False)
     interrupts = _Interrupts(end)
 
-    def interrupt(number: int, frame: object) -> NoReturn:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         interrupts.came.set()
-        raise KeyboardInterrupt
+        if not _is_importing(frame):
+            raise KeyboardInterrupt
 
     before = _current
     previous = {number: signal.signal(number, interrupt) for number in _heard()}

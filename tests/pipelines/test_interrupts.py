@@ -40,6 +40,15 @@ def start(code: str, directory: Path) -> subprocess.Popen[str]:
     return process
 
 
+SLOW_MODULE = """
+import time
+print("ready", flush=True)
+begun = time.monotonic()
+while time.monotonic() < begun + 0.5:
+    pass
+print("imported", flush=True)
+"""
+
 BUSY = {
     "python": ("while True: pass", "interrupted"),
     "a sleep": ("time.sleep(600)", "interrupted"),
@@ -63,6 +72,7 @@ BUSY = {
         "try:\n    ready(); time.sleep(600)\nexcept KeyboardInterrupt:\n    raise ValueError('cannot import')",
         "interrupted",
     ),
+    "an import": ("sys.path.insert(0, '.'); import slow_module  # which says ready()\ntime.sleep(600)", "interrupted"),
     "a thread that does not end": (
         "threading.Thread(target=time.sleep, args=(600,)).start()\ntime.sleep(600)", "interrupted",
     ),
@@ -72,14 +82,16 @@ BUSY = {
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("code", "said"), BUSY.values(), ids=BUSY)
 def test_a_signal_ends_it(code: str, said: str, number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "slow_module.py").write_text(SLOW_MODULE)
     process = start(code if "ready()" in code else f"ready()\n{code}", tmp_path)
     process.send_signal(number)
     try:
-        _, err = process.communicate(timeout=SLOW)
+        out, err = process.communicate(timeout=SLOW)
     finally:
         process.kill()
     assert process.returncode == interrupts.INTERRUPTED, err
     assert re.search(said, err.splitlines()[-1]), err
+    assert "slow_module" not in code or out == "imported\n", "native modules do not survive an exception on import"
     assert "__del__" in code or "Traceback" not in err
 
 
