@@ -121,7 +121,10 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     for is_dead, check in ((False, partial(_check_parquet, output, None)), (True, partial(_check_jsonl, output))):
         _check_all(check, [entry.file for entry in waiting if entry.is_dead_letters == is_dead], findings)
     if ids_must_be_unique:
-        _check_ids(output, files, memory_mb, findings)
+        try:
+            _check_ids(output, files, memory_mb, findings)
+        except OSError as error:  # what was found before is said nonetheless
+            findings.untold.append(f"ids could not be compared ({first_line(error)}); give another TMPDIR")
     try:
         _check_unlisted(data_set, streams, known | {entry.file.path for entry in waiting}, findings)
     except OSError as error:

@@ -55,6 +55,17 @@ def first_dead_letters(output: Path) -> Path:
     return next((output / "_dead_letters").glob("*.jsonl"))
 
 
+def test_what_was_found_is_said_where_there_is_no_room_to_compare_ids(
+    data_set: Path, run_verify: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not-there"))
+    unknown = run_verify()
+    assert unknown.status == 5 and "ids could not be compared" in unknown.out, unknown
+    flip_a_byte(first_dead_letters(data_set))
+    finished = run_verify()
+    assert finished.status == 1 and "problem " in finished.out and "give another TMPDIR" in finished.out, finished
+
+
 def test_a_sound_data_set(data_set: Path, run_verify: Run) -> None:
     finished = run_verify()
     assert finished.status == 0
