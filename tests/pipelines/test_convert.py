@@ -100,7 +100,7 @@ class Run:
         assert status == expected
         assert out == ""
         assert len(err.splitlines()) == 1
-        assert err.startswith("error: ")
+        assert err.startswith(("error: ", "failed: "))
         assert "Traceback" not in err
         assert sorted(self.folder.rglob("*")) == before
         return err
