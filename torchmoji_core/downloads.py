@@ -75,6 +75,8 @@ def _may_pass(error: BaseException) -> bool:
         status = getattr(answer, "status_code", None)
     if isinstance(status, int):
         return status >= 500 or status == _TOO_MANY_REQUESTS
+    if "Connection refused" in str(error):  # nobody listens there: the address may be wrong
+        return False
     return not _FAILURES.isdisjoint(each.__name__ for each in type(error).__mro__)
 
 

@@ -123,10 +123,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 _OUTAGES = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
-    errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET,
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.EHOSTUNREACH,
+    errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET,
 }  # fmt: skip
-"""Of disks, networks and servers that fail."""
+"""Of disks, networks and servers that fail. Where a connection is refused nobody listens: the address may be wrong."""
 
 
 def is_outage(error: BaseException) -> bool:
