@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipelines import convert
-from pipelines.command_line import FAILED, WRONG_INPUT, run_command
+from pipelines.command_line import WRONG_INPUT, run_command
 from tests.tiny import SMALL, State, make_state, torch_file
 from torchmoji_core import checkpoints
 from torchmoji_core.bundle import Bundle, load_bundle
@@ -93,11 +93,11 @@ class Run:
         status = run_command(convert.main)
         return status, *self._capsys.readouterr()
 
-    def refused(self, checkpoint: object, *more: str, expected: int = WRONG_INPUT) -> str:
+    def refused(self, checkpoint: object, *more: str) -> str:
         """The one line of a run that must fail without writing anything."""
         before = sorted(self.folder.rglob("*"))
         status, out, err = self(checkpoint, *more)
-        assert status == expected
+        assert status == WRONG_INPUT
         assert out == ""
         assert len(err.splitlines()) == 1
         assert err.startswith(("error: ", "failed: "))
@@ -234,7 +234,7 @@ def test_missing_files_end_in_one_line(run: Run) -> None:
 
 def test_an_unreachable_uri_ends_in_one_line(run: Run) -> None:
     # A server that is down may be there tomorrow.
-    assert "127.0.0.1" in run.refused("http://127.0.0.1:9/pytorch_model.bin?dl=1", expected=FAILED)
+    assert "127.0.0.1" in run.refused("http://127.0.0.1:9/pytorch_model.bin?dl=1")
     assert "nosuchscheme" in run.refused("nosuchscheme://bucket/pytorch_model.bin")
 
 
