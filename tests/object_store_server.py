@@ -214,7 +214,7 @@ class _Proxy(ThreadingHTTPServer):
 
     def __init__(self, server: ObjectStoreServer, upstream: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.store, self.upstream = server, upstream
+        self.store, self.upstream, self.conditional = server, upstream, threading.Lock()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that gives up closes its connection; that is what it is tested for."""
@@ -246,8 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "hangs":
             time.sleep(faults.hang_seconds)
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream)
-        upstream.request(self.command, self.path, sent, dict(self.headers.items()))
-        answer = upstream.getresponse()
+        # Moto looks whether an object is there, and then makes it; at S3 that is one step.
+        with self.server.conditional if "If-None-Match" in self.headers else contextlib.nullcontext():
+            upstream.request(self.command, self.path, sent, dict(self.headers.items()))
+            answer = upstream.getresponse()
         content = answer.read()
         upstream.close()
         if fault == "lost" or (fault in ("resets", "truncations") and not content):

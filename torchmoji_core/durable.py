@@ -16,6 +16,7 @@ from pathlib import Path
 
 _THREADS = 16
 """A filesystem writes what several ask for at the same time together: 200 files take little longer than two."""
+_WITHOUT_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NOT_FOR_DIRECTORIES = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 
 
@@ -82,6 +83,28 @@ def replace(temporary: str | Path, path: str | Path) -> None:
     sync([temporary])
     Path(temporary).replace(path)
     sync([Path(path).parent])
+
+
+def name_if_absent(temporary: str | Path, path: str | Path) -> bool:
+    """Give a closed file another name as well, to stay, unless that is taken: of several at a time, one gets it.
+
+    Returns:
+        Whether it has got the name; the temporary one is still there, too.
+
+    Raises:
+        OSError: if that cannot be done, as on filesystems without hard links.
+    """
+    sync([temporary])
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        raise OSError(error.errno, "no hard links can be made there; use another filesystem", str(path)) from None
+    sync([Path(path).parent])
+    return True
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

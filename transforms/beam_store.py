@@ -66,6 +66,9 @@ class BeamStore(ObjectStore):
 
         _request(path, "upload", upload_once)
 
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        raise OSError(f"{path}: Beam's filesystem for this store cannot write only what is absent")
+
     def copy(self, source: str, destination: str) -> None:
         _request(source, "copy", lambda: FileSystems.get_filesystem(source).copy([source], [destination]))
 

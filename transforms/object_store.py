@@ -96,6 +96,13 @@ class ObjectStore(ABC):
         """Make a local file the content of an object, which is replaced at once or not at all."""
 
     @abstractmethod
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        """Make an object unless there is one of that name; whether it was made.
+
+        Not made is also what a try again says of an object that was made when the answer was lost.
+        """
+
+    @abstractmethod
     def copy(self, source: str, destination: str) -> None:
         """Copy an object inside the store."""
 

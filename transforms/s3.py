@@ -28,7 +28,7 @@ from transforms.object_store import ObjectStore, StoredObject, TransientError, r
 _KEYS_PER_REQUEST = 1000
 _TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "Throttling", "InternalError", "ServiceUnavailable", "BadDigest"}
 # An upload whose completion was lost on the way is gone when completion is asked for again: upload once more.
-_TRANSIENT_CODES |= {"NoSuchUpload", "OperationAborted"}
+_TRANSIENT_CODES |= {"NoSuchUpload", "OperationAborted", "ConditionalRequestConflict"}
 _OPTIONS = {
     "s3_endpoint_url": "endpoint_url",
     "s3_region_name": "region_name",
@@ -125,6 +125,20 @@ class S3Store(ObjectStore):
             self._client.upload_file(str(local), bucket, key, Callback=lambda _: metrics.get_on())
 
         self._request(path, "upload", upload_once)
+
+    def put_if_absent(self, path: str, content: bytes) -> bool:
+        bucket, key = _object(path)
+
+        def put() -> bool:
+            try:
+                self._client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
+            except self._client.exceptions.ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 412:
+                    raise
+                return False
+            return True
+
+        return self._request(path, "upload", put)
 
     def copy(self, source: str, destination: str) -> None:
         (from_bucket, from_key), (bucket, key) = _object(source), _object(destination)

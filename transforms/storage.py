@@ -354,6 +354,48 @@ def publish(path: str, content: bytes, temporary: str, lasting: bool = True) -> 
             sync([path.rpartition("/")[0]])
 
 
+def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
+    """Write a file that appears whole, to stay, if none of that name is there: of several writers at a time, one does.
+
+    Args:
+        path: its name.
+        content: all of it, which no other writer has: who is told that the name is taken looks whether by itself,
+            since the answer to an earlier try may have been lost.
+        temporary: another name on the same filesystem, of this writer alone; not used where objects appear whole.
+
+    Returns:
+        Whether the file that is there is this writer's.
+
+    Raises:
+        OSError: if that cannot be known, so that the file may be there by now; or if the filesystem has no such thing.
+    """
+    if store := _object_store(path):
+        created = store.put_if_absent(path, content)
+    else:
+        make_directory(path.rpartition("/")[0])
+        try:
+            with create(temporary) as file, _one_line_errors(temporary):
+                file.write(content)
+            created = _name_if_absent(temporary, path)
+        finally:
+            delete([temporary])
+    with contextlib.suppress(FileNotFoundError):
+        return created or read_bytes(path) == content
+    return False  # it was another's, and has been deleted
+
+
+def _name_if_absent(temporary: str, path: str) -> bool:
+    if is_local(path):
+        return durable.name_if_absent(temporary, path)
+    try:
+        rename(temporary, path)  # HDFS replaces nothing
+    except OSError:
+        if not exists(path):
+            raise
+        return False
+    return True
+
+
 def remove_empty(directory: str, deep: bool = True) -> None:
     """Delete a local directory if no file is in it; elsewhere an empty one does no harm.
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
 import random
 import re
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -261,6 +264,96 @@ def test_an_object_that_is_not_what_was_listed_is_not_read(bucket: str) -> None:
             opened.read()
     with pytest.raises(ChangedError):
         storage.open_listed(file.path, file.version)
+
+
+# --- written by one of many ----------------------------------------------------------------------------------------
+
+RACE = """
+import sys
+from transforms import storage
+directory, writer = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(30):
+    if storage.create_if_absent(f"{directory}/{number}", writer.encode(), f"{directory}/_tmp/{writer}-{number}"):
+        print(number)
+"""
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, bucket: str, tmp_path: Path) -> str:
+    return bucket if request.param == "s3" else str(tmp_path / "new" / "directory")
+
+
+def files_of(place: str) -> dict[str, bytes]:
+    found = storage.match([f"{place}/**"])
+    return {file.path.removeprefix(f"{place}/"): storage.read_bytes(file.path) for file in found}
+
+
+def test_of_several_threads_one_creates_a_file(server: ObjectStoreServer, place: str) -> None:
+    writers, names = 6, 15
+    server.faults = mixed(FAULTY, 20)
+    barrier = threading.Barrier(writers)
+    won: list[tuple[str, bytes]] = []
+
+    def create(content: bytes) -> None:
+        for name in map(str, range(names)):
+            barrier.wait(HANG_GUARD)
+            if storage.create_if_absent(f"{place}/{name}", content, f"{place}/_tmp/{content.decode()}"):
+                won.append((name, content))
+
+    threads = [threading.Thread(target=create, args=(f"writer {number}".encode(),)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG_GUARD)
+    server.faults = Faults()
+    assert len(won) == names
+    assert files_of(place) == dict(won), "all of one writer's content, and nothing temporary"
+
+
+def test_of_several_processes_one_creates_a_file(place: str) -> None:
+    writers = ["a", "b", "c"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, place, writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for writer in writers
+    ]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=HANG_GUARD)[0].split() for process in processes]
+    won = {name: writer.encode() for writer, names in zip(writers, outputs, strict=True) for name in names}
+    assert sum(map(len, outputs)) == 30
+    assert files_of(place) == won
+
+
+def test_who_creates_a_file_knows_it_although_the_answer_was_lost(server: ObjectStoreServer, bucket: str) -> None:
+    server.faults = Faults(lost=0.5, only="PUT", seed=3)
+    for number in range(10):
+        assert storage.create_if_absent(f"{bucket}/{number}", b"mine", f"{bucket}/_tmp")
+    assert server.injected["lost"] > 1
+    assert not storage.create_if_absent(f"{bucket}/0", b"theirs", f"{bucket}/_tmp")
+    assert set(contents(server, bucket).values()) == {b"mine"}
+
+
+def test_a_file_that_is_there_stays(place: str) -> None:
+    write(f"{place}/file", b"old")
+    assert not storage.create_if_absent(f"{place}/file", b"new", f"{place}/_new")
+    assert files_of(place) == {"file": b"old"}
+
+
+def test_without_hard_links_nothing_is_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match=r"no hard links can be made there; use another filesystem: .*file'"):
+        storage.create_if_absent(str(tmp_path / "file"), b"content", str(tmp_path / "_file"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- names ---------------------------------------------------------------------------------------------------------
