@@ -91,19 +91,21 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
     check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
-        return Plan(check_fields(score, selection.work), selection.work, model, passed_over=selection.passed_over)
-    score = as_before(score, earlier)
-    # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
-    ours, free = identity(score), {"model", "inputs", "appended"}
-    changed = [name for name in differences(ours, earlier) if name not in free]
-    if kind == "score" and not {*ours["inputs"]} <= {*earlier.get("inputs", ())}:
-        changed = sorted([*changed, "inputs"])
-    if changed:
-        raise InputError(
-            f"output {score.output} holds results of another command (other {', '.join(changed)}); "
-            "give the same options as before, or another --output"
-        )
-    return Plan(score, selection.work, model, passed_over=selection.passed_over)
+        score = check_fields(score, selection.work)
+    else:
+        score = as_before(score, earlier)
+        # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
+        ours, free = identity(score), {"model", "inputs", "appended"}
+        changed = [name for name in differences(ours, earlier) if name not in free]
+        if kind == "score" and not {*ours["inputs"]} <= {*earlier.get("inputs", ())}:
+            changed = sorted([*changed, "inputs"])
+        if changed:
+            raise InputError(
+                f"output {score.output} holds results of another command (other {', '.join(changed)}); "
+                "give the same options as before, or another --output"
+            )
+    # One that cannot be opened waits for the next run; a dead letter would count it as done.
+    return Plan(score, selection.work, model, passed_over=selection.passed_over, strict=True)
 
 
 class Annotation:
@@ -199,7 +201,7 @@ class Annotation:
     def publish_list(self) -> None:
         """Bring the list of live files up to date; it is for readers, and the manifests are there without it."""
         if self._data_set.manifests:
-            self._data_set.publish_list(self._plan.with_new_run().run_id)
+            self._data_set.publish_list(self._plan.with_new_run(()).run_id)
 
     def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""
@@ -209,10 +211,10 @@ class Annotation:
         self.left += sorted(opened.changed)
         group = [file for file in group if file.path not in opened.unreadable.keys() | opened.changed]
         while group:
-            plan = self._plan.with_new_run()
+            plan = self._plan.with_new_run(group)
             started = datetime.now(UTC)
             try:
-                finished = execute(plan, self._session, group)
+                finished = execute(plan, self._session)
             except UnreadableInput as error:
                 out = {error.path}
                 self.unreadable[error.path] = error.reason
@@ -224,7 +226,7 @@ class Annotation:
             else:
                 out = self._changed_meanwhile(group)
                 if not out:
-                    self._commit(plan, finished, group, started)
+                    self._commit(plan, finished, started)
                     return
                 clean_up(plan)
                 self.left += sorted(out - self.unreadable.keys())
@@ -246,9 +248,10 @@ class Annotation:
         with ThreadPoolExecutor(_CHECKERS) as threads:
             return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}
 
-    def _commit(self, plan: Plan, finished: Finished, group: Sequence[InputFile], started: datetime) -> None:
-        manifest = describe_commit(plan, finished, self._data_set, self._kind, started, group)
-        changed = {file.path for file in self._selection.changed} & {file.path for file in group}
+    def _commit(self, plan: Plan, finished: Finished, started: datetime) -> None:
+        manifest = describe_commit(plan, finished, self._data_set, self._kind, started)
+        inputs = {file.path for file in plan.files}
+        changed = {file.path for file in self._selection.changed} & inputs
         retired, files, dead_letters = self._without(changed, plan.run_id)
         manifest = dataclasses.replace(
             manifest,
@@ -257,22 +260,21 @@ class Annotation:
             dead_letters=(*manifest.dead_letters, *dead_letters),
             retired=retired,
             # Their rows went with those of what changed, so they are new until they are scored.
-            dropped=tuple(sorted(self._entangled(changed) - {file.path for file in group})),
+            dropped=tuple(sorted(self._entangled(changed) - inputs)),
         )
         commit(plan, manifest, self._session)
         remove_temporary(self._data_set.output, plan.run_id)
         self.counts.update(finished.counts)
-        self.committed += len(group)
+        self.committed += len(inputs)
 
     def _retire(self, paths: Sequence[str]) -> None:
         """Commit that the rows of some inputs are results no longer."""
-        plan, started = self._plan.with_new_run(), datetime.now(UTC)
+        plan, started = self._plan.with_new_run(()), datetime.now(UTC)
         announce_run(self._data_set.output, plan.run_id)
         paths = sorted({*paths} | self._entangled(paths))
         retired, files, dead_letters = self._without(paths, plan.run_id)
-        manifest = describe_commit(
-            plan, Finished({}, files, dead_letters, 0.0), self._data_set, self._kind, started, []
-        )
+        finished = Finished({}, files, dead_letters, 0.0)
+        manifest = describe_commit(plan, finished, self._data_set, self._kind, started)
         manifest = dataclasses.replace(manifest, retired=retired, dropped=tuple(paths))
         commit(plan, manifest, self._session)
         remove_temporary(self._data_set.output, plan.run_id)
@@ -317,8 +319,8 @@ class Annotation:
                 missing=len(missing),
             )
             return
-        plan = self._plan.with_new_run()
+        plan = self._plan.with_new_run(())
         finished = Finished({}, (), (), 0.0)
-        manifest = describe_commit(plan, finished, data_set, self._kind, datetime.now(UTC), [])
+        manifest = describe_commit(plan, finished, data_set, self._kind, datetime.now(UTC))
         commit(plan, dataclasses.replace(manifest, generation=selection.generation, promotes=True), self._session)
         remove_temporary(data_set.output, plan.run_id)

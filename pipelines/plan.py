@@ -50,6 +50,7 @@ class Plan:
     config: ScoreConfig
     """With the types of all kept fields filled in."""
     files: tuple[InputFile, ...]
+    """The inputs as they were listed, once: what is read, and what the manifest names."""
     model: ModelFacts
     run_id: str = ""
     replaced: int = 0
@@ -58,12 +59,15 @@ class Plan:
     """What directories and globs have beside inputs."""
     unreadable: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Those of the files that could not be opened, with the reason; each will be a dead letter."""
+    strict: bool = False
+    """Whether an input that cannot be opened fails the run, instead of being a dead letter."""
 
-    def with_new_run(self) -> Plan:
-        """The same plan for a run of its own."""
+    def with_new_run(self, files: Sequence[InputFile]) -> Plan:
+        """The plan for a run of its own over some of the files."""
         run_id = uuid.uuid4().hex[:12]
         score = dataclasses.replace(self.config.score, run_id=run_id, fingerprint=self.model.fingerprint)
-        return dataclasses.replace(self, run_id=run_id, config=dataclasses.replace(self.config, score=score))
+        config = dataclasses.replace(self.config, score=score)
+        return dataclasses.replace(self, run_id=run_id, config=config, files=tuple(files))
 
     @property
     def input_bytes(self) -> int:
@@ -133,7 +137,7 @@ def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
         _check_appending(data_set, files, model)
     replaced = _check_output(config, data_set)
     passed_over = tuple(inputs.passed_over)
-    return Plan(config, files, model, "", replaced, passed_over, unreadable).with_new_run()
+    return Plan(config, files, model, "", replaced, passed_over, unreadable).with_new_run(files)
 
 
 def _check_readable(inputs: Inputs) -> dict[str, str]:

@@ -35,7 +35,7 @@ from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores
 from transforms.commit import DEAD_LETTERS, WrittenFile, committed_files
 from transforms.deliveries import SettleDeliveries
 from transforms.formats import resolve_format
-from transforms.read import InputFile, UnreadableInput, unreadable_path
+from transforms.read import UnreadableInput, unreadable_path
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -62,7 +62,6 @@ def build_pipeline(
     pipeline: beam.Pipeline,
     plan: Plan,
     progress: str | None = None,
-    inputs: Sequence[InputFile] | None = None,
     deliveries: str | None = None,
 ) -> None:
     """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
@@ -74,7 +73,6 @@ def build_pipeline(
         pipeline: an empty one.
         plan: what to do.
         progress: directory of `metrics.Progress`.
-        inputs: the files to read; None for all of the plan.
         deliveries: name of the `Deliveries` that messages come from and are to be settled with; None on clusters.
 
     Raises:
@@ -83,9 +81,7 @@ def build_pipeline(
     config, score, stream = plan.config, plan.config.score, plan.config.stream
     annotate: dict[str, Any] = vars(score) | {"limits": config.limits, "progress": progress}
     if stream is None:
-        read = pipeline | "ReadTweets" >> ReadTweets(
-            plan.files if inputs is None else inputs, config.format, config.fields, progress, inputs is not None
-        )
+        read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.format, config.fields, progress, plan.strict)
     else:
         read = read_messages(pipeline, config, stream, deliveries)
         annotate |= {"hold": hold_options(config, stream), "model_updates": model_updates(pipeline, config, stream)}
@@ -103,32 +99,31 @@ def build_pipeline(
         dead_written | "SettleDeadLetters" >> SettleDeliveries(deliveries)
 
 
-def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = None) -> Finished:
+def execute(plan: Plan, session: Session) -> Finished:
     """Run a plan to its end and account for every record.
 
     Args:
         plan: what to do.
         session: where.
-        inputs: some of the plan's files; None for all. If one of some cannot be opened, the run fails.
 
     Raises:
         RunError: if the run fails, or its counts do not add up. What it has written by then is removed.
+        UnreadableInput: if an input of a strict plan cannot be opened.
     """
     config = plan.config
     clock = time.monotonic()
     mode = config.progress if config.is_local else "off"
     progress = Path(session.scratch, f"progress-{plan.run_id}")
     progress.mkdir()
-    total_bytes = sum(file.bytes_ for file in inputs) if inputs is not None else plan.input_bytes
     try:
         with (
-            report.ProgressDisplay(str(progress), total_bytes, mode),
+            report.ProgressDisplay(str(progress), plan.input_bytes, mode),
             _watchdog(plan, session, str(progress)),
             _worker_log(plan, session.scratch),
         ):
             data_set.announce_run(config.output, plan.run_id)
             pipeline = beam.Pipeline(runner=session.runner, options=session.options)
-            build_pipeline(pipeline, plan, str(progress) if config.is_local else None, inputs)
+            build_pipeline(pipeline, plan, str(progress) if config.is_local else None)
             result = pipeline.run()
             result.wait_until_finish()
         counts = report.counters(result)
@@ -152,9 +147,7 @@ def execute(plan: Plan, session: Session, inputs: Sequence[InputFile] | None = N
     return Finished(counts, files, dead_letters, time.monotonic() - clock)
 
 
-def describe_commit(
-    plan: Plan, finished: Finished, target: DataSet, kind: str, started: datetime, files: Sequence[InputFile]
-) -> Manifest:
+def describe_commit(plan: Plan, finished: Finished, target: DataSet, kind: str, started: datetime) -> Manifest:
     """The manifest of a finished run.
 
     Args:
@@ -163,7 +156,6 @@ def describe_commit(
         target: the data set that it is for.
         kind: name of the command.
         started: when.
-        files: the inputs.
     """
     rows: Counter[str] = Counter()
     dead_letters: Counter[str] = Counter()
@@ -192,7 +184,7 @@ def describe_commit(
                 rows[name_as_text(file.path)] if tells_source else None,
                 dead_letters[name_as_text(file.path)],
             )
-            for file in files
+            for file in plan.files
         ),
         files=finished.files,
         dead_letters=finished.dead_letters,

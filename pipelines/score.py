@@ -62,7 +62,7 @@ def run(plan: Plan, session: Session) -> int:
     data_set = session.data_set
     finished = execute(plan, session)
     warning = too_many_dead_letters(finished.counts, plan.config)
-    manifest = describe_commit(plan, finished, data_set, "score", started, plan.files)
+    manifest = describe_commit(plan, finished, data_set, "score", started)
     manifest = dataclasses.replace(manifest, status="too many dead letters" if warning else "done")
     if plan.config.if_exists == "append":
         manifest = dataclasses.replace(manifest, identity=joined_identity(plan.config, data_set.identity))

@@ -89,7 +89,7 @@ def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> 
     if stream.model_watch is not None:
         ModelWatch(stream.model_watch, stream.model_poll).check()
     check_stream(config, data_set, model, identity(stream), models_may_differ=stream.model_watch is not None)
-    return Plan(config, (), model).with_new_run()
+    return Plan(config, (), model).with_new_run(())
 
 
 def identity(stream: StreamOptions) -> dict[str, Any]:

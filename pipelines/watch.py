@@ -210,7 +210,7 @@ class _Watcher:
             if config.score.dry_run or selection.is_empty:
                 return selection
             if self._loaded is None and config.score.local_workers == 1:
-                options = plan.with_new_run().config.score
+                options = plan.with_new_run(()).config.score
                 self._loaded = load_model(options.model, options)
             session = self._workshop.session(lease, data_set)
             annotation = Annotation(config, plan, session, selection, KIND, self._stop)

@@ -62,7 +62,7 @@ def tweets(first: int, number: int) -> list[Tweet]:
 def make_plan(output: Path | str, model: str, *options: str) -> Plan:
     arguments = ["--model", model, "--output", str(output), "--outputs", "top,source", *options]
     config, _ = parse(arguments)
-    return Plan(config, (), check_model(config)).with_new_run()
+    return Plan(config, (), check_model(config)).with_new_run(())
 
 
 def write(plan: Plan, elements: Sequence[object]) -> None:

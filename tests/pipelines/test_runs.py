@@ -15,12 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import score
 from pipelines.manifest import DataFile
+from pipelines.options import parse
+from pipelines.plan import make_plan
 from pipelines.run import explain, reconcile
-from tests.pipelines.conftest import Finished, environment, posts, read_scores, write_lines
+from pipelines.session import open_session
+from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import RunError
 
 Score = Callable[..., Finished]
+LOOPBACK = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,25 @@ def test_a_portable_runner_gives_the_same_rows(
     )  # fmt: skip
     assert finished.status == 0, finished.err
     assert read_scores(tmp_path / "portable").equals(reference)
+
+
+@pytest.mark.parametrize("runner", [[], LOOPBACK], ids=["local", "portable"])
+def test_a_file_that_arrives_between_plan_and_pipeline_waits_for_the_next_run(
+    runner: list[str], run_score: Score, run_verify: Score, model: str, tmp_path: Path
+) -> None:
+    corpus(tmp_path / "in", 2, 10)
+    command = ["--input", f"{tmp_path}/in/*", "--output", "out"]
+    config, rest = parse([*command, "--model", model, "--progress", "off", *runner])
+    with open_session(config, rest) as session:
+        plan = make_plan(config, session.data_set)
+        session.figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint)
+        corpus(tmp_path / "in", 1, 10, first=2)
+        assert score.run(plan, session) == 0
+    assert len(read_live(tmp_path / "out")) == 20
+    assert run_verify().status == 0
+    assert run_score(*command).status == 0
+    assert len(read_live(tmp_path / "out")) == 30
+    assert run_verify().status == 0
 
 
 def test_no_other_engine_is_looked_for(shell_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
