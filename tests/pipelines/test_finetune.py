@@ -166,7 +166,7 @@ def test_a_killed_run_is_continued_to_the_same_weights(tmp_path: Path, base: Pat
     """Killed in mid-training, twice; the weights are those of a run that was not."""
     settings = [
         "--data", data, "--text_field", "body", "--label_field", "mood", "--model", base, "--threads", 1,
-        "--method", "chain-thaw", "--epoch_samples", 400, "--batch_size", 20, "--most_epochs", 6, "--patience", 6,
+        "--method", "chain-thaw", "--epoch_samples", 400, "--batch_size", 20, "--most_epochs", 3, "--patience", 3,
         "--checkpoint_seconds", 0.05, "--name", "moods",
     ]  # fmt: skip
     whole = shell("pipelines.finetune", *settings, "--output", tmp_path / "whole")

@@ -97,17 +97,19 @@ def test_a_signal_ends_it(code: str, said: str, number: signal.Signals, tmp_path
 
 @pytest.mark.parametrize("stops", ["", "with interrupts.told_to_stop(600) as stop: "])
 def test_a_terminal_that_is_hung_up_is_a_signal_to_end_unless_that_is_ignored(stops: str, tmp_path: Path) -> None:
-    process = start(f"ready()\n{stops}time.sleep(600)", tmp_path)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the suite itself may have been started by nohup
+    try:
+        process = start(f"ready()\n{stops}time.sleep(600)", tmp_path)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        ignoring = start(f"ready()\n{stops}sys.stdin.readline()\nreturn 3", tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     for _ in range(2 if stops else 1):
         process.send_signal(signal.SIGHUP)
         time.sleep(0.5)
     _, err = process.communicate(timeout=SLOW)
     assert (process.returncode, err) == (interrupts.INTERRUPTED, "interrupted\n")
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        process = start(f"ready()\n{stops}sys.stdin.readline()\nreturn 3", tmp_path)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = ignoring
     process.send_signal(signal.SIGHUP)
     assert process.communicate("\n", timeout=SLOW) == ("", "")
     assert process.returncode == 3

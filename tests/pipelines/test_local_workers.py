@@ -18,10 +18,11 @@ import grpc
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
+from pipelines import annotate, score
 from pipelines.local_workers import LocalRunner
 from pipelines.options import parse
 from pipelines.runners import pipeline_options
-from tests.pipelines.conftest import environment, posts, write_lines
+from tests.pipelines.conftest import Finished, corpus, environment
 from tests.sockets import listeners
 from torchmoji_core.errors import InputError, RunError
 from transforms.stopping import check_stopped
@@ -39,35 +40,48 @@ def children(pid: int) -> list[int]:
     return found
 
 
-COMMANDS = {
-    "score": ["pipelines.score", "--threads", "2"],
-    "processes": ["pipelines.score", "--direct_num_workers", "2"],
-    "annotate": ["pipelines.annotate", "--threads", "2"],
-    "watch": ["pipelines.score", "--threads", "2"],
-}
+class Looking(threading.Thread):
+    """Looks all the time at what this process listens at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = listeners(os.getpid())
+        self.seen: set[object] = set()
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        while not self.is_over.wait(0.02):
+            for found, known in zip(listeners(os.getpid()), self.before, strict=True):
+                self.seen |= set(found) - set(known)
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_nothing_listens_where_others_could_connect(
-    command: list[str], model: str, tmp_path: Path, request: pytest.FixtureRequest
+@pytest.mark.parametrize("main", [score.main, annotate.main])
+def test_a_run_in_threads_opens_no_socket(
+    main: Callable[[list[str]], int], run_main: Callable[..., Finished], model: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "in").mkdir()
-    for number in range(4):
-        write_lines(tmp_path / "in" / f"{number}.jsonl", posts(200))
-    is_watch = "watch" in request.node.callspec.id
-    source = ["--watch", "in", "--poll", "1s"] if is_watch else ["--input", "in/*"]
+    corpus(tmp_path / "in", 4, 200)
+    looking = Looking()
+    looking.start()
+    try:
+        options = ("--model", model, "--input", "in/*", "--output", "out", "--cache_mb", "0", "--threads", "2")
+        assert run_main(main, *options).status == 0
+    finally:
+        looking.is_over.set()
+        looking.join()
+    assert not looking.seen
+
+
+def test_worker_processes_listen_where_nobody_else_can_connect(model: str, tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 4, 200)
+    command = (sys.executable, "-m", "pipelines.score", "--model", model, "--input", "in/*", "--output", "out")
     process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--model", model, "--output", "out", "--cache_mb", "0", *source],
+        [*command, "--cache_mb", "0", "--direct_num_workers", "2"],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     seen: set[Path] = set()
     workers: set[int] = set()
-    is_told = False
     try:
         while process.poll() is None:
-            if is_watch and not is_told and list(tmp_path.glob("out/date=*/*/*.parquet")):
-                process.terminate()
-                is_told = True
             for pid in (process.pid, *children(process.pid)):
                 internet, unix = listeners(pid)
                 assert not internet, internet
@@ -82,8 +96,7 @@ def test_nothing_listens_where_others_could_connect(
         process.kill()
         process.wait()
     assert process.returncode == 0, said
-    assert bool(seen) == ("--direct_num_workers" in command), seen
-    assert "--direct_num_workers" not in command or len(workers) >= 2
+    assert seen and len(workers) >= 2
     assert not any(path.exists() for path in seen)
 
 

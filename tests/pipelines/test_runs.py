@@ -127,14 +127,6 @@ def test_a_file_that_arrives_between_plan_and_pipeline_waits_for_the_next_run(
     assert run_verify().status == 0
 
 
-def test_no_other_engine_is_looked_for(shell_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    finished = shell_score("--runner=DirectRunner")
-    assert finished.status == 0, finished.err
-    assert "prism" not in (finished.out + finished.err).lower()
-    assert not (tmp_path / "home" / ".apache_beam").exists()
-
-
 def _assert_failed(finished: Finished, expected: str) -> None:
     assert finished.status == 1, finished
     assert finished.err.splitlines()[-1].startswith("failed: "), finished.err

@@ -31,9 +31,14 @@ from transforms.fields import position_id
 Score = Callable[..., Finished]
 
 
-def test_the_command_alone_scores_the_sample(shell_score: Score, tmp_path: Path) -> None:
+def test_the_command_alone_scores_the_sample(
+    shell_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     finished = shell_score("--runner=DirectRunner")
     assert finished.status == 0, finished.err
+    assert "prism" not in (finished.out + finished.err).lower(), "no other engine of Beam's is looked for"
+    assert not (tmp_path / "home" / ".apache_beam").exists()
     table = read_scores(tmp_path / "scored")
     assert len(table) == 360
     assert len(set(table["id"].to_pylist())) == 360

@@ -22,12 +22,32 @@ from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
 Run = Callable[..., Finished]
 
 
-@pytest.fixture
-def data_set(tmp_path: Path, run_annotate: Run) -> Path:
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test leaves the data set for the others."""
+    return tmp_path_factory.mktemp("original") / "corpus"
+
+
+def annotate(directory: Path, run_annotate: Run) -> None:
     """Two runs over three inputs, the last of which has a dead letter."""
-    paths = corpus(tmp_path / "in", 3, 10)
+    paths = corpus(directory / "in", 3, 10)
     paths[2].write_bytes(paths[2].read_bytes() + b"{broken\n")
     assert run_annotate("--commit_every", "0.001s", "--max_dead_fraction", "1").status == 0
+
+
+@pytest.fixture
+def data_set(original: Path, tmp_path: Path, run_annotate: Run) -> Path:
+    """A copy of it. Inputs are known by their absolute paths, so what annotates it again makes its own."""
+    if not original.exists():
+        annotate(tmp_path, run_annotate)
+        shutil.copytree(tmp_path, original)
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def own_data_set(tmp_path: Path, run_annotate: Run) -> Path:
+    annotate(tmp_path, run_annotate)
     return tmp_path / "out"
 
 
@@ -212,37 +232,37 @@ def test_cleaning_deletes_what_is_old_and_nothing_else(
 
 
 def test_retired_files_stay_for_readers_that_have_begun(
-    tmp_path: Path, data_set: Path, run_annotate: Run, run_compact: Run, run_verify: Run
+    tmp_path: Path, own_data_set: Path, run_annotate: Run, run_compact: Run, run_verify: Run
 ) -> None:
-    reader = live_files(str(data_set))
-    rows = read_live(data_set)
+    reader = live_files(str(own_data_set))
+    rows = read_live(own_data_set)
     finished = run_compact()
     assert finished.status == 0
     assert "merged      3 file(s) into 1, 3 manifest(s) into 1" in finished.out
-    assert read_live(data_set).equals(rows)
-    assert len(live_files(str(data_set))) == 1
+    assert read_live(own_data_set).equals(rows)
+    assert len(live_files(str(own_data_set))) == 1
     assert all(Path(path).exists() for path in reader)
     assert run_verify("--clean").status == 0
     assert all(Path(path).exists() for path in reader)
     assert run_verify("--clean", "--older_than", "0s").status == 0
     assert not any(Path(path).exists() for path in reader)
-    assert len(manifests(data_set)) == 1
-    assert read_live(data_set).equals(rows)
+    assert len(manifests(own_data_set)) == 1
+    assert read_live(own_data_set).equals(rows)
     assert "nothing is new" in run_annotate("--max_dead_fraction", "1").out
     assert "nothing to do" in run_compact().out
 
 
 def test_inputs_can_change_after_their_files_were_merged(
-    tmp_path: Path, data_set: Path, run_annotate: Run, run_compact: Run, run_verify: Run
+    tmp_path: Path, own_data_set: Path, run_annotate: Run, run_compact: Run, run_verify: Run
 ) -> None:
     assert run_compact().status == 0
-    rows = read_live(data_set)
+    rows = read_live(own_data_set)
     path = tmp_path / "in" / "0001.jsonl"
     write_lines(path, [{"id": "new", "text": "so happy"}])
     os.utime(path, (time.time() + 5,) * 2)
     assert run_annotate().status == 0
     kept = [name for name in rows.column("id").to_pylist() if not name.startswith("1-")]
-    assert read_live(data_set).column("id").to_pylist() == sorted([*kept, "new"])
+    assert read_live(own_data_set).column("id").to_pylist() == sorted([*kept, "new"])
     assert run_verify().status == 0
 
 
