@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 import shutil
 import signal
@@ -20,6 +21,7 @@ from tests.fake_pubsub import FakePubSub
 from tests.faults.conftest import Annotator
 from tests.pipelines.conftest import corpus, environment
 from tests.streams import SUBSCRIPTION, URI, Sender
+from torchmoji_core.labels import DEEPMOJI_EMOJIS
 
 pytestmark = pytest.mark.faults
 
@@ -53,8 +55,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Path
     (path / "out").rename(path / "annotated")
     splits = ("train", "train", "val", "test")
     rows = [
-        {"text": f"so happy {n}", "label": n % 2, "emoji": n % 64, "emojis": [n % 64], "split": splits[n % 4]}
-        for n in range(3000)
+        {"text": f"so happy {n}", "label": n % 2, "emoji": emoji, "emojis": [emoji], "split": splits[n % 4]}
+        for n, emoji in zip(range(3000), itertools.cycle(DEEPMOJI_EMOJIS), strict=False)
     ]
     pq.write_table(pa.Table.from_pylist(rows), path / "data.parquet")
     return path
