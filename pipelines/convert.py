@@ -7,14 +7,13 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipelines.command_line import OneLineParser, end, run_command
 from pipelines.logs import announce
-from torchmoji_core.bundle_files import local_path
+from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
@@ -64,8 +63,7 @@ def main(arguments: list[str]) -> int:
 
     if is_remote(options.output):
         raise InputError(f"--output {options.output}: give a local path, and upload the bundle from there")
-    if os.path.lexists(local_path(options.output)):
-        raise InputError(f"--output {options.output} exists already; give a new name")
+    check_output(local_path(options.output))
     check_limit("--maxlen", "maxlen", options.maxlen)
     if options.name is not None:
         check_name("--name", options.name)

@@ -10,8 +10,7 @@ from typing import Any
 
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from pipelines.logs import announce
-from torchmoji_core.bundle_files import local_path
-from torchmoji_core.errors import InputError
+from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.limits import check_threads
 from torchmoji_core.names import check_name
 from torchmoji_core.training.options import FineTuningOptions
@@ -50,8 +49,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     fields = [field.name for field in dataclasses.fields(FineTuningOptions)]
     training_options = FineTuningOptions(**{field: getattr(options, field) for field in fields})
-    if options.output.exists():
-        raise InputError(f"--output {options.output} exists already; give a new name")
+    check_output(options.output)
     name = options.name or options.output.stem
     check_name("the name of the bundle (--name, or else that of --output)", name)
     check_threads("--threads", options.threads)

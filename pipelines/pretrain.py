@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
 from pipelines.logs import announce
-from torchmoji_core.bundle_files import local_path
+from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
@@ -87,8 +87,7 @@ def main(arguments: list[str]) -> int:
 
     names = [field.name for field in dataclasses.fields(PretrainingOptions)]
     training_options = PretrainingOptions(**{name: getattr(options, name) for name in names})
-    if options.output.exists():
-        raise InputError(f"--output {options.output} exists already; give a new name")
+    check_output(options.output)
     check_name("--name", options.name)
     for limited in ("maxlen", "embedding", "hidden"):
         check_limit(f"--{limited}", limited, getattr(options, limited))

@@ -26,7 +26,7 @@ from typing import IO, Protocol, cast
 from torchmoji_core import durable
 from torchmoji_core.downloads import download
 from torchmoji_core.durable import write_atomically
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
 from torchmoji_core.locations import plain
@@ -297,6 +297,26 @@ def _read_cached(uri: str, digest: str, limit: int) -> bytes:
         with suppress(OSError):
             write_atomically(path, content)
     return content
+
+
+def check_output(target: Path) -> None:
+    """Make sure, before the work starts, that a new bundle can be written.
+
+    Raises:
+        InputError: if there is something already, or nothing can be written there.
+        OSError: if the disk is full.
+    """
+    if os.path.lexists(target):
+        raise InputError(f"--output {target} exists already; give a new name")
+    above = next(path for path in target.absolute().parents if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        raise_shortage(error)
+        raise InputError(
+            f"--output {target}: cannot be written ({error.strerror}); give another, or check the rights of {above}"
+        ) from None
 
 
 def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:

@@ -152,11 +152,16 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return status, capsys.readouterr().err
 
 
-def test_an_output_that_exists_is_refused(
+def test_an_output_that_exists_or_cannot_be_written_is_refused(
     tmp_path: Path, base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, error = command(monkeypatch, capsys, "--data", data, "--output", tmp_path, "--model", base)
     assert status == WRONG_INPUT and "exists already" in error
+    (tmp_path / "file").touch()
+    below = tmp_path / "file" / "below" / "tuned"
+    status, error = command(monkeypatch, capsys, "--data", data, "--output", below, "--model", base)
+    assert status == WRONG_INPUT and error.count("\n") == 1, "before anything is trained"
+    assert f"--output {below}: cannot be written (Not a directory)" in error
 
 
 # --- kill -9 ------------------------------------------------------------------------------------------------------
