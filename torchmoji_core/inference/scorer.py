@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,11 +26,8 @@ from torchmoji_core.inference import available_cores
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB, ScoreCache
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.scores import EMBEDDING_TYPES, Scores
+from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.vocabulary import UNKNOWN
-
-if TYPE_CHECKING:
-    from torchmoji_core.bundle import Bundle
-
 
 _FEWEST_ROWS = 16
 """Rows for which it is not worth while to start another thread."""
@@ -38,12 +35,31 @@ _LIMITS = BatchLimits(max_rows=128, max_tokens=1536)
 """Of what the engine runs at once: as fast as more (benchmarks/engine.py), and 30 MB of buffers at full size."""
 
 
+class Model(Protocol):
+    """What a scorer needs of a model; a `Bundle` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def maxlen(self) -> int: ...
+    @property
+    def multi_label(self) -> bool: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def state(self) -> Mapping[str, torch.Tensor]: ...
+
+
 class Scorer:
     """A model ready to score; loading it takes a moment, so keep one. Threads may share it."""
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Model,
         precision: str = "auto",
         threads: int | None = None,
         cache_mb: int = DEFAULT_CACHE_MB,
