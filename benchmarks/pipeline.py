@@ -3,7 +3,7 @@
 Four tables' worth of rows, told apart by the column `what`:
 
 * engine: the engine alone on one thread, on length-sorted batches, before and after everything else;
-* command: `python -m pipelines.score` with top, probabilities and float16 embeddings, for growing inputs, and for one
+* command: `python -m pipelines.score` with top, probabilities and embeddings, for growing inputs, and for one
   where three rows in ten repeat an earlier text, with and without the cache. Its rows/s leave out nothing: Python
   starts, modules are imported, the model is loaded;
 * processes: the same input by one process with a thread a core, and by a process a core;
@@ -168,10 +168,10 @@ def _stages(directory: Path, corpus: list[str], model: str, precision: str) -> l
         return [batch for batch in batches if batch] + list(buckets.drain())
 
     batches, batching = _timed(cut)
-    scorer = Scorer(bundle, precision, threads=1, cache_mb=0)
+    scorer = Scorer(bundle, precision, threads=1, cache_mb=0, embedding_type="float32")
     scores, scoring = _timed(lambda: [scorer.score_ids([ids[index] for index in batch]) for batch in batches])
     outputs = tuple(_OUTPUTS.split(","))
-    tables, converting = _timed(lambda: [some.to_arrow(outputs, embedding_type="float16") for some in scores])
+    tables, converting = _timed(lambda: [some.to_arrow(outputs) for some in scores])
 
     def write() -> None:
         with pq.ParquetWriter(

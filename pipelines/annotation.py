@@ -22,7 +22,7 @@ from pipelines.data_set import DataSet, announce_run, remove_temporary, tidy
 from pipelines.inputs import by_reason, list_inputs, named, try_to_open
 from pipelines.logs import announce
 from pipelines.manifest import DataFile, identity
-from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream, differences
+from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream, differences, listed
 from pipelines.rewrite import Rewriter
 from pipelines.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
 from pipelines.selection import Groups, Selection, select
@@ -101,7 +101,7 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
             changed = sorted([*changed, "inputs"])
         if changed:
             raise InputError(
-                f"output {score.output} holds results of another command (other {', '.join(changed)}); "
+                f"output {score.output} holds results of another command (other {listed(changed, earlier)}); "
                 "give the same options as before, or another --output"
             )
     # One that cannot be opened waits for the next run; a dead letter would count it as done.

@@ -134,7 +134,7 @@ def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
     config = check_fields(config, files)
     model = check_model(config)
     if config.if_exists == "append":
-        _check_appending(data_set, files, model)
+        _check_appending(config, data_set, files, model)
     replaced = _check_output(config, data_set)
     passed_over = tuple(inputs.passed_over)
     return Plan(config, files, model, "", replaced, passed_over, unreadable).with_new_run(files)
@@ -300,12 +300,22 @@ def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> d
     return {**earlier, "inputs": inputs} | ({"appended": sorted(differing)} if differing else {})
 
 
-def _check_appending(data_set: DataSet, files: Sequence[InputFile], model: ModelFacts) -> None:
+def _check_appending(config: ScoreConfig, data_set: DataSet, files: Sequence[InputFile], model: ModelFacts) -> None:
     """Make sure that rows can be added to what is there.
 
     Raises:
-        InputError: if they are another model's, or would be counted twice.
+        InputError: if they are another model's, would be counted twice, or have a column of another type.
     """
+    earlier = data_set.identity or {}
+    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
+    types = {f"--keep_fields {field.name}": (field.kind, kinds.get(field.name)) for field in config.fields.keep}
+    types["--embedding_type"] = (str(config.score.embedding_type), earlier.get("embedding_type"))
+    for option, (ours, theirs) in types.items():
+        if theirs not in (None, ours):
+            raise InputError(
+                f"output {data_set.output} has {option} as {theirs}, and this command as {ours}; a column has one "
+                f"type: give {theirs}, or another --output"
+            )
     live = data_set.live
     if live.fingerprint not in (None, model.fingerprint):
         raise InputError(
@@ -349,7 +359,7 @@ def _check_output(config: ScoreConfig, data_set: DataSet) -> int:
         raise InputError(f"output {config.output} holds results already; give another --output")
     if config.if_exists == "rerun" and (changed := differences(identity(config), data_set.identity or {})):
         raise InputError(
-            f"output {config.output} holds results of another command (other {', '.join(changed)}); "
+            f"output {config.output} holds results of another command (other {listed(changed, data_set.identity)}); "
             "give another --output, or --if_exists replace or append"
         )
     return len(data_set.live.all_files)
@@ -375,7 +385,7 @@ def check_stream(
     free = ("inputs", "model", "appended")
     if changed := [name for name in differences(ours, data_set.identity or ours) if name not in free]:
         raise InputError(
-            f"output {config.output} holds results of another command (other {', '.join(changed)}); "
+            f"output {config.output} holds results of another command (other {listed(changed, data_set.identity)}); "
             "give the same options as before, or another --output"
         )
     found = journal.read(data_set.output)
@@ -383,9 +393,10 @@ def check_stream(
         stream = found.streams[run_id]
         if changed := [name for name in differences(ours, stream.identity) if name not in free]:
             raise InputError(
-                f"output {config.output}: a stream with other {', '.join(changed)}, started {stream.started}, may be "
-                f"writing there; give the same options or another --output, or if it has ended for certain and all its "
-                f"files are committed, delete {journal_directory(data_set.output, run_id)}"
+                f"output {config.output}: a stream with other {listed(changed, stream.identity)}, started "
+                f"{stream.started}, may be writing there; give the same options or another --output, or if it has "
+                "ended for certain and all its files are committed, delete "
+                f"{journal_directory(data_set.output, run_id)}"
             )
     scored_by = data_set.live.fingerprint
     if not models_may_differ and scored_by not in (None, model.fingerprint):
@@ -398,3 +409,13 @@ def check_stream(
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Names of the options in which two identities differ."""
     return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def listed(names: Iterable[str], theirs: Mapping[str, Any] | None) -> str:
+    """Options, with the value that a data set was begun with where that is one word: a default may have changed since.
+
+    >>> listed(["embedding_type", "outputs"], {"embedding_type": "float16", "outputs": ["top", "text"]})
+    'embedding_type: float16 there, outputs'
+    """
+    values = {name: value for name, value in (theirs or {}).items() if isinstance(value, str | int)}
+    return ", ".join(f"{name}: {values[name]} there" if name in values else name for name in names)

@@ -37,7 +37,7 @@ class AnnotateTweets(beam.PTransform):
         outputs: Iterable[str] = DEFAULT_OUTPUTS,
         precision: str = "auto",
         top_k: int = DEFAULT_TOP,
-        embedding_type: str = "float16",
+        embedding_type: str | None = "float32",
         keep: Iterable[KeptField] = (),
         timestamp: bool = False,
         partitioned: bool = False,

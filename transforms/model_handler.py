@@ -53,7 +53,7 @@ class TorchMojiModelHandler(SwappingHandler[str | Tweet | TokenizedTweet, Predic
         min_batch_size, max_batch_size: bounds for Beam's batching.
         """
         super().__init__(
-            ScoreOptions(model, precision, top_k=top_k, embedding_type="float32", threads=threads, cache_mb=cache_mb)
+            ScoreOptions(model, precision, top_k=top_k, embedding_type=None, threads=threads, cache_mb=cache_mb)
         )
         if not 0 < min_batch_size <= max_batch_size:
             raise InputError(f"batch sizes must be 0 < {min_batch_size} <= {max_batch_size}")

@@ -35,7 +35,8 @@ class ScoreOptions:
     precision: str = "auto"
     outputs: tuple[str, ...] = DEFAULT_OUTPUTS
     top_k: int = DEFAULT_TOP
-    embedding_type: str = "float16"
+    embedding_type: str | None = "float32"
+    """One of `EMBEDDING_TYPES`, to which embeddings are rounded; None for float32 as computed."""
     keep: tuple[KeptField, ...] = ()
     """Types of the values in `Tweet.extra`."""
     timestamp: bool = False
@@ -69,7 +70,7 @@ class ScoreOptions:
             raise InputError(f"outputs: none given; choose from {', '.join(OUTPUTS)}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision {self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-        if self.embedding_type not in EMBEDDING_TYPES:
+        if self.embedding_type not in (None, *EMBEDDING_TYPES):
             raise InputError(
                 f"embedding_type {self.embedding_type!r} is unknown; choose one of {', '.join(EMBEDDING_TYPES)}"
             )

@@ -207,7 +207,7 @@ def _to_record_batch(
     if "attention" in options.outputs:
         tokenizer, maxlen = model.scorer.tokenizer, model.scorer.maxlen
         tokens = [tokenizer.tokens(tweet.text, maxlen) for tweet in tweets]
-    scored = scores.to_arrow(options.score_outputs, options.top_k, options.embedding_type, tokens)
+    scored = scores.to_arrow(options.score_outputs, options.top_k, options.embedding_type or "float32", tokens)
     columns.update(zip(scored.schema.names, scored.columns, strict=True))
     # Scores know whether ids were cut off only if they saw them; the tokenizing step knows.
     columns["truncated"] = pa.array([row.truncated for row in rows])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.processors import needs_mkl
@@ -18,8 +18,8 @@ from tests.reference.tokenizer_oracle import oracle_ids
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS
-from torchmoji_core.inference.scorer import Scorer
-from torchmoji_core.inference.scores import Scores
+from torchmoji_core.inference.scorer import Scorer, rounded
+from torchmoji_core.inference.scores import EMBEDDING_TYPES, Scores
 from torchmoji_core.model import pack_ids
 from torchmoji_core.vocabulary import UNKNOWN
 
@@ -133,6 +133,35 @@ def test_what_was_scored_before_does_not_matter(
                 np.testing.assert_array_equal(value, expected)
             assert scores.reused[place] == (cache_mb > 0 and index in seen and index not in EMPTY)
             seen.add(index)
+
+
+@pytest.mark.parametrize("cache_mb", [0, 1])
+@pytest.mark.parametrize("embedding_type", EMBEDDING_TYPES)
+def test_embeddings_are_rounded_as_asked(bundle: Bundle, embedding_type: str, cache_mb: int) -> None:
+    exact = bundle.score(TEXTS).embedding
+    expected = np.rint(exact * 4096) / 4096 if embedding_type == "float32" else exact.astype(np.float16)
+    scorer = Scorer(bundle, cache_mb=cache_mb, embedding_type=embedding_type)
+    for _ in range(2):
+        embedding = scorer.score(TEXTS).embedding
+        assert embedding.dtype == embedding_type
+        np.testing.assert_array_equal(embedding, expected)
+
+
+@pytest.mark.parametrize("embedding_type", EMBEDDING_TYPES)
+def test_the_cache_holds_as_many_results_of_either_type(bundle: Bundle, embedding_type: str) -> None:
+    """What is rounded takes two bytes a component."""
+    assert rounded(torch.zeros(1), embedding_type).element_size() == 2
+
+
+@given(st.floats(-1, 1, width=32))
+@example(0.5 / 4096)
+@example(-1.5 / 4096)
+@settings(max_examples=200, deadline=None)
+def test_rounding_changes_a_component_by_what_is_said(value: float) -> None:
+    """Half to even, as np.rint does."""
+    step = rounded(torch.tensor([value]), "float32").item()
+    assert step == np.rint(value * 4096)
+    assert abs(step / 4096 - value) <= 1 / 8192
 
 
 def test_texts_without_tokens_are_rows_of_nan(bundle: Bundle) -> None:

@@ -199,7 +199,7 @@ def test_more_values_than_a_column_can_count_are_refused() -> None:
 def test_unknown_options_list_the_valid_ones() -> None:
     with pytest.raises(InputError, match="'logits' is unknown; choose from top, probabilities, embedding, attention"):
         SCORES.to_arrow(["top", "logits"])
-    with pytest.raises(InputError, match="'bfloat16' is unknown; choose one of float16, float32"):
+    with pytest.raises(InputError, match="'bfloat16' is unknown; choose one of float32, float16"):
         SCORES.to_arrow(["embedding"], embedding_type="bfloat16")
 
 

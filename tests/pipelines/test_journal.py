@@ -499,7 +499,11 @@ def test_a_stream_continues_what_the_same_command_began(output: Path, model: str
 @pytest.mark.parametrize("is_adopted", [False, True])
 @pytest.mark.parametrize(
     ("options", "stream_options", "other"),
-    [(["--top_k", "3"], {}, "top_k"), (["--outputs", "text"], {}, "outputs"), ([], {"window": 300.0}, "stream")],
+    [
+        (["--top_k", "3"], {}, "top_k: 5 there"),
+        (["--outputs", "text"], {}, "outputs"),
+        ([], {"window": 300.0}, "stream"),
+    ],
 )
 def test_a_stream_with_other_options_is_refused_before_it_starts(
     output: Path, model: str, options: list[str], stream_options: dict[str, float], other: str, is_adopted: bool

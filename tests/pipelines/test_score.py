@@ -53,12 +53,12 @@ def test_the_command_alone_scores_the_sample(
 def test_rows_are_what_the_bundle_says(run_score: Score, bundle: Bundle, tmp_path: Path) -> None:
     rows = posts(500)
     write_lines(tmp_path / "in.jsonl", rows)
-    assert run_score("--input", "in.jsonl", "--output", "out", "--embedding_type", "float32").status == 0
+    assert run_score("--input", "in.jsonl", "--output", "out").status == 0
     table = read_scores(tmp_path / "out")
     assert table["id"].to_pylist() == [row["id"] for row in rows]  # type: ignore[index]
     scores = bundle.score([row["text"] for row in rows])  # type: ignore[index]
     np.testing.assert_allclose(np.stack(table["probabilities"].to_numpy()), scores.probabilities, atol=1e-5)
-    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), scores.embedding, atol=1e-5)
+    np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), scores.embedding, atol=1.3e-4)
     for expected, row in zip(scores.top(5), table["top_emojis"].to_pylist(), strict=True):
         assert [(top["emoji"], pytest.approx(top["probability"], abs=1e-5)) for top in row] == expected
 
@@ -357,6 +357,19 @@ class TestResultsThatAreThere:
         finished = run_score(*arguments)
         assert finished.status == 2 and "rows of two models do not mix" in finished.err
         assert len(read_live(tmp_path / "out")) == 5
+
+    def test_rows_whose_embeddings_have_another_type_are_not_added(self, run_score: Score, tmp_path: Path) -> None:
+        options = ("--input", "other.jsonl", "--output", "out", "--embedding_type", "float16")
+        finished = run_score(*options, "--if_exists", "append")
+        assert finished.status == 2 and "--embedding_type as float32, and this command as float16" in finished.err
+        assert run_score(*options, "--if_exists", "replace").status == 0
+
+    def test_a_default_that_has_changed_since_is_named_with_its_old_value(self, run_score: Score) -> None:
+        options = ("--input", "in.jsonl", "--output", "half")
+        assert run_score(*options, "--embedding_type", "float16").status == 0
+        finished = run_score(*options)
+        assert finished.status == 2 and "(other embedding_type: float16 there)" in finished.err
+        assert run_score(*options, "--embedding_type", "float16").status == 0
 
     def test_fail(self, run_score: Score) -> None:
         assert run_score("--input", "in.jsonl", "--output", "out", "--if_exists", "fail").status == 2

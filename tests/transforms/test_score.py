@@ -399,7 +399,7 @@ def test_a_dead_letter_names_the_file_of_the_row(run: Run, bundle: Bundle, model
         ({"outputs": ("top", "emoji")}, "outputs: 'emoji' is unknown; choose from text, source, top"),
         ({"outputs": ()}, "outputs: none given"),
         ({"precision": "fp8"}, "precision 'fp8' is unknown; choose one of auto"),
-        ({"embedding_type": "float64"}, "embedding_type 'float64' is unknown; choose one of float16, float32"),
+        ({"embedding_type": "float64"}, "embedding_type 'float64' is unknown; choose one of float32, float16"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"keep": (KeptField("embedding"),)}, "kept field 'embedding' has the name of an output column"),

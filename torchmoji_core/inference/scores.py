@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 from torchmoji_core.labels import are_emojis
 
 SCORE_OUTPUTS = ("top", "probabilities", "embedding", "attention")
-EMBEDDING_TYPES = ("float16", "float32")
+EMBEDDING_TYPES = ("float32", "float16")
+"""How files hold the components of embeddings, which lie in [-1, 1]: as multiples of `EMBEDDING_STEP`, or as half
+floats, which round by at most 2.5e-4, and which neither Spark nor Delta knows."""
+EMBEDDING_STEP = 2.0**-12
+"""Rounding to multiples of it, half to even, changes a component by at most 1/8192 (1.2e-4); what is left compresses to
+little more than half floats do."""
 DEFAULT_TOP = 5
 
 
@@ -29,7 +34,7 @@ class Scores:
     probabilities: NDArray[np.float32]
     """[n, classes]; a row sums to 1, unless several classes can hold of a text"""
     embedding: NDArray[np.floating]
-    """[n, dimension], float32 unless the scorer was asked for float16"""
+    """[n, dimension]; float32 as computed, unless the scorer was asked for one of `EMBEDDING_TYPES`"""
     attention: NDArray[np.float32]
     """[n, most tokens of a text]; weight of each token, summing to 1, zero behind a text's end"""
     n_tokens: NDArray[np.int32]
@@ -69,7 +74,8 @@ class Scores:
         Args:
             outputs: which of `SCORE_OUTPUTS`.
             top_k: classes in the top column.
-            embedding_type: float16 or float32. Components lie in [-1, 1], so float16 rounds by at most 2.5e-4.
+            embedding_type: of the column, one of `EMBEDDING_TYPES`. It rounds to half floats; to multiples of
+                `EMBEDDING_STEP`, a scorer that is asked to does.
             tokens: the tokens of each text; needed for attention.
 
         Raises:
