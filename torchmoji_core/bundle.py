@@ -32,7 +32,7 @@ from torchmoji_core.bundle_files import (
     write_bundle_files,
 )
 from torchmoji_core.dimensions import Dimensions
-from torchmoji_core.errors import InputError, raise_shortage
+from torchmoji_core.errors import CONTENT_ERRORS, InputError, raise_shortage
 from torchmoji_core.limits import check_limit, model_limit
 from torchmoji_core.names import check_name, shown
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
@@ -200,7 +200,8 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
     try:
         _check_header(weights, location)
         state = load_file(weights) if isinstance(weights, Path) else load(weights)
-    except (SafetensorError, ValueError, RuntimeError, KeyError, OSError) as error:  # KeyError: a format torch lacks
+    # LookupError or AttributeError, by its version: a format that torch lacks.
+    except (SafetensorError, *CONTENT_ERRORS, RuntimeError, OSError) as error:
         raise_shortage(error)
         raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
     _check_weights(location, state)
