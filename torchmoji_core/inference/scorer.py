@@ -92,9 +92,9 @@ class Scorer:
         kept_as = {None: np.float32, "float32": np.int16, "float16": np.float16}[embedding_type]
         self._record = np.dtype(
             [
-                ("probabilities", np.float32, len(self.classes)),
-                ("embedding", kept_as, self.dimension),
-                ("attention", np.float32, self.maxlen),
+                ("probabilities", np.float32, (len(self.classes),)),
+                ("embedding", kept_as, (self.dimension,)),
+                ("attention", np.float32, (self.maxlen,)),  # a bare 1 would be no width to older NumPy
             ]
         )
         self._cache = ScoreCache(cache_mb, self._record) if cache_mb else None
