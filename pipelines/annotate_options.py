@@ -15,6 +15,8 @@ ON_CHANGED = ("rescore", "skip", "fail")
 ON_VANISHED = ("keep", "retire", "fail")
 COMMIT_SECONDS = 30.0
 """A run of the pipeline costs half a second before it scores anything, and what dies loses half of this on average."""
+EVERY_SETTLE = "2s"
+"""A file whose writer pauses for longer is scored as far as it is there, and again when it has changed."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,8 @@ class AnnotateConfig:
     """Seconds of work after which what is done is committed; 0 for one commit at the end."""
     lease: float
     """Seconds after which a holder on another machine that gives no sign of life is taken for dead."""
-
-    @classmethod
-    def resuming(cls, score: ScoreConfig) -> AnnotateConfig:
-        """What `pipelines.score --resume` does: the same inputs again, with nothing changed."""
-        return cls(score, 0.0, "fail", "keep", False, COMMIT_SECONDS if score.is_local else 0.0, DEFAULT_LEASE)
-
-
-DEFAULT_LEASE = 300.0
+    every: float | None = None
+    """Seconds from one look at the inputs to the next; None for one look."""
 
 
 # fmt: off
@@ -58,8 +54,11 @@ def annotate_parser() -> argparse.ArgumentParser:
     add("--lease", default="5m", metavar="TIME",
         help="another machine's run that gave no sign of life for so long is taken for dead (default: %(default)s)")
     add = result.add_argument_group("what is new").add_argument
-    add("--settle", default="0s", metavar="TIME",
-        help="leave files that changed within the last TIME, 10m for instance, to the next run (default: %(default)s)")
+    add("--every", metavar="TIME",
+        help="go on until SIGTERM or Ctrl-C: look for what is new, score it, wait TIME, look again")
+    add("--settle", metavar="TIME",
+        help="leave files that changed within the last TIME, 10m for instance, to the next run (default: 0s, with "
+        f"--every {EVERY_SETTLE})")
     add("--on_changed", choices=ON_CHANGED, default="rescore",
         help="a file that has changed since it was scored: rescore replaces its rows, skip leaves them, fail stops "
         "(default: %(default)s)")
@@ -92,13 +91,16 @@ def parse(arguments: list[str]) -> tuple[AnnotateConfig, list[str]]:
             score,
             score=dataclasses.replace(score.score, outputs=tuple(dict.fromkeys((*score.score.outputs, "source")))),
         ),
-        settle=duration("--settle", options.settle),
+        settle=duration("--settle", options.settle or ("0s" if options.every is None else EVERY_SETTLE)),
         on_changed=options.on_changed,
         on_vanished=options.on_vanished,
         rescore_with_new_model=options.rescore_with_new_model,
         commit_every=duration("--commit_every", commit_every),
         lease=duration("--lease", options.lease),
+        every=None if options.every is None else duration("--every", options.every),
     )
     if config.lease < 1:
         raise InputError(f"--lease must be at least 1s, not {options.lease}")
+    if config.every == 0:
+        raise InputError(f"--every must be more than 0, not {options.every}")
     return config, rest

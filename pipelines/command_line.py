@@ -16,7 +16,7 @@ from typing import Any, NoReturn, get_type_hints
 from pipelines import console
 from pipelines.interrupts import INTERRUPTED, interruptible
 from pipelines.logs import announce, set_up_logging, wanted_format
-from torchmoji_core.errors import InputError, LeaseHeldError, RunError, is_outage, shortage_of
+from torchmoji_core.errors import InputError, LeaseHeldError, TorchMojiError, is_outage, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
 LAST_SECONDS = 10.0
@@ -54,12 +54,6 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         event = "error" if status == WRONG_INPUT else "failed"
         announce(event, f"{event}: {error}", level=logging.ERROR)
         return status
-    except (RunError, OSError) as error:
-        # A store or disk that fails may do so at any point; no program is at fault, and another try may help.
-        shortage = shortage_of(error) if isinstance(error, OSError) else None
-        reason = f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
-        announce("failed", f"failed: {reason}", level=logging.ERROR)
-        return exit_status(error)
     except LeaseHeldError as error:
         announce("lease_held", f"not started: {error}", level=logging.WARNING)
         return exit_status(error)
@@ -67,9 +61,9 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         announce("interrupted", "interrupted", level=logging.ERROR)
         return exit_status(error)
     except Exception as error:
-        shortage = shortage_of(error)
-        if shortage is not None:
-            announce("failed", f"failed: {shortage.what}; {shortage.remedy}", level=logging.ERROR)
+        reason = failure(error)
+        if reason is not None:
+            announce("failed", f"failed: {reason}", level=logging.ERROR)
         else:
             announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
         return exit_status(error)
@@ -88,6 +82,19 @@ def _told(status: int, is_all: bool) -> int:
     if fault is not None and fault.errno != errno.EPIPE:
         announce("output_lost", f"not all could be written to standard output: {fault.strerror}", level=logging.WARNING)
     return status
+
+
+def failure(error: Exception) -> str | None:
+    """What has failed, in one line, if the same may succeed another time; None for wrong options and our own faults.
+
+    A store or disk may fail at any point, and a machine run short.
+    """
+    if exit_status(error) != FAILED:
+        return None
+    shortage = None if isinstance(error, TorchMojiError) else shortage_of(error)
+    if isinstance(error, TorchMojiError | OSError):
+        return f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
+    return f"{shortage.what}; {shortage.remedy}" if shortage else None
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.command_line import OneLineParser, duration
 from pipelines.logs import LOG_FORMATS
-from pipelines.streaming_options import StreamOptions, WatchOptions, add_streaming_options, streaming_options
+from pipelines.streaming_options import StreamOptions, add_streaming_options, streaming_options
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference import PRECISIONS, available_cores
@@ -29,6 +29,11 @@ SAMPLE = Path(__file__).parent / "sample" / "posts.jsonl"
 LOCAL_RUNNER = "DirectRunner"
 IF_EXISTS = ("rerun", "replace", "append", "fail")
 PROGRESS = ("auto", "bar", "lines", "off")
+_INSTEAD = {
+    "--watch": "python -m pipelines.annotate --every 10s --partition_by date,hour --input DIR",
+    "--resume": "python -m pipelines.annotate, which goes on where it stopped; give it another --output",
+}
+"""What is given in place of options that were."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,6 @@ class ScoreConfig:
     rows_per_file: int
     max_dead_fraction: float
     if_exists: str
-    resume: bool
-    """Whether to commit input by input, and leave out what was committed."""
     dry_run: bool
     progress: str
     report: str | None
@@ -58,8 +61,6 @@ class ScoreConfig:
     """Seconds without progress after which a local run ends; 0 for never."""
     stream: StreamOptions | None = None
     """How to read messages; None for files."""
-    watch: WatchOptions | None = None
-    """How to watch a directory; None for none."""
 
     @property
     def local_threads(self) -> int:
@@ -87,9 +88,6 @@ def score_parser() -> argparse.ArgumentParser:
     add("--if_exists", choices=IF_EXISTS, default="rerun",
         help="if DIR holds results: rerun replaces those of the same command and refuses others, replace replaces all, "
         "append adds, fail refuses (default: %(default)s)")
-    add("--resume", action="store_true",
-        help="commit the results of input file after input file, and leave out what an earlier run of the same command "
-        "has committed: what died is gone on with")
     add_streaming_options(result)
     return result
 
@@ -177,16 +175,17 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
     """
     parser = score_parser()
     options, rest = parse_known(parser, arguments)
-    endless = streaming_options(options, parser)
+    for argument in rest:
+        if instead := _INSTEAD.get(argument.partition("=")[0]):
+            raise InputError(f"{argument.partition('=')[0]} is now another command: {instead}")
+    stream = streaming_options(options, parser)
     config = score_config(options)
-    if isinstance(endless, WatchOptions):
-        return dataclasses.replace(config, watch=endless), rest
-    if isinstance(endless, StreamOptions):
+    if stream is not None:
         # A row's window is told by its time, so it is always there.
         score = dataclasses.replace(config.score, timestamp=True)
-        if endless.model_watch is not None and "fingerprint" not in score.outputs:
+        if stream.model_watch is not None and "fingerprint" not in score.outputs:
             score = dataclasses.replace(score, outputs=(*score.outputs, "fingerprint"))
-        config = dataclasses.replace(config, stream=endless, score=score)
+        config = dataclasses.replace(config, stream=stream, score=score)
     return config, rest
 
 
@@ -245,7 +244,6 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
         rows_per_file=options.rows_per_file,
         max_dead_fraction=options.max_dead_fraction,
         if_exists=getattr(options, "if_exists", "append"),
-        resume=getattr(options, "resume", True),
         dry_run=options.dry_run,
         progress=options.progress,
         report=plain(options.report) if options.report else options.report,

@@ -468,25 +468,6 @@ def test_manifests_hold_no_credentials(tmp_path: Path, model: str, run_annotate:
     assert "hunter2" not in said + written
 
 
-# --- score --resume ---------------------------------------------------------------------------------------------------
-
-
-def test_score_resumes(tmp_path: Path, run_score: Run, run_verify: Run) -> None:
-    paths = corpus(tmp_path / "in", 3, 10)
-    assert run_score("--input", "in/*", "--output", "out", "--resume").status == 0
-    assert "nothing is new" in run_score("--input", "in/*", "--output", "out", "--resume").out
-    corpus(tmp_path / "in", 1, 10, first=3)
-    assert read_count(run_score("--input", "in/*", "--output", "out", "--resume")) == 10
-    assert "source" not in read_scores(tmp_path / "out").column_names
-    assert read_scores(tmp_path / "out").num_rows == 40
-    assert is_sound(run_verify)
-    change(paths[0], [{"id": "new", "text": "happy"}])
-    finished = run_score("--input", "in/*", "--output", "out", "--resume")
-    assert finished.status == 2
-    assert "has changed since it was scored" in finished.err
-    assert run_score("--input", "in/*", "--output", "out", "--resume", "--outputs", "top").status == 2
-
-
 def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
     tmp_path: Path, run_annotate: Run, run_verify: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,8 @@ def assert_refused(finished: Finished, expected: str, tmp_path: Path) -> None:
         ("--input in.jsonl --max_dead_fraction 2", "--max_dead_fraction"),
         ("--input in.jsonl --threads 0", "threads"),
         ("--input in.jsonl --direct_num_workers -1", "--direct_num_workers"),
+        ("--watch in", "--watch is now another command: python -m pipelines.annotate --every 10s"),
+        ("--input in.jsonl --resume", "--resume is now another command: python -m pipelines.annotate"),
         ("--input in.jsonl --no_such_option", "--no_such_option"),
         ("--input in.jsonl --no_such_option=5", "--no_such_option"),
         ("in.jsonl", "--input"),
