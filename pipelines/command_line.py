@@ -10,8 +10,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, NoReturn, get_type_hints
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pipelines import console
 from pipelines.interrupts import INTERRUPTED, interruptible
@@ -21,6 +21,7 @@ from torchmoji_core.errors import InputError, LeaseHeldError, TorchMojiError, is
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
 LAST_SECONDS = 10.0
 """For what threads still do when a command has done its work; then the process ends without them."""
+T = TypeVar("T")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -127,23 +128,87 @@ def end(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
-    """Add one option for each field of a dataclass, with its type, default and, from its metadata, help."""
+def add_options(
+    parser: argparse._ActionsContainer, options: type[Any], without: Collection[str] = (), **defaults: Any
+) -> None:
+    """Add an option to a parser, or a group of one, for each field of a dataclass that is an `option`.
+
+    Args:
+        parser: to add to.
+        options: the dataclass.
+        without: fields to leave out.
+        **defaults: instead of the fields' own.
+    """
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
-        meaning = field.metadata["help"].replace("%", "%%")
-        parser.add_argument(
-            f"--{field.name}", type=types[field.name], default=field.default, help=f"{meaning} (default: %(default)s)"
-        )
+        if "help" not in field.metadata or field.name in without:
+            continue
+        given, kind = dict(field.metadata), types[field.name]
+        name, meaning = given.pop("name", field.name), given.pop("help").replace("%", "%%")
+        default = shown = defaults.get(field.name, field.default)
+        if kind is bool:
+            given["action"] = "store_true"
+        elif get_origin(kind) is tuple:
+            shown = ",".join(default or ())
+            if "nargs" not in given:
+                given["type"], default = names, shown
+        else:
+            given.setdefault("type", next(each for each in (*get_args(kind), kind) if each is not type(None)))
+            if given["type"] is seconds:
+                given["metavar"], shown = "TIME", None if default is None else as_time(default)
+        if shown not in (None, False, ""):
+            meaning += f" (default: {shown})"
+        parser.add_argument(f"--{name}", default=default, help=meaning, **given)
+
+
+def take_options(options: type[T], given: argparse.Namespace, **others: Any) -> T:
+    """What `add_options` has added, as the dataclass.
+
+    Args:
+        options: the dataclass.
+        given: the parsed command line; what it has not keeps its default.
+        others: further fields.
+
+    Raises:
+        InputError: if the dataclass refuses a value.
+    """
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        name = field.metadata.get("name", field.name)
+        if "help" in field.metadata and hasattr(given, name):
+            others.setdefault(field.name, getattr(given, name))
+    return options(**others)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names that commas separate."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def seconds(text: str) -> float:
+    """Seconds of a time like 90, 500ms, 90s, 10m, 2h or 1d.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be a time like 500ms, 30s, 10m, 2h or 1d, not {text!r}")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def as_time(number: float) -> str:
+    """Seconds as `seconds` reads them."""
+    unit = next(unit for unit in ("h", "m", "s", "ms") if unit == "ms" or (number and number % _SECONDS[unit] == 0))
+    return f"{number / _SECONDS[unit]:g}{unit}"
 
 
 def duration(option: str, text: str) -> float:
-    """Seconds of a time like 90, 500ms, 90s, 10m, 2h or 1d.
+    """As `seconds`, of an option.
 
     Raises:
         InputError: if it is none.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text.strip())
-    if match is None:
-        raise InputError(f"{option} must be a time like 500ms, 30s, 10m, 2h or 1d, not {text!r}")
-    return float(match[1]) * _SECONDS[match[2] or "s"]
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{option} {error}") from None

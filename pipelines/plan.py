@@ -278,7 +278,7 @@ def _joining(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
     """With what rows need to be found again among those that are there: their directories, and their source."""
     partition_by = tuple(earlier.get("partition_by", ()))
     source = ("source",) if "source" in earlier.get("outputs", ()) else ()
-    outputs = tuple(dict.fromkeys((*config.score.outputs, *source)))
+    outputs = (*config.score.outputs, *source)
     return dataclasses.replace(
         config,
         fields=dataclasses.replace(config.fields, partition_by=partition_by),

@@ -152,8 +152,8 @@ class _Repetition:
         if warning := too_many_dead_letters(counts, self._config.score):
             announce("too_many_dead_letters", warning, level=logging.ERROR)
         for path in annotation.selection.found.passed_over:
-            suffix = PurePosixPath(path).suffix
-            if suffix not in self._suffixes and self._is_planned:
+            suffix, is_hidden = PurePosixPath(path).suffix, PurePosixPath(path).name.startswith((".", "_"))
+            if self._is_planned and not is_hidden and suffix not in self._suffixes:
                 announce("passed_over", f"passed over {path}, and others of such names", level=logging.WARNING)
             self._suffixes.add(suffix)
         self._is_planned = True

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import score
+from pipelines.annotate_options import parse
 from pipelines.data_set import DataSet, live_files
 from tests.pipelines.conftest import (
     WORDS,
@@ -33,6 +34,7 @@ from tests.pipelines.conftest import (
     write_lines,
 )
 from tests.tiny import tiny_bundle
+from torchmoji_core.errors import InputError
 
 Run = Callable[..., Finished]
 
@@ -130,11 +132,10 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, run_annotate: Run) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lease"])
-def test_times_that_are_none(tmp_path: Path, run_annotate: Run, option: str) -> None:
-    finished = run_annotate(option, "soon")
-    assert finished.status == 2
-    assert f"{option} must be a time like" in finished.err
+@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lease", "--every"])
+def test_times_that_are_none(option: str) -> None:
+    with pytest.raises(InputError, match=f"{option}: must be a time like"):
+        parse(["--input", "in", "--output", "out", option, "soon"])
 
 
 def test_kept_fields_keep_their_types(tmp_path: Path, run_annotate: Run) -> None:

@@ -73,7 +73,7 @@ def test_files_of_any_name_are_told_from_each_other(tmp_path: Path, annotate_of:
     (tmp_path / "in").mkdir()
     for number, name in enumerate(NAMES):
         path_of(tmp_path / "in", name).write_text(f"so happy {number}\nnot \udcff\n", errors="surrogateescape")
-    assert annotate_of("--max_dead_fraction", "1", "--input", "in", "--format", "text").status == 0
+    assert annotate_of("--max_dead_fraction", "1", "--input", "in", "in/.*", "--format", "text").status == 0
     expected = {name_as_text(str(path_of(tmp_path / "in", name))): number for number, name in enumerate(NAMES)}
     table = read_live(tmp_path / "out")
     found = dict(zip(table.column("source").to_pylist(), table.column("text").to_pylist(), strict=True))
@@ -351,7 +351,7 @@ def test_names_that_tell_no_format_are_passed_over(
     finished = run_score("--input", "in/*.part", "--output", "other")
     assert finished.status == 2
     assert "0.jsonl.part" in finished.err and "give --format" in finished.err
-    finished = run_score("--input", "in/*.part", "in/.*", "--output", "other", "--format", "jsonl", "--dry_run")
+    finished = run_score("--input", "in/*.part", "in/.D*", "--output", "other", "--format", "jsonl", "--dry_run")
     assert finished.status == 2 and "tell no format" in finished.err
 
 

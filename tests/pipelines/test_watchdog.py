@@ -94,6 +94,6 @@ def test_a_stream_that_hangs_gives_its_messages_back(model: str, tmp_path: Path)
 
 
 def test_a_wrong_timeout() -> None:
-    with pytest.raises(InputError, match="--stall_timeout must be a time"):
+    with pytest.raises(InputError, match="--stall_timeout: must be a time"):
         parse(["--stall_timeout", "soon"])
     assert parse(["--stall_timeout", "0"])[0].stall_timeout == 0
