@@ -1,4 +1,4 @@
-"""python -m pipelines.annotate: scores what is new in a growing corpus since the last run, and only that."""
+"""python -m pipelines.annotate: scores what is new in a growing corpus since the last run, once or again and again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ def main(arguments: list[str]) -> int:
     """Parse and run. Returns the exit status."""
     config, rest = parse(arguments)
 
-    from pipelines.annotation import run  # Beam and torch, which --help can do without
+    if config.every is not None:
+        from pipelines import repetition
 
-    return run(config, rest, "annotate")
+        return repetition.run(config, config.every, rest)
+
+    from pipelines import annotation
+
+    return annotation.run(config, rest)
 
 
 if __name__ == "__main__":

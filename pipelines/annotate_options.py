@@ -6,15 +6,16 @@ import argparse
 import dataclasses
 from dataclasses import dataclass
 
-from pipelines.command_line import OneLineParser, duration
+from pipelines.command_line import OneLineParser, add_options, as_time, seconds, take_options
 from pipelines.options import ScoreConfig, add_shared_options, parse_known, score_config
 from torchmoji_core.errors import InputError
+from torchmoji_core.options import option
 from transforms.fields import DATE
 
-ON_CHANGED = ("rescore", "skip", "fail")
-ON_VANISHED = ("keep", "retire", "fail")
 COMMIT_SECONDS = 30.0
 """A run of the pipeline costs half a second before it scores anything, and what dies loses half of this on average."""
+EVERY_SETTLE = 2.0
+"""A file whose writer pauses for longer is scored as far as it is there, and again when it has changed."""
 
 
 @dataclass(frozen=True)
@@ -22,26 +23,43 @@ class AnnotateConfig:
     """A validated command line."""
 
     score: ScoreConfig
-    settle: float
-    """Seconds that an input must not have changed for."""
-    on_changed: str
-    on_vanished: str
-    rescore_with_new_model: bool
-    commit_every: float
-    """Seconds of work after which what is done is committed; 0 for one commit at the end."""
-    lease: float
-    """Seconds after which a holder on another machine that gives no sign of life is taken for dead."""
+    every: float | None = option(
+        None, "go on until SIGTERM or Ctrl-C: look for what is new, score it, wait TIME, look again", type=seconds
+    )
+    settle: float = option(
+        None, "leave files that changed within the last TIME, 10m for instance, to the next run (default: 0s, with "
+        f"--every {as_time(EVERY_SETTLE)})", type=seconds,
+    )  # fmt: skip
+    on_changed: str = option(
+        "rescore", "a file that has changed since it was scored: rescore replaces its rows, skip leaves them, fail "
+        "stops", choices=("rescore", "skip", "fail"),
+    )  # fmt: skip
+    on_vanished: str = option(
+        "keep", "a file that is gone since it was scored: keep or retire its rows, or fail",
+        choices=("keep", "retire", "fail"),
+    )  # fmt: skip
+    rescore_with_new_model: bool = option(
+        False, "if --model is another one than before: score everything again, and replace the old results when all is "
+        "done (default: refuse to mix models)",
+    )  # fmt: skip
+    commit_every: float = option(
+        None, f"commit after so much work; 0 for once at the end (default: {as_time(COMMIT_SECONDS)}, 0 on clusters)",
+        type=seconds,
+    )  # fmt: skip
+    lease: float = option(
+        300.0, "another machine's run that gave no sign of life for so long is taken for dead", type=seconds
+    )
 
-    @classmethod
-    def resuming(cls, score: ScoreConfig) -> AnnotateConfig:
-        """What `pipelines.score --resume` does: the same inputs again, with nothing changed."""
-        return cls(score, 0.0, "fail", "keep", False, COMMIT_SECONDS if score.is_local else 0.0, DEFAULT_LEASE)
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: naming the option and its valid values.
+        """
+        if self.lease < 1:
+            raise InputError(f"--lease must be at least 1s, not {as_time(self.lease)}")
+        if self.every == 0:
+            raise InputError("--every must be more than 0")
 
 
-DEFAULT_LEASE = 300.0
-
-
-# fmt: off
 def annotate_parser() -> argparse.ArgumentParser:
     """The options of `pipelines.annotate`."""
     result = OneLineParser(
@@ -51,27 +69,9 @@ def annotate_parser() -> argparse.ArgumentParser:
         "wrong options or input, 3 too many dead letters, 4 another run is writing to the same output.",
         allow_abbrev=False,
     )
-    add = add_shared_options(result, "")
-    add("--partition_by", default=DATE, metavar="FIELDS",
-        help="fields whose values name directories, DIR/date=2026-01-31/part-*.parquet; date is the day and hour the "
-        "hour (UTC) of the timestamp or, without --timestamp_field, of the file; '' for none (default: %(default)s)")
-    add("--lease", default="5m", metavar="TIME",
-        help="another machine's run that gave no sign of life for so long is taken for dead (default: %(default)s)")
-    add = result.add_argument_group("what is new").add_argument
-    add("--settle", default="0s", metavar="TIME",
-        help="leave files that changed within the last TIME, 10m for instance, to the next run (default: %(default)s)")
-    add("--on_changed", choices=ON_CHANGED, default="rescore",
-        help="a file that has changed since it was scored: rescore replaces its rows, skip leaves them, fail stops "
-        "(default: %(default)s)")
-    add("--on_vanished", choices=ON_VANISHED, default="keep",
-        help="a file that is gone since it was scored: keep or retire its rows, or fail (default: %(default)s)")
-    add("--rescore_with_new_model", action="store_true",
-        help="if --model is another one than before: score everything again, and replace the old results when all is "
-        "done (default: refuse to mix models)")
-    add("--commit_every", metavar="TIME",
-        help=f"commit after so much work; 0 for once at the end (default: {COMMIT_SECONDS:.0f}s, 0 on clusters)")
+    add_shared_options(result, without=("if_exists",), partition_by=(DATE,))
+    add_options(result.add_argument_group("what is new"), AnnotateConfig)
     return result
-# fmt: on
 
 
 def parse(arguments: list[str]) -> tuple[AnnotateConfig, list[str]]:
@@ -84,21 +84,11 @@ def parse(arguments: list[str]) -> tuple[AnnotateConfig, list[str]]:
     for name in ("input", "output"):
         if not getattr(options, name):
             raise InputError(f"--{name} is missing; --help lists all options")
-    score = score_config(options)
-    commit_every = options.commit_every or ("30s" if score.is_local else "0")
-    config = AnnotateConfig(
-        # Which rows are from which file is needed to replace a changed file's.
-        score=dataclasses.replace(
-            score,
-            score=dataclasses.replace(score.score, outputs=tuple(dict.fromkeys((*score.score.outputs, "source")))),
-        ),
-        settle=duration("--settle", options.settle),
-        on_changed=options.on_changed,
-        on_vanished=options.on_vanished,
-        rescore_with_new_model=options.rescore_with_new_model,
-        commit_every=duration("--commit_every", commit_every),
-        lease=duration("--lease", options.lease),
-    )
-    if config.lease < 1:
-        raise InputError(f"--lease must be at least 1s, not {options.lease}")
-    return config, rest
+    config = score_config(options)
+    # Which rows are from which file is needed to replace a changed file's.
+    score = dataclasses.replace(config.score, outputs=(*config.score.outputs, "source"))
+    if options.settle is None:
+        options.settle = 0.0 if options.every is None else EVERY_SETTLE
+    if options.commit_every is None:
+        options.commit_every = COMMIT_SECONDS if config.is_local else 0.0
+    return take_options(AnnotateConfig, options, score=dataclasses.replace(config, score=score)), rest

@@ -1,4 +1,4 @@
-"""Annotation of a growing corpus: what `pipelines.annotate` and `pipelines.score --resume` do.
+"""Annotation of a growing corpus: what `pipelines.annotate` does.
 
 An input file is the unit of work: files are scored in groups, each group by one run of the pipeline that
 `pipelines.score` runs, and each group is committed by a manifest. What dies is gone on with by the next run.
@@ -11,77 +11,109 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 from pipelines import report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.data_set import DataSet, announce_run, remove_temporary, tidy
-from pipelines.inputs import by_reason, list_inputs, named, try_to_open
+from pipelines.inputs import Inputs, by_reason, list_inputs, named, try_to_open
 from pipelines.logs import announce
 from pipelines.manifest import DataFile, identity
 from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream, differences, listed
 from pipelines.rewrite import Rewriter
 from pipelines.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
 from pipelines.selection import Groups, Selection, select
-from pipelines.session import Session, open_session
+from pipelines.session import Session, open_session, open_workshop
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
 from transforms import storage
 from transforms.read import InputFile, UnreadableInput
 
+KIND = "annotate"
 _CHECKERS = 16
 
 
-def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
+def run(config: AnnotateConfig, rest: list[str]) -> int:
     """Take the lease, find out what is to be done, and do it. Returns the exit status.
 
     Args:
         config: what to do.
         rest: options for Beam.
-        kind: name of the command, for the manifests.
 
     Raises:
         InputError, RunError, LeaseHeldError: as their names say.
     """
-    with open_session(config.score, rest, config.lease) as session:
-        data_set, figures = session.data_set, session.figures
-        to_be_retired = config.on_vanished == "retire"
-        found = list_inputs(config.score.inputs, config.score.format, data_set.live.inputs.keys(), to_be_retired)
-        model = check_model(config.score)
-        selection = select(
-            data_set,
-            found.files,
-            found.vanished,
-            config,
-            model.fingerprint,
-            time.time(),
-            found.not_gone,
-            found.no_files,
-        )
-        selection = dataclasses.replace(selection, unlisted=found.unlisted, passed_over=tuple(found.passed_over))
-        plan = make_plan(config, data_set, selection, model, kind)
-        figures.update(model=model.name, fingerprint=model.fingerprint, **selection.figures)
-        said = [*plan.describe(), selection.describe()]
-        announce("plan", said, input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
+    with (
+        open_workshop(config.score, rest) as workshop,
+        open_session(workshop, DataSet(config.score.output), config.lease) as session,
+    ):
+        annotation = prepare(config, session, check_model(config.score))
+        announce_plan(annotation)
         if config.score.dry_run:
-            announce("dry_run", "dry run: nothing was scored or written")
             return DONE
-        annotation = Annotation(config, plan, session, selection, kind)
+        clock = time.monotonic()
         try:
-            status = figures["exit_status"] = annotation.run()
+            annotation.run()
         finally:
-            figures.update(
-                annotation.counts, inputs_committed=annotation.committed, inputs_unreadable=len(annotation.unreadable)
-            )
-            annotation.publish_list()
-        tidy(data_set)
+            session.figures.update(annotation.figures)
+        if annotation.selection.is_empty:
+            announce("nothing_new", "nothing is new: nothing was scored")
+        else:
+            seconds = time.monotonic() - clock
+            report.announce_summary(annotation.counts, seconds, annotation.plan.model.classes, session.figures)
+        for event, said, level, fields in annotation.complaints():
+            announce(event, said, level=level, **fields)
+        if warning := too_many_dead_letters(annotation.counts, config.score):
+            announce("too_many_dead_letters", warning, level=logging.ERROR)
+        status = session.figures["exit_status"] = annotation.status
         return status
 
 
-def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, model: ModelFacts, kind: str) -> Plan:
+def list_all(config: AnnotateConfig, data_set: DataSet) -> Inputs:
+    """List the inputs.
+
+    Raises:
+        InputError: as `list_inputs`.
+    """
+    live, retires = data_set.live.inputs.keys(), config.on_vanished == "retire"
+    return list_inputs(config.score.inputs, config.score.format, live, retires, config.every is not None)
+
+
+def prepare(
+    config: AnnotateConfig, session: Session, model: ModelFacts, stop: threading.Event | None = None
+) -> Annotation:
+    """Find out what is to be done.
+
+    Args:
+        config: the policies.
+        session: where.
+        model: that is to score.
+        stop: ends the work before the next group once it is set; None for none.
+
+    Raises:
+        InputError: for the first thing that is wrong, with its remedy.
+    """
+    found = list_all(config, session.data_set)
+    selection = select(session.data_set, found, config, model.fingerprint, time.time())
+    return Annotation(config, make_plan(config, session.data_set, selection, model), session, selection, stop)
+
+
+def announce_plan(annotation: Annotation) -> None:
+    """Say what will be done, or would be."""
+    plan, selection, figures = annotation.plan, annotation.selection, annotation.session.figures
+    figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint, **selection.figures)
+    every = annotation.config.every
+    said = [*plan.describe(), selection.describe(), *([f"again       every {every:g} s"] if every else [])]
+    announce("plan", said, input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
+    if plan.config.dry_run:
+        announce("dry_run", "dry run: nothing was scored or written")
+
+
+def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, model: ModelFacts) -> Plan:
     """Check the command against what is there: rows with other columns do not belong into one data set.
 
     Raises:
@@ -97,15 +129,22 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
         # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
         ours, free = identity(score), {"model", "inputs", "appended"}
         changed = [name for name in differences(ours, earlier) if name not in free]
-        if kind == "score" and not {*ours["inputs"]} <= {*earlier.get("inputs", ())}:
-            changed = sorted([*changed, "inputs"])
         if changed:
             raise InputError(
                 f"output {score.output} holds results of another command (other {listed(changed, earlier)}); "
                 "give the same options as before, or another --output"
             )
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
-    return Plan(score, selection.work, model, passed_over=selection.passed_over, strict=True)
+    return Plan(score, selection.work, model, passed_over=tuple(selection.found.passed_over), strict=True)
+
+
+class Complaint(NamedTuple):
+    """Something about an input, or a directory of them, that a person should know."""
+
+    event: str
+    said: str
+    level: int
+    fields: dict[str, Any]
 
 
 class Annotation:
@@ -117,7 +156,6 @@ class Annotation:
         plan: Plan,
         session: Session,
         selection: Selection,
-        kind: str,
         stop: threading.Event | None = None,
     ) -> None:
         """Args:
@@ -125,12 +163,10 @@ class Annotation:
         plan: what to do.
         session: where.
         selection: the inputs to score or retire.
-        kind: name of the command, for the manifests.
         stop: ends the run before the next group once it is set; None for none.
         """
         self._stop = stop or threading.Event()
-        self._config, self._plan, self._session = config, plan, session
-        self._selection, self._kind = selection, kind
+        self.config, self.plan, self.session, self.selection = config, plan, session, selection
         self._data_set = session.data_set
         self.counts: Counter[str] = Counter()
         self.committed = 0
@@ -140,68 +176,67 @@ class Annotation:
         self.unreadable: dict[str, str] = {}
         """Inputs that could not be opened, with the reason."""
 
-    def run(self) -> int:
-        """Score and commit everything. Returns the exit status.
+    def run(self) -> None:
+        """Score and commit everything.
 
         Raises:
             RunError: if a group fails. What was committed before stays.
         """
-        clock = time.monotonic()
-        self.score_all()
-        if self._selection.is_empty:
-            announce("nothing_new", "nothing is new: nothing was scored")
-        else:
-            seconds = time.monotonic() - clock
-            report.announce_summary(self.counts, seconds, self._plan.model.classes, self._session.figures)
-        return self.status()
+        selection = self.selection
+        try:
+            if selection.retired:
+                self._retire(selection.retired)
+            groups = Groups(selection.work, self.config.commit_every)
+            for group in groups:
+                if self._stop.is_set():
+                    break
+                begun = time.monotonic()
+                self._score(group)
+                groups.took(group, time.monotonic() - begun)
+            else:
+                if selection.promotes:
+                    self._promote()
+        finally:
+            # For readers; the manifests are there without it.
+            if self._data_set.manifests:
+                self._data_set.publish_list(self.plan.with_new_run(()).run_id)
+        tidy(self._data_set)
 
-    def score_all(self) -> None:
-        """Score and commit everything, in silence.
+    @property
+    def figures(self) -> dict[str, int]:
+        """For the run's report."""
+        of_inputs = {"inputs_committed": self.committed, "inputs_unreadable": len(self.unreadable)}
+        return self.selection.figures | self.counts | of_inputs
 
-        Raises:
-            RunError: as `run`.
-        """
-        selection = self._selection
-        if selection.retired:
-            self._retire(selection.retired)
-        groups = Groups(selection.work, self._config.commit_every)
-        for group in groups:
-            if self._stop.is_set():
-                return
-            begun = time.monotonic()
-            self._score(group)
-            groups.took(group, time.monotonic() - begun)
-        if selection.promotes:
-            self._promote()
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing that was found is left to the next run."""
+        left = self.left or self.unreadable or self.selection.unsettled or self.selection.promotes
+        return not (left or self._stop.is_set() or self.status == FAILED)
 
+    @property
     def status(self) -> int:
-        """Say what was left, and give the exit status."""
+        """The exit status, if this is all that the command does."""
+        if self.unreadable or self.selection.found.unlisted or self.selection.not_gone:
+            return FAILED
+        return TOO_MANY_DEAD_LETTERS if too_many_dead_letters(self.counts, self.plan.config) else DONE
+
+    def complaints(self) -> Iterator[Complaint]:
+        """What was left out, and why."""
         for path in self.left:
-            announce(
-                "left", f"left to the next run: {path} changed while it was read", level=logging.WARNING, path=path
-            )
+            said = f"left to the next run: {path} changed while it was read"
+            yield Complaint("left", said, logging.WARNING, {"path": path})
         for path, reason in self.unreadable.items():
             said = f"failed: input {path} cannot be opened: {reason}"
-            announce("unreadable", said, level=logging.ERROR, path=path)
-        selection = self._selection
-        for path, reason in selection.unlisted.items():
+            yield Complaint("unreadable", said, logging.ERROR, {"path": path})
+        for path, reason in self.selection.found.unlisted.items():
             said = (
                 f"failed: directory {path} cannot be listed: {reason}; nothing of what is in it was scored or retired"
             )
-            announce("unlisted", said, level=logging.ERROR, path=path)
-        for reason, paths in by_reason(selection.not_gone).items():
+            yield Complaint("unlisted", said, logging.ERROR, {"path": path})
+        for reason, paths in by_reason(self.selection.not_gone).items():
             said = f"not retired: the rows of {len(paths):,} input(s), {named(paths)}: {reason}"
-            announce("not_retired", said, level=logging.ERROR, inputs=len(paths), reason=reason)
-        warning = too_many_dead_letters(self.counts, self._plan.config)
-        if warning:
-            announce("too_many_dead_letters", warning, level=logging.ERROR)
-        has_failed = bool(self.unreadable or selection.unlisted or selection.not_gone)
-        return FAILED if has_failed else TOO_MANY_DEAD_LETTERS if warning else DONE
-
-    def publish_list(self) -> None:
-        """Bring the list of live files up to date; it is for readers, and the manifests are there without it."""
-        if self._data_set.manifests:
-            self._data_set.publish_list(self._plan.with_new_run(()).run_id)
+            yield Complaint("not_retired", said, logging.ERROR, {"inputs": len(paths), "reason": reason})
 
     def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""
@@ -211,10 +246,10 @@ class Annotation:
         self.left += sorted(opened.changed)
         group = [file for file in group if file.path not in opened.unreadable.keys() | opened.changed]
         while group:
-            plan = self._plan.with_new_run(group)
+            plan = self.plan.with_new_run(group)
             started = datetime.now(UTC)
             try:
-                finished = execute(plan, self._session)
+                finished = execute(plan, self.session)
             except UnreadableInput as error:
                 out = {error.path}
                 self.unreadable[error.path] = error.reason
@@ -249,45 +284,45 @@ class Annotation:
             return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}
 
     def _commit(self, plan: Plan, finished: Finished, started: datetime) -> None:
-        manifest = describe_commit(plan, finished, self._data_set, self._kind, started)
+        manifest = describe_commit(plan, finished, self._data_set, KIND, started)
         inputs = {file.path for file in plan.files}
-        changed = {file.path for file in self._selection.changed} & inputs
+        changed = {file.path for file in self.selection.changed} & inputs
         retired, files, dead_letters = self._without(changed, plan.run_id)
         manifest = dataclasses.replace(
             manifest,
-            generation=self._selection.generation,
+            generation=self.selection.generation,
             files=(*manifest.files, *files),
             dead_letters=(*manifest.dead_letters, *dead_letters),
             retired=retired,
             # Their rows went with those of what changed, so they are new until they are scored.
             dropped=tuple(sorted(self._entangled(changed) - inputs)),
         )
-        commit(plan, manifest, self._session)
+        commit(plan, manifest, self.session)
         remove_temporary(self._data_set.output, plan.run_id)
         self.counts.update(finished.counts)
         self.committed += len(inputs)
 
     def _retire(self, paths: Sequence[str]) -> None:
         """Commit that the rows of some inputs are results no longer."""
-        plan, started = self._plan.with_new_run(()), datetime.now(UTC)
+        plan, started = self.plan.with_new_run(()), datetime.now(UTC)
         announce_run(self._data_set.output, plan.run_id)
         paths = sorted({*paths} | self._entangled(paths))
         retired, files, dead_letters = self._without(paths, plan.run_id)
         finished = Finished({}, files, dead_letters, 0.0)
-        manifest = describe_commit(plan, finished, self._data_set, self._kind, started)
+        manifest = describe_commit(plan, finished, self._data_set, KIND, started)
         manifest = dataclasses.replace(manifest, retired=retired, dropped=tuple(paths))
-        commit(plan, manifest, self._session)
+        commit(plan, manifest, self.session)
         remove_temporary(self._data_set.output, plan.run_id)
 
     def _entangled(self, paths: Collection[str]) -> set[str]:
-        generation = self._data_set.generations.get(self._selection.generation)
+        generation = self._data_set.generations.get(self.selection.generation)
         return generation.entangled(paths) if generation else set()
 
     def _without(
         self, inputs: Collection[str], run_id: str
     ) -> tuple[tuple[str, ...], tuple[DataFile, ...], tuple[DataFile, ...]]:
         """What takes the rows of some inputs out of the data set: files to retire, and files to put in their place."""
-        generation = self._data_set.generations.get(self._selection.generation)
+        generation = self._data_set.generations.get(self.selection.generation)
         if not inputs or generation is None:
             return (), (), ()
         sources = {generation.source(path) for path in inputs} | {name_as_text(path) for path in inputs}
@@ -307,11 +342,11 @@ class Annotation:
 
     def _promote(self) -> None:
         """Make the new generation the live one, if it has all inputs of the old one that are still wanted."""
-        data_set, selection = self._data_set, self._selection
+        data_set, selection = self._data_set, self.selection
         scored = (
             data_set.generations[selection.generation].inputs if selection.generation in data_set.generations else {}
         )
-        missing = data_set.live.inputs.keys() - scored.keys() - set(selection.vanished)
+        missing = data_set.live.inputs.keys() - scored.keys() - set(selection.found.vanished)
         if missing:
             announce(
                 "not_yet_complete",
@@ -319,8 +354,8 @@ class Annotation:
                 missing=len(missing),
             )
             return
-        plan = self._plan.with_new_run(())
+        plan = self.plan.with_new_run(())
         finished = Finished({}, (), (), 0.0)
-        manifest = describe_commit(plan, finished, data_set, self._kind, datetime.now(UTC))
-        commit(plan, dataclasses.replace(manifest, generation=selection.generation, promotes=True), self._session)
+        manifest = describe_commit(plan, finished, data_set, KIND, datetime.now(UTC))
+        commit(plan, dataclasses.replace(manifest, generation=selection.generation, promotes=True), self.session)
         remove_temporary(data_set.output, plan.run_id)

@@ -10,17 +10,18 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any, NoReturn, get_type_hints
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pipelines import console
 from pipelines.interrupts import INTERRUPTED, interruptible
 from pipelines.logs import announce, set_up_logging, wanted_format
-from torchmoji_core.errors import InputError, LeaseHeldError, RunError, is_outage, shortage_of
+from torchmoji_core.errors import InputError, LeaseHeldError, TorchMojiError, is_outage, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
 LAST_SECONDS = 10.0
 """For what threads still do when a command has done its work; then the process ends without them."""
+T = TypeVar("T")
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -54,12 +55,6 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         event = "error" if status == WRONG_INPUT else "failed"
         announce(event, f"{event}: {error}", level=logging.ERROR)
         return status
-    except (RunError, OSError) as error:
-        # A store or disk that fails may do so at any point; no program is at fault, and another try may help.
-        shortage = shortage_of(error) if isinstance(error, OSError) else None
-        reason = f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
-        announce("failed", f"failed: {reason}", level=logging.ERROR)
-        return exit_status(error)
     except LeaseHeldError as error:
         announce("lease_held", f"not started: {error}", level=logging.WARNING)
         return exit_status(error)
@@ -67,9 +62,9 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         announce("interrupted", "interrupted", level=logging.ERROR)
         return exit_status(error)
     except Exception as error:
-        shortage = shortage_of(error)
-        if shortage is not None:
-            announce("failed", f"failed: {shortage.what}; {shortage.remedy}", level=logging.ERROR)
+        reason = failure(error)
+        if reason is not None:
+            announce("failed", f"failed: {reason}", level=logging.ERROR)
         else:
             announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
         return exit_status(error)
@@ -88,6 +83,19 @@ def _told(status: int, is_all: bool) -> int:
     if fault is not None and fault.errno != errno.EPIPE:
         announce("output_lost", f"not all could be written to standard output: {fault.strerror}", level=logging.WARNING)
     return status
+
+
+def failure(error: Exception) -> str | None:
+    """What has failed, in one line, if the same may succeed another time; None for wrong options and our own faults.
+
+    A store or disk may fail at any point, and a machine run short.
+    """
+    if exit_status(error) != FAILED:
+        return None
+    shortage = None if isinstance(error, TorchMojiError) else shortage_of(error)
+    if isinstance(error, TorchMojiError | OSError):
+        return f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
+    return f"{shortage.what}; {shortage.remedy}" if shortage else None
 
 
 def first_line(error: BaseException) -> str:
@@ -120,23 +128,87 @@ def end(status: int) -> NoReturn:
     sys.exit(status)
 
 
-def add_dataclass_options(parser: argparse.ArgumentParser, options: type[Any]) -> None:
-    """Add one option for each field of a dataclass, with its type, default and, from its metadata, help."""
+def add_options(
+    parser: argparse._ActionsContainer, options: type[Any], without: Collection[str] = (), **defaults: Any
+) -> None:
+    """Add an option to a parser, or a group of one, for each field of a dataclass that is an `option`.
+
+    Args:
+        parser: to add to.
+        options: the dataclass.
+        without: fields to leave out.
+        **defaults: instead of the fields' own.
+    """
     types = get_type_hints(options)
     for field in dataclasses.fields(options):
-        meaning = field.metadata["help"].replace("%", "%%")
-        parser.add_argument(
-            f"--{field.name}", type=types[field.name], default=field.default, help=f"{meaning} (default: %(default)s)"
-        )
+        if "help" not in field.metadata or field.name in without:
+            continue
+        given, kind = dict(field.metadata), types[field.name]
+        name, meaning = given.pop("name", field.name), given.pop("help").replace("%", "%%")
+        default = shown = defaults.get(field.name, field.default)
+        if kind is bool:
+            given["action"] = "store_true"
+        elif get_origin(kind) is tuple:
+            shown = ",".join(default or ())
+            if "nargs" not in given:
+                given["type"], default = names, shown
+        else:
+            given.setdefault("type", next(each for each in (*get_args(kind), kind) if each is not type(None)))
+            if given["type"] is seconds:
+                given["metavar"], shown = "TIME", None if default is None else as_time(default)
+        if shown not in (None, False, ""):
+            meaning += f" (default: {shown})"
+        parser.add_argument(f"--{name}", default=default, help=meaning, **given)
+
+
+def take_options(options: type[T], given: argparse.Namespace, **others: Any) -> T:
+    """What `add_options` has added, as the dataclass.
+
+    Args:
+        options: the dataclass.
+        given: the parsed command line; what it has not keeps its default.
+        others: further fields.
+
+    Raises:
+        InputError: if the dataclass refuses a value.
+    """
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        name = field.metadata.get("name", field.name)
+        if "help" in field.metadata and hasattr(given, name):
+            others.setdefault(field.name, getattr(given, name))
+    return options(**others)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names that commas separate."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def seconds(text: str) -> float:
+    """Seconds of a time like 90, 500ms, 90s, 10m, 2h or 1d.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"must be a time like 500ms, 30s, 10m, 2h or 1d, not {text!r}")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def as_time(number: float) -> str:
+    """Seconds as `seconds` reads them."""
+    unit = next(unit for unit in ("h", "m", "s", "ms") if unit == "ms" or (number and number % _SECONDS[unit] == 0))
+    return f"{number / _SECONDS[unit]:g}{unit}"
 
 
 def duration(option: str, text: str) -> float:
-    """Seconds of a time like 90, 500ms, 90s, 10m, 2h or 1d.
+    """As `seconds`, of an option.
 
     Raises:
         InputError: if it is none.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text.strip())
-    if match is None:
-        raise InputError(f"{option} must be a time like 500ms, 30s, 10m, 2h or 1d, not {text!r}")
-    return float(match[1]) * _SECONDS[match[2] or "s"]
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{option} {error}") from None

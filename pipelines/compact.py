@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.annotate_options import DEFAULT_LEASE
 from pipelines.command_line import DONE, OneLineParser, end, run_command
 from pipelines.logs import LOG_FORMATS, announce
 from torchmoji_core.errors import InputError
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> int:
     from transforms.formats import absolute_directory
 
     output = absolute_directory(options.output)
-    with Lease(output, DEFAULT_LEASE) as lease:
+    with Lease(output) as lease:
         announce("compacted", compact(output, options.target_mb << 20, lease, options.dry_run))
     return DONE
 

@@ -119,11 +119,17 @@ def reported(path: str | None, dry_run: bool = False, **figures: Any) -> Iterato
         figures |= {"exit_status": exit_status(error), "error": str(error)}
         raise
     finally:
-        if path is not None and not dry_run and figures.setdefault("exit_status", DONE) != LEASE_HELD:
-            try:
-                write_report(path, figures | {"started": started, "finished": datetime.now(UTC)})
-            except OSError as error:  # the run's own end matters more than what is told of it
-                _LOGGER.error("--report %s could not be written: %s", path, error)
+        if not dry_run and figures.setdefault("exit_status", DONE) != LEASE_HELD:
+            report(path, figures, started)
+
+
+def report(path: str | None, figures: Mapping[str, Any], started: datetime) -> None:
+    """Write a report of what was done so far, if one is wanted; what cannot be written is said, and no more."""
+    if path is not None:
+        try:
+            write_report(path, {**figures, "started": started, "finished": datetime.now(UTC)})
+        except OSError as error:  # the run's own end matters more than what is told of it
+            _LOGGER.error("--report %s could not be written: %s", path, error)
 
 
 def write_report(path: str, figures: Mapping[str, Any]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from typing import Any
 
-from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
+from pipelines.command_line import OneLineParser, add_options, end, run_command, take_options
 from pipelines.logs import announce
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.limits import check_threads
@@ -41,14 +40,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--threads", type=int, help="torch threads (default: all cores)")
     result.add_argument("--embedding", type=int, help="embedding channels, for method new (default: the model's)")
     result.add_argument("--hidden", type=int, help="LSTM channels per direction, for method new (default: the model's)")
-    add_dataclass_options(result, FineTuningOptions)
+    add_options(result, FineTuningOptions)
     return result
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    fields = [field.name for field in dataclasses.fields(FineTuningOptions)]
-    training_options = FineTuningOptions(**{field: getattr(options, field) for field in fields})
+    training_options = take_options(FineTuningOptions, options)
     check_output(options.output)
     name = options.name or options.output.stem
     check_name("the name of the bundle (--name, or else that of --output)", name)

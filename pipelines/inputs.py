@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torchmoji_core.errors import ChangedError, InputError, raise_shortage
 from transforms import storage
 from transforms.formats import guess_format
-from transforms.listing import Glob, is_glob, translate, why_not_gone
+from transforms.listing import Glob, has_directory, is_glob, translate, why_not_gone
 from transforms.read import InputFile, list_files
 
 MAX_NAMED = 5
@@ -27,7 +27,7 @@ class Inputs:
     named: set[str] = field(default_factory=set)
     """Those of the files that a pattern is the name of."""
     passed_over: list[str] = field(default_factory=list)
-    """What directories and globs have beside: names that tell no format, and links to directories."""
+    """What directories and globs have beside: names that tell no format or are hidden, and links to directories."""
     unlisted: dict[str, str] = field(default_factory=dict)
     """Directories that could not be listed, with the reason."""
     vanished: list[str] = field(default_factory=list)
@@ -42,7 +42,11 @@ class Inputs:
 
 
 def list_inputs(
-    patterns: Sequence[str], format: str | None, live: Collection[str] = (), to_be_retired: bool = False
+    patterns: Sequence[str],
+    format: str | None,
+    live: Collection[str] = (),
+    to_be_retired: bool = False,
+    may_come: bool = False,
 ) -> Inputs:
     """List what the patterns of a command match.
 
@@ -51,6 +55,7 @@ def list_inputs(
         format: of all files, if it is given.
         live: paths of the inputs that a data set has already.
         to_be_retired: whether to find out which of those that are not listed are `not_gone`, for one look at each.
+        may_come: whether a glob in a directory that is there may match nothing yet.
 
     Raises:
         InputError: if a pattern matches nothing, and never did, or its filesystem cannot be reached.
@@ -68,11 +73,11 @@ def list_inputs(
         listed = list_files(pattern)
         files, passed_over = {}, listed.links
         for file in listed.files:
-            if listed.is_named or file.path in live or _is_meant(file.path, format):
+            if listed.is_named or file.path in live or _is_meant(file.path, pattern, format):
                 files[file.path] = file
             else:
                 passed_over.append(file.path)
-        if not files and not ours and not listed.unlisted:
+        if not (files or ours or listed.unlisted or (may_come and _is_awaited(pattern))):
             raise InputError(f"input {pattern}: {_nothing(passed_over)}")
         found.files |= files
         found.named |= files.keys() if listed.is_named else set()
@@ -94,18 +99,30 @@ def list_inputs(
     return found
 
 
-def _is_meant(path: str, format: str | None) -> bool:
-    """Whether a file is one of those that a directory or a glob is given for: the format that is told, or given.
+def _is_awaited(pattern: str) -> bool:
+    """Whether files may come that a pattern matches."""
+    return has_directory(pattern) if storage.is_local(pattern) else is_glob(pattern)
 
-    A given one does not make an input of a hidden file, such as those of desktops and those that rsync is writing.
+
+def _is_meant(path: str, pattern: str, format: str | None) -> bool:
+    """Whether a file is one of those that a directory or a glob is given for: its format is told, or given.
+
+    Names that begin with a dot or an underscore are those of desktops, of what is being written and of what others have
+    put beside it; they are meant by a glob that begins so itself, if they tell their format.
     """
-    is_hidden = path.rpartition("/")[2].startswith(".")
-    return guess_format(path)[0] is not None or (format is not None and not is_hidden)
+    first, asked = (name.rpartition("/")[2][:1] for name in (path, pattern))
+    is_hidden = first in (".", "_")
+    if guess_format(path)[0] is not None:
+        return not is_hidden or first == asked
+    return format is not None and not is_hidden
 
 
 def _nothing(passed_over: Sequence[str]) -> str:
     if passed_over:
-        return f"no name tells its format ({named(passed_over)}); give --format for all files, or one file's own name"
+        return (
+            f"all names begin with . or _, or tell no format ({named(passed_over)}); give --format for all files, or "
+            "one file's own name"
+        )
     return "no file matches; check the path, and quote globs in the shell"
 
 

@@ -181,6 +181,11 @@ def interruptible(end: Callable[[int], object] = os._exit) -> Iterator[None]:
         os.close(reading)
 
 
+def is_ending() -> bool:
+    """Whether the process has been told to end at once, or ends because its work stood still."""
+    return _current is not None and (_current.came.is_set() or _current.is_abandoned)
+
+
 def heed_interrupt() -> None:
     """Have an interrupt that was heard not raised again, so that cleaning up after it is not interrupted in turn."""
     if _current is not None:

@@ -98,8 +98,8 @@ class Plan:
             more = f" and {len(self.unreadable) - 1} more" if len(self.unreadable) > 1 else ""
             lines.append(f"unreadable  {len(self.unreadable)} file(s), a dead letter each: {first} ({reason}){more}")
         if self.passed_over:
-            count = f"{len(self.passed_over):,} whose names tell no format, or links to directories"
-            lines.append(f"passed over {count}: {named(self.passed_over)}")
+            count = f"{len(self.passed_over):,} whose names tell no format or begin with . or _"
+            lines.append(f"passed over {count}, or links to directories: {named(self.passed_over)}")
         return lines
 
     def describe_model(self) -> list[str]:
@@ -278,7 +278,7 @@ def _joining(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
     """With what rows need to be found again among those that are there: their directories, and their source."""
     partition_by = tuple(earlier.get("partition_by", ()))
     source = ("source",) if "source" in earlier.get("outputs", ()) else ()
-    outputs = tuple(dict.fromkeys((*config.score.outputs, *source)))
+    outputs = (*config.score.outputs, *source)
     return dataclasses.replace(
         config,
         fields=dataclasses.replace(config.fields, partition_by=partition_by),

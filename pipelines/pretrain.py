@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command_line import OneLineParser, add_dataclass_options, end, run_command
+from pipelines.command_line import OneLineParser, add_options, end, run_command, take_options
 from pipelines.logs import announce
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--embedding", type=int, default=80, help="embedding channels (default: %(default)s)")
     result.add_argument("--hidden", type=int, default=160, help="LSTM channels per direction (default: %(default)s)")
     result.add_argument("--maxlen", type=int, default=30, help="tokens read of each text (default: %(default)s)")
-    add_dataclass_options(result, PretrainingOptions)
+    add_options(result, PretrainingOptions)
     return result
 
 
@@ -85,8 +85,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
     from transforms.training_data import EmojiFile
 
-    names = [field.name for field in dataclasses.fields(PretrainingOptions)]
-    training_options = PretrainingOptions(**{name: getattr(options, name) for name in names})
+    training_options = take_options(PretrainingOptions, options)
     check_output(options.output)
     check_name("--name", options.name)
     for limited in ("maxlen", "embedding", "hidden"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import re
 import shutil
@@ -78,14 +79,15 @@ def build_pipeline(
     Raises:
         InputError: if a source or sink cannot be used.
     """
-    config, score, stream = plan.config, plan.config.score, plan.config.stream
-    annotate: dict[str, Any] = vars(score) | {"limits": config.limits, "progress": progress}
+    config, stream = plan.config, plan.config.stream
+    for_streams: dict[str, Any] = {}
     if stream is None:
         read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.format, config.fields, progress, plan.strict)
     else:
         read = read_messages(pipeline, config, stream, deliveries)
-        annotate |= {"hold": hold_options(config, stream), "model_updates": model_updates(pipeline, config, stream)}
-    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(**annotate)
+        for_streams = {"hold": hold_options(config, stream), "model_updates": model_updates(pipeline, config, stream)}
+    score = dataclasses.replace(config.score, progress=progress)
+    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(options=score, limits=config.limits, **for_streams)
     is_stream = stream is not None
     written = annotated.results | "WriteScores" >> WriteScores(
         config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream

@@ -19,24 +19,19 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Parse, plan, run, report. Returns the exit status."""
     config, rest = parse(arguments)
-    if config.watch is not None:
-        from pipelines import watch
-
-        return watch.run(config, rest, config.watch)
     if config.stream is not None:
         from pipelines import streaming
 
         return streaming.run(config, config.stream, rest)
-    if config.resume:
-        from pipelines import annotation
-        from pipelines.annotate_options import AnnotateConfig
 
-        return annotation.run(AnnotateConfig.resuming(config), rest, "score")
-
+    from pipelines.data_set import DataSet
     from pipelines.plan import make_plan
-    from pipelines.session import open_session
+    from pipelines.session import open_session, open_workshop
 
-    with open_session(config, rest) as session:
+    with (
+        open_workshop(config, rest) as workshop,
+        open_session(workshop, DataSet(config.output)) as session,
+    ):
         plan = make_plan(config, session.data_set)
         session.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **session.figures)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.data_set import DataSet, Generation
-from pipelines.inputs import named
+from pipelines.inputs import Inputs, named
 from torchmoji_core.errors import InputError
 from transforms.read import InputFile
 
@@ -31,13 +30,10 @@ class Selection:
     """Changed inputs that are left as they were scored."""
     unsettled: tuple[str, ...] = ()
     """Too young: left to the next run."""
-    vanished: tuple[str, ...] = ()
     not_gone: Mapping[str, str] = field(default_factory=dict)
     """Vanished inputs that were to be retired and are not, with the reason why they need not have been deleted."""
-    unlisted: Mapping[str, str] = field(default_factory=dict)
-    """Directories that could not be listed, with the reason."""
-    passed_over: tuple[str, ...] = ()
-    """What directories and globs have beside inputs."""
+    found: Inputs = field(default_factory=Inputs)
+    """What all this was chosen from."""
     generation: int = 0
     """That of the files to be written."""
     promotes: bool = False
@@ -58,9 +54,9 @@ class Selection:
         return {
             "inputs_new": len(self.new),
             "inputs_changed": len(self.changed) + self.skipped,
-            "inputs_vanished": len(self.vanished),
+            "inputs_vanished": len(self.found.vanished),
             "inputs_unsettled": len(self.unsettled),
-            "inputs_passed_over": len(self.passed_over),
+            "inputs_passed_over": len(self.found.passed_over),
         }
 
     def describe(self) -> str:
@@ -71,32 +67,27 @@ class Selection:
             "changed but left as they are": self.skipped,
             "unchanged": self.unchanged,
             "too young": len(self.unsettled),
-            "gone": len(self.vanished),
+            "gone": len(self.found.vanished),
         }
         return "found       " + (", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "nothing")
 
 
-def select(
-    data_set: DataSet, listed: Mapping[str, InputFile], vanished: Sequence[str], config: AnnotateConfig,
-    fingerprint: str, now: float, not_gone: Mapping[str, str] = MappingProxyType({}), no_files: Collection[str] = (),
-) -> Selection:  # fmt: skip
+def select(data_set: DataSet, found: Inputs, config: AnnotateConfig, fingerprint: str, now: float) -> Selection:
     """Compare what is listed with what was scored, and apply the policies.
 
     Args:
         data_set: what was scored.
-        listed: the files that are there, by path.
-        vanished: live inputs that the same patterns would list, and that are not there.
+        found: what is there, and what is gone.
         config: the policies.
         fingerprint: of the model that is to score.
         now: seconds since 1970.
-        not_gone: those of the vanished that need not have been deleted, with the reason: they are not retired.
-        no_files: those of the listed that are no files, or cannot be looked at.
 
     Raises:
         InputError: where a policy is to fail.
     """
     number, promotes = _generation(data_set, config, fingerprint)
     generation = data_set.generations.get(number, Generation())
+    listed, vanished, no_files = found.files, found.vanished, found.no_files
     if vanished and config.on_vanished == "fail":
         raise InputError(
             f"inputs {named(vanished)} are gone since scored; put back, or give --on_vanished keep or retire"
@@ -108,7 +99,7 @@ def select(
             f"inputs {named(vanished)} are gone, so the new model cannot score them; put them back, or drop their rows "
             "with --on_vanished retire"
         )
-    not_gone = not_gone if config.on_vanished == "retire" else {}
+    not_gone = found.not_gone if config.on_vanished == "retire" else {}
     for path, reason in not_gone.items() if promotes else ():
         raise InputError(f"input {path} cannot be scored by the new model, and need not have been deleted: {reason}")
     new, changed, unsettled, unchanged, skipped = [], [], [], 0, 0
@@ -147,8 +138,8 @@ def select(
         unchanged=unchanged,
         skipped=skipped,
         unsettled=tuple(unsettled),
-        vanished=tuple(vanished),
         not_gone=not_gone,
+        found=found,
         generation=number,
         promotes=promotes,
     )

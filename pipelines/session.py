@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from apache_beam.io.filesystems import FileSystems
@@ -23,32 +22,27 @@ from torchmoji_core.errors import InputError, RunError
 WORKER_LOG = "workers.log"
 
 
-@dataclass(frozen=True)
-class Session:
-    """See `open_session`."""
+class Workshop(NamedTuple):
+    """What a scoring command has before it takes the lease. See `open_workshop`."""
 
     runner: PipelineRunner
     options: PipelineOptions
     scratch: str
     """Local directory for progress counts and the log of worker processes."""
-    lease: Lease
-    data_set: DataSet
-    """What the output holds, freed of what runs that died have left."""
     figures: dict[str, Any]
     """For the report."""
 
 
-class Workshop(NamedTuple):
-    """What a command has before it takes the lease; the fields are those of `Session`."""
+class Session(NamedTuple):
+    """And while it holds the lease. See `open_session`."""
 
     runner: PipelineRunner
     options: PipelineOptions
     scratch: str
     figures: dict[str, Any]
-
-    def session(self, lease: Lease, data_set: DataSet) -> Session:
-        """With what the holder of the lease has found in the output."""
-        return Session(self.runner, self.options, self.scratch, lease, data_set, self.figures)
+    lease: Lease
+    data_set: DataSet
+    """What the output holds, freed of what runs that died have left."""
 
 
 @contextlib.contextmanager
@@ -73,26 +67,26 @@ def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
 
 
 @contextlib.contextmanager
-def open_session(config: ScoreConfig, rest: list[str], lease_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
-    """Check options and runner, take the lease of the output, read what is there; give the lease back at the end.
+def open_session(workshop: Workshop, data_set: DataSet, lease_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
+    """Take the lease of the output, and read what is there; give the lease back at the end.
 
     Args:
-        config: the command line.
-        rest: options for Beam.
+        workshop: what the command has already.
+        data_set: what it knows of the output, to be brought up to date.
         lease_seconds: see `Lease`.
 
     Raises:
-        InputError: for a wrong option, or an output that cannot be written or read.
+        InputError: if the output cannot be written or read.
         LeaseHeldError: if another run is writing there.
     """
-    with open_workshop(config, rest) as workshop, Lease(config.output, lease_seconds) as lease:
-        data_set = DataSet.read(config.output)
+    with Lease(data_set.output, lease_seconds) as lease:
+        data_set.refresh()
         recover(data_set)
         try:
-            yield workshop.session(lease, data_set)
+            yield Session(*workshop, lease, data_set)
         except KeyboardInterrupt:
             heed_interrupt()
             # The interrupt may have come anywhere, in the middle of cleaning up too.
             with contextlib.suppress(OSError, InputError, RunError):
-                recover(DataSet.read(config.output))
+                recover(DataSet.read(data_set.output))
             raise

@@ -17,17 +17,8 @@ from transforms.topics import KafkaTopic, PubSubName, Source, is_topic, parse_si
 HOLDS = ("batch", "pane")
 MESSAGE_FORMATS = ("jsonl", "text")
 _LOCAL_RUNNER = "DirectRunner"
-_BATCH_ONLY = ("if_exists", "resume", "direct_num_workers")
+_BATCH_ONLY = ("if_exists", "direct_num_workers")
 """Options of bounded runs, which mean nothing where there is no end."""
-
-
-@dataclass(frozen=True)
-class WatchOptions:
-    """How to watch a directory."""
-
-    directory: str
-    poll: float
-    """Seconds between two looks at it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,6 @@ _DEFAULTS = {
     "max_in_flight": 20_000,
     "drain": "25s",
     "model_poll": "1m",
-    "poll": "10s",
 }
 _STREAM_OPTIONS = (
     "window", "allowed_lateness", "max_latency", "hold", "early_every", "shards", "commit_every", "max_in_flight",
@@ -97,9 +87,7 @@ def add_streaming_options(parser: argparse.ArgumentParser) -> None:
     def default(name: str) -> str:
         return f"(default: {_DEFAULTS[name]})"
 
-    add = parser.add_argument_group(
-        "streaming", "Endless input: messages of a subscription or a topic, or a directory that files are put into."
-    ).add_argument
+    add = parser.add_argument_group("streaming", "Messages of a subscription or a topic, without end.").add_argument
     add("--streaming", action="store_true",
         help="--input is pubsub://projects/PROJECT/subscriptions/NAME or kafka://HOST:PORT[,HOST:PORT]/TOPIC; --format "
         "is that of messages, jsonl for one JSON object each (default) or text")
@@ -139,15 +127,10 @@ def add_streaming_options(parser: argparse.ArgumentParser) -> None:
     add("--model_watch", metavar="GLOB",
         help="bundles that may come while the run lasts: the newest that matches takes over between two batches")
     add("--model_poll", metavar="TIME", help=f"how often to look for one {default('model_poll')}")
-    add("--watch", metavar="DIR",
-        help="score the files that are put into a directory, run after run, on this machine; --streaming is implied")
-    add("--poll", metavar="TIME", help=f"how often to look into it {default('poll')}")
 # fmt: on
 
 
-def streaming_options(
-    options: argparse.Namespace, defaults: argparse.ArgumentParser
-) -> StreamOptions | WatchOptions | None:
+def streaming_options(options: argparse.Namespace, defaults: argparse.ArgumentParser) -> StreamOptions | None:
     """Validate the options for endless input; None where there is none.
 
     Args:
@@ -157,40 +140,18 @@ def streaming_options(
     Raises:
         InputError: naming the option at fault and the remedy.
     """
-    given = {name: value for name in (*_STREAM_OPTIONS, "poll") if (value := getattr(options, name)) is not None}
-    bounded = [name for name in _BATCH_ONLY if getattr(options, name) != defaults.get_default(name)]
-    if options.watch is not None:
-        _refuse([name for name in given if name != "poll"], "watch")
-        return _watch_options(options, given, bounded)
+    given = {name: value for name in _STREAM_OPTIONS if (value := getattr(options, name)) is not None}
     if not options.streaming:
-        _refuse([], "streaming", missing=list(given))
+        if given:
+            raise InputError(f"--{next(iter(given))} belongs to endless input; add --streaming, or leave it out")
         topics = [uri for uri in options.input if is_topic(uri)]
         if topics:
             raise InputError(f"--input {topics[0]} has no end; add --streaming")
         return None
-    if "poll" in given:
-        raise InputError("--poll belongs to --watch DIR, and is nothing without it")
-    _refuse(bounded, "streaming")
+    for name in _BATCH_ONLY:
+        if getattr(options, name) != defaults.get_default(name):
+            raise InputError(f"--{name} cannot be used with --streaming")
     return _stream_options(options, given)
-
-
-def _refuse(names: list[str], option: str, missing: list[str] | None = None) -> None:
-    if names:
-        raise InputError(f"--{names[0]} cannot be used with --{option}")
-    if missing:
-        raise InputError(f"--{missing[0]} belongs to endless input; add --{option}, or leave it out")
-
-
-def _watch_options(options: argparse.Namespace, given: dict[str, object], bounded: list[str]) -> WatchOptions:
-    if options.runner != _LOCAL_RUNNER:
-        raise InputError(
-            f"--watch runs on this machine, not on --runner {options.runner}: leave --runner out, or schedule "
-            "python -m pipelines.annotate"
-        )
-    _refuse([name for name in bounded if name != "direct_num_workers"], "watch")
-    if getattr(options, "_input", None):
-        raise InputError(f"--watch {options.watch} is the input; leave out --input")
-    return WatchOptions(options.watch, _positive("poll", given))
 
 
 def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> StreamOptions:
@@ -198,7 +159,7 @@ def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> St
         shown = options.input[0] if getattr(options, "_input", None) else "(none given)"
         raise InputError(
             f"--streaming reads one pubsub:// or kafka:// address, not --input {shown}; leave out --streaming to score "
-            "files, or give --watch DIR"
+            "files"
         )
     if (options.format or "jsonl") not in MESSAGE_FORMATS:
         raise InputError(f"--format of messages must be jsonl or text, not {options.format}")

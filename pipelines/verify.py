@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 
-from pipelines.annotate_options import DEFAULT_LEASE
 from pipelines.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, duration, end, first_line, run_command
 from pipelines.logs import LOG_FORMATS, announce
 from torchmoji_core.errors import RunError
@@ -50,7 +49,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.clean:
             deleted = free_space(output, older_than)
-            with Lease(output, DEFAULT_LEASE):
+            with Lease(output):
                 deleted += clean(output, older_than)
             announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
         findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)

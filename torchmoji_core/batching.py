@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.options import option
 
 T = TypeVar("T")
 
@@ -19,8 +20,8 @@ T = TypeVar("T")
 class BatchLimits:
     """Bounds of a batch, and of what waits for one."""
 
-    max_rows: int = 512
-    max_tokens: int = 8192
+    max_rows: int = option(512, "rows of a batch", name="max_batch_rows", metavar="N")
+    max_tokens: int = option(8192, "and its tokens", name="max_batch_tokens", metavar="N")
     """About 150 MB of features and gates at full size."""
     bucket_width: int = 2
     """Lengths that share a bucket, for rows that arrive one by one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import apache_beam as beam
 
 from torchmoji_core.batching import BatchLimits
-from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
-from torchmoji_core.inference.scores import DEFAULT_TOP, valid_unicode
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference.scores import valid_unicode
 from transforms.batch import BatchByLength
-from transforms.fields import KeptField
 from transforms.hold import HoldOptions, HoldTweets
 from transforms.model_watch import ModelUpdates
 from transforms.options import DEFAULT_OUTPUTS, FINGERPRINT_COLUMN, ScoreOptions
@@ -35,51 +35,35 @@ class AnnotateTweets(beam.PTransform):
         self,
         model: str | None = None,
         outputs: Iterable[str] = DEFAULT_OUTPUTS,
-        precision: str = "auto",
-        top_k: int = DEFAULT_TOP,
-        embedding_type: str | None = "float32",
-        keep: Iterable[KeptField] = (),
-        timestamp: bool = False,
-        partitioned: bool = False,
-        threads: int | None = None,
-        cache_mb: int = DEFAULT_CACHE_MB,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
         hold: HoldOptions | None = None,
-        fingerprint: str | None = None,
-        run_id: str = "",
-        progress: str | None = None,
         model_updates: ModelUpdates = None,
+        options: ScoreOptions | None = None,
+        **fields: Any,
     ) -> None:
-        """Args are those of `ScoreOptions`, and:
-
+        """Args:
+        model: bundle, by path or URI; None for the bundled one.
+        outputs: columns to make.
         limits: of a batch.
         hold: when tweets go on that are held across bundles, for input that comes in a trickle; None where bundles are
             large, as those of files are.
         model_updates: where models come from that take the place of the first one, a `ModelWatch` or what `WatchModels`
             gives. Rows then have the column fingerprint.
+        options: all that `ScoreOptions` has, instead of model, outputs and fields.
+        **fields: further ones of `ScoreOptions`.
 
         Raises:
             InputError: for an unknown value, when the pipeline is built.
         """
         super().__init__()
-        self._limits, self._hold = limits, hold
-        self._model_updates = model_updates
-        columns = dict.fromkeys([*outputs, *([] if model_updates is None else [FINGERPRINT_COLUMN])])
-        self._options = ScoreOptions(
-            model=model,
-            fingerprint=fingerprint,
-            precision=precision,
-            outputs=tuple(columns),
-            top_k=top_k,
-            embedding_type=embedding_type,
-            keep=tuple(keep),
-            timestamp=timestamp,
-            partitioned=partitioned,
-            threads=threads,
-            cache_mb=cache_mb,
-            run_id=run_id,
-            progress=progress,
-        )
+        self._limits, self._hold, self._model_updates = limits, hold, model_updates
+        if options is None:
+            options = ScoreOptions(model=model, outputs=tuple(outputs), **fields)
+        elif model is not None or fields:
+            raise InputError("AnnotateTweets takes options, or model and other fields of them, but not both")
+        if model_updates is not None:
+            options = dataclasses.replace(options, outputs=(*options.outputs, FINGERPRINT_COLUMN))
+        self._options = options
 
     def expand(self, tweets: beam.PCollection[Tweet | str]) -> Outcome:
         checked = tweets | "CheckTweets" >> beam.FlatMap(_check, len(self._options.keep)).with_output_types(

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
+from torchmoji_core.options import option
 
 DEFAULT_TEXT_FIELDS = ("extended_tweet.full_text", "full_text", "data.text", "text")
 """Tried in order: the whole text of a tweet in versions 1.1 and 2 of Twitter's API, then the plain name."""
@@ -66,15 +67,31 @@ class KeptField:
 class FieldMapping:
     """Where a record has its text, id, timestamp, and what else to keep."""
 
-    text: tuple[str, ...] = DEFAULT_TEXT_FIELDS
-    """Candidates; the first that is there and not null is the text."""
-    id: tuple[str, ...] = DEFAULT_ID_FIELDS
-    """Candidates; without any of them the id is a hash of source and position."""
-    timestamp: str | None = None
-    """ISO 8601, Twitter's format, seconds since 1970, or a Parquet timestamp."""
+    text: tuple[str, ...] = option(
+        DEFAULT_TEXT_FIELDS,
+        "field with the text; dots go into nested fields; the first of several that is there and not null",
+        name="text_field",
+        metavar="PATHS",
+    )
+    id: tuple[str, ...] = option(
+        DEFAULT_ID_FIELDS,
+        "field with the id; without one, ids are hashes of file and position",
+        name="id_field",
+        metavar="PATHS",
+    )
+    timestamp: str | None = option(
+        None,
+        "field with the time, written as column timestamp: ISO 8601, Twitter's format, or seconds since 1970",
+        name="timestamp_field",
+        metavar="PATH",
+    )
     keep: tuple[KeptField, ...] = ()
-    partition_by: tuple[str, ...] = ()
-    """Fields whose values name the directory of a row; see `partition_directory`."""
+    partition_by: tuple[str, ...] = option(
+        (),
+        "fields whose values name directories, DIR/date=2026-01-31/part-*.parquet; date is the day and hour the hour "
+        "(UTC) of the timestamp or, without --timestamp_field, of the file; '' for none",
+        metavar="FIELDS",
+    )
 
     def __post_init__(self) -> None:
         if not self.text:

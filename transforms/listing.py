@@ -120,11 +120,22 @@ def version(status: os.stat_result) -> str:
 def list_local(pattern: str) -> Listing:
     """The files that a glob matches, in no order."""
     found = Listing()
+    directory, names = _fixed(pattern)
+    _walk(directory, names, pattern, found)
+    return found
+
+
+def has_directory(pattern: str) -> bool:
+    """Whether a local pattern is a glob, and the directory that it spells out is there."""
+    directory, names = _fixed(pattern)
+    return any(map(is_glob, names)) and os.path.isdir(directory or ".")  # noqa: PTH112
+
+
+def _fixed(pattern: str) -> tuple[str, list[str]]:
+    """The directory that a glob spells out, with a slash at its end, "" for the current one; and the names after it."""
     names = pattern.split("/")
     fixed = next((index for index, name in enumerate(names) if is_glob(name)), len(names) - 1)
-    directory = unescape("/".join(names[:fixed]))
-    _walk(directory + "/" if fixed else "", names[fixed:], pattern, found)
-    return found
+    return unescape("/".join(names[:fixed])) + "/" if fixed else "", names[fixed:]
 
 
 def _walk(directory: str, names: list[str], pattern: str, found: Listing, is_matched: bool = False) -> None:

@@ -9,6 +9,7 @@ from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
 from torchmoji_core.limits import check_threads
+from torchmoji_core.options import option
 from transforms.fields import KeptField
 
 FINGERPRINT_COLUMN = "fingerprint"
@@ -30,23 +31,34 @@ RESERVED_COLUMNS = (
 class ScoreOptions:
     """What to score with, and which columns to make."""
 
-    model: str | None = None
-    """Bundle, by path or URI; None for the bundled one."""
-    precision: str = "auto"
-    outputs: tuple[str, ...] = DEFAULT_OUTPUTS
-    top_k: int = DEFAULT_TOP
-    embedding_type: str | None = "float32"
-    """One of `EMBEDDING_TYPES`, to which embeddings are rounded; None for float32 as computed."""
+    model: str | None = option(
+        None, "bundle: directory, .zip, or URI of either (default: the bundled model)", metavar="BUNDLE"
+    )
+    precision: str = option(
+        "auto", "of the products; auto: the fastest that the processor has instructions for", choices=PRECISIONS
+    )
+    outputs: tuple[str, ...] = option(DEFAULT_OUTPUTS, f"any of {','.join(OUTPUTS)}", metavar="COLUMNS")
+    top_k: int = option(DEFAULT_TOP, "classes in the top column", metavar="K")
+    embedding_type: str | None = option(
+        "float32",
+        "float32 holds multiples of 1/4096; float16 takes a bit less, is half as exact, and fewer tools read it",
+        choices=EMBEDDING_TYPES,
+    )
+    """None for float32 as computed."""
     keep: tuple[KeptField, ...] = ()
     """Types of the values in `Tweet.extra`."""
     timestamp: bool = False
     """Whether to write the column timestamp."""
     partitioned: bool = False
     """Whether rows go to the directories that `Tweet.partition` names."""
-    threads: int | None = None
-    """Batches that a process scores at the same time; None for one a core."""
-    cache_mb: int = DEFAULT_CACHE_MB
-    """Bound of each process's cache of recent results, a temporary file, in 10**6 bytes; 0 for none."""
+    threads: int | None = option(
+        None, "batches that each process scores at the same time (default: the cores shared out)", metavar="N"
+    )
+    cache_mb: int = option(
+        DEFAULT_CACHE_MB,
+        "bound of each process's cache of recent results, a temporary file; 0 scores repeated texts again",
+        metavar="MB",
+    )
     fingerprint: str | None = None
     """What the model must have as its fingerprint wherever it is loaded; None for any."""
     run_id: str = ""
@@ -60,9 +72,13 @@ class ScoreOptions:
         return tuple(name for name in self.outputs if name in SCORE_OUTPUTS)
 
     def __post_init__(self) -> None:
-        """Raises:
-        InputError: naming the option and its valid values.
+        """Make tuples of what was given in other collections, each column once.
+
+        Raises:
+            InputError: naming the option and its valid values.
         """
+        object.__setattr__(self, "outputs", tuple(dict.fromkeys(self.outputs)))
+        object.__setattr__(self, "keep", tuple(self.keep))
         for name in self.outputs:
             if name not in OUTPUTS:
                 raise InputError(f"outputs: {name!r} is unknown; choose from {', '.join(OUTPUTS)}")

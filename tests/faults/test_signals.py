@@ -36,7 +36,7 @@ COMMANDS = {
     "score with processes": ("pipelines.score", *OUTPUTS, "--direct_num_workers", "2"),
     "annotate": ("pipelines.annotate", *OUTPUTS, "--commit_every", "0.1s"),
     "annotate with processes": ("pipelines.annotate", *OUTPUTS, "--commit_every", "0.1s", "--direct_num_workers", "2"),
-    "watch": ("pipelines.score", "--watch", "in", "--output", "out", "--poll", "1s"),
+    "annotate again": ("pipelines.annotate", *OUTPUTS, "--commit_every", "0.1s", "--every", "1s", "--settle", "0s"),
     "stream": ("pipelines.score", "--streaming", "--input", URI, "--output", "out", "--drain", "5s"),
     "verify": ("pipelines.verify", "annotated"),
     "compact": ("pipelines.compact", "annotated", "--target_mb", "1"),

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import score
+from pipelines.annotate_options import parse
 from pipelines.data_set import DataSet, live_files
 from tests.pipelines.conftest import (
     WORDS,
@@ -33,6 +34,7 @@ from tests.pipelines.conftest import (
     write_lines,
 )
 from tests.tiny import tiny_bundle
+from torchmoji_core.errors import InputError
 
 Run = Callable[..., Finished]
 
@@ -130,11 +132,10 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, run_annotate: Run) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lease"])
-def test_times_that_are_none(tmp_path: Path, run_annotate: Run, option: str) -> None:
-    finished = run_annotate(option, "soon")
-    assert finished.status == 2
-    assert f"{option} must be a time like" in finished.err
+@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lease", "--every"])
+def test_times_that_are_none(option: str) -> None:
+    with pytest.raises(InputError, match=f"{option}: must be a time like"):
+        parse(["--input", "in", "--output", "out", option, "soon"])
 
 
 def test_kept_fields_keep_their_types(tmp_path: Path, run_annotate: Run) -> None:
@@ -466,25 +467,6 @@ def test_manifests_hold_no_credentials(tmp_path: Path, model: str, run_annotate:
     said = finished.out + finished.err
     written = "".join(path.read_text() for path in (tmp_path / "out" / "_manifests").iterdir())
     assert "hunter2" not in said + written
-
-
-# --- score --resume ---------------------------------------------------------------------------------------------------
-
-
-def test_score_resumes(tmp_path: Path, run_score: Run, run_verify: Run) -> None:
-    paths = corpus(tmp_path / "in", 3, 10)
-    assert run_score("--input", "in/*", "--output", "out", "--resume").status == 0
-    assert "nothing is new" in run_score("--input", "in/*", "--output", "out", "--resume").out
-    corpus(tmp_path / "in", 1, 10, first=3)
-    assert read_count(run_score("--input", "in/*", "--output", "out", "--resume")) == 10
-    assert "source" not in read_scores(tmp_path / "out").column_names
-    assert read_scores(tmp_path / "out").num_rows == 40
-    assert is_sound(run_verify)
-    change(paths[0], [{"id": "new", "text": "happy"}])
-    finished = run_score("--input", "in/*", "--output", "out", "--resume")
-    assert finished.status == 2
-    assert "has changed since it was scored" in finished.err
-    assert run_score("--input", "in/*", "--output", "out", "--resume", "--outputs", "top").status == 2
 
 
 def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(

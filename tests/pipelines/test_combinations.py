@@ -70,14 +70,3 @@ def test_an_input_that_is_there_is_not_added_again(annotated: Path, append: Run)
     finished = append("in/0001.jsonl")
     assert finished.status == 2
     assert "in/0001.jsonl is in output" in finished.err and "already" in finished.err
-
-
-def test_a_resumed_command_goes_on_after_an_append(tmp_path: Path, append: Run, run_score: Run) -> None:
-    corpus(tmp_path / "in", 2, 10)
-    write_lines(tmp_path / "more.jsonl", [{"id": "more", "text": "so happy"}])
-    arguments = ("--input", "in/*", "--output", "out", "--resume")
-    assert run_score(*arguments).status == 0
-    assert append("more.jsonl").status == 0
-    finished = run_score(*arguments)
-    assert finished.status == 0, finished.err
-    assert "nothing is new" in finished.out

@@ -73,7 +73,7 @@ def test_files_of_any_name_are_told_from_each_other(tmp_path: Path, annotate_of:
     (tmp_path / "in").mkdir()
     for number, name in enumerate(NAMES):
         path_of(tmp_path / "in", name).write_text(f"so happy {number}\nnot \udcff\n", errors="surrogateescape")
-    assert annotate_of("--max_dead_fraction", "1", "--input", "in", "--format", "text").status == 0
+    assert annotate_of("--max_dead_fraction", "1", "--input", "in", "in/.*", "--format", "text").status == 0
     expected = {name_as_text(str(path_of(tmp_path / "in", name))): number for number, name in enumerate(NAMES)}
     table = read_live(tmp_path / "out")
     found = dict(zip(table.column("source").to_pylist(), table.column("text").to_pylist(), strict=True))
@@ -333,13 +333,17 @@ def test_names_that_tell_no_format_are_passed_over(
     corpus(tmp_path / "in", 2, 5)
     for name in (".DS_Store", ".tweets.jsonl.gz.Ab12cd", "README", "Thumbs.db", "0.jsonl.part"):
         (tmp_path / "in" / name).write_bytes(b"\0\1\2")
+    for name in (".writing.jsonl", "_half.jsonl"):
+        write_lines(tmp_path / "in" / name, [{"id": name, "text": "so late"}, "{"])
     finished = run_annotate("--report", "report.json")
     assert finished.status == 0
-    assert "passed over 5 whose names tell no format" in finished.out
-    assert json.loads((tmp_path / "report.json").read_text())["inputs_passed_over"] == 5
+    assert "passed over 7 whose names tell no format or begin with . or _" in finished.out
+    assert json.loads((tmp_path / "report.json").read_text())["inputs_passed_over"] == 7
+    assert run_score("--input", "in/_*", "--output", "halves", "--max_dead_fraction", "1").status == 0
+    assert read_scores(tmp_path / "halves")["id"].to_pylist() == ["_half.jsonl"]
     finished = run_score("--input", "in", "--output", "scored")
     assert finished.status == 0
-    assert "passed over 5 whose names tell no format" in finished.out
+    assert "passed over 7 whose names" in finished.out
     for command in (annotate_of, run_score):
         finished = command("--input", "in/.DS_Store", "in/0000.jsonl", "--output", "other")
         assert finished.status == 2
@@ -347,8 +351,8 @@ def test_names_that_tell_no_format_are_passed_over(
     finished = run_score("--input", "in/*.part", "--output", "other")
     assert finished.status == 2
     assert "0.jsonl.part" in finished.err and "give --format" in finished.err
-    finished = run_score("--input", "in/*.part", "in/.*", "--output", "other", "--format", "jsonl", "--dry_run")
-    assert finished.status == 2 and "no name tells its format" in finished.err
+    finished = run_score("--input", "in/*.part", "in/.D*", "--output", "other", "--format", "jsonl", "--dry_run")
+    assert finished.status == 2 and "tell no format" in finished.err
 
 
 def test_the_first_files_do_not_decide_for_all(tmp_path: Path, run_annotate: Run, run_verify: Run) -> None:

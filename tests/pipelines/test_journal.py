@@ -74,7 +74,7 @@ def write(plan: Plan, elements: Sequence[object]) -> None:
             | beam.Create(elements, reshuffle=False)
             | beam.Map(lambda tweet: TimestampedValue(tweet, (getattr(tweet, "timestamp", None) or 0) / 1e6))
             | beam.WindowInto(FixedWindows(HOUR))
-            | AnnotateTweets(**vars(score) | {"timestamp": True})
+            | AnnotateTweets(options=dataclasses.replace(score, timestamp=True))
         )
         scored | WriteScores(output, run_id, journal=True)
         dead | WriteDeadLetters(output, run_id, journal=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from pipelines import pretrain
 from pipelines.command_line import DONE, WRONG_INPUT
+from tests.pipelines.conftest import Finished
 from tests.pipelines.shells import kill_while_training, shell
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
@@ -126,16 +128,17 @@ def test_a_killed_run_is_continued_to_the_same_weights(data: Path, tmp_path: Pat
     ],
 )
 def test_a_mistake_ends_in_one_line_before_any_training(
-    tmp_path: Path, data: Path, teacher: Path, rows: list[dict[str, Any]] | None, extra: list[str], message: str
-) -> None:
+    run_main: Callable[..., Finished], tmp_path: Path, data: Path, teacher: Path, rows: list[dict[str, Any]] | None,
+    extra: list[str], message: str,
+) -> None:  # fmt: skip
     path = data
     if rows is not None:
         path = tmp_path / "emojis.parquet"
         pq.write_table(pa.Table.from_pylist(rows), path)
     extra = [str(teacher) if value == "TEACHER" else value for value in extra]
-    done = shell("pipelines.pretrain", "--data", path, "--output", tmp_path / "out", "--embedding", 4, *extra)
-    assert done.returncode == WRONG_INPUT
-    assert message in done.stderr and done.stderr.count("\n") == 1
+    done = run_main(pretrain.main, "--data", path, "--output", tmp_path / "out", "--embedding", 4, *extra)
+    assert done.status == WRONG_INPUT
+    assert message in done.err and done.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 

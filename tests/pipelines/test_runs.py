@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import score
+from pipelines.data_set import DataSet
 from pipelines.manifest import DataFile
 from pipelines.options import parse
 from pipelines.plan import make_plan
 from pipelines.run import explain, reconcile
-from pipelines.session import open_session
+from pipelines.session import open_session, open_workshop
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import RunError
 
@@ -115,7 +116,7 @@ def test_a_file_that_arrives_between_plan_and_pipeline_waits_for_the_next_run(
     corpus(tmp_path / "in", 2, 10)
     command = ["--input", f"{tmp_path}/in/*", "--output", "out"]
     config, rest = parse([*command, "--model", model, "--progress", "off", *runner])
-    with open_session(config, rest) as session:
+    with open_workshop(config, rest) as workshop, open_session(workshop, DataSet("out")) as session:
         plan = make_plan(config, session.data_set)
         session.figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint)
         corpus(tmp_path / "in", 1, 10, first=2)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipelines.annotate_options import AnnotateConfig, parse
 from pipelines.data_set import DataSet
+from pipelines.inputs import Inputs
 from pipelines.manifest import Input, Manifest, Model
 from pipelines.selection import FIRST_BYTES_PER_SECOND, MAX_GROWTH, Groups, Selection, select
 from tests.pipelines.test_manifest import make
@@ -35,12 +36,12 @@ def choose(
     there: Sequence[InputFile], *changes: Manifest, vanished: Sequence[str] = (), options: Sequence[str] = (),
     fingerprint: str = MODEL, now: float = NOW,
 ) -> Selection:  # fmt: skip
-    listed = {file.path: file for file in there}
-    return select(DataSet("/out", changes), listed, vanished, config(*options), fingerprint, now)
+    found = Inputs({file.path: file for file in there}, vanished=list(vanished))
+    return select(DataSet("/out", changes), found, config(*options), fingerprint, now)
 
 
 def file(path: str, bytes: int = 10, modified: float | None = 5.0) -> InputFile:
-    return InputFile(path, bytes, modified)
+    return InputFile(path, bytes, modified, "of a regular file")
 
 
 # --- new and changed -----------------------------------------------------------------------------------------------
@@ -48,8 +49,7 @@ def file(path: str, bytes: int = 10, modified: float | None = 5.0) -> InputFile:
 
 def test_everything_is_new_at_first() -> None:
     selection = choose([file("/in/b"), file("/in/a")])
-    assert selection == Selection(new=(file("/in/a"), file("/in/b")))
-    assert selection.work == (file("/in/a"), file("/in/b"))
+    assert selection.new == selection.work == (file("/in/a"), file("/in/b"))
     assert not selection.is_empty
     assert selection.describe() == "found       2 new"
 
@@ -130,10 +130,10 @@ def test_a_vanished_file_is_kept_retired_or_refused() -> None:
     arguments: dict[str, Any] = {"vanished": ["/in/b"]}
     for options in ((), ("--on_vanished", "keep")):
         selection = choose([file("/in/a")], before, options=options, **arguments)
-        assert (selection.vanished, selection.retired, selection.is_empty) == (("/in/b",), (), True)
+        assert (selection.found.vanished, selection.retired, selection.is_empty) == (["/in/b"], (), True)
         assert selection.describe() == "found       1 unchanged, 1 gone"
     selection = choose([file("/in/a")], before, options=("--on_vanished", "retire"), **arguments)
-    assert (selection.vanished, selection.retired, selection.is_empty) == (("/in/b",), ("/in/b",), False)
+    assert (selection.found.vanished, selection.retired, selection.is_empty) == (["/in/b"], ("/in/b",), False)
     with pytest.raises(InputError, match=r"inputs /in/b are gone since scored.*--on_vanished keep or retire"):
         choose([file("/in/a")], before, options=("--on_vanished", "fail"), **arguments)
 
@@ -218,7 +218,7 @@ def test_a_new_model_cannot_score_what_is_gone() -> None:
         there, OLD, vanished=["/in/b"], options=(*options, "--on_vanished", "retire"), fingerprint=NEW_MODEL
     )
     assert selection.retired == (), "its rows go when the new generation takes the place of the old one"
-    assert (selection.work, selection.vanished) == ((file("/in/a"),), ("/in/b",))
+    assert (selection.work, selection.found.vanished) == ((file("/in/a"),), ["/in/b"])
 
 
 # --- groups --------------------------------------------------------------------------------------------------------

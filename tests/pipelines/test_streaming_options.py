@@ -11,9 +11,9 @@ import pytest
 from apache_beam.utils.subprocess_server import JavaJarServer
 
 from pipelines.options import parse
-from pipelines.streaming_options import StreamOptions, WatchOptions
+from pipelines.streaming_options import StreamOptions
 from tests.pipelines.conftest import Finished, posts, write_lines
-from tests.pipelines.test_bad_input import assert_refused
+from tests.pipelines.test_bad_input import assert_refused, assert_unparsable
 from torchmoji_core.errors import InputError
 
 Score = Callable[..., Finished]
@@ -38,20 +38,16 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (f"{PUBSUB} --max_in_flight 0", "--max_in_flight must be at least 1"),
         (f"{PUBSUB} --drain soon", "--drain must be a time"),
         (f"{PUBSUB} --model_poll 5s", "--model_poll belongs to --model_watch"),
-        (f"{PUBSUB} --poll 5s", "--poll belongs to --watch"),
         (f"{PUBSUB} --format csv", "--format of messages must be jsonl or text"),
         (f"{PUBSUB} --keep_fields lang", "--keep_fields lang: no data tells the type yet; give it, lang:string"),
         (f"{PUBSUB} --format text --timestamp_field at", "text messages have no fields"),
         (f"{PUBSUB} --if_exists replace", "--if_exists cannot be used with --streaming"),
-        (f"{PUBSUB} --resume", "--resume cannot be used with --streaming"),
         (f"{PUBSUB} --direct_num_workers 2", "--direct_num_workers cannot be used with --streaming"),
         (f"{PUBSUB} --consumer_option group.id=x", "--consumer_option belongs to kafka://"),
         (f"{PUBSUB} --producer_option acks=all", "--producer_option belongs to kafka://"),
         (f"{PUBSUB} --expansion_service localhost:8097", "--expansion_service belongs to kafka://"),
         (f"{PUBSUB} --publish gs://bucket/x", "--publish gs://bucket/x: no address of messages"),
         (f"{PUBSUB} --publish pubsub://projects/my-project/subscriptions/x", "topics/TOPIC"),
-        (f"{PUBSUB} --runner NoRunner", "NoRunner"),
-        (f"{PUBSUB} --no_such_option 5", "--no_such_option"),
         (f"{PUBSUB} pubsub://projects/my-project/subscriptions/b", "--streaming reads one"),
         ("--streaming --input pubsub://my-project/posts", "it must be pubsub://projects/PROJECT/subscriptions"),
         ("--streaming --input kafka://broker/posts", "it must be kafka://HOST:PORT"),
@@ -60,21 +56,24 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (PUBSUB.removeprefix("--streaming "), "has no end; add --streaming"),
         ("--input in.jsonl --window 5m", "--window belongs to endless input; add --streaming, or leave it out"),
         ("--input in.jsonl --max_latency 1s", "--max_latency belongs to endless input"),
-        ("--input in.jsonl --poll 1s", "--poll belongs to"),
-        ("--watch in --runner FlinkRunner", "--watch runs on this machine, not on --runner FlinkRunner"),
-        ("--watch in --input in.jsonl", "--watch in is the input; leave out --input"),
-        ("--watch in --poll 0", "--poll must be more than 0"),
-        ("--watch in --hold pane", "--hold cannot be used with --watch"),
-        ("--watch in --if_exists fail", "--if_exists cannot be used with --watch"),
         (KAFKA, "kafka:// is read and written by Java, which --runner DirectRunner cannot run"),
         (f"{KAFKA} --runner FlinkRunner --consumer_option group.id", "--consumer_option must be NAME=VALUE"),
         (f"{KAFKA} --runner FlinkRunner --expansion_service here", "--expansion_service must be HOST:PORT"),
         (f"{PUBSUB} --publish kafka://broker:9092/rows", "which --runner DirectRunner cannot run"),
     ],
 )
-def test_wrong_options(run_score: Score, tmp_path: Path, arguments: str, expected: str) -> None:
-    write_lines(tmp_path / "in.jsonl", posts(3))
-    (tmp_path / "in").mkdir()
+def test_wrong_options(arguments: str, expected: str) -> None:
+    assert_unparsable(arguments, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (f"{PUBSUB} --runner NoRunner", "NoRunner"),
+        (f"{PUBSUB} --no_such_option 5", "--no_such_option"),
+    ],
+)
+def test_options_that_beam_refuses(run_score: Score, tmp_path: Path, arguments: str, expected: str) -> None:
     assert_refused(run_score(*arguments.split(), "--output", "out"), expected, tmp_path)
     assert not (tmp_path / "out").exists()
 
@@ -141,8 +140,6 @@ def test_values() -> None:
     assert (stream.window, stream.max_latency, stream.allowed_lateness) == (300, 0.25, None)
     assert stream.shards == 1, "there is one worker"
     assert config.score.timestamp, "a row's window is told by its time"
-    config, _ = parse(["--watch", "in", "--poll", "2s"])
-    assert config.watch == WatchOptions("in", 2) and config.stream is None
 
 
 def test_options_of_kafka_are_passed_through() -> None:
@@ -158,7 +155,7 @@ def test_help_has_a_group_of_its_own(capsys: pytest.CaptureFixture[str]) -> None
         parse(["--help"])
     text = capsys.readouterr().out
     streaming = text[text.index("\nstreaming:") :]
-    assert all(name in streaming for name in ("--window", "--hold", "--watch", "--consumer_option"))
+    assert all(name in streaming for name in ("--window", "--hold", "--consumer_option"))
     assert "--precision" not in streaming
 
 

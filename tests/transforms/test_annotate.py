@@ -20,7 +20,7 @@ from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from transforms import AnnotateTweets, KeptField, Tweet, metrics
 from transforms.annotate import _check
-from transforms.options import DEFAULT_OUTPUTS, OUTPUTS
+from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ScoreOptions
 from transforms.records import DeadLetter, Outcome
 
 
@@ -190,6 +190,7 @@ def test_two_in_one_pipeline(run: Run, bundle: Bundle, model: str) -> None:
     [
         ({"outputs": ["emoji"]}, "outputs: 'emoji' is unknown"),
         ({"top_k": 0}, "top_k"),
+        ({"options": ScoreOptions()}, "takes options, or model"),
         ({"keep": [KeptField("status")]}, "'status' has the name of an output column"),
     ],
     ids=str,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.limits import check_limit
+from torchmoji_core.options import option
 
 TRAINING_PRECISIONS = ("auto", "fp32", "bf16")
 """Of the products; weights and everything elementwise are float32. auto is bf16 where the processor has it."""
@@ -18,54 +18,49 @@ METHODS = ("new", "last", "full", "chain-thaw")
 `full` trains all layers; `chain-thaw` trains the output layer, then each other layer alone, then all."""
 
 
-def _option(default: Any, meaning: str) -> Any:
-    """A field whose meaning is also what `--help` says of it."""
-    return field(default=default, metadata={"help": meaning})
-
-
 @dataclass(frozen=True)
 class PretrainingOptions:
     """Everything that decides the outcome, beside the data."""
 
-    epochs: float = _option(5.0, "passes over the training texts; a part of one counts too")
-    batch_size: int = _option(256, "texts of a step")
-    learning_rate: float = _option(
+    epochs: float = option(5.0, "passes over the training texts; a part of one counts too")
+    batch_size: int = option(256, "texts of a step")
+    learning_rate: float = option(
         2e-3,
         "peak of a schedule that rises linearly over the first 200 steps, at most a tenth of all, and falls to zero "
         "along a cosine",
     )
-    embedding_dropout: float = _option(0.1, "share of a text's word embedding channels that are dropped")
-    layer_dropout: float = _option(0.0, "share of a text's channels that are dropped between the two LSTMs")
-    output_dropout: float = _option(0.5, "share of a text's channels that are dropped in front of the output layer")
-    word_dropout: float = _option(0.1, "share of the tokens that are read as unknown, in training")
-    embedding_l2: float = _option(1e-6, "factor of half the squared norm of the word embedding in the loss")
-    gradient_norm: float = _option(1.0, "gradients are scaled down to this norm")
-    min_count: int = _option(
+    embedding_dropout: float = option(0.1, "share of a text's word embedding channels that are dropped")
+    layer_dropout: float = option(0.0, "share of a text's channels that are dropped between the two LSTMs")
+    output_dropout: float = option(0.5, "share of a text's channels that are dropped in front of the output layer")
+    word_dropout: float = option(0.1, "share of the tokens that are read as unknown, in training")
+    embedding_l2: float = option(1e-6, "factor of half the squared norm of the word embedding in the loss")
+    gradient_norm: float = option(1.0, "gradients are scaled down to this norm")
+    min_count: int = option(
         2,
         "tokens rarer than this in the training texts are not in a vocabulary made from the data, and share the "
         "embedding of the unknown token in a given one",
     )
-    cap_per_emoji: int = _option(0, "training pairs used of each emoji, drawn at random; 0 for all")
-    class_weight_power: float = _option(
+    cap_per_emoji: int = option(0, "training pairs used of each emoji, drawn at random; 0 for all")
+    class_weight_power: float = option(
         0.0,
         "a pair weighs (pairs of its emoji / mean over emojis) ** -power: 0 for none, 1 for emojis that weigh the same",
     )
-    teacher_weight: float = _option(
+    teacher_weight: float = option(
         0.7,
         "share of the teachers' probabilities in the targets, if there are teachers; the emojis of the text have the "
         "rest (Hinton et al., 2015, at temperature 1)",
     )
-    tilt: float = _option(
+    tilt: float = option(
         0.0,
         "after training, log(pairs of an emoji / mean over emojis) times this is taken from its logit, so that rare "
         "emojis become likelier (Menon et al., 2021)",
     )
-    averaging: float = _option(
+    averaging: float = option(
         0.999, "decay per step of the exponential moving average of the weights that becomes the model"
     )
-    precision: str = _option("auto", "of the products: fp32, bf16, or auto, bf16 where the processor has it")
-    seed: int = _option(1, "of every random number")
-    checkpoint_seconds: float = _option(120.0, "time between two checkpoints")
+    precision: str = option("auto", "of the products: fp32, bf16, or auto, bf16 where the processor has it")
+    seed: int = option(1, "of every random number")
+    checkpoint_seconds: float = option(120.0, "time between two checkpoints")
 
     def __post_init__(self) -> None:
         dropouts = ("embedding_dropout", "layer_dropout", "output_dropout", "word_dropout")
@@ -79,42 +74,40 @@ class PretrainingOptions:
 class FineTuningOptions:
     """Everything that decides the outcome, beside the model and the data. Defaults are the paper's."""
 
-    method: str = _option("chain-thaw", f"one of {', '.join(METHODS)}")
-    learning_rate: float = _option(1e-3, "of new, of last, and of the first stage of chain-thaw")
-    fine_learning_rate: float = _option(1e-4, "of full, and of the further stages of chain-thaw")
-    epoch_samples: int = _option(
+    method: str = option("chain-thaw", f"one of {', '.join(METHODS)}")
+    learning_rate: float = option(1e-3, "of new, of last, and of the first stage of chain-thaw")
+    fine_learning_rate: float = option(1e-4, "of full, and of the further stages of chain-thaw")
+    epoch_samples: int = option(
         1_000, "texts of an epoch, drawn with replacement, after which the validation loss is measured"
     )
-    most_epochs: int = _option(100, "of a stage")
-    patience: int = _option(
-        5, "epochs without a lower validation loss after which a stage ends; its best epoch is kept"
-    )
-    batch_size: int = _option(
+    most_epochs: int = option(100, "of a stage")
+    patience: int = option(5, "epochs without a lower validation loss after which a stage ends; its best epoch is kept")
+    batch_size: int = option(
         0, "texts of a step; 0 for 250, or 50 where a fifth of the training texts has more than 100 tokens"
     )
-    maxlen: int = _option(
+    maxlen: int = option(
         0, "tokens read of each text; 0 for the 80th percentile of the training texts, rounded up to ten"
     )
-    balanced: int = _option(0, "1 to draw from all classes equally often")
-    extend_vocabulary: int = _option(
+    balanced: int = option(0, "1 to draw from all classes equally often")
+    extend_vocabulary: int = option(
         10_000, "most words of the training texts that are added to the vocabulary; last adds none"
     )
-    embedding_dropout: float = _option(0.1, "share of a text's word embedding channels that are dropped")
-    layer_dropout: float = _option(0.0, "share of a text's channels that are dropped between the two LSTMs")
-    output_dropout: float = _option(0.5, "share of a text's channels that are dropped in front of the output layer")
-    word_dropout: float = _option(
+    embedding_dropout: float = option(0.1, "share of a text's word embedding channels that are dropped")
+    layer_dropout: float = option(0.0, "share of a text's channels that are dropped between the two LSTMs")
+    output_dropout: float = option(0.5, "share of a text's channels that are dropped in front of the output layer")
+    word_dropout: float = option(
         0.0, "share of the tokens that are read as unknown, in training, except while the output layer is trained alone"
     )
-    embedding_l2: float = _option(1e-6, "factor of half the squared norm of the word embedding in the loss")
-    gradient_norm: float = _option(1.0, "gradients are scaled down to this norm")
-    averaging: float = _option(
+    embedding_l2: float = option(1e-6, "factor of half the squared norm of the word embedding in the loss")
+    gradient_norm: float = option(1.0, "gradients are scaled down to this norm")
+    averaging: float = option(
         0.0,
         "decay per step of an exponential moving average of the weights, which is what is validated and kept; 0 for "
         "the weights themselves",
     )
-    precision: str = _option("auto", "of the products: fp32, bf16, or auto, bf16 where the processor has it")
-    seed: int = _option(1, "of every random number")
-    checkpoint_seconds: float = _option(60.0, "time between two checkpoints")
+    precision: str = option("auto", "of the products: fp32, bf16, or auto, bf16 where the processor has it")
+    seed: int = option(1, "of every random number")
+    checkpoint_seconds: float = option(60.0, "time between two checkpoints")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
