@@ -26,14 +26,13 @@ from pipelines.manifest import DataFile, Input, Manifest, Model, identity
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan
 from pipelines.session import WORKER_LOG, Session
-from pipelines.stream_stages import hold_options, model_updates, publish_scores, read_messages
+from pipelines.stream_stages import model_updates, publish_scores, read_messages
 from pipelines.watchdog import Watchdog
 from torchmoji_core import __version__
 from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, RunError, TorchMojiError, shortage_of
 from torchmoji_core.files import name_as_text
-from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
+from transforms import AnnotateTweets, HoldOptions, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.commit import DEAD_LETTERS, WrittenFile, committed_files
-from transforms.deliveries import SettleDeliveries
 from transforms.formats import resolve_format
 from transforms.read import UnreadableInput, unreadable_path
 
@@ -62,7 +61,6 @@ def build_pipeline(
     pipeline: beam.Pipeline,
     plan: Plan,
     progress: str | None = None,
-    deliveries: str | None = None,
 ) -> None:
     """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
 
@@ -73,7 +71,6 @@ def build_pipeline(
         pipeline: an empty one.
         plan: what to do.
         progress: directory of `metrics.Progress`.
-        deliveries: name of the `Deliveries` that messages come from and are to be settled with; None on clusters.
 
     Raises:
         InputError: if a source or sink cannot be used.
@@ -83,20 +80,20 @@ def build_pipeline(
     if stream is None:
         read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.format, config.fields, progress, plan.strict)
     else:
-        read = read_messages(pipeline, config, stream, deliveries)
-        annotate |= {"hold": hold_options(config, stream), "model_updates": model_updates(pipeline, config, stream)}
+        read = read_messages(pipeline, config, stream)
+        annotate |= {
+            "hold": HoldOptions(stream.max_latency, stream.shards),
+            "model_updates": model_updates(pipeline, config, stream),
+        }
     annotated = read.results | "AnnotateTweets" >> AnnotateTweets(**annotate)
     is_stream = stream is not None
-    written = annotated.results | "WriteScores" >> WriteScores(
+    annotated.results | "WriteScores" >> WriteScores(
         config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
     )
     dead = (*read.dead_letters, *annotated.dead_letters)
-    dead_written = dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
     if stream is not None and stream.publish is not None:
         annotated.results | "PublishScores" >> publish_scores(stream)
-    if deliveries is not None:
-        written | "SettleScores" >> SettleDeliveries(deliveries)
-        dead_written | "SettleDeadLetters" >> SettleDeliveries(deliveries)
 
 
 def execute(plan: Plan, session: Session) -> Finished:

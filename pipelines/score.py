@@ -24,9 +24,9 @@ def main(arguments: list[str]) -> int:
 
         return watch.run(config, rest, config.watch)
     if config.stream is not None:
-        from pipelines import streaming
+        from pipelines.streams import launch
 
-        return streaming.run(config, config.stream, rest)
+        return launch.run(config, config.stream, rest)
     if config.resume:
         from pipelines import annotation
         from pipelines.annotate_options import AnnotateConfig

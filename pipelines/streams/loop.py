@@ -1,0 +1,366 @@
+"""The local stream: messages in, files out, in a loop of four threads.
+
+    pull, prepare  ->  Buffer  ->  score  ->  write  ->  acknowledge, and extend what is in flight meanwhile
+
+A message is in flight from its delivery to its acknowledgement. So many messages, and bytes of payloads, may be in
+flight; what comes faster stays in the source. Messages that are scored together are written together, and acknowledged
+when all their rows and dead letters are in files that are in place and on the disk.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+from pipelines.streams.sources import Source, SourceUnavailableError
+from pipelines.streams.stages import Prepared
+from torchmoji_core.batching import BatchLimits
+from transforms import metrics
+from transforms.records import Message, TokenizedTweet
+from transforms.score import ScoredBatch
+
+T = TypeVar("T")
+_LOGGER = logging.getLogger(__name__)
+CHUNK_ROWS = 2048
+"""The most that is scored and written together: larger chunks make better batches, but nothing of them is acknowledged
+before all is written."""
+FEW = 500
+"""A pull that gave fewer waits a moment before the next, since a pull costs as much for one message as for hundreds."""
+LINGER_SECONDS = 0.1
+DEADLINE_SECONDS = 60
+"""For how long a message is ours each time it is asked for; what dies with this process comes again after that."""
+EXTEND_SECONDS = 4.0
+"""Below ten seconds, the shortest deadline that a subscription of Pub/Sub may have."""
+LONGEST_PAUSE = 30.0
+LAST_SECONDS = 10.0
+"""For what is being acknowledged when the stream ends."""
+RETRY_SECONDS = 1.0
+_TICK = 0.02
+"""Real seconds between two looks at what a thread waits for, where nothing has told it to look before."""
+
+
+class Work(Protocol):
+    """What is done with messages; see `stages.Stages`."""
+
+    def prepare(self, message: Message) -> Prepared: ...
+
+    def score(self, prepared: Sequence[Prepared]) -> ScoredBatch: ...
+
+    def write(self, scored: ScoredBatch) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How much is taken on, and how long it waits."""
+
+    max_messages: int
+    """The most in flight."""
+    max_bytes: int
+    """The most of payloads in flight; one message may always be, whatever its size."""
+    max_latency: float
+    """Seconds that a message waits for others, to be scored with them."""
+    limits: BatchLimits
+
+
+class Chunk(NamedTuple):
+    """Messages that are scored, written and acknowledged together."""
+
+    positions: list[str]
+    prepared: list[Prepared]
+
+
+class Buffer:
+    """Messages that wait for each other, oldest first: until there are enough for a batch, or one has waited enough."""
+
+    def __init__(self, options: LoopOptions) -> None:
+        self._options = options
+        self._waiting: collections.deque[tuple[float, str, Prepared, int]] = collections.deque()
+        self._tokens = self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, position: str, prepared: Prepared, size: int, now: float) -> None:
+        """Take up a message.
+
+        Args:
+            position: what tells it from others.
+            prepared: its tweet or dead letter.
+            size: bytes of its payload.
+            now: seconds of the clock that `is_due` is asked with.
+        """
+        self._waiting.append((now, position, prepared, size))
+        self._count(prepared, size, 1)
+
+    def is_due(self, now: float) -> bool:
+        """Whether messages have to wait no longer."""
+        options, limits = self._options, self._options.limits
+        return bool(self._waiting) and (
+            now - self._waiting[0][0] >= options.max_latency
+            or len(self._waiting) >= limits.max_rows
+            or self._tokens >= limits.max_tokens
+            # Of large messages, enough may never be in flight.
+            or self._bytes >= options.max_bytes // 4
+            or len(self._waiting) >= options.max_messages // 2
+        )
+
+    def take(self, now: float) -> Chunk:
+        """The messages that have waited longest."""
+        metrics.distribution(metrics.HOLD_WAIT).update(round(1000 * (now - self._waiting[0][0])))
+        chunk = Chunk([], [])
+        while self._waiting and len(chunk.positions) < CHUNK_ROWS:
+            _, position, prepared, size = self._waiting.popleft()
+            self._count(prepared, size, -1)
+            chunk.positions.append(position)
+            chunk.prepared.append(prepared)
+        metrics.distribution(metrics.HELD_ROWS).update(len(chunk.positions))
+        return chunk
+
+    def _count(self, prepared: Prepared, size: int, sign: int) -> None:
+        self._bytes += sign * size
+        if isinstance(prepared, TokenizedTweet):
+            self._tokens += sign * prepared.length
+
+
+@dataclass
+class _InFlight:
+    receipt: str
+    size: int
+    is_written: bool = False
+
+
+class _OverError(Exception):
+    """There is nothing more to do for this thread."""
+
+
+class Loop:
+    """Reads a source until it is told to stop. Its threads are daemons: a process that has to end may end."""
+
+    def __init__(
+        self, source: Source, work: Work, options: LoopOptions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Args:
+        source: where messages are from.
+        work: what is done with them.
+        options: how much is taken on.
+        clock: seconds; to be replaced in tests.
+        """
+        self._source, self._work, self._options, self._clock = source, work, options, clock
+        self._changed = threading.Condition()
+        # All that follows is read and changed with that.
+        self._in_flight: dict[str, _InFlight] = {}
+        self._bytes = 0
+        self._buffer = Buffer(options)
+        self._scored: tuple[list[str], ScoredBatch] | None = None
+        self._written: list[str] = []
+        self._extend_at = clock() + EXTEND_SECONDS
+        self._stopping = self._abandoned = False
+        self._running = {"pull", "score", "write", "acknowledge"}
+        self.done = 0
+        """Messages that were acknowledged, since the start."""
+        self.error: Exception | None = None
+        """What ended the stream."""
+        self.ended = threading.Event()
+        """Set when all that was pulled is acknowledged, after `stop`, or when there is an error."""
+        self.tally = metrics.Tally()
+        self._threads = [
+            threading.Thread(target=self._run, args=(name, target), name=name, daemon=True)
+            for name, target in (
+                ("pull", self._pull),
+                ("score", self._score),
+                ("write", self._write),
+                ("acknowledge", self._acknowledge),
+            )
+        ]
+
+    def __len__(self) -> int:
+        """Messages in flight."""
+        return len(self._in_flight)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a thread may still write."""
+        return "write" in self._running
+
+    def start(self) -> None:
+        """Begin to read."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Pull no more. What is in flight goes on without waiting for company; `ended` says when it is done."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._source.stop()
+
+    def abandon(self) -> int:
+        """End now, and give back what is not written. Returns how many messages that are."""
+        self.stop()
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+        # Who still asks for messages must not have the last word over giving them back.
+        self._threads[-1].join(LAST_SECONDS)
+        with self._changed:
+            left = [item.receipt for item in self._in_flight.values() if not item.is_written]
+            written = [item.receipt for item in self._in_flight.values() if item.is_written]
+        try:
+            if written:
+                self._source.acknowledge(written)
+            if left:
+                self._source.extend(left, 0)
+        except SourceUnavailableError as error:
+            _LOGGER.debug("messages come again only when their time is over: %s", error)
+        return len(left)
+
+    # --- threads ---
+
+    def _run(self, name: str, target: Callable[[], None]) -> None:
+        try:
+            with self.tally.counting():
+                target()
+        except _OverError:
+            pass
+        except Exception as error:
+            self.error = self.error or error
+        with self._changed:
+            self._running.discard(name)
+            self._changed.notify_all()
+        if not self._running or self.error is not None:
+            self.ended.set()
+
+    def _wait(self, ready: Callable[[], T | None]) -> T:
+        """What `ready` gives as soon as that is not None; it is asked whenever anything has changed.
+
+        Raises:
+            _OverError: if nobody waits for the work of this thread any more, or from `ready`.
+        """
+        with self._changed:
+            while (found := ready()) is None:
+                self._changed.wait(_TICK)
+                if self._abandoned:
+                    raise _OverError
+            return found
+
+    def _pull(self) -> None:
+        pause = 0.0
+        while True:
+            room = self._wait(self._room)
+            try:
+                received = self._source.pull(room)
+                pause = 0.0
+            except SourceUnavailableError as error:
+                pause = min(2 * pause or 0.5, LONGEST_PAUSE)
+                _LOGGER.warning("pulling failed, again in %.1f s: %s", pause, error)
+                self._rest(pause)
+                continue
+            messages = [item.message for item in received if self._take_on(item.message, item.receipt)]
+            for message in messages:
+                prepared = self._work.prepare(message)
+                with self._changed:
+                    self._buffer.add(message.position, prepared, len(message.data), self._clock())
+            if len(received) < FEW:
+                self._rest(LINGER_SECONDS)
+
+    def _room(self) -> int | None:
+        """How many messages may be taken on; None if that has to wait."""
+        if self._stopping:
+            raise _OverError
+        room = self._options.max_messages - len(self._in_flight)
+        if not self._in_flight or (room > 0 and self._bytes < self._options.max_bytes):
+            return max(room, 1)
+        return None
+
+    def _rest(self, seconds: float) -> None:
+        end = self._clock() + seconds
+        self._wait(lambda: True if self._clock() >= end or self._stopping else None)
+
+    def _take_on(self, message: Message, receipt: str) -> bool:
+        """Whether a message is new: one in flight that is delivered again only has a new receipt."""
+        with self._changed:
+            known = self._in_flight.get(message.position)
+            if known is not None:
+                known.receipt = receipt
+                return False
+            self._in_flight[message.position] = _InFlight(receipt, len(message.data))
+            self._bytes += len(message.data)
+            return True
+
+    def _score(self) -> None:
+        while True:
+            chunk = self._wait(self._next_chunk)
+            scored = self._work.score(chunk.prepared)
+            self._wait(lambda: True if self._scored is None else None)
+            with self._changed:
+                self._scored = chunk.positions, scored
+                self._changed.notify_all()
+
+    def _next_chunk(self) -> Chunk | None:
+        has_ended = "pull" not in self._running
+        now = self._clock()
+        if self._buffer.is_due(now) or (has_ended and len(self._buffer)):
+            return self._buffer.take(now)
+        if has_ended:
+            raise _OverError
+        return None
+
+    def _write(self) -> None:
+        while True:
+            positions, scored = self._wait(self._next_scored)
+            self._work.write(scored)
+            with self._changed:
+                for position in positions:
+                    self._in_flight[position].is_written = True
+                self._written += positions
+                self._changed.notify_all()
+
+    def _next_scored(self) -> tuple[list[str], ScoredBatch] | None:
+        scored, self._scored = self._scored, None
+        if scored is not None:
+            self._changed.notify_all()
+        elif "score" not in self._running:
+            raise _OverError
+        return scored
+
+    def _acknowledge(self) -> None:
+        """Acknowledge what is written, and keep the rest from being delivered again."""
+        while True:
+            positions = self._wait(self._next_written)
+            try:
+                if positions:
+                    self._source.acknowledge([self._in_flight[position].receipt for position in positions])
+                    self._forget(positions)
+            except SourceUnavailableError as error:
+                _LOGGER.warning("acknowledging failed, and is tried again: %s", error)
+                with self._changed:
+                    self._written = positions + self._written
+                self._rest(RETRY_SECONDS)
+            if self._clock() >= self._extend_at:
+                self._extend_at = self._clock() + EXTEND_SECONDS
+                with self._changed:
+                    receipts = [item.receipt for item in self._in_flight.values()]
+                with contextlib.suppress(SourceUnavailableError):
+                    self._source.extend(receipts, DEADLINE_SECONDS)
+
+    def _next_written(self) -> list[str] | None:
+        """Messages to acknowledge; none of them if it is time to extend."""
+        if self._written or self._clock() >= self._extend_at:
+            written, self._written = self._written, []
+            return written
+        if "write" not in self._running:
+            raise _OverError
+        return None
+
+    def _forget(self, positions: Sequence[str]) -> None:
+        with self._changed:
+            for position in positions:
+                self._bytes -= self._in_flight.pop(position).size
+            self.done += len(positions)
+            self._changed.notify_all()
