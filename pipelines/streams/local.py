@@ -94,7 +94,7 @@ class LocalStream:
         with told_to_stop(self._stream.drain + DRAIN_MARGIN) as stop:
             topic = PubSubTopic(sink.path) if isinstance(sink, PubSubName) else None
             work = Stages(self._plan.config, self._stream, topic)
-            # Only now, since the first message is pulled with it, and nothing extends its deadline before the loop runs.
+            # Last: a message is pulled with it, whose deadline nobody extends before the loop runs.
             return self.attend(PubSubSource(source.path), work, stop)
 
     def attend(self, source: Source, work: Work, stop: threading.Event) -> int:

@@ -30,9 +30,6 @@ _LOGGER = logging.getLogger(__name__)
 CHUNK_ROWS = 2048
 """The most that is scored and written together: larger chunks make better batches, but nothing of them is acknowledged
 before all is written."""
-FEW = 500
-"""A pull that gave fewer waits a moment before the next, since a pull costs as much for one message as for hundreds."""
-LINGER_SECONDS = 0.1
 DEADLINE_SECONDS = 60
 """For how long a message is ours each time it is asked for; what dies with this process comes again after that."""
 EXTEND_SECONDS = 4.0
@@ -159,6 +156,7 @@ class Loop:
         self._buffer = Buffer(options)
         self._scored: tuple[list[str], ScoredBatch] | None = None
         self._written: list[str] = []
+        self._pull_at = self._acknowledge_at = clock()
         self._extend_at = clock() + EXTEND_SECONDS
         self._stopping = self._abandoned = False
         self._running = {"pull", "score", "write", "acknowledge"}
@@ -243,11 +241,12 @@ class Loop:
             _OverError: if nobody waits for the work of this thread any more, or from `ready`.
         """
         with self._changed:
-            while (found := ready()) is None:
+            while not self._abandoned:
+                found = ready()
+                if found is not None:
+                    return found
                 self._changed.wait(_TICK)
-                if self._abandoned:
-                    raise _OverError
-            return found
+        raise _OverError
 
     def _pull(self) -> None:
         pause = 0.0
@@ -259,28 +258,24 @@ class Loop:
             except SourceUnavailableError as error:
                 pause = min(2 * pause or 0.5, LONGEST_PAUSE)
                 _LOGGER.warning("pulling failed, again in %.1f s: %s", pause, error)
-                self._rest(pause)
+                self._pull_at = self._clock() + pause
                 continue
             messages = [item.message for item in received if self._take_on(item.message, item.receipt)]
             for message in messages:
                 prepared = self._work.prepare(message)
                 with self._changed:
                     self._buffer.add(message.position, prepared, len(message.data), self._clock())
-            if len(received) < FEW:
-                self._rest(LINGER_SECONDS)
 
     def _room(self) -> int | None:
         """How many messages may be taken on; None if that has to wait."""
         if self._stopping:
             raise _OverError
         room = self._options.max_messages - len(self._in_flight)
+        if self._clock() < self._pull_at:
+            return None
         if not self._in_flight or (room > 0 and self._bytes < self._options.max_bytes):
             return max(room, 1)
         return None
-
-    def _rest(self, seconds: float) -> None:
-        end = self._clock() + seconds
-        self._wait(lambda: True if self._clock() >= end or self._stopping else None)
 
     def _take_on(self, message: Message, receipt: str) -> bool:
         """Whether a message is new: one in flight that is delivered again only has a new receipt."""
@@ -341,7 +336,7 @@ class Loop:
                 _LOGGER.warning("acknowledging failed, and is tried again: %s", error)
                 with self._changed:
                     self._written = positions + self._written
-                self._rest(RETRY_SECONDS)
+                self._acknowledge_at = self._clock() + RETRY_SECONDS
             if self._clock() >= self._extend_at:
                 self._extend_at = self._clock() + EXTEND_SECONDS
                 with self._changed:
@@ -351,10 +346,11 @@ class Loop:
 
     def _next_written(self) -> list[str] | None:
         """Messages to acknowledge; none of them if it is time to extend."""
-        if self._written or self._clock() >= self._extend_at:
+        now = self._clock()
+        if now >= self._extend_at or (self._written and now >= self._acknowledge_at):
             written, self._written = self._written, []
             return written
-        if "write" not in self._running:
+        if "write" not in self._running and not self._written:
             raise _OverError
         return None
 

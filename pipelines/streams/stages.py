@@ -73,7 +73,7 @@ class Stages:
         metrics.distribution(metrics.EVENT_LAG).update(round(1000 * time.time()) - (checked.timestamp or 0) // 1000)
         return tokenized
 
-    def score(self, prepared: Iterable[Prepared]) -> ScoredBatch:
+    def score(self, prepared: Sequence[Prepared]) -> ScoredBatch:
         """Score tweets with the newest model there is; dead letters come along.
 
         Raises:
