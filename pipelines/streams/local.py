@@ -128,8 +128,8 @@ class LocalStream:
         timeout = self._plan.config.stall_timeout
         if timeout:
             timeout += self._stream.drain + self._stream.max_latency
-        # Where nothing is in flight, nothing has to get on: each look gives another value.
-        return Watchdog(lambda: loop.done if len(loop) else object(), timeout)
+        # Where nothing waits to be written, nothing has to get on: each look gives another value.
+        return Watchdog(lambda: loop.written if loop.unwritten else object(), timeout)
 
     @contextlib.contextmanager
     def _journal(self, loop: Loop) -> Iterator[None]:

@@ -21,6 +21,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from pipelines.streams.sources import Source, SourceUnavailableError
 from pipelines.streams.stages import Prepared
 from torchmoji_core.batching import BatchLimits
+from torchmoji_core.errors import RunError
 from transforms import metrics
 from transforms.records import Message, TokenizedTweet
 from transforms.score import ScoredBatch
@@ -160,8 +161,8 @@ class Loop:
         self._extend_at = clock() + EXTEND_SECONDS
         self._stopping = self._abandoned = False
         self._running = {"pull", "score", "write", "acknowledge"}
-        self.done = 0
-        """Messages that were acknowledged, since the start."""
+        self.written = 0
+        """Messages whose rows and dead letters are in place, since the start."""
         self.error: Exception | None = None
         """What ended the stream."""
         self.ended = threading.Event()
@@ -180,6 +181,12 @@ class Loop:
     def __len__(self) -> int:
         """Messages in flight."""
         return len(self._in_flight)
+
+    @property
+    def unwritten(self) -> int:
+        """Messages in flight that are not yet written."""
+        with self._changed:
+            return sum(not item.is_written for item in self._in_flight.values())
 
     @property
     def is_running(self) -> bool:
@@ -214,7 +221,7 @@ class Loop:
                 self._source.acknowledge(written)
             if left:
                 self._source.extend(left, 0)
-        except SourceUnavailableError as error:
+        except (SourceUnavailableError, RunError) as error:
             _LOGGER.debug("messages come again only when their time is over: %s", error)
         return len(left)
 
@@ -314,6 +321,7 @@ class Loop:
                 for position in positions:
                     self._in_flight[position].is_written = True
                 self._written += positions
+                self.written += len(positions)
                 self._changed.notify_all()
 
     def _next_scored(self) -> tuple[list[str], ScoredBatch] | None:
@@ -358,5 +366,4 @@ class Loop:
         with self._changed:
             for position in positions:
                 self._bytes -= self._in_flight.pop(position).size
-            self.done += len(positions)
             self._changed.notify_all()

@@ -1,11 +1,12 @@
-"""Streams in real time: what is acknowledged is in place, whatever happens to the process that reads."""
+"""The whole command on a stream: what is acknowledged is in place, whatever happens to the process that reads."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import signal
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,15 +16,19 @@ import pytest
 from pipelines.data_set import live_files
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.conftest import Finished
-from tests.streams import SUBSCRIPTION, Sender, result_files, rows_in_place, running
+from tests.pipelines.streams.parts import until
+from tests.sockets import listeners
+from tests.streams import SUBSCRIPTION, URI, Sender, result_files, rows_in_place, running
 
 TOPIC = "projects/my-project/topics/rows"
+Score = Callable[..., Finished]
 
 
 @pytest.fixture
-def server() -> Iterator[FakePubSub]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePubSub]:
     with FakePubSub() as fake:
         fake.subscribe(SUBSCRIPTION)
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", fake.address)
         yield fake
 
 
@@ -32,64 +37,112 @@ def subscription(server: FakePubSub) -> FakeSubscription:
     return server.subscriptions[SUBSCRIPTION]
 
 
-def test_nothing_is_lost_when_the_process_is_killed_or_stopped(
-    server: FakePubSub,
-    subscription: FakeSubscription,
-    model: str,
-    tmp_path: Path,
-    run_verify: Callable[..., Finished],
+def run_until(run_score: Score, act: Callable[[], None], *options: str) -> Finished:
+    """Run a stream in this process, while another thread acts and then tells it to stop."""
+    failures: list[BaseException] = []
+
+    def act_and_stop() -> None:
+        try:
+            act()
+        except BaseException as error:
+            failures.append(error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # Where the command ends by itself, nobody else has to end.
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    thread = threading.Thread(target=act_and_stop)
+    thread.start()
+    try:
+        finished = run_score("--streaming", "--input", URI, "--output", "out", *options)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGTERM, previous)
+    for failure in failures:
+        raise failure
+    return finished
+
+
+def test_nothing_is_lost_when_the_process_is_killed(
+    server: FakePubSub, subscription: FakeSubscription, model: str, tmp_path: Path, run_score: Score, run_verify: Score
 ) -> None:
     sender, output = Sender(server), tmp_path / "out"
-    with running(tmp_path, model, server, "--window", "2s") as stream:
-        stream.wait_for(lambda: "reading" in stream.log)
-        sender.send_at(rate=100, seconds=3)
-        stream.wait_for(lambda: len(subscription.acknowledged) > 50)
+    patient = ("--max_batch_rows", "100", "--max_latency", "1h")
+    with running(tmp_path, model, server, "--window", "2s", *patient) as stream:
+        sender.send(100)
+        stream.wait_for(lambda: len(subscription.acknowledged) == 100)
+        sender.send(50)
+        stream.wait_for(lambda: not subscription.waiting)
+        assert not listeners(stream.process.pid)[0], "it asks others, and nobody asks it"
         stream.stop(signal.SIGKILL)
-    acknowledged = set(subscription.acknowledged)
     in_place = rows_in_place(output, window=2)
-    assert acknowledged <= {sender.sent[id_] for id_ in in_place}
-    assert len(acknowledged) < len(sender.sent), "the kill came too late to prove anything"
+    assert set(subscription.acknowledged) == {sender.sent[id_] for id_ in in_place}
     subscription.expire(math.inf)  # nobody keeps its messages any more, and their time is over
 
+    def act() -> None:
+        sender.send(100)
+        until(lambda: len(subscription.acknowledged) == 250)
+
+    finished = run_until(run_score, act, "--window", "2s")
+    assert finished.status == 0, finished.err
+    rows = rows_in_place(output, window=2)
+    assert rows.keys() == sender.sent.keys() and set(rows.values()) == {1}
+    assert live_files("out") == [str(path.relative_to(tmp_path)) for path in result_files(output)]
+    assert run_verify().status == 0
+
+
+def test_every_message_becomes_a_row_or_a_dead_letter(
+    server: FakePubSub, subscription: FakeSubscription, tmp_path: Path, run_score: Score, run_verify: Score
+) -> None:
+    sender, output = Sender(server), tmp_path / "out"
     too_long = b'{"text": "' + b"x" * (17 << 20) + b'"}'
     contents = (b"{", b"\xff\xfe", b"[1]", b'{"body": 1}', too_long)
     poison = {server.send(SUBSCRIPTION, content) for content in contents}
-    options = ("--publish", f"pubsub://{TOPIC}", "--report", "report.json", "--max_dead_fraction", "1")
-    with running(tmp_path, model, server, "--window", "2s", *options) as stream:
-        stream.wait_for(lambda: "reading" in stream.log)
-        for _ in range(3):  # bursts, and nothing between them
-            sender.send(300)
-            time.sleep(0.7)
-        everything = set(sender.sent.values()) | poison
-        stream.wait_for(lambda: everything <= set(subscription.acknowledged))
-        stream.wait_for(lambda: "tweets written" in stream.log)
+    sender.send(300)
+
+    def act() -> None:
+        until(lambda: {*sender.sent.values(), *poison} <= set(subscription.acknowledged))
         sender.send(200)
-        assert stream.stop() == 0, stream.log
+        until(lambda: not subscription.waiting)
+
+    publish = ("--publish", f"pubsub://{TOPIC}", "--report", "report.json", "--max_dead_fraction", "1")
+    finished = run_until(run_score, act, "--window", "2s", *publish)
+    assert finished.status == 0, finished.err
     rows = rows_in_place(output, window=2)
-    acknowledged = set(subscription.acknowledged)
-    assert acknowledged == {sender.sent[id_] for id_ in rows} | poison
-    left = {message.message_id for message in subscription.waiting}
-    left |= {leased.message.message_id for leased in subscription.leased.values()}
-    assert acknowledged | left == set(sender.sent.values()) | poison and not acknowledged & left
-    repeated = {id_ for id_, count in rows.items() if count > 1}
-    assert repeated <= set(in_place), "only what the one that was killed had written may be there twice"
+    assert rows.keys() == sender.sent.keys() and set(rows.values()) == {1}
+    assert set(subscription.acknowledged) == set(sender.sent.values()) | poison
+    assert not subscription.waiting and not subscription.leased
 
     files = output.glob("_dead_letters/**/*.jsonl")
     letters = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     assert {letter["position"] for letter in letters} == poison
-    assert {letter["source"] for letter in letters} == {f"pubsub://{SUBSCRIPTION}"}
+    assert {letter["source"] for letter in letters} == {URI}
     published = [json.loads(message.data) for message in server.published[TOPIC]]
-    assert {row["id"] for row in published} >= rows.keys() - in_place.keys()
+    assert {row["id"] for row in published} == rows.keys()
+    assert {message.attributes["id"] for message in server.published[TOPIC]} == rows.keys()
     assert "embedding" not in published[0] and published[0]["fingerprint"]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["read"] == report["scored"] + report["empty"] + report["dead"] and report["dead"] == len(poison)
-    assert report["latency_ms_count"] == report["rows_written"]
+    assert report["latency_ms_count"] == report["rows_written"] == report["rows_published"] == 500
     gauges = dict(line.split(" ") for line in (tmp_path / "report.prom").read_text().splitlines() if line[0] != "#")
     latency = float(gauges['torchmoji_stream_latency_mean_seconds{output="out"}'])
     assert latency == pytest.approx(report["latency_ms_mean"] / 1000) and latency > 0
     assert float(gauges['torchmoji_stream_in_flight_messages{output="out"}']) == 0
-    assert live_files("out") == [str(path.relative_to(tmp_path)) for path in result_files(output)]
-    assert run_verify("--duplicate_ids", "allow").status == 0
+    assert run_verify().status == 0
+
+
+def test_a_subscription_that_is_not_there(server: FakePubSub, run_score: Score) -> None:
+    del server.subscriptions[SUBSCRIPTION]
+    finished = run_score("--streaming", "--input", URI, "--output", "out")
+    assert finished.status == 2 and "there is no such subscription; create it first" in finished.err
+
+
+def test_a_topic_that_takes_no_rows(server: FakePubSub, subscription: FakeSubscription, run_score: Score) -> None:
+    """Nothing is acknowledged that was not published."""
+    server.refuse["Publish"] = grpc.StatusCode.NOT_FOUND
+    Sender(server).send(3)
+    finished = run_score("--streaming", "--input", URI, "--output", "out", "--publish", f"pubsub://{TOPIC}")
+    assert finished.status == 1 and f"--publish pubsub://{TOPIC}: rows cannot be published" in finished.err
+    assert not subscription.acknowledged
 
 
 def test_a_second_signal_ends_it_at_once(server: FakePubSub, model: str, tmp_path: Path) -> None:
@@ -100,4 +153,4 @@ def test_a_second_signal_ends_it_at_once(server: FakePubSub, model: str, tmp_pat
         stream.wait_for(lambda: result_files(tmp_path / "out"))
         stream.process.send_signal(signal.SIGINT)
         stream.wait_for(lambda: "stopping" in stream.log)
-        assert stream.stop(signal.SIGINT, seconds=5) == 130, stream.log
+        assert stream.stop(signal.SIGINT) == 130, stream.log

@@ -146,7 +146,7 @@ def test_what_is_acknowledged_is_written(source: ListSource, work: ScriptedWork,
     assert not source.acknowledged and len(loop) == 3
     work.may_write.set()
     until(lambda: len(loop) == 0)
-    assert source.acknowledged == ["m0#1", "m1#1", "m2#1"] and loop.done == 3
+    assert source.acknowledged == ["m0#1", "m1#1", "m2#1"] and loop.written == 3
     loop.stop()
     assert loop.ended.wait(60) and loop.error is None
     assert loop.abandon() == 0 and not source.given_back
