@@ -34,7 +34,7 @@ much for one as for hundreds."""
 PULL_SECONDS = 5.0
 FIRST_PULL_SECONDS = 1.0
 """What is wrong with a subscription is said at once; that nothing is there, never."""
-ACKNOWLEDGE_SECONDS, EXTEND_SECONDS = 30.0, 10.0
+REQUEST_SECONDS = 10.0
 RECEIPTS_AT_ONCE = 1000
 RECEIPT_BYTES_AT_ONCE = 400_000
 """Pub/Sub takes requests of 512 KiB."""
@@ -111,18 +111,13 @@ class PubSubSource:
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
         """See `Source.extend`."""
         for some in _some(receipts):
-            self._request(
-                self._client.modify_ack_deadline,
-                {"subscription": self._subscription, "ack_ids": some, "ack_deadline_seconds": seconds},
-                EXTEND_SECONDS,
-            )
+            request = {"subscription": self._subscription, "ack_ids": some, "ack_deadline_seconds": seconds}
+            self._request(self._client.modify_ack_deadline, request)
 
     def acknowledge(self, receipts: Sequence[str]) -> None:
         """See `Source.acknowledge`."""
         for some in _some(receipts):
-            self._request(
-                self._client.acknowledge, {"subscription": self._subscription, "ack_ids": some}, ACKNOWLEDGE_SECONDS
-            )
+            self._request(self._client.acknowledge, {"subscription": self._subscription, "ack_ids": some})
 
     def stop(self) -> None:
         """See `Source.stop`."""
@@ -131,9 +126,9 @@ class PubSubSource:
         for puller in (self._puller, self._puller_of_one):
             puller.close()
 
-    def _request(self, method: Any, request: dict[str, Any], timeout: float) -> None:
+    def _request(self, method: Any, request: dict[str, Any]) -> None:
         try:
-            method(request=request, timeout=timeout)
+            method(request=request, timeout=REQUEST_SECONDS, retry=None)  # who asked tries again
         except Exception as error:
             raise self._explained(error) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 import pytest
@@ -35,10 +35,17 @@ def subscription(server: FakePubSub) -> FakeSubscription:
 
 
 @pytest.fixture
-def source(server: FakePubSub) -> Iterator[PubSubSource]:
-    made = PubSubSource(SUBSCRIPTION)
-    yield made
-    made.stop()
+def read(server: FakePubSub) -> Iterator[Callable[[], PubSubSource]]:
+    """Begins to read. Tests have messages sent before: a look at nothing ends here while it goes on in the server."""
+    made: list[PubSubSource] = []
+
+    def read_it() -> PubSubSource:
+        made.append(PubSubSource(SUBSCRIPTION))
+        return made[-1]
+
+    yield read_it
+    for source in made:
+        source.stop()
 
 
 def pull(source: PubSubSource, count: int) -> dict[str, str]:
@@ -68,18 +75,17 @@ def test_a_subscription_that_cannot_be_read(server: FakePubSub, status: grpc.Sta
     assert is_outage(caught.value) == (status is grpc.StatusCode.UNAVAILABLE)
 
 
-def test_a_message_as_it_was_sent(server: FakePubSub) -> None:
+def test_a_message_as_it_was_sent(server: FakePubSub, read: Callable[[], PubSubSource]) -> None:
     server.send(SUBSCRIPTION, b"\xff{}", {"lang": "en"}, published=1.5, message_id="m7")
-    made = PubSubSource(SUBSCRIPTION)
-    (item,) = made.pull(10)
+    (item,) = read().pull(10)
     assert item.message == Message("m7", b"\xff{}", 1_500_000, {"lang": "en"})
-    made.stop()
 
 
 def test_messages_are_acknowledged_extended_and_given_back(
-    server: FakePubSub, subscription: FakeSubscription, source: PubSubSource
+    server: FakePubSub, subscription: FakeSubscription, read: Callable[[], PubSubSource]
 ) -> None:
     ids = [server.send(SUBSCRIPTION, b"{}") for _ in range(3)]
+    source = read()
     receipts = pull(source, 3)
     source.acknowledge([receipts[ids[0]]])
     assert subscription.acknowledged == ids[:1]
@@ -91,9 +97,9 @@ def test_messages_are_acknowledged_extended_and_given_back(
     assert [message.message_id for message in subscription.waiting] == ids[2:]
 
 
-def test_a_pull_that_waits_is_ended(subscription: FakeSubscription, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pull_that_waits_is_ended(read: Callable[[], PubSubSource], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pubsub, "PULL_SECONDS", 600.0)
-    source = PubSubSource(SUBSCRIPTION)
+    source = read()
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(source.pull(10)), daemon=True)
     thread.start()
@@ -102,7 +108,8 @@ def test_a_pull_that_waits_is_ended(subscription: FakeSubscription, monkeypatch:
     assert found == [[]]
 
 
-def test_failures_that_may_pass_are_told_from_others(server: FakePubSub, source: PubSubSource) -> None:
+def test_failures_that_may_pass_are_told_from_others(server: FakePubSub, read: Callable[[], PubSubSource]) -> None:
+    source = read()
     server.refuse |= dict.fromkeys(("Pull", "Acknowledge", "ModifyAckDeadline"), grpc.StatusCode.UNAVAILABLE)
     for call in (lambda: source.pull(1), lambda: source.acknowledge(["r"]), lambda: source.extend(["r"], 60)):
         with pytest.raises(SourceUnavailableError, match="is refused"):
@@ -114,27 +121,26 @@ def test_failures_that_may_pass_are_told_from_others(server: FakePubSub, source:
             call()
 
 
-def test_large_messages_are_received(server: FakePubSub, source: PubSubSource) -> None:
+def test_large_messages_are_received(server: FakePubSub, read: Callable[[], PubSubSource]) -> None:
     """An emulator's client would refuse responses above 4 MiB, for ever."""
     sent = {server.send(SUBSCRIPTION, b"x" * 2_000_000) for _ in range(5)}
     sent.add(server.send(SUBSCRIPTION, b"x" * 9_000_000))
-    assert pull(source, len(sent)).keys() == sent
+    assert pull(read(), len(sent)).keys() == sent
 
 
 def test_messages_that_are_too_large_together_are_asked_for_in_smaller_numbers(
     server: FakePubSub,
     subscription: FakeSubscription,
+    read: Callable[[], PubSubSource],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(pubsub, "PULLED_BYTES", 100_000)
-    source = PubSubSource(SUBSCRIPTION)
     subscription.deadline = 0.05
     sent = {server.send(SUBSCRIPTION, b"x" * 30_000) for _ in range(30)}
     sent.add(server.send(SUBSCRIPTION, b"x" * 300_000))
-    assert pull(source, len(sent)).keys() == sent
+    assert pull(read(), len(sent)).keys() == sent
     assert "fewer are asked for" in caplog.text
-    source.stop()
 
 
 def test_a_message_that_cannot_be_received_ends_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +176,12 @@ def test_how_many_are_asked_for_grows_again_when_all_that_were_refused_have_come
 
 
 def test_requests_are_no_larger_than_they_may_be(
-    server: FakePubSub, subscription: FakeSubscription, source: PubSubSource
+    server: FakePubSub, subscription: FakeSubscription, read: Callable[[], PubSubSource]
 ) -> None:
     server.receipt_padding = "x" * 2000
     for _ in range(600):
         server.send(SUBSCRIPTION, b"{}")
+    source = read()
     receipts = list(pull(source, 600).values())
     source.extend(receipts[300:], 0)
     source.acknowledge(receipts[:300])

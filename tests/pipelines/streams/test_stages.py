@@ -7,6 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.testing.test_stream import TestStream
+from apache_beam.testing import test_stream
 from apache_beam.transforms.window import FixedWindows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -69,7 +70,7 @@ def configure(output: Path, model: str, *options: str) -> tuple[ScoreConfig, Str
          "--timestamp_field", "at", "--keep_fields", "lang:string,n:int64", "--outputs", ",".join(OUTPUTS), *options]
     )  # fmt: skip
     assert config.stream is not None
-    return config, config.stream
+    return replace(config, score=replace(config.score, run_id="run")), config.stream
 
 
 def files_of(output: Path) -> list[list[Row]]:
@@ -111,7 +112,7 @@ def batch_rows(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 def run_graph(config: ScoreConfig, stream: StreamOptions, bundles: Sequence[Sequence[Message]]) -> None:
     """The graph of clusters, but for its source, with a stream whose bundles are given."""
-    events = TestStream()
+    events = test_stream.TestStream()
     for bundle in bundles:
         events = events.add_elements(bundle)
     options = PipelineOptions([])
@@ -155,6 +156,13 @@ def test_loop_graph_and_batch_give_equal_rows(model: str, batch_rows: dict[str, 
     assert figures["held_rows_count"] == figures["hold_wait_ms_count"] and figures["held_rows_max"] <= len(MESSAGES)
 
 
+@pytest.fixture(scope="module")
+def stages_by_rows(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Stages]:
+    """By the most rows of a batch."""
+    output = tmp_path_factory.mktemp("unused")
+    return {rows: Stages(*configure(output, model, "--max_batch_rows", str(rows))) for rows in (1, 3, 512)}
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.permutations(range(len(MESSAGES))),
@@ -162,10 +170,9 @@ def test_loop_graph_and_batch_give_equal_rows(model: str, batch_rows: dict[str, 
     max_rows=st.sampled_from([1, 3, 512]),
 )
 def test_rows_depend_on_no_order_and_no_company(
-    order: list[int], cuts: list[int], max_rows: int, model: str, batch_rows: dict[str, Row], tmp_path: Path
+    order: list[int], cuts: list[int], max_rows: int, stages_by_rows: dict[int, Stages], batch_rows: dict[str, Row]
 ) -> None:
-    config, stream = configure(tmp_path, model, "--max_batch_rows", str(max_rows))
-    stages = Stages(config, stream)
+    stages = stages_by_rows[max_rows]
     prepared = [stages.prepare(MESSAGES[index]) for index in order]
     rows: list[Row] = []
     for first, last in itertools.pairwise([0, *sorted(cuts), len(prepared)]):
