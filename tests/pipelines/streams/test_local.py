@@ -49,7 +49,7 @@ class Running:
              f"{DRAIN}s", "--commit_every", "10s", "--max_batch_rows", "10", *options]
         )  # fmt: skip
         assert config.stream is not None
-        plan = Plan(config, (), check_model(config)).with_new_run()
+        plan = Plan(config, (), check_model(config)).with_new_run(())
         self.figures: dict[str, object] = {
             "output": str(output), "run_id": plan.run_id, "fingerprint": plan.model.fingerprint
         }  # fmt: skip
