@@ -27,7 +27,8 @@ from pipelines.logs import announce
 from pipelines.plan import Plan
 from pipelines.run import explain, too_many_dead_letters
 from pipelines.streaming_options import StreamOptions
-from pipelines.streams.loop import Loop, LoopOptions, Work
+from pipelines.streams.buffer import LoopOptions
+from pipelines.streams.loop import Loop, Work
 from pipelines.streams.pubsub import PubSubSource, PubSubTopic
 from pipelines.streams.sources import Source
 from pipelines.streams.stages import Stages

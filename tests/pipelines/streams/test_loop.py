@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from pipelines.streams.loop import CHUNK_ROWS, DEADLINE_SECONDS, EXTEND_SECONDS, Buffer, Loop, LoopOptions
+from pipelines.streams.buffer import CHUNK_ROWS, Buffer, LoopOptions
+from pipelines.streams.loop import DEADLINE_SECONDS, EXTEND_SECONDS, Loop
 from pipelines.streams.sources import SourceUnavailableError
 from pipelines.streams.stages import Prepared
 from tests.pipelines.streams.parts import Clock, ListSource, until

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from pipelines.options import ScoreConfig, parse
 from pipelines.stream_stages import message_fields
 from pipelines.streaming_options import StreamOptions
-from pipelines.streams.loop import Loop, LoopOptions
+from pipelines.streams.buffer import LoopOptions
+from pipelines.streams.loop import Loop
 from pipelines.streams.stages import Stages
 from tests.pipelines.conftest import WORDS
 from tests.pipelines.streams.parts import Clock, ListSource, until
