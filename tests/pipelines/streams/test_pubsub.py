@@ -22,7 +22,6 @@ from transforms.records import Message
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePubSub]:
     monkeypatch.setattr(pubsub, "FIRST_PULL_SECONDS", 0.1)
-    monkeypatch.setattr(pubsub, "PULL_SECONDS", 0.5)
     with FakePubSub() as fake:
         fake.subscribe(SUBSCRIPTION)
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", fake.address)
