@@ -274,18 +274,29 @@ def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
     Raises:
         RunError: with the figures.
     """
-    read, scored, empty, dead, rows = (
-        counts.get(name, 0)
-        for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
-    )
     in_files = sum(file.rows for file in written if not _is_dead(file))
     dead_in_files = sum(file.rows for file in written if _is_dead(file))
-    if read != scored + empty + dead or not rows == in_files == scored + empty or dead_in_files != dead:
+    rows, dead = counts.get(metrics.ROWS_WRITTEN, 0), counts.get(metrics.DEAD, 0)
+    if unaccounted(counts) or (in_files, dead_in_files) != (rows, dead):
         raise RunError(
-            f"the counts do not add up: read {read}, scored {scored}, empty {empty}, dead {dead}, rows written {rows}, "
-            f"rows in files {in_files}, dead letters in files {dead_in_files}; "
-            "this is a fault of the program, and the results were removed"
+            f"{_figures(counts)}, rows in files {in_files}, dead letters in files {dead_in_files}; this is a fault of "
+            "the program, and the results were removed"
         )
+
+
+def unaccounted(counts: dict[str, int]) -> str | None:
+    """The figures of a run that has not written, or rejected, each record that it met; None if it has."""
+    read, scored, empty, dead, rows = (counts.get(name, 0) for name in _ACCOUNT)
+    return None if read == scored + empty + dead and rows == scored + empty else _figures(counts)
+
+
+_ACCOUNT = (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
+
+
+def _figures(counts: dict[str, int]) -> str:
+    return "the counts do not add up: " + ", ".join(
+        f"{name.replace('_', ' ')} {counts.get(name, 0)}" for name in _ACCOUNT
+    )
 
 
 _REMEDIES = {

@@ -26,7 +26,6 @@ from transforms.formats import MAX_RECORD_BYTES, RAW_KEPT, Damage, parse_line
 from transforms.records import DeadLetter, Message, Outcome, Tweet
 from transforms.topics import KafkaTopic, Source
 
-MESSAGE_FORMATS = ("jsonl", "text")
 FUTURE_SECONDS = 86_400.0
 """By how much an event may come after its message: clocks differ, but a window that never comes would hold its tweet
 for ever."""
@@ -40,7 +39,7 @@ class MessageFields:
     fields: FieldMapping = field(default_factory=FieldMapping)
     """Of its payload."""
     format: str = "jsonl"
-    """One of `MESSAGE_FORMATS`: the payload is a JSON object, or the text itself."""
+    """jsonl: the payload is a JSON object; text: it is the text itself."""
     id_attribute: str | None = None
     """Attribute with the id, where the payload has none."""
     timestamp_attribute: str | None = None

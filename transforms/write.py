@@ -71,7 +71,6 @@ class WriteScores(beam.PTransform):
                 f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
             )
         self._commit = CommitFiles(count_rows=True, measure_latency=measure_latency, journal=journal)
-        rows_per_group = min(rows_per_group, rows_per_file)
         self._do_fn = _Write(partial(ScoreFiles, output, run_id, rows_per_file, rows_per_group, journal))
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[WrittenFile]:
@@ -252,10 +251,15 @@ class ScoreFiles(Files):
     suffix = ".parquet"
 
     def __init__(
-        self, output: str, run_id: str, rows_per_file: int, rows_per_group: int, journal: bool = False
+        self,
+        output: str,
+        run_id: str,
+        rows_per_file: int,
+        rows_per_group: int = ROWS_PER_GROUP,
+        journal: bool = False,
     ) -> None:
         super().__init__(output, run_id, rows_per_file, journal)
-        self._rows_per_group = rows_per_group
+        self._rows_per_group = min(rows_per_group, rows_per_file)
         self._background = Background()
 
     def close(self) -> list[tuple[Any, WrittenFile]]:

@@ -6,7 +6,7 @@ That job goes on by itself; its files wait in the journal for the next command t
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from datetime import UTC, datetime
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -22,7 +22,7 @@ from pipelines.plan import Plan, check_model, check_stream
 from pipelines.run import build_pipeline, explain
 from pipelines.runners import cluster_runner, pipeline_options
 from pipelines.streaming_options import StreamOptions
-from pipelines.streams.local import LocalStream, begin
+from pipelines.streams.local import LocalStream, identity
 from torchmoji_core.errors import RunError
 from transforms.model_watch import ModelWatch
 
@@ -69,11 +69,6 @@ def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> 
     return Plan(config, (), model).with_new_run(())
 
 
-def identity(stream: StreamOptions) -> dict[str, Any]:
-    """The streaming options that decide what rows and directories look like."""
-    return {"window": stream.window}
-
-
 def describe(plan: Plan, stream: StreamOptions) -> list[str]:
     """The plan in a few lines, for people."""
     config = plan.config
@@ -98,7 +93,7 @@ def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:
     config = plan.config
     pipeline = beam.Pipeline(runner=cluster_runner(config), options=options)
     build_pipeline(pipeline, plan)
-    begin(plan, identity(stream))
+    journal.begin(plan, datetime.now(UTC), identity(stream))
     try:
         result = pipeline.run()
     except Exception as error:

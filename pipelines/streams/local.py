@@ -12,7 +12,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,10 +22,9 @@ from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.data_set import DataSet
 from pipelines.figures import write_report
 from pipelines.interrupts import told_to_stop
-from pipelines.lease import unwritable
 from pipelines.logs import announce
 from pipelines.plan import Plan
-from pipelines.run import explain, too_many_dead_letters
+from pipelines.run import explain, too_many_dead_letters, unaccounted
 from pipelines.streaming_options import StreamOptions
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.loop import Loop, Work
@@ -45,20 +44,9 @@ _TICK_SECONDS = 0.1
 _LOGGER = logging.getLogger(__name__)
 
 
-def begin(plan: Plan, identity: Mapping[str, Any]) -> None:
-    """Describe a stream in the journal, before it starts.
-
-    Args:
-        plan: what it will do.
-        identity: the streaming options that decide what rows and directories look like.
-
-    Raises:
-        InputError: if the output cannot be written.
-    """
-    try:
-        journal.begin(plan, datetime.now(UTC), identity)
-    except OSError as error:
-        raise unwritable(plan.config.output, error) from None
+def identity(stream: StreamOptions) -> dict[str, Any]:
+    """The streaming options that decide what rows and directories look like."""
+    return {"window": stream.window}
 
 
 class LocalStream:
@@ -134,7 +122,7 @@ class LocalStream:
 
     @contextlib.contextmanager
     def _journal(self, loop: Loop) -> Iterator[None]:
-        begin(self._plan, {"window": self._stream.window})
+        journal.begin(self._plan, self._started, identity(self._stream))
         try:
             yield
         finally:
@@ -184,15 +172,8 @@ class LocalStream:
     def _finish(self, loop: Loop) -> int:
         """Account for every message, and say how it was."""
         counts = loop.tally.counts()
-        read, scored, empty, dead, rows = (
-            counts.get(name, 0)
-            for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
-        )
-        if read != scored + empty + dead or rows != scored + empty:
-            raise RunError(
-                f"the counts do not add up: read {read}, scored {scored}, empty {empty}, dead {dead}, rows written "
-                f"{rows}; this is a fault of the program, and what was not written will be delivered again"
-            )
+        if problem := unaccounted(counts):
+            raise RunError(f"{problem}; this is a fault of the program, and what was not written is delivered again")
         seconds = self._clock() - self._begun
         report.announce_summary(counts, seconds, self._plan.model.classes, self._figures)
         warning = too_many_dead_letters(counts, self._plan.config)

@@ -27,7 +27,6 @@ from transforms.commit import commit
 from transforms.loaded_model import load_model
 from transforms.messages import parse_message
 from transforms.model_watch import Lookout, ModelWatch
-from transforms.parts import ROWS_PER_GROUP
 from transforms.records import DeadLetter, Message, TokenizedTweet
 from transforms.score import ScoredBatch, score_batch
 from transforms.tokenize import tokenize
@@ -96,14 +95,12 @@ class Stages:
         Raises:
             RunError, OSError: if that cannot be done.
         """
-        config = self._config
-        rows = ScoreFiles(
-            config.output, config.score.run_id, config.rows_per_file, min(ROWS_PER_GROUP, config.rows_per_file), True
-        )
+        output, run_id = self._config.output, self._config.score.run_id
+        rows = ScoreFiles(output, run_id, self._config.rows_per_file, journal=True)
         for part in scored.parts:
             for window, of_window in split_by_window(part, self._window):
                 rows.write(of_window, window)
-        letters = DeadLetterFiles(config.output, config.score.run_id, True)
+        letters = DeadLetterFiles(output, run_id, journal=True)
         now = _window_of(time.time_ns() // 1000, self._window)
         for letter in scored.dead_letters:
             metrics.counter(metrics.DEAD).inc()
