@@ -26,9 +26,9 @@ from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
-from transforms import AnnotateTweets, ModelWatch, Tweet, WatchModels, metrics
+from transforms import AnnotateTweets, Tweet, WatchModels, metrics
 from transforms.loaded_model import LoadedModel, load_model, load_successor
-from transforms.model_watch import Announce, Known, Lookout, find_bundles, look
+from transforms.model_watch import Announce, Known, Lookout, ModelWatch, find_bundles, look
 from transforms.options import OUTPUTS, ScoreOptions
 
 OTHER_WORDS = [*reversed(WORDS), "zyxwv"]
