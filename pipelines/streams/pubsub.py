@@ -215,11 +215,19 @@ class PubSubTopic:
 
     def __init__(self, topic: str) -> None:
         """Args:
-        topic: projects/P/topics/T.
+            topic: projects/P/topics/T.
+
+        Raises:
+            InputError: if there are no credentials for it.
         """
+        from google.auth.exceptions import GoogleAuthError
         from google.cloud import pubsub
 
-        self._topic, self._client = topic, pubsub.PublisherClient()
+        self._topic = topic
+        try:
+            self._client = pubsub.PublisherClient()
+        except GoogleAuthError as error:
+            raise InputError(f"--publish {PUBSUB}{topic}: may not be written: {first_line(error)}") from None
 
     def publish(self, batches: Sequence[pa.RecordBatch]) -> None:
         """See `Publisher.publish`."""

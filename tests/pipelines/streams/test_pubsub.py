@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from pipelines.streams import pubsub
-from pipelines.streams.pubsub import PubSubSource, PullSize
+from pipelines.streams.pubsub import PubSubSource, PubSubTopic, PullSize
 from pipelines.streams.sources import SourceUnavailableError
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.streams.parts import until
@@ -186,3 +186,12 @@ def test_requests_are_no_larger_than_they_may_be(
     source.acknowledge(receipts[:300])
     subscription.expire(time.monotonic())
     assert len(subscription.waiting) == 300 and len(subscription.acknowledged) == 300
+
+
+def test_without_credentials_nothing_is_read_or_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PUBSUB_EMULATOR_HOST", raising=False)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/no/such/file.json")
+    with pytest.raises(InputError, match="may not be read: File /no/such/file.json was not found"):
+        PubSubSource(SUBSCRIPTION)
+    with pytest.raises(InputError, match="may not be written: File /no/such/file.json was not found"):
+        PubSubTopic("projects/my-project/topics/rows")
