@@ -14,6 +14,7 @@ import grpc
 import pytest
 
 from pipelines.data_set import live_files
+from pipelines.streams import pubsub
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.conftest import Finished
 from tests.pipelines.streams.parts import until
@@ -130,7 +131,10 @@ def test_every_message_becomes_a_row_or_a_dead_letter(
     assert run_verify().status == 0
 
 
-def test_a_subscription_that_is_not_there(server: FakePubSub, run_score: Score) -> None:
+def test_a_subscription_that_is_not_there(
+    server: FakePubSub, run_score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pubsub, "FIRST_PULL_SECONDS", 60.0)
     del server.subscriptions[SUBSCRIPTION]
     finished = run_score("--streaming", "--input", URI, "--output", "out")
     assert finished.status == 2 and "there is no such subscription; create it first" in finished.err

@@ -21,7 +21,7 @@ from transforms.records import Message
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePubSub]:
-    monkeypatch.setattr(pubsub, "FIRST_PULL_SECONDS", 0.1)
+    monkeypatch.setattr(pubsub, "FIRST_PULL_SECONDS", 60.0)  # of tests that have an answer, however slow
     with FakePubSub() as fake:
         fake.subscribe(SUBSCRIPTION)
         monkeypatch.setenv("PUBSUB_EMULATOR_HOST", fake.address)
@@ -35,7 +35,7 @@ def subscription(server: FakePubSub) -> FakeSubscription:
 
 @pytest.fixture
 def read(server: FakePubSub) -> Iterator[Callable[[], PubSubSource]]:
-    """Begins to read. Tests have messages sent before: a look at nothing ends here while it goes on in the server."""
+    """Begins to read. What is to be read has been sent before, or the first look waits."""
     made: list[PubSubSource] = []
 
     def read_it() -> PubSubSource:
@@ -98,6 +98,7 @@ def test_messages_are_acknowledged_extended_and_given_back(
 
 def test_a_pull_that_waits_is_ended(read: Callable[[], PubSubSource], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pubsub, "PULL_SECONDS", 600.0)
+    monkeypatch.setattr(pubsub, "FIRST_PULL_SECONDS", 0.1)
     source = read()
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(source.pull(10)), daemon=True)
@@ -108,7 +109,9 @@ def test_a_pull_that_waits_is_ended(read: Callable[[], PubSubSource], monkeypatc
 
 
 def test_failures_that_may_pass_are_told_from_others(server: FakePubSub, read: Callable[[], PubSubSource]) -> None:
+    server.send(SUBSCRIPTION, b"{}")
     source = read()
+    assert len(source.pull(1)) == 1
     server.refuse |= dict.fromkeys(("Pull", "Acknowledge", "ModifyAckDeadline"), grpc.StatusCode.UNAVAILABLE)
     for call in (lambda: source.pull(1), lambda: source.acknowledge(["r"]), lambda: source.extend(["r"], 60)):
         with pytest.raises(SourceUnavailableError, match="is refused"):
