@@ -95,8 +95,12 @@ class LocalStream:
             gc.freeze()  # modules and models are not looked through again with every collection, which was felt
             loop.start()
             announce("reading", f"reading {source.uri}; stop with Ctrl-C or SIGTERM", run_id=self._plan.run_id)
-            with self._watchdog(loop):
-                self._attend(loop, stop)
+            try:
+                with self._watchdog(loop):
+                    self._attend(loop, stop)
+            except Exception:  # an interrupt, as of a second signal, leaves at once
+                loop.abandon()
+                raise
             in_flight = loop.abandon()
         self._look(loop)
         if loop.error is not None:
