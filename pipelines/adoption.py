@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections import Counter
 
 from pipelines import journal
 from pipelines.data_set import DataSet, adopt, recover
@@ -32,8 +31,6 @@ class Adopter:
         lease_seconds: see `Lease`.
         """
         self._data_set, self._run_id, self._lease_seconds = data_set, run_id, lease_seconds
-        self.counts: Counter[str] = Counter()
-        """Of what was committed, by the names of transforms/metrics.py."""
         self._next_beat = time.monotonic() + journal.BEAT_SECONDS
         self._list_is_due, self._next_list = False, 0.0
         self._has_recovered = False
@@ -84,8 +81,6 @@ class Adopter:
             else:
                 committed = recover(self._data_set, lease)
                 self._has_recovered = True
-            for change in committed:
-                self.counts.update(change.counts)
             self._list_is_due |= bool(committed)
             if self._list_is_due and (is_last or time.monotonic() >= self._next_list):
                 begun = time.monotonic()

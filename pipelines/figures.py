@@ -57,7 +57,7 @@ _MAX_BYTES = 16 << 20
 
 _STREAM = "torchmoji_stream"
 _STREAM_GAUGES = {
-    "in_flight": (f"{_STREAM}_in_flight_messages", "Messages read and not yet written.", 1.0),
+    "in_flight": (f"{_STREAM}_in_flight_messages", "Messages read and not yet acknowledged.", 1.0),
     "latency_ms_mean": (f"{_STREAM}_latency_mean_seconds", "From a row's time to its file being in place.", 1e-3),
     "latency_ms_max": (f"{_STREAM}_latency_max_seconds", "The longest of those times.", 1e-3),
     "event_lag_ms_mean": (f"{_STREAM}_event_lag_mean_seconds", "From a tweet's time to its arrival.", 1e-3),

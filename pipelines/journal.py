@@ -124,7 +124,7 @@ def begin(plan: Plan, started: datetime, options: Mapping[str, Any] | None = Non
         options: as in `identity_of_stream`.
 
     Raises:
-        OSError: if it cannot be written.
+        InputError, RunError: if the output cannot be written.
     """
     config, model = plan.config, plan.model
     stream = Stream(
@@ -137,7 +137,10 @@ def begin(plan: Plan, started: datetime, options: Mapping[str, Any] | None = Non
     )
     content = json.dumps(dataclasses.asdict(stream), ensure_ascii=False, indent=1)
     path = f"{journal_directory(config.output, stream.run_id)}/{RUN}"
-    storage.publish(path, content.encode("utf-8", "backslashreplace"), f"{path}.tmp")
+    try:
+        storage.publish(path, content.encode("utf-8", "backslashreplace"), f"{path}.tmp")
+    except OSError as error:
+        raise lease.unwritable(config.output, error) from None
 
 
 def beat(output: str, run_id: str) -> None:

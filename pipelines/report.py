@@ -79,35 +79,11 @@ class ProgressDisplay:
 def counters(result: Any) -> dict[str, int]:
     """Our counters of a finished run by name, summed over steps."""
     totals: dict[str, int] = {}
-    for counter in _query(result)["counters"]:
+    for counter in result.metrics().query()["counters"]:
         if counter.key.metric.namespace == metrics.NAMESPACE:
             name = counter.key.metric.name
             totals[name] = totals.get(name, 0) + int(counter.result or 0)  # None is how some runners say 0
     return totals
-
-
-def distributions(result: Any) -> dict[str, float]:
-    """Our distributions of a run: NAME_count, NAME_mean, NAME_min and NAME_max for each that has a value."""
-    found: dict[str, float] = {}
-    for distribution in _query(result)["distributions"]:
-        name, value = distribution.key.metric.name, distribution.result
-        if distribution.key.metric.namespace == metrics.NAMESPACE and value is not None and value.count:
-            found |= {
-                f"{name}_count": value.count,
-                f"{name}_mean": round(value.mean, 3),
-                f"{name}_min": value.min,
-                f"{name}_max": value.max,
-            }
-    return found
-
-
-def _query(result: Any) -> Any:
-    """All metrics; the local streaming runner adds some while they are looked through."""
-    while True:
-        try:
-            return result.metrics().query()
-        except RuntimeError:
-            time.sleep(0.01)
 
 
 def announce_summary(counts: dict[str, int], seconds: float, classes: Sequence[str], figures: dict[str, Any]) -> None:

@@ -27,14 +27,13 @@ from pipelines.manifest import DataFile, Input, Manifest, Model, identity
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan
 from pipelines.session import WORKER_LOG, Session
-from pipelines.stream_stages import hold_options, model_updates, publish_scores, read_messages
+from pipelines.stream_stages import model_updates, publish_scores, read_messages
 from pipelines.watchdog import Watchdog
 from torchmoji_core import __version__
 from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, RunError, TorchMojiError, shortage_of
 from torchmoji_core.files import name_as_text
-from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
+from transforms import AnnotateTweets, HoldOptions, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.commit import DEAD_LETTERS, WrittenFile, committed_files
-from transforms.deliveries import SettleDeliveries
 from transforms.formats import resolve_format
 from transforms.read import UnreadableInput, unreadable_path
 
@@ -63,7 +62,6 @@ def build_pipeline(
     pipeline: beam.Pipeline,
     plan: Plan,
     progress: str | None = None,
-    deliveries: str | None = None,
 ) -> None:
     """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
 
@@ -74,7 +72,6 @@ def build_pipeline(
         pipeline: an empty one.
         plan: what to do.
         progress: directory of `metrics.Progress`.
-        deliveries: name of the `Deliveries` that messages come from and are to be settled with; None on clusters.
 
     Raises:
         InputError: if a source or sink cannot be used.
@@ -84,21 +81,21 @@ def build_pipeline(
     if stream is None:
         read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.format, config.fields, progress, plan.strict)
     else:
-        read = read_messages(pipeline, config, stream, deliveries)
-        for_streams = {"hold": hold_options(config, stream), "model_updates": model_updates(pipeline, config, stream)}
+        read = read_messages(pipeline, config, stream)
+        for_streams = {
+            "hold": HoldOptions(stream.max_latency, stream.shards),
+            "model_updates": model_updates(pipeline, config, stream),
+        }
     score = dataclasses.replace(config.score, progress=progress)
     annotated = read.results | "AnnotateTweets" >> AnnotateTweets(options=score, limits=config.limits, **for_streams)
     is_stream = stream is not None
-    written = annotated.results | "WriteScores" >> WriteScores(
+    annotated.results | "WriteScores" >> WriteScores(
         config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
     )
     dead = (*read.dead_letters, *annotated.dead_letters)
-    dead_written = dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
     if stream is not None and stream.publish is not None:
         annotated.results | "PublishScores" >> publish_scores(stream)
-    if deliveries is not None:
-        written | "SettleScores" >> SettleDeliveries(deliveries)
-        dead_written | "SettleDeadLetters" >> SettleDeliveries(deliveries)
 
 
 def execute(plan: Plan, session: Session) -> Finished:
@@ -279,18 +276,29 @@ def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
     Raises:
         RunError: with the figures.
     """
-    read, scored, empty, dead, rows = (
-        counts.get(name, 0)
-        for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
-    )
     in_files = sum(file.rows for file in written if not _is_dead(file))
     dead_in_files = sum(file.rows for file in written if _is_dead(file))
-    if read != scored + empty + dead or not rows == in_files == scored + empty or dead_in_files != dead:
+    rows, dead = counts.get(metrics.ROWS_WRITTEN, 0), counts.get(metrics.DEAD, 0)
+    if unaccounted(counts) or (in_files, dead_in_files) != (rows, dead):
         raise RunError(
-            f"the counts do not add up: read {read}, scored {scored}, empty {empty}, dead {dead}, rows written {rows}, "
-            f"rows in files {in_files}, dead letters in files {dead_in_files}; "
-            "this is a fault of the program, and the results were removed"
+            f"{_figures(counts)}, rows in files {in_files}, dead letters in files {dead_in_files}; this is a fault of "
+            "the program, and the results were removed"
         )
+
+
+def unaccounted(counts: dict[str, int]) -> str | None:
+    """The figures of a run that has not written, or rejected, each record that it met; None if it has."""
+    read, scored, empty, dead, rows = (counts.get(name, 0) for name in _ACCOUNT)
+    return None if read == scored + empty + dead and rows == scored + empty else _figures(counts)
+
+
+_ACCOUNT = (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
+
+
+def _figures(counts: dict[str, int]) -> str:
+    return "the counts do not add up: " + ", ".join(
+        f"{name.replace('_', ' ')} {counts.get(name, 0)}" for name in _ACCOUNT
+    )
 
 
 _REMEDIES = {

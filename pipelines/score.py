@@ -20,9 +20,9 @@ def main(arguments: list[str]) -> int:
     """Parse, plan, run, report. Returns the exit status."""
     config, rest = parse(arguments)
     if config.stream is not None:
-        from pipelines import streaming
+        from pipelines.streams import launch
 
-        return streaming.run(config, config.stream, rest)
+        return launch.run(config, config.stream, rest)
 
     from pipelines.data_set import DataSet
     from pipelines.plan import make_plan

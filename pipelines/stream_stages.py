@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import socket
 from typing import Any
@@ -15,20 +14,16 @@ from apache_beam.utils.timestamp import Duration
 from pipelines.options import ScoreConfig
 from pipelines.streaming_options import StreamOptions
 from torchmoji_core.errors import InputError
-from transforms.hold import HoldOptions
 from transforms.messages import MessageFields, ParseMessages, ReadMessages
-from transforms.model_watch import ModelUpdates, ModelWatch, WatchModels
+from transforms.model_watch import ModelUpdates, WatchModels
 from transforms.publish import PublishScores
 from transforms.records import Outcome
 from transforms.topics import KafkaTopic
 
 JAR_SECONDS = 60.0
-LOCAL_BUCKET_WIDTH = 1024
 
 
-def read_messages(
-    pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions, deliveries: str | None
-) -> Outcome:
+def read_messages(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions) -> Outcome:
     """Tweets and dead letters of the source, in their windows.
 
     Raises:
@@ -43,16 +38,10 @@ def read_messages(
     )
     with _one_line(config.inputs[0]):
         messages = pipeline | "ReadMessages" >> reader
-    rules = MessageFields(
-        config.fields,
-        stream.format,
-        stream.id_attribute,
-        stream.timestamp_attribute,
-        stream.allowed_lateness,
-        # Which of a cluster's brokers are asked first must not change ids.
-        id_scope=f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None,
-    )
-    parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules, deliveries)
+    # Which of a cluster's brokers are asked first must not change ids.
+    scope = f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None
+    rules = message_fields(config, stream, scope)
+    parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules)
     windows = FixedWindows(Duration.of(stream.window))
     return Outcome(
         parsed.results | "Windows" >> beam.WindowInto(windows),
@@ -60,21 +49,30 @@ def read_messages(
     )
 
 
-def hold_options(config: ScoreConfig, stream: StreamOptions) -> HoldOptions:
-    """When tweets go on to the model."""
-    options = HoldOptions(stream.max_latency, stream.shards, stream.hold, stream.early_every)
-    # Locally, bundles cost more than lengths that differ: one for all of them.
-    return dataclasses.replace(options, bucket_width=LOCAL_BUCKET_WIDTH) if config.is_local else options
-
-
 def model_updates(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions) -> ModelUpdates:
     """What brings new models; None without --model_watch."""
     if stream.model_watch is None:
         return None
-    if config.is_local:
-        return ModelWatch(stream.model_watch, stream.model_poll)
     return pipeline | "WatchModels" >> WatchModels(
         stream.model_watch, stream.model_poll, config.score.model, config.score.precision
+    )
+
+
+def message_fields(config: ScoreConfig, stream: StreamOptions, id_scope: str | None = None) -> MessageFields:
+    """Where a message has what a tweet consists of.
+
+    Args:
+        config: the command line.
+        stream: its options for endless input.
+        id_scope: see `MessageFields`.
+    """
+    return MessageFields(
+        config.fields,
+        stream.format,
+        stream.id_attribute,
+        stream.timestamp_attribute,
+        stream.allowed_lateness,
+        id_scope,
     )
 
 

@@ -14,7 +14,6 @@ from pipelines.command_line import duration
 from torchmoji_core.errors import InputError
 from transforms.topics import KafkaTopic, PubSubName, Source, is_topic, parse_sink, parse_source
 
-HOLDS = ("batch", "pane")
 MESSAGE_FORMATS = ("jsonl", "text")
 _LOCAL_RUNNER = "DirectRunner"
 _BATCH_ONLY = ("if_exists", "direct_num_workers")
@@ -36,11 +35,8 @@ class StreamOptions:
     """Seconds by which an event may come before its message; None for any."""
     max_latency: float
     """Seconds that a tweet waits for a batch."""
-    hold: str
-    """One of `HOLDS`: what a tweet waits for."""
-    early_every: float | None
-    """Seconds after which what waits for its window's end is written all the same; None for not before."""
     shards: int
+    """Of clusters: in how many places tweets wait for others."""
     commit_every: float
     """Seconds between two commits of what a local run has written."""
     max_in_flight: int
@@ -61,20 +57,18 @@ class StreamOptions:
         return isinstance(self.source, KafkaTopic) or isinstance(self.publish, KafkaTopic)
 
 
-CLUSTER_SHARDS = 4
 # The options' defaults. The parser has none, so that it can be told whether one was given.
 _DEFAULTS = {
     "window": "1h",
     "max_latency": "1s",
-    "hold": "batch",
-    "shards": 1,
+    "shards": 4,
     "commit_every": "10s",
     "max_in_flight": 20_000,
     "drain": "25s",
     "model_poll": "1m",
 }
 _STREAM_OPTIONS = (
-    "window", "allowed_lateness", "max_latency", "hold", "early_every", "shards", "commit_every", "max_in_flight",
+    "window", "allowed_lateness", "max_latency", "shards", "commit_every", "max_in_flight",
     "drain", "id_attribute", "timestamp_attribute", "publish", "consumer_option", "producer_option",
     "expansion_service", "model_watch", "model_poll",
 )  # fmt: skip
@@ -97,13 +91,9 @@ def add_streaming_options(parser: argparse.ArgumentParser) -> None:
         help="what happened longer than that before its message was published is a dead letter (default: nothing is)")
     add("--max_latency", metavar="TIME",
         help=f"how long a tweet waits for others, to be scored with them {default('max_latency')}")
-    add("--hold", choices=HOLDS,
-        help="what is written together: batch, tweets of any window, with little delay; pane, all tweets of a window "
-        f"at its end, and late ones after it, for few files {default('hold')}")
-    add("--early_every", metavar="TIME",
-        help="with --hold pane: write what a window has so far, each time (default: at its end)")
     add("--shards", type=int, metavar="N",
-        help="in how many places tweets wait, and so how many workers can score (default: 1 on this machine, else 4)")
+        help="in how many places of a cluster tweets wait for others, and so how many workers can score "
+        f"{default('shards')}")
     add("--commit_every", metavar="TIME",
         help=f"how often files become part of the data set, in local runs {default('commit_every')}")
     add("--max_in_flight", type=int, metavar="N",
@@ -168,7 +158,6 @@ def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> St
         raise InputError(f"--keep_fields {name}: no data tells the type yet; give it, {name}:string for instance")
     if options.format == "text" and (options.keep_fields or options.timestamp_field):
         raise InputError("text messages have no fields: leave out --keep_fields and --timestamp_field")
-    early = None if options.early_every is None else _positive("early_every", given)
     stream = StreamOptions(
         source=parse_source("--input", options.input[0]),
         format=options.format or "jsonl",
@@ -177,9 +166,7 @@ def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> St
         window=_positive("window", given),
         allowed_lateness=_time("allowed_lateness", given) if "allowed_lateness" in given else None,
         max_latency=_positive("max_latency", given),
-        hold=str(given.get("hold", _DEFAULTS["hold"])),
-        early_every=early,
-        shards=_count("shards", given if options.runner == _LOCAL_RUNNER else {"shards": CLUSTER_SHARDS} | given),
+        shards=_count("shards", given),
         commit_every=_positive("commit_every", given),
         max_in_flight=_count("max_in_flight", given),
         drain=_time("drain", given),
@@ -190,8 +177,8 @@ def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> St
         model_watch=options.model_watch,
         model_poll=_positive("model_poll", given),
     )
-    if early is not None and stream.hold != "pane":
-        raise InputError("--early_every belongs to --hold pane; without it, tweets wait for --max_latency at most")
+    if options.runner == _LOCAL_RUNNER and "shards" in given:
+        raise InputError(f"--shards belongs to clusters, and is nothing on --runner {options.runner}; leave it out")
     if stream.model_watch is None and "model_poll" in given:
         raise InputError("--model_poll belongs to --model_watch GLOB, and is nothing without it")
     _check_kafka(stream, options.runner)

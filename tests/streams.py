@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.fake_pubsub import FakePubSub
@@ -36,12 +35,6 @@ class Stream(ScoreProcess):
         super().__init__(
             directory, *arguments, *options, variables={"PUBSUB_EMULATOR_HOST": server.address} | dict(variables or {})
         )
-
-    @property
-    def memory(self) -> int:
-        """The most memory that it has had, in MB."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
 
 
 @contextmanager
@@ -100,7 +93,3 @@ def rows_in_place(output: Path, window: int) -> Counter[str]:
         start = datetime.fromtimestamp(starts.pop(), UTC)
         assert path.parent.relative_to(output) == Path(f"date={start:%Y-%m-%d}", f"hour={start:%H}"), path
     return ids
-
-
-def read_rows(paths: list[Path]) -> pa.Table:
-    return pa.concat_tables([pq.ParquetFile(path).read() for path in paths])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transforms.hold import HoldOptions, HoldTweets
     from transforms.messages import MessageFields, ParseMessages, ReadMessages
     from transforms.model_handler import TorchMojiModelHandler
-    from transforms.model_watch import ModelWatch, WatchModels
+    from transforms.model_watch import WatchModels
     from transforms.options import ScoreOptions
     from transforms.publish import PublishScores
     from transforms.read import ReadTweets
@@ -32,7 +32,6 @@ __all__ = [
     "HoldTweets",
     "KeptField",
     "MessageFields",
-    "ModelWatch",
     "Outcome",
     "ParseMessages",
     "PublishScores",
@@ -58,7 +57,6 @@ _MODULES = {
     "HoldTweets": "hold",
     "KeptField": "fields",
     "MessageFields": "messages",
-    "ModelWatch": "model_watch",
     "Outcome": "records",
     "ParseMessages": "messages",
     "PublishScores": "publish",

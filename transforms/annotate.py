@@ -47,8 +47,8 @@ class AnnotateTweets(beam.PTransform):
         limits: of a batch.
         hold: when tweets go on that are held across bundles, for input that comes in a trickle; None where bundles are
             large, as those of files are.
-        model_updates: where models come from that take the place of the first one, a `ModelWatch` or what `WatchModels`
-            gives. Rows then have the column fingerprint.
+        model_updates: announcements of models that take the place of the first one, as `WatchModels` gives them. Rows
+            then have the column fingerprint.
         options: all that `ScoreOptions` has, instead of model, outputs and fields.
         **fields: further ones of `ScoreOptions`.
 
@@ -81,7 +81,19 @@ class AnnotateTweets(beam.PTransform):
 
 
 def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
-    """Other people's pipelines hand over anything: what is no tweet costs its row, not the run."""
+    checked = check_tweet(element, n_extra)
+    yield beam.pvalue.TaggedOutput("dead", checked) if isinstance(checked, DeadLetter) else checked
+
+
+def check_tweet(element: Any, n_extra: int) -> Tweet | DeadLetter:
+    """A tweet whose id and text are valid Unicode, or a dead letter for what is none.
+
+    Other people's pipelines hand over anything: what is no tweet costs its row, not the run.
+
+    Args:
+        element: a Tweet, or a text.
+        n_extra: how many extra values it must have.
+    """
     if isinstance(element, str):
         text = valid_unicode(element)
         element = Tweet(hashlib.sha256(text.encode()).hexdigest()[:32], text)
@@ -90,9 +102,7 @@ def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOut
     elif not isinstance(element.extra, tuple | list) or len(element.extra) != n_extra:
         reason = f"the tweet has not {n_extra} extra values, one for each kept field, but {str(element.extra)[:40]}"
     else:
-        yield element._replace(text=valid_unicode(element.text), id=valid_unicode(element.id))
-        return
-    letter = DeadLetter(
+        return element._replace(text=valid_unicode(element.text), id=valid_unicode(element.id))
+    return DeadLetter(
         "AnnotateTweets", str(getattr(element, "id", "")), reason, repr(element)[:1000].encode("utf-8", "replace")
     )
-    yield beam.pvalue.TaggedOutput("dead", letter)

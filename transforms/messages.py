@@ -12,7 +12,6 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms import metrics
-from transforms.deliveries import Deliveries
 from transforms.fields import (
     FieldError,
     FieldMapping,
@@ -27,7 +26,6 @@ from transforms.formats import MAX_RECORD_BYTES, RAW_KEPT, Damage, parse_line
 from transforms.records import DeadLetter, Message, Outcome, Tweet
 from transforms.topics import KafkaTopic, Source
 
-MESSAGE_FORMATS = ("jsonl", "text")
 FUTURE_SECONDS = 86_400.0
 """By how much an event may come after its message: clocks differ, but a window that never comes would hold its tweet
 for ever."""
@@ -41,7 +39,7 @@ class MessageFields:
     fields: FieldMapping = field(default_factory=FieldMapping)
     """Of its payload."""
     format: str = "jsonl"
-    """One of `MESSAGE_FORMATS`: the payload is a JSON object, or the text itself."""
+    """jsonl: the payload is a JSON object; text: it is the text itself."""
     id_attribute: str | None = None
     """Attribute with the id, where the payload has none."""
     timestamp_attribute: str | None = None
@@ -126,14 +124,13 @@ class ParseMessages(beam.PTransform):
     again gives the same. The time is the payload's, or else the attribute's, or else the one of publishing.
     """
 
-    def __init__(self, source: str, rules: MessageFields = MessageFields(), deliveries: str | None = None) -> None:
+    def __init__(self, source: str, rules: MessageFields = MessageFields()) -> None:
         """Args:
         source: what the tweets are to have as their source.
         rules: where a message has what.
-        deliveries: name of the `Deliveries` of this process that the messages are from; None elsewhere.
         """
         super().__init__()
-        self._do_fn = _Parse(source, rules, deliveries)
+        self._do_fn = _Parse(source, rules)
 
     def expand(self, messages: beam.PCollection[Any]) -> Outcome:
         parsed = messages | "Parse" >> beam.ParDo(self._do_fn).with_output_types(Tweet, dead=DeadLetter).with_outputs(
@@ -143,17 +140,11 @@ class ParseMessages(beam.PTransform):
 
 
 class _Parse(beam.DoFn):
-    def __init__(self, source: str, rules: MessageFields, deliveries: str | None) -> None:
-        self._source, self._rules, self._deliveries = source, rules, deliveries
+    def __init__(self, source: str, rules: MessageFields) -> None:
+        self._source, self._rules = source, rules
 
     def process(self, element: Any) -> Iterator[TimestampedValue | beam.pvalue.TaggedOutput]:
-        message = to_message(element)
-        metrics.counter(metrics.READ).inc()
-        metrics.counter(metrics.BYTES_READ).inc(len(message.data))
-        parsed = parse_message(message, self._source, self._rules)
-        if self._deliveries is not None:
-            key = parsed.id if isinstance(parsed, Tweet) else parsed.position
-            Deliveries.named(self._deliveries).became(message.position, key)
+        parsed = parse_message(to_message(element), self._source, self._rules)
         if isinstance(parsed, Tweet):
             yield TimestampedValue(parsed, Timestamp(micros=parsed.timestamp))
         else:
@@ -161,7 +152,9 @@ class _Parse(beam.DoFn):
 
 
 def parse_message(message: Message, source: str, rules: MessageFields) -> Tweet | DeadLetter:
-    """The tweet of a message, with a timestamp; a dead letter if it is none."""
+    """The tweet of a message, with a timestamp; a dead letter if it is none. Counts what was read."""
+    metrics.counter(metrics.READ).inc()
+    metrics.counter(metrics.BYTES_READ).inc(len(message.data))
     try:
         return _to_tweet(message, source, rules)
     except FieldError as error:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import struct
+import threading
 import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from apache_beam.metrics import Metrics
@@ -50,16 +55,96 @@ TOP_PREFIX = "top_"
 """Followed by a class index: how often that class was the most probable one."""
 
 
-@functools.cache
-def counter(name: str) -> Metrics.DelegatingCounter:
-    """Counts wherever it is called from; kept, since to make it costs more than to count."""
-    return Metrics.counter(NAMESPACE, name)
+class Tally:
+    """What is counted where no pipeline of Beam's runs. Safe for threads."""
+
+    _of_this_thread: ContextVar[Tally | None] = ContextVar("tally", default=None)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: Counter[str] = Counter()
+        self._distributions: dict[str, tuple[int, int, int, int]] = {}
+        """Count, sum, smallest and largest value."""
+
+    @classmethod
+    def current(cls) -> Tally | None:
+        """The one that counts in this thread."""
+        return cls._of_this_thread.get()
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count here what this thread counts within this block."""
+        token = self._of_this_thread.set(self)
+        try:
+            yield
+        finally:
+            self._of_this_thread.reset(token)
+
+    def inc(self, name: str, n: int) -> None:
+        with self._lock:
+            self._counters[name] += n
+
+    def update(self, name: str, value: int) -> None:
+        with self._lock:
+            count, total, least, most = self._distributions.get(name, (0, 0, value, value))
+            self._distributions[name] = count + 1, total + value, min(least, value), max(most, value)
+
+    def counts(self) -> dict[str, int]:
+        """Counters by name."""
+        with self._lock:
+            return dict(self._counters)
+
+    def figures(self) -> dict[str, float]:
+        """Counters by name, and NAME_count, NAME_mean, NAME_min and NAME_max of each distribution."""
+        with self._lock:
+            found: dict[str, float] = dict(self._counters)
+            for name, (count, total, least, most) in self._distributions.items():
+                found |= {
+                    f"{name}_count": count,
+                    f"{name}_mean": round(total / count, 3),
+                    f"{name}_min": least,
+                    f"{name}_max": most,
+                }
+            return found
+
+
+class _Counter:
+    def __init__(self, name: str) -> None:
+        self._name, self._of_beam = name, Metrics.counter(NAMESPACE, name)
+
+    def inc(self, n: int = 1) -> None:
+        tally = Tally.current()
+        if tally is None:
+            self._of_beam.inc(n)
+        else:
+            tally.inc(self._name, n)
+
+
+class _Distribution:
+    def __init__(self, name: str) -> None:
+        self._name, self._of_beam = name, Metrics.distribution(NAMESPACE, name)
+
+    def update(self, value: int) -> None:
+        tally = Tally.current()
+        if tally is None:
+            self._of_beam.update(value)
+        else:
+            tally.update(self._name, value)
 
 
 @functools.cache
-def distribution(name: str) -> Metrics.DelegatingDistribution:
+def counter(name: str) -> _Counter:
+    """Counts wherever it is called from: in a pipeline for Beam, elsewhere in the thread's `Tally`, if it has one.
+
+    Kept, since to make it costs more than to count.
+    """
+    return _Counter(name)
+
+
+@functools.cache
+def distribution(name: str) -> _Distribution:
     """As `counter`."""
-    return Metrics.distribution(NAMESPACE, name)
+    return _Distribution(name)
 
 
 class Progress:

@@ -5,9 +5,7 @@ a .zip, or of a directory's config.json), then by name. A bundle is loaded and v
 One that fails may be half uploaded, so it is looked at once more; if it has not changed by then, it is refused: logged
 and counted once, and not looked at again until it changes.
 
-Runners get models by RunInference's side input, from `WatchModels`. Beam's local streaming runner cannot: it blocks a
-step until its side input's watermark has passed the window, and shows it all values there ever were, of which
-RunInference accepts one. There, `ModelWatch` lets the scoring step look by itself.
+Runners get models by RunInference's side input, from `WatchModels`. A local stream has a `Lookout`.
 """
 
 from __future__ import annotations
@@ -72,7 +70,7 @@ class ModelWatch:
             raise InputError(f"models to watch for: {error}") from None
 
 
-ModelUpdates: TypeAlias = beam.PCollection[ModelMetadata] | ModelWatch | None
+ModelUpdates: TypeAlias = beam.PCollection[ModelMetadata] | None
 
 
 class Found(NamedTuple):
@@ -277,9 +275,9 @@ class WatchModels(beam.PTransform):
 
     >>> updates = pipeline | WatchModels("gs://bucket/models/*.zip", every_seconds=60)
 
-    One worker looks. It takes a runner whose side inputs may change, as those of Dataflow and Flink; a local run has a
-    `ModelWatch`. Ticks come from an unbounded source and not from a timer behind `beam.Impulse`: that has ended when it
-    has begun, and with it the window in which timers and state live.
+    One worker looks. It takes a runner whose side inputs may change, as those of Dataflow and Flink. Ticks come from an
+    unbounded source and not from a timer behind `beam.Impulse`: that has ended when it has begun, and with it the
+    window in which timers and state live.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ class PerProcess(Generic[T]):
 
     Copies that are unpickled in a process where the place exists refer to that place. It lives as long as any of them,
     and in the process that builds a pipeline as long as the pipeline. Beam's `Shared` keeps nothing alive but what was
-    asked for last, by any step: on the local streaming runner, which makes its DoFns anew for every bundle, a pipeline
-    with two of them loads its model again for every bundle.
+    asked for last, by any step: where DoFns are made anew for every bundle, a pipeline with two of them loads its model
+    again for every bundle.
     """
 
     def __init__(self, key: str | None = None) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.utils.shared import Shared
 
 from transforms import metrics
 from transforms.options import PARTITION_COLUMN
@@ -21,7 +20,6 @@ LEFT_OUT = ("text", "probabilities", "embedding", "attention", PARTITION_COLUMN)
 """Who listens to a topic wants to be told, not to be sent kilobytes a row; they are in the files, under the same id."""
 PUBLISHED_BYTES = 9_000_000
 """Pub/Sub takes no message above ten megabytes, with its attributes."""
-PUBLISH_SECONDS = 300.0
 _ATTRIBUTE_BYTES = 1024
 """The most that an attribute of Pub/Sub may have."""
 
@@ -103,43 +101,12 @@ def _plain(value: Any) -> Any:
     return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
+def to_attributes(key: bytes) -> dict[str, str]:
+    """Attributes of a row's message in Pub/Sub: its id, or the id's digest where that is too long for one."""
+    return {"id": (key if len(key) <= _ATTRIBUTE_BYTES else hashlib.sha256(key).hexdigest().encode()).decode()}
+
+
 def _pubsub_message(row: tuple[bytes, bytes]) -> Any:
     from apache_beam.io.gcp.pubsub import PubsubMessage
 
-    key = row[0] if len(row[0]) <= _ATTRIBUTE_BYTES else hashlib.sha256(row[0]).hexdigest().encode()
-    return PubsubMessage(row[1], {"id": key.decode()})
-
-
-class PublishToPubSub(beam.PTransform):
-    """What `WriteToPubSub` does with attributes, with one client for the whole process."""
-
-    def __init__(self, topic: str) -> None:
-        """Args:
-        topic: projects/P/topics/T.
-        """
-        super().__init__()
-        self._topic = topic
-
-    def expand(self, messages: beam.PCollection[Any]) -> beam.PCollection[None]:
-        return messages | beam.ParDo(_Publish(self._topic)).with_output_types(None)
-
-
-class _Publish(beam.DoFn):
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
-        self._shared = Shared()
-
-    def setup(self) -> None:
-        from google.cloud import pubsub
-
-        self._client = self._shared.acquire(pubsub.PublisherClient)
-
-    def start_bundle(self) -> None:
-        self._futures: list[Any] = []
-
-    def process(self, message: Any) -> None:
-        self._futures.append(self._client.publish(self._topic, message.data, **message.attributes))
-
-    def finish_bundle(self) -> None:
-        for future in self._futures:
-            future.result(PUBLISH_SECONDS)
+    return PubsubMessage(row[1], to_attributes(row[0]))

@@ -18,9 +18,8 @@ from torchmoji_core.errors import CONTENT_ERRORS, RunError, raise_shortage
 from torchmoji_core.inference.scores import Scores
 from transforms import metrics
 from transforms.loaded_model import LoadedModel
-from transforms.model_watch import Lookout, ModelUpdates, ModelWatch, SwappingHandler
+from transforms.model_watch import ModelUpdates, SwappingHandler
 from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
-from transforms.per_process import PerProcess
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
 from transforms.tokenize import tokenize
 
@@ -40,19 +39,17 @@ class ScoreBatches(beam.PTransform):
     def __init__(self, options: ScoreOptions = ScoreOptions(), model_updates: ModelUpdates = None) -> None:  # noqa: B008
         """Args:
         options: what to score with first, and which columns to make.
-        model_updates: where other models come from while the pipeline runs.
+        model_updates: other models, announced while the pipeline runs.
         """
         super().__init__()
         self._options = options
         self._model_updates = model_updates
 
     def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
-        watched = isinstance(self._model_updates, ModelWatch)
-        handler = _RecordBatchHandler(self._options, self._model_updates if watched else None).with_no_batching()
-        announced = None if watched else self._model_updates
+        handler = _RecordBatchHandler(self._options).with_no_batching()
         unpacked = (
             batches
-            | "RunInference" >> RunInference(handler, model_metadata_pcoll=announced)
+            | "RunInference" >> RunInference(handler, model_metadata_pcoll=self._model_updates)
             | "Unpack"
             >> beam.FlatMap(_unpack)
             .with_output_types(pa.RecordBatch, dead=DeadLetter)
@@ -70,59 +67,21 @@ def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.Tagged
 class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
     """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, and models per process."""
 
-    def __init__(self, options: ScoreOptions, watch: ModelWatch | None = None) -> None:
+    def __init__(self, options: ScoreOptions) -> None:
         """Args:
         options: what to score with, and which columns to make.
-        watch: where to look for models between batches; None to wait for announcements.
         """
         super().__init__(options)
-        self._watch = watch
-        self._looking: PerProcess[Lookout] = PerProcess()
         self._progress: metrics.Progress | None = None
 
     def run_inference(
         self, batch: Sequence[TokenizedTweet], model: LoadedModel, inference_args: dict[str, Any] | None = None
     ) -> Iterable[ScoredBatch]:
-        if self._watch is not None:
-            model = self._newest(self._watch, model)
-
-        def score(rows: list[TokenizedTweet]) -> tuple[list[TokenizedTweet], Scores, pa.RecordBatch]:
-            if not model.reads_as_first:
-                rows = [tokenize(row.tweet, model.scorer.tokenizer, model.scorer.maxlen) for row in rows]
-            scores = model.scorer.score_ids([row.ids for row in rows])
-            return rows, scores, _to_record_batch(rows, scores, model, self._options)
-
-        def check() -> None:
-            """Score a tweet that is known to be good, and not with results of before."""
-            good = Tweet("", "a", extra=(None,) * len(self._options.keep))
-            row = tokenize(good, model.scorer.tokenizer, model.scorer.maxlen)
-            _to_record_batch([row], model.scorer.score_ids([row.ids], reuse=False), model, self._options)
-
-        scored, dead = bisect(list(batch), score, check)
-        for _, (rows, scores, _) in scored:
-            _count(rows, scores)
-        parts = [part for _, (_, _, part) in scored]
+        scored = score_batch(batch, model, self._options)
         if self._progress is None:
             self._progress = metrics.Progress(self._options.progress)
         self._progress.add(rows=len(batch))
-        letters = tuple(
-            DeadLetter(
-                row.tweet.source or "score",
-                row.tweet.id,
-                f"cannot be scored: {error}",
-                row.tweet.text.encode("utf-8", "replace"),
-            )
-            for row, error in dead
-        )
-        return [ScoredBatch(tuple(parts), letters)]
-
-    def _newest(self, watch: ModelWatch, model: LoadedModel) -> LoadedModel:
-        """The model for the next batch; what was loaded meanwhile takes the place of the one in use."""
-        with self._held.lock:
-            current = self._held.value or model
-            lookout = self._looking.get(lambda: Lookout(watch, self._options))
-            self._held.value = lookout.newest(current)
-            return self._held.value
+        return [scored]
 
     def get_num_bytes(self, batch: Sequence[TokenizedTweet]) -> int:
         return sum(4 * row.length for row in batch)
@@ -133,6 +92,45 @@ class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         if inference_args:
             raise ValueError("this model takes no inference_args")
+
+
+def score_batch(batch: Sequence[TokenizedTweet], model: LoadedModel, options: ScoreOptions) -> ScoredBatch:
+    """Score one batch, and count what was scored.
+
+    Args:
+        batch: tweets, tokenized for the model that the run was started with.
+        model: what to score them with now.
+        options: which columns to make.
+
+    Raises:
+        RunError, Exception: as `bisect`.
+    """
+
+    def score(rows: list[TokenizedTweet]) -> tuple[list[TokenizedTweet], Scores, pa.RecordBatch]:
+        if not model.reads_as_first:
+            rows = [tokenize(row.tweet, model.scorer.tokenizer, model.scorer.maxlen) for row in rows]
+        scores = model.scorer.score_ids([row.ids for row in rows])
+        return rows, scores, _to_record_batch(rows, scores, model, options)
+
+    def check() -> None:
+        """Score a tweet that is known to be good, and not with results of before."""
+        good = Tweet("", "a", extra=(None,) * len(options.keep))
+        row = tokenize(good, model.scorer.tokenizer, model.scorer.maxlen)
+        _to_record_batch([row], model.scorer.score_ids([row.ids], reuse=False), model, options)
+
+    scored, dead = bisect(list(batch), score, check)
+    for _, (rows, scores, _) in scored:
+        _count(rows, scores)
+    letters = tuple(
+        DeadLetter(
+            row.tweet.source or "score",
+            row.tweet.id,
+            f"cannot be scored: {error}",
+            row.tweet.text.encode("utf-8", "replace"),
+        )
+        for row, error in dead
+    )
+    return ScoredBatch(tuple(part for _, (_, _, part) in scored), letters)
 
 
 def bisect(

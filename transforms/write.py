@@ -9,8 +9,9 @@ pane with the next.)
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -70,7 +71,7 @@ class WriteScores(beam.PTransform):
                 f"rows_per_file and rows_per_group must be at least 1, not {rows_per_file}, {rows_per_group}"
             )
         self._commit = CommitFiles(count_rows=True, measure_latency=measure_latency, journal=journal)
-        self._do_fn = _WriteParquet(output, run_id, rows_per_file, min(rows_per_group, rows_per_file), journal)
+        self._do_fn = _Write(partial(ScoreFiles, output, run_id, rows_per_file, rows_per_group, journal))
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[WrittenFile]:
         written = batches | "WriteParquet" >> beam.ParDo(self._do_fn).with_output_types(WrittenFile)
@@ -86,7 +87,7 @@ class WriteDeadLetters(beam.PTransform):
     def __init__(self, output: str, run_id: str, journal: bool = False) -> None:
         """Args as in `WriteScores`."""
         super().__init__()
-        self._do_fn = _WriteJsonLines(output, run_id, journal)
+        self._do_fn = _Write(partial(DeadLetterFiles, output, run_id, journal))
         self._commit = CommitFiles(count_rows=False, journal=journal)
 
     def expand(
@@ -113,8 +114,24 @@ class _Key(NamedTuple):
     """With all metadata, which differ where models do."""
 
 
-class _WriteFiles(beam.DoFn):
-    """Keeps a file for each window, partition and schema of a bundle, bounded in open files and in memory."""
+class _Write(beam.DoFn):
+    def __init__(self, begin: Callable[[], Files]) -> None:
+        self._begin = begin
+
+    def start_bundle(self) -> None:
+        self._files = self._begin()
+
+    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> tuple[()]:
+        self._files.write(element, window)
+        return ()  # all are given on together, at the end of the bundle
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for window, file in self._files.close():
+            yield WindowedValue(file, window.max_timestamp(), (window,))
+
+
+class Files:
+    """The files of a bundle: one for each window, partition and schema, bounded in open files and in memory."""
 
     suffix: str
     directory = ""
@@ -123,6 +140,12 @@ class _WriteFiles(beam.DoFn):
         output = plain(output)
         self._output, self._run_id, self._rows_per_file = output, run_id, rows_per_file
         self._records = (journal_directory if journal else committed_directory)(output, run_id)
+        # In the order of their last use.
+        self._parts: dict[_Key, Part] = {}
+        self._closed: list[tuple[Any, WrittenFile]] = []
+        scheme_has_rename = storage.can_rename(output)
+        self._max_open = MAX_OPEN_FILES if scheme_has_rename else MAX_OPEN_UPLOADS
+        self._temporary = f"{output}/{TEMPORARY}/{run_id}" if scheme_has_rename else None
 
     def open_part(self, temporary: str, final: str, element: Any) -> Part:
         raise NotImplementedError
@@ -139,15 +162,12 @@ class _WriteFiles(beam.DoFn):
         """An element's first `rows` rows, and the rest or None."""
         raise NotImplementedError
 
-    def start_bundle(self) -> None:
-        # In the order of their last use.
-        self._parts: dict[_Key, Part] = {}
-        self._closed: list[WindowedValue] = []
-        scheme_has_rename = storage.can_rename(self._output)
-        self._max_open = MAX_OPEN_FILES if scheme_has_rename else MAX_OPEN_UPLOADS
-        self._temporary = f"{self._output}/{TEMPORARY}/{self._run_id}" if scheme_has_rename else None
+    def write(self, element: Any, window: Any) -> None:
+        """Add an element of a window.
 
-    def process(self, element: Any, window: Any = beam.DoFn.WindowParam) -> Iterable[WindowedValue]:
+        Raises:
+            RunError, OSError: if a file cannot be written.
+        """
         schema = self.schema(element)
         for partition, rows in self.partitions(element):
             self._write(_Key(window, partition, schema), rows)
@@ -156,7 +176,6 @@ class _WriteFiles(beam.DoFn):
         opened = [key for key, part in self._parts.items() if part.is_open]
         for key in opened[: max(0, len(opened) - self._max_open)]:
             self._close(key)
-        return ()  # all are given on together, at the end of the bundle
 
     def _write(self, key: _Key, element: Any) -> None:
         while element is not None:
@@ -172,12 +191,17 @@ class _WriteFiles(beam.DoFn):
             if part.rows >= self._rows_per_file:
                 self._close(key)
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
+    def close(self) -> list[tuple[Any, WrittenFile]]:
+        """Finish all files. Returns them, each with its window; they are on the disk, under their temporary names.
+
+        Raises:
+            RunError, OSError: if a file cannot be written.
+        """
         for key in list(self._parts):
             self._close(key)
         # All at once, which takes little longer than one, and before any can get its name.
-        storage.sync(closed.value.temporary for closed in self._closed)
-        yield from self._closed
+        storage.sync(file.temporary for _, file in self._closed)
+        return self._closed
 
     def _close(self, key: _Key) -> None:
         part = self._parts.pop(key)
@@ -203,7 +227,7 @@ class _WriteFiles(beam.DoFn):
             empty=part.empty,
             model=part.model,
         )
-        self._closed.append(WindowedValue(file, key.window.max_timestamp(), (key.window,)))
+        self._closed.append((key.window, file))
 
 
 def window_directory(window: Any) -> str:
@@ -221,22 +245,26 @@ def window_directory(window: Any) -> str:
     return f"date={start:%Y-%m-%d}/hour={start:%H}"
 
 
-class _WriteParquet(_WriteFiles):
+class ScoreFiles(Files):
+    """Files of record batches, in Parquet."""
+
     suffix = ".parquet"
 
     def __init__(
-        self, output: str, run_id: str, rows_per_file: int, rows_per_group: int, journal: bool = False
+        self,
+        output: str,
+        run_id: str,
+        rows_per_file: int,
+        rows_per_group: int = ROWS_PER_GROUP,
+        journal: bool = False,
     ) -> None:
         super().__init__(output, run_id, rows_per_file, journal)
-        self._rows_per_group = rows_per_group
-
-    def start_bundle(self) -> None:
-        super().start_bundle()
+        self._rows_per_group = min(rows_per_group, rows_per_file)
         self._background = Background()
 
-    def finish_bundle(self) -> Iterator[WindowedValue]:
+    def close(self) -> list[tuple[Any, WrittenFile]]:
         try:
-            yield from super().finish_bundle()
+            return super().close()
         finally:
             self._background.shutdown()
 
@@ -265,7 +293,9 @@ def _count_dead(letter: DeadLetter) -> DeadLetter:
     return letter
 
 
-class _WriteJsonLines(_WriteFiles):
+class DeadLetterFiles(Files):
+    """Files of dead letters, in JSON lines."""
+
     suffix = ".jsonl"
     directory = DEAD_LETTERS
 

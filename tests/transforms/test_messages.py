@@ -16,7 +16,6 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.timestamp import Timestamp
 
 from torchmoji_core.errors import InputError
-from transforms.deliveries import Deliveries
 from transforms.fields import FieldMapping, KeptField, position_id
 from transforms.formats import MAX_RECORD_BYTES, RAW_KEPT
 from transforms.messages import MessageFields, ParseMessages, parse_message, to_message
@@ -216,52 +215,6 @@ def test_a_subscription_is_no_sink() -> None:
     assert parse_sink("--publish", "pubsub://projects/my-project/topics/rows").uri.endswith("/topics/rows")
     with pytest.raises(InputError, match="topics/TOPIC"):
         parse_sink("--publish", SOURCE)
-
-
-# --- deliveries ---
-
-
-@pytest.fixture
-def deliveries() -> Deliveries:
-    return Deliveries("test", max_messages=3, max_bytes=100)
-
-
-def test_a_message_is_done_when_its_row_is_in_place(deliveries: Deliveries) -> None:
-    assert deliveries.add("m1", "r1", 10) and deliveries.add("m2", "r2", 10)
-    deliveries.became("m1", "a")
-    deliveries.became("m2", "b")
-    assert deliveries.settle(["b", "of another run"]) == ["r2"]
-    assert len(deliveries) == 1
-    assert deliveries.settle(["a"]) == ["r1"]
-
-
-def test_of_messages_with_one_id_none_is_done_before_all_are(deliveries: Deliveries) -> None:
-    for number in "12":
-        deliveries.add(f"m{number}", f"r{number}", 10)
-        deliveries.became(f"m{number}", "same")
-    assert deliveries.settle(["same"]) == []
-    assert sorted(deliveries.settle(["same"])) == ["r1", "r2"]
-
-
-def test_a_message_that_comes_again_while_in_flight_only_has_a_new_receipt(deliveries: Deliveries) -> None:
-    assert deliveries.add("m1", "old", 10)
-    deliveries.became("m1", "a")
-    assert not deliveries.add("m1", "new", 10)
-    deliveries.became("m1", "a")  # as after a retry
-    assert deliveries.settle(["a"]) == ["new"]
-
-
-def test_what_is_in_flight_is_bounded_in_number_and_size(deliveries: Deliveries) -> None:
-    assert deliveries.room(0) == 3
-    deliveries.add("m1", "r1", 200)
-    assert deliveries.room(0.01) == 0, "too many bytes"
-    deliveries.became("m1", "a")
-    deliveries.settle(["a"])
-    for number in range(3):
-        deliveries.add(f"n{number}", "r", 1)
-    assert deliveries.room(0.01) == 0, "too many messages"
-    assert sorted(deliveries.give_up(["n1"])) == ["r"] and deliveries.room(0) == 1
-    assert len(deliveries.give_up()) == 2 and len(deliveries) == 0
 
 
 # --- publishing ---

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
-import pickle
 import shutil
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from apache_beam.ml.inference.base import ModelMetadata
@@ -32,12 +26,10 @@ from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
-from transforms import AnnotateTweets, ModelWatch, Tweet, WatchModels, WriteScores, metrics
+from transforms import AnnotateTweets, Tweet, WatchModels, metrics
 from transforms.loaded_model import LoadedModel, load_model, load_successor
-from transforms.model_watch import Announce, Known, Lookout, find_bundles, look
+from transforms.model_watch import Announce, Known, Lookout, ModelWatch, find_bundles, look
 from transforms.options import OUTPUTS, ScoreOptions
-from transforms.score import _RecordBatchHandler
-from transforms.tokenize import tokenize
 
 OTHER_WORDS = [*reversed(WORDS), "zyxwv"]
 
@@ -525,106 +517,6 @@ def test_a_look_that_fails_leaves_the_model(model: str, caplog: pytest.LogCaptur
         assert lookout.newest(first) is first
         time.sleep(0.01)
     assert "cannot look for new models: nosuch://bucket" in caplog.text
-
-
-def put_after(tweet: Tweet, bundles: Mapping[str, str], seen: str) -> Iterator[Tweet]:
-    """Put a bundle in its place before some tweets, and give time until a row of it was seen."""
-    if tweet.id in bundles:
-        whole, target = bundles[tweet.id].split("->")
-        shutil.copytree(whole, target)
-    yield tweet
-    wanted = Path(seen, "wanted")
-    if tweet.id in bundles:
-        wanted.write_text(load_bundle(target).fingerprint)
-    elif wanted.exists() and not Path(seen, wanted.read_text()).exists():
-        time.sleep(0.05)
-
-
-def note(batch: pa.RecordBatch, seen: str) -> pa.RecordBatch:
-    for fingerprint in set(batch["fingerprint"].to_pylist()):
-        Path(seen, fingerprint).touch()
-    return batch
-
-
-def test_a_stream_takes_each_model_that_appears(
-    run: Run, bundle: Bundle, model: str, second: Bundle, third: Bundle, models: Path, tmp_path: Path, said: Said
-) -> None:
-    """Into files: every row says which model scored it and is what that model gives; no row is lost or scored twice."""
-    bundles = {
-        "010": f"{save(second, tmp_path / 'two')}->{models / 'v2'}",
-        "035": f"{save(third, tmp_path / 'three')}->{models / 'v3'}",
-    }
-    seen, output = tmp_path / "seen", tmp_path / "output"
-    seen.mkdir()
-    texts = {f"{index:03}": text for index, text in enumerate(make_texts(60))}
-    stream = test_stream.TestStream()
-    for tweet in tweets_of(texts):
-        stream.add_elements([TimestampedValue(tweet, int(tweet.id))])
-    stream.advance_watermark_to_infinity()
-
-    def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
-        tweets = pipeline | stream | beam.FlatMap(put_after, bundles, str(seen)).with_output_types(Tweet)
-        watch = ModelWatch(f"{models}/*", every_seconds=0.02)
-        scored, dead = tweets | AnnotateTweets(model, ["top", "embedding"], model_updates=watch)
-        noted = scored | beam.Map(note, str(seen)).with_output_types(pa.RecordBatch)
-        return {"files": noted | WriteScores(str(output), "run"), "dead": dead | beam.Flatten()}
-
-    ran = run(build, streaming=True)
-    assert ran["dead"] == []
-    rows = [row for path in sorted(output.glob("*.parquet")) for row in pq.ParquetFile(path).read().to_pylist()]
-    assert sorted(row["id"] for row in rows) == sorted(texts)
-    order = [row["fingerprint"] for row in sorted(rows, key=lambda row: row["id"])]
-    assert list(dict.fromkeys(order)) == [bundle.fingerprint, second.fingerprint, third.fingerprint]
-    for one in (bundle, second, third):
-        mine = [row for row in rows if row["fingerprint"] == one.fingerprint]
-        assert_scores(mine, {row["id"]: texts[row["id"]] for row in mine}, one, ["top", "embedding"])
-    assert order[:10] == [bundle.fingerprint] * 10
-    assert len(said()) == 2
-    file = pq.ParquetFile(next(output.glob("*.parquet")))
-    assert file.schema_arrow.field("fingerprint").type == pa.string()
-    encodings = {
-        file.metadata.row_group(0).column(index).path_in_schema: file.metadata.row_group(0).column(index).encodings
-        for index in range(file.metadata.num_columns)
-    }
-    assert "RLE_DICTIONARY" in encodings["fingerprint"]
-
-
-def test_threads_that_score_during_swaps(
-    bundle: Bundle, model: str, second: Bundle, third: Bundle, models: Path
-) -> None:
-    """Each batch is of one model, no thread goes back to an old one, and a model that nobody uses is let go."""
-    watch = ModelWatch(f"{models}/*", every_seconds=0.01)
-    handler = _RecordBatchHandler(ScoreOptions(model, outputs=("embedding", "fingerprint")), watch)
-    texts = {f"{index}": text for index, text in enumerate(make_texts(16))}
-    batch = [tokenize(tweet, bundle.tokenizer, bundle.maxlen) for tweet in tweets_of(texts)]
-    expected = {one.fingerprint: one for one in (bundle, second, third)}
-    end = time.monotonic() + 20
-
-    def score(last: str) -> list[pa.RecordBatch]:
-        copy = pickle.loads(pickle.dumps(handler))  # as the DoFns of other threads have it
-        held = copy.load_model()
-        scored: list[pa.RecordBatch] = []
-        while time.monotonic() < end and (not scored or scored[-1]["fingerprint"][0].as_py() != last):
-            scored += next(iter(copy.run_inference(batch, held))).parts
-        for _ in range(3):
-            scored += next(iter(copy.run_inference(batch, held))).parts
-        return scored
-
-    with ThreadPoolExecutor(4) as pool:
-        for one in (second, third):
-            old = weakref.ref(handler.load_model())
-            threads = [pool.submit(score, one.fingerprint) for _ in range(4)]
-            save(one, models / one.fingerprint[:4], 100 if one is second else 200)
-            for thread in threads:
-                found = thread.result()
-                order = list(dict.fromkeys(part["fingerprint"][0].as_py() for part in found))
-                assert order[-1] == one.fingerprint
-                assert len(order) <= 2
-                for part in (found[0], found[-1]):
-                    assert_scores(part.to_pylist(), texts, expected[part["fingerprint"][0].as_py()], ["fingerprint"])
-            del threads, thread
-            gc.collect()
-            assert old() is None
 
 
 # --- announcing ----------------------------------------------------------------------------------------------------

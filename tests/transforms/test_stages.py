@@ -20,7 +20,7 @@ from pipelines.plan import make_plan
 from pipelines.run import build_pipeline
 from tests.transforms.conftest import make_texts
 from torchmoji_core.batching import BatchLimits
-from transforms import metrics
+from transforms import WriteDeadLetters, WriteScores, metrics
 from transforms.batch import _Batch
 from transforms.fields import FieldMapping, KeptField
 from transforms.model_handler import TorchMojiModelHandler
@@ -29,7 +29,6 @@ from transforms.read import _ReadParts, _SplitFiles
 from transforms.records import RecordBatchCoder
 from transforms.score import _RecordBatchHandler
 from transforms.tokenize import _Tokenize
-from transforms.write import _WriteJsonLines, _WriteParquet
 
 LIGHT = 20_000
 """Bytes; a model is larger."""
@@ -125,8 +124,8 @@ CARRIED: dict[str, Any] = {
     "Batch": _Batch(BatchLimits()),
     "RecordBatchHandler": _RecordBatchHandler(OPTIONS),
     "TorchMojiModelHandler": TorchMojiModelHandler(None),
-    "WriteParquet": _WriteParquet("/some/where", "run", 100_000, 4096),
-    "WriteJsonLines": _WriteJsonLines("/some/where", "run"),
+    "WriteScores": WriteScores("/some/where", "run")._do_fn,
+    "WriteDeadLetters": WriteDeadLetters("/some/where", "run")._do_fn,
 }
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +15,20 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.portability import common_urns
 from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.transforms.window import FixedWindows, GlobalWindows, SlidingWindows, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
 from apache_beam.utils import proto_utils
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from tests.transforms.conftest import Run, assert_scores, make_texts
-from tests.transforms.streams import WINDOW, Row, annotate_stream, begin, files_of, ids_of, panes, runners_time, tweet
+from tests.transforms.streams import WINDOW, Row, annotate_stream, begin, files_of, panes, runners_time, tweet
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
 from transforms import AnnotateTweets, HoldOptions, Tweet, WriteScores, metrics
-from transforms.commit import WrittenFile
 from transforms.options import DEFAULT_OUTPUTS, OUTPUTS
 
 BATCH = HoldOptions(max_latency=1, shards=1, clock=runners_time)
-PANE = HoldOptions(max_latency=1, shards=1, until="pane", clock=runners_time)
-EARLY = HoldOptions(max_latency=1, shards=1, until="pane", early_every=10, clock=runners_time)
 DAY = 86_400
 PORTABLE = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
@@ -161,10 +155,10 @@ def test_bundles_of_one_tweet_go_to_all_shards(run: Run, model: str, tmp_path: P
     assert len(files_of(tmp_path)) == 1, "all went at the end"
 
 
-# --- windows and panes -----------------------------------------------------------------------------------------------
+# --- windows -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hold", [BATCH, PANE, None], ids=["batch", "pane", "no hold"])
+@pytest.mark.parametrize("hold", [BATCH, None], ids=["hold", "no hold"])
 def test_windows_that_close_together(hold: HoldOptions | None, run: Run, model: str, tmp_path: Path) -> None:
     """In one bundle, of which Beam's Parquet sink makes files that do not open, that have each other's rows, or that
     have lost what was in the window's file before the last batch."""
@@ -178,85 +172,7 @@ def test_windows_that_close_together(hold: HoldOptions | None, run: Run, model: 
     assert len(files) == 4
 
 
-def test_on_time_panes(run: Run, model: str, tmp_path: Path) -> None:
-    """A window's tweets go on together when it closes, not before and not with those of another."""
-    stream = (
-        begin()
-        .add_elements([tweet(1), tweet(61)])
-        .advance_processing_time(1000)
-        .add_elements([tweet(2), tweet(62)])
-        .advance_watermark_to(59)
-        .add_elements([tweet(3)])
-        .advance_watermark_to(60)
-        .add_elements([tweet(63)])
-        .advance_watermark_to(120)
-        .add_elements([tweet(121)])
-        .advance_watermark_to_infinity()
-    )
-    annotate_stream(run, stream, tmp_path, model, PANE)
-    assert panes(tmp_path) == expect("1 2 3", "61 62 63", "121")
-
-
-def test_early_panes(run: Run, model: str, tmp_path: Path) -> None:
-    stream = (
-        begin()
-        .add_elements([tweet(1)])
-        .advance_processing_time(9)
-        .add_elements([tweet(2), tweet(61)])
-        .advance_processing_time(2)
-        .add_elements([tweet(3)])
-        .advance_processing_time(9)
-        .advance_processing_time(1)
-        .add_elements([tweet(4)])
-        .advance_watermark_to(60)
-        .add_elements([tweet(62)])
-        .advance_watermark_to_infinity()
-    )
-    annotate_stream(run, stream, tmp_path, model, EARLY)
-    assert panes(tmp_path) == expect("1 2", "61", "3", "4", "62")
-
-
-def test_late_panes(run: Run, model: str, tmp_path: Path) -> None:
-    """They wait for each other, and get files of their own: Beam's generic sink replaces the on-time file by them."""
-    stream = (
-        begin()
-        .add_elements([tweet(1), tweet(2), tweet(61)])
-        .advance_watermark_to(60)
-        .add_elements([tweet(3)])
-        .advance_processing_time(0.5)
-        .add_elements([tweet(4)])
-        .advance_processing_time(0.6)
-        .add_elements([tweet(5)])
-        .advance_processing_time(1)
-        .add_elements([tweet(62)])
-        .advance_watermark_to_infinity()
-    )
-    annotate_stream(run, stream, tmp_path, model, PANE)
-    assert panes(tmp_path) == expect("1 2", "3 4", "5", "61 62")
-
-
-def test_windows_that_share_a_key(run: Run, model: str, tmp_path: Path) -> None:
-    """The first and the 65th do. One that is late does not wait for the end of the other, however often it is late."""
-    stream = (
-        begin()
-        .advance_watermark_to(61)
-        .add_elements([tweet(3841)])
-        .add_elements([tweet(1)])  # that its window is past is found out by its timer
-        .add_elements([tweet(3842)])
-        .add_elements([tweet(2)])  # and known from then on
-        .advance_processing_time(0.5)
-        .add_elements([tweet(3843)])
-        .advance_processing_time(0.4)
-        .add_elements([tweet(3)])
-        .advance_processing_time(0.2)  # 2 is due
-        .add_elements([tweet(3844), tweet(4)])
-        .advance_watermark_to_infinity()
-    )
-    annotate_stream(run, stream, tmp_path, model, PANE)
-    assert panes(tmp_path) == expect("3841", "1", "3842 3843", "2 3", "3844", "4")
-
-
-@pytest.mark.parametrize("hold", [BATCH, PANE, None], ids=["batch", "pane", "no hold"])
+@pytest.mark.parametrize("hold", [BATCH, None], ids=["hold", "no hold"])
 def test_nothing_is_too_late(hold: HoldOptions | None, run: Run, model: str, tmp_path: Path) -> None:
     """Years behind the watermark, or met when the watermark has reached the end."""
     stream = begin().add_elements([tweet(5000 * DAY)]).advance_watermark_to(9000 * DAY)
@@ -268,24 +184,12 @@ def test_nothing_is_too_late(hold: HoldOptions | None, run: Run, model: str, tmp
     )
 
 
-def test_a_large_window_goes_on_in_parts(run: Run, model: str, tmp_path: Path) -> None:
-    stream = begin()
-    for second in range(25):
-        stream = stream.add_elements([tweet(second)])
-    limits = BatchLimits(max_waiting=10)
-    annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, PANE, limits=limits)
-    assert sorted(len(rows) for rows in files_of(tmp_path)) == [5, 10, 10]
-
-
-@pytest.mark.parametrize("hold", [BATCH, PANE], ids=["batch", "pane"])
-def test_a_poison_row_costs_itself_alone(
-    hold: HoldOptions, run: Run, bundle: Bundle, model: str, tmp_path: Path
-) -> None:
+def test_a_poison_row_costs_itself_alone(run: Run, bundle: Bundle, model: str, tmp_path: Path) -> None:
     texts = {str(second): text for second, text in enumerate(make_texts(20))}
     good = [tweet(int(second), text) for second, text in texts.items()]
     poison = TimestampedValue(Tweet("poison", "love", "now"), 7)  # type: ignore[arg-type]
     stream = begin().add_elements([*good[:10], poison, *good[10:]]).advance_watermark_to_infinity()
-    ran = annotate_stream(run, stream, tmp_path, model, hold)
+    ran = annotate_stream(run, stream, tmp_path, model, BATCH)
     assert_scores([row for rows in files_of(tmp_path) for row in rows], texts, bundle, DEFAULT_OUTPUTS)
     (file,) = ran["dead"]
     content = Path(file.final).read_text()
@@ -317,44 +221,6 @@ def test_no_rows_are_shuffled_behind_the_model(model: str, tmp_path: Path) -> No
     assert [name for name, payload in payloads.items() if payload.state_specs] == ["AnnotateTweets/HoldTweets/Hold"]
 
 
-def sample(file: WrittenFile, samples: str, output: str) -> WrittenFile:
-    """Note how much memory is in use when a file is in place, and how many files of the output are open."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    with Path(samples).open("a") as notes:
-        notes.write(f"{pages * os.sysconf('SC_PAGE_SIZE')} {len(open_files(output))}\n")
-    return file
-
-
-def open_files(output: str) -> list[str]:
-    found = []
-    for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # of the one that the listing itself had open
-            found.append(str(link.readlink()))
-    return [path for path in found if path.startswith(output)]
-
-
-def test_an_hour_of_two_thousand_windows(run: Run, model: str, tmp_path: Path) -> None:
-    """Memory does not grow with the windows that there have been, and no file is left open."""
-    window, at_once = 1.8, 40
-    stream = begin()
-    for first in range(0, 2000, at_once):
-        numbers = range(first, first + at_once)
-        stream = stream.add_elements([tweet(number * window + delay) for number in numbers for delay in (0.25, 1.25)])
-        stream = stream.advance_processing_time(2).advance_watermark_to((first + at_once) * window)
-    output, samples = tmp_path / "output", tmp_path / "samples"
-    on_file = partial(sample, samples=str(samples), output=str(output))
-    annotate_stream(
-        run, stream.advance_watermark_to_infinity(), output, model, PANE, window, on_file, outputs=("top",), cache_mb=0
-    )
-    files = files_of(output, window)
-    assert [len(rows) for rows in files] == [2] * 2000
-    assert len(set.union(*map(ids_of, files))) == 4000
-    memory, opened = zip(*(map(int, line.split()) for line in samples.read_text().splitlines()), strict=True)
-    assert max(memory[1000:]) - max(memory[500:1000]) < 8e6
-    assert max(opened) == 0, "files are put in place when they are closed"
-    assert open_files(str(output)) == []
-
-
 # --- the same as in batch mode ---------------------------------------------------------------------------------------
 
 CORPUS = [
@@ -375,14 +241,6 @@ HOLDS = st.one_of(
         max_latency=st.floats(0.1, 5),
         shards=st.integers(1, 3),
         bucket_width=st.sampled_from([1, 16, 100]),
-        clock=st.just(runners_time),
-    ),
-    st.builds(
-        HoldOptions,
-        max_latency=st.floats(0.1, 5),
-        shards=st.integers(1, 3),
-        until=st.just("pane"),
-        early_every=st.none() | st.floats(0.1, 20),
         clock=st.just(runners_time),
     ),
 )
@@ -414,13 +272,13 @@ def rows_by_id(output: Path) -> dict[str, Row]:
 
 
 @settings(
-    max_examples=20,
+    max_examples=4,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes a second, shrinking one minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(events=EVENTS, hold=HOLDS, max_rows=st.sampled_from([1, 3, 512]))
-@example(events=[("tweets", list(range(40))), ("watermark", 500), ("tweets", list(range(40)))], hold=PANE, max_rows=3)
+@example(events=[("tweets", list(range(40))), ("watermark", 500), ("tweets", list(range(40)))], hold=BATCH, max_rows=3)
 @example(events=[("tweets", [0]), ("clock", 1), ("tweets", [0]), ("watermark", 1)], hold=BATCH, max_rows=512)
 def test_any_order_of_events_gives_the_rows_of_batch_mode(
     events: list[Event],
@@ -454,15 +312,12 @@ def test_any_order_of_events_gives_the_rows_of_batch_mode(
 # --- other runners ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("until", ["batch", "pane"])
 @pytest.mark.parametrize("options", [["--runner=FnApiRunner"], PORTABLE], ids=["FnApiRunner", "PortableRunner"])
-def test_a_hold_on_portable_runners(
-    options: list[str], until: str, model: str, batch_output: Path, tmp_path: Path
-) -> None:
+def test_a_hold_on_portable_runners(options: list[str], model: str, batch_output: Path, tmp_path: Path) -> None:
     """Their timers fire at once or late, state and keys travel as bytes; the rows are the same."""
     pipeline = beam.Pipeline(options=PipelineOptions(options))
     tweets = pipeline | beam.Create(CORPUS) | beam.WindowInto(FixedWindows(WINDOW))
-    outcome = tweets | AnnotateTweets(model, timestamp=True, outputs=OUTPUTS, hold=HoldOptions(until=until))
+    outcome = tweets | AnnotateTweets(model, timestamp=True, outputs=OUTPUTS, hold=HoldOptions())
     outcome.results | WriteScores(str(tmp_path), "run")
     result = pipeline.run()
     result.wait_until_finish()
@@ -508,11 +363,8 @@ def test_how_long_tweets_are_held_and_how_many(run: Run, model: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"until": "hour"}, "until 'hour' is unknown; choose one of batch, pane"),
         ({"max_latency": 0}, "max_latency must be a number of seconds above 0, not 0"),
         ({"max_latency": float("nan")}, "max_latency must be a number of seconds above 0, not nan"),
-        ({"until": "pane", "early_every": -1}, "early_every must be a number of seconds above 0, not -1"),
-        ({"early_every": 5}, 'early_every is for until="pane"'),
         ({"shards": 0}, "shards must be at least 1, not 0"),
         ({"bucket_width": 0}, "bucket_width must be at least 1, not 0"),
     ],
@@ -523,20 +375,7 @@ def test_options_are_checked_when_the_pipeline_is_built(arguments: dict[str, Any
         HoldOptions(**arguments)
 
 
-@pytest.mark.parametrize(
-    ("until", "window", "message"),
-    [
-        (
-            "batch",
-            SlidingWindows(60, 30),
-            "hold until batch works with FixedWindows or GlobalWindows, not with Sliding",
-        ),
-        ("pane", SlidingWindows(60, 30), "hold until pane works with FixedWindows, not with SlidingWindows"),
-        ("pane", GlobalWindows(), "hold until pane works with FixedWindows, not with GlobalWindows"),
-    ],
-    ids=["batch of sliding windows", "pane of sliding windows", "pane of the global window"],
-)
-def test_windows_that_a_timestamp_does_not_tell_are_refused(until: str, window: Any, message: str) -> None:
-    tweets = beam.Pipeline() | beam.Create(CORPUS) | beam.WindowInto(window)
-    with pytest.raises(InputError, match=message):
-        tweets | AnnotateTweets("unused", hold=HoldOptions(until=until))
+def test_windows_that_a_timestamp_does_not_tell_are_refused() -> None:
+    tweets = beam.Pipeline() | beam.Create(CORPUS) | beam.WindowInto(SlidingWindows(60, 30))
+    with pytest.raises(InputError, match="held in FixedWindows or GlobalWindows, not in SlidingWindows"):
+        tweets | AnnotateTweets("unused", hold=HoldOptions())

@@ -46,7 +46,7 @@ from transforms.parts import BYTES_PER_BATCH, ParquetPart, _add_event_times
 from transforms.records import DeadLetter, Tweet
 from transforms.score import _RecordBatchHandler
 from transforms.tokenize import tokenize
-from transforms.write import MAX_OPEN_FILES, _WriteParquet, window_directory
+from transforms.write import MAX_OPEN_FILES, ScoreFiles, window_directory
 
 HOUR = 3600
 METADATA = {"torchmoji.fingerprint": "abc", "torchmoji.classes": '["😂"]'}
@@ -243,18 +243,17 @@ def open_below(directory: Path) -> int:
 
 def test_of_many_partitions_few_files_are_open_and_every_row_is_there_once(tmp_path: Path) -> None:
     """Every row is a row group here, so that every partition wants an open file."""
-    do_fn = _WriteParquet(str(tmp_path), "run", 100, 1)
-    do_fn.start_bundle()
+    files = ScoreFiles(str(tmp_path), "run", 100, 1)
     rows = [(f"{index:05}", f"key={index * 7 % 300}") for index in range(1500)]
-    files, opened = [], []
+    opened = []
     for first in range(0, len(rows), 10):
-        files += list(do_fn.process(partitioned(rows[first : first + 10]), GlobalWindow()))
+        files.write(partitioned(rows[first : first + 10]), GlobalWindow())
         opened.append(open_below(tmp_path))
-    files += list(do_fn.finish_bundle())
+    closed = files.close()
     assert MAX_OPEN_FILES - 10 <= max(opened) <= MAX_OPEN_FILES
     assert open_below(tmp_path) == 0
-    for file in files:
-        commit(file.value if hasattr(file, "value") else file)
+    for _, file in closed:
+        commit(file)
     assert rows_of(tmp_path) == rows
     assert len({name for _, name in rows_of(tmp_path)}) == 300
 
@@ -264,16 +263,13 @@ def test_many_partitions_with_a_few_rows_wait_in_memory_up_to_a_bound(
 ) -> None:
     """And then the largest is written, so that files are few: one for each partition here, of few row groups."""
     monkeypatch.setattr("transforms.write.WAITING_BYTES", 40 * BYTES_PER_BATCH + 20_000)
-    do_fn = _WriteParquet(str(tmp_path), "run", 100_000, 4096)
-    do_fn.start_bundle()
+    files = ScoreFiles(str(tmp_path), "run", 100_000, 4096)
     rows = [(f"{index:05}", f"key={index % 40}") for index in range(8000)]
-    files = []
     for first in range(0, len(rows), 50):
-        files += list(do_fn.process(partitioned(rows[first : first + 50]), GlobalWindow()))
-        assert sum(part.waiting_bytes for part in do_fn._parts.values()) <= 40 * BYTES_PER_BATCH + 20_000
-    files += list(do_fn.finish_bundle())
-    for file in files:
-        commit(file.value)
+        files.write(partitioned(rows[first : first + 50]), GlobalWindow())
+        assert sum(part.waiting_bytes for part in files._parts.values()) <= 40 * BYTES_PER_BATCH + 20_000
+    for _, file in files.close():
+        commit(file)
     assert rows_of(tmp_path) == rows
     assert len(parts(tmp_path)) == 40
     assert max(pq.ParquetFile(path).metadata.num_row_groups for path in parts(tmp_path)) > 1
@@ -602,16 +598,14 @@ def test_small_batches_that_wait_take_little_memory(
     """However few rows a batch has, it takes kilobytes of which Arrow does not count any; and yet a window's rows are
     not written one by one."""
     monkeypatch.setattr("transforms.write.WAITING_BYTES", 100 * BYTES_PER_BATCH)
-    do_fn = _WriteParquet(str(tmp_path), "run", 100_000, 4096)
-    do_fn.start_bundle()
-    closed = []
+    files = ScoreFiles(str(tmp_path), "run", 100_000, 4096)
     for index in range(400):
-        closed += do_fn.process(timed_batch([index]), IntervalWindow(index % windows, 1000))
-        waiting = [part._waiting for part in do_fn._parts.values() if isinstance(part, ParquetPart)]
+        files.write(timed_batch([index]), IntervalWindow(index % windows, 1000))
+        waiting = [part._waiting for part in files._parts.values() if isinstance(part, ParquetPart)]
         assert sum(map(len, waiting)) <= 100
-    closed += do_fn.finish_bundle()
-    assert sum(value.value.rows for value in closed) == 400
-    assert sum(pq.ParquetFile(value.value.temporary).metadata.num_row_groups for value in closed) == groups
+    closed = [file for _, file in files.close()]
+    assert sum(file.rows for file in closed) == 400
+    assert sum(pq.ParquetFile(file.temporary).metadata.num_row_groups for file in closed) == groups
 
 
 # --- failures ------------------------------------------------------------------------------------------------------
@@ -637,12 +631,11 @@ def test_an_exception_in_the_middle_of_a_bundle_leaves_nothing_under_a_final_nam
 
 
 def closed_file(tmp_path: Path, rows: int = 3) -> WrittenFile:
-    do_fn = _WriteParquet(str(tmp_path), "run", 100, 100)
-    do_fn.start_bundle()
-    assert list(do_fn.process(make_batch(str(index) for index in range(rows)), IntervalWindow(0, HOUR))) == []
-    (value,) = do_fn.finish_bundle()
-    assert value.windows == (IntervalWindow(0, HOUR),)
-    return value.value
+    files = ScoreFiles(str(tmp_path), "run", 100, 100)
+    files.write(make_batch(str(index) for index in range(rows)), IntervalWindow(0, HOUR))
+    ((window, file),) = files.close()
+    assert window == IntervalWindow(0, HOUR)
+    return file
 
 
 def test_commit_is_idempotent(tmp_path: Path) -> None:
@@ -716,13 +709,12 @@ def test_an_empty_directory_is_never_removed_with_a_file_that_was_just_put_there
 
 
 def test_a_file_that_is_removed_while_it_is_written(tmp_path: Path) -> None:
-    do_fn = _WriteParquet(str(tmp_path), "run", 100, 1)
-    do_fn.start_bundle()
-    list(do_fn.process(make_batch(["1"]), GlobalWindow()))
+    files = ScoreFiles(str(tmp_path), "run", 100, 1)
+    files.write(make_batch(["1"]), GlobalWindow())
     (temporary,) = (tmp_path / "_tmp" / "run").iterdir()
     temporary.unlink()
     with pytest.raises(RunError, match="is gone before it could be renamed"):
-        list(do_fn.finish_bundle())
+        files.close()
 
 
 # --- dead letters --------------------------------------------------------------------------------------------------

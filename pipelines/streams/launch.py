@@ -1,0 +1,112 @@
+"""What `pipelines.score --streaming` does: check, plan, and then run the local loop, or submit a job to a cluster.
+
+That job goes on by itself; its files wait in the journal for the next command that writes there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines import journal
+from pipelines.command_line import DONE
+from pipelines.data_set import DataSet
+from pipelines.figures import reported
+from pipelines.logs import announce
+from pipelines.options import ScoreConfig
+from pipelines.plan import Plan, check_model, check_stream
+from pipelines.run import build_pipeline, explain
+from pipelines.runners import cluster_runner, pipeline_options
+from pipelines.streaming_options import StreamOptions
+from pipelines.streams.local import LocalStream, identity
+from torchmoji_core.errors import RunError
+from transforms.model_watch import ModelWatch
+
+
+def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
+    """Check, plan, and run until told to stop; on clusters, submit. Returns the exit status.
+
+    Args:
+        config: the command line.
+        stream: its options for endless input.
+        rest: options for Beam.
+
+    Raises:
+        InputError, RunError: as their names say.
+    """
+    options = pipeline_options(config, rest)
+    FileSystems.set_options(options)  # an object store's address and keys may be among them
+    with reported(config.report, config.dry_run, output=config.output) as figures:
+        data_set = DataSet.read(config.output)
+        plan = make_plan(config, stream, data_set)
+        figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
+        announce("plan", describe(plan, stream), **figures)
+        if config.dry_run:
+            announce("dry_run", "dry run: nothing was read or written")
+            return DONE
+        if config.is_local:
+            status = LocalStream(plan, stream, data_set, figures).run()
+        else:
+            status = submit(plan, stream, options)
+        figures["exit_status"] = status
+        return status
+
+
+def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> Plan:
+    """Check the command against what is there: rows with other columns do not belong into one data set.
+
+    Raises:
+        InputError: for the first thing that is wrong, with its remedy.
+    """
+    model = check_model(config)
+    if stream.model_watch is not None:
+        ModelWatch(stream.model_watch, stream.model_poll).check()
+    check_stream(config, data_set, model, identity(stream), models_may_differ=stream.model_watch is not None)
+    return Plan(config, (), model).with_new_run(())
+
+
+def describe(plan: Plan, stream: StreamOptions) -> list[str]:
+    """The plan in a few lines, for people."""
+    config = plan.config
+    return [
+        f"input       {config.inputs[0]}, format {stream.format}",
+        *plan.describe_model(),
+        f"windows     of {stream.window:g} s; a tweet waits for others for at most {stream.max_latency:g} s",
+        *([f"publishes   to {stream.publish.uri}"] if stream.publish else []),
+        *([f"new models  from {stream.model_watch}, every {stream.model_poll:g} s"] if stream.model_watch else []),
+        f"runner      {config.runner}"
+        + (f", up to {stream.max_in_flight:,} messages in flight" if config.is_local else ""),
+    ]
+
+
+def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:
+    """Hand the job to a cluster, and leave it there. Returns the exit status.
+
+    Raises:
+        InputError: if there is no such runner, or a source or sink cannot be used.
+        RunError: if it does not take the job.
+    """
+    config = plan.config
+    pipeline = beam.Pipeline(runner=cluster_runner(config), options=options)
+    build_pipeline(pipeline, plan)
+    journal.begin(plan, datetime.now(UTC), identity(stream))
+    try:
+        result = pipeline.run()
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            journal.end(config.output, plan.run_id)
+        raise RunError(explain(error, config.output)) from error
+    job = getattr(result, "job_id", None)
+    job = job() if callable(job) else job
+    announce(
+        "submitted",
+        f"submitted to {config.runner}{f' as job {job}' if job else ''}; its files become results whenever "
+        f"pipelines.compact or pipelines.verify --clean works on {config.output}",
+        job=job,
+        run_id=plan.run_id,
+    )
+    return DONE

@@ -1,0 +1,187 @@
+"""A stream that this process reads, until it is told to stop.
+
+What it has written becomes part of the data set every few seconds. A message is acknowledged before that, as soon as
+its rows are in files that are in place and in the journal: so a command that holds the output for an hour, as a large
+compaction may, holds up the listing of files, but no message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from pipelines import journal, report
+from pipelines.adoption import Adopter
+from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
+from pipelines.data_set import DataSet
+from pipelines.figures import write_report
+from pipelines.interrupts import told_to_stop
+from pipelines.logs import announce
+from pipelines.plan import Plan
+from pipelines.run import explain, too_many_dead_letters, unaccounted
+from pipelines.streaming_options import StreamOptions
+from pipelines.streams.buffer import LoopOptions
+from pipelines.streams.loop import Loop, Work
+from pipelines.streams.pubsub import PubSubSource, PubSubTopic
+from pipelines.streams.sources import Source
+from pipelines.streams.stages import Stages
+from pipelines.watchdog import Watchdog
+from torchmoji_core.errors import RunError
+from transforms import metrics
+from transforms.topics import PubSubName
+
+IN_FLIGHT_BYTES = 64 << 20
+"""Payloads of messages that are read and not yet written; what is made of them takes several times that."""
+DRAIN_MARGIN = 2.0
+"""Seconds to give back messages after --drain; what is not given back by then comes again when its deadline is over."""
+_TICK_SECONDS = 0.1
+_LOGGER = logging.getLogger(__name__)
+
+
+def identity(stream: StreamOptions) -> dict[str, Any]:
+    """The streaming options that decide what rows and directories look like."""
+    return {"window": stream.window}
+
+
+class LocalStream:
+    """The loop, and what goes on around it: commits, reports, signals, the watchdog."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        stream: StreamOptions,
+        data_set: DataSet,
+        figures: dict[str, Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        plan: what to do.
+        stream: its options for endless input.
+        data_set: what is in the output.
+        figures: of the report.
+        clock: seconds; to be replaced in tests.
+        """
+        self._plan, self._stream, self._figures, self._clock = plan, stream, figures, clock
+        self._adopter = Adopter(data_set, plan.run_id)
+        self._started, self._begun = datetime.now(UTC), clock()
+
+    def run(self) -> int:
+        """Read and write until told to stop. Returns the exit status.
+
+        Raises:
+            InputError: if the subscription cannot be read.
+            RunError: if the run fails. What it has written stays, and what it has not is delivered again.
+        """
+        source, sink = self._stream.source, self._stream.publish
+        assert isinstance(source, PubSubName)
+        with told_to_stop(self._stream.drain + DRAIN_MARGIN) as stop:
+            topic = PubSubTopic(sink.path) if isinstance(sink, PubSubName) else None
+            work = Stages(self._plan.config, self._stream, topic)
+            # Last: a message is pulled with it, whose deadline nobody extends before the loop runs.
+            return self.attend(PubSubSource(source.path), work, stop)
+
+    def attend(self, source: Source, work: Work, stop: threading.Event) -> int:
+        """Run the loop until told to stop: see `run`."""
+        config, stream = self._plan.config, self._stream
+        options = LoopOptions(stream.max_in_flight, IN_FLIGHT_BYTES, stream.max_latency, config.limits)
+        loop = Loop(source, work, options, self._clock)
+        with self._journal(loop):
+            gc.freeze()  # modules and models are not looked through again with every collection, which was felt
+            loop.start()
+            announce("reading", f"reading {source.uri}; stop with Ctrl-C or SIGTERM", run_id=self._plan.run_id)
+            try:
+                with self._watchdog(loop):
+                    self._attend(loop, stop)
+            except Exception:  # an interrupt, as of a second signal, leaves at once
+                loop.abandon()
+                raise
+            in_flight = loop.abandon()
+        self._look(loop)
+        if loop.error is not None:
+            raise RunError(explain(loop.error, config.output)) from loop.error
+        if in_flight:
+            announce(
+                "not_drained",
+                f"{in_flight:,} messages were not written within --drain {stream.drain:g}s; they are given back, and "
+                "will come again",
+                level=logging.ERROR,
+                in_flight=in_flight,
+            )
+            return FAILED
+        return self._finish(loop)
+
+    def _watchdog(self, loop: Loop) -> Watchdog:
+        """What ends the run if messages are in flight, and none of them comes to be written."""
+        timeout = self._plan.config.stall_timeout
+        if timeout:
+            timeout += self._stream.drain + self._stream.max_latency
+        # Where nothing waits to be written, nothing has to get on: each look gives another value.
+        return Watchdog(lambda: loop.written if loop.unwritten else object(), timeout)
+
+    @contextlib.contextmanager
+    def _journal(self, loop: Loop) -> Iterator[None]:
+        journal.begin(self._plan, self._started, identity(self._stream))
+        try:
+            yield
+        finally:
+            # A thread that has not ended may still put files in place.
+            self._adopter.finish(has_ended=not loop.is_running)
+
+    def _attend(self, loop: Loop, stop: threading.Event) -> None:
+        """Commit and report again and again, until the loop has ended or the time for that is over."""
+        next_commit = self._clock() + self._stream.commit_every
+        deadline = None
+        while not loop.ended.wait(_TICK_SECONDS):
+            now = self._clock()
+            if stop.is_set() and deadline is None:
+                loop.stop()
+                announce("stopping", f"stopping: {len(loop):,} messages are in flight", in_flight=len(loop))
+                deadline = now + self._stream.drain
+            if deadline is not None and now >= deadline:
+                return
+            if now >= next_commit:
+                self._adopter.adopt()
+                self._look(loop)
+                self._report()
+                next_commit = self._clock() + self._stream.commit_every
+
+    def _look(self, loop: Loop) -> None:
+        self._figures.update(loop.tally.figures())
+        self._figures["in_flight"] = len(loop)
+
+    def _report(self) -> None:
+        config, figures = self._plan.config, self._figures
+        rows = figures.get(metrics.ROWS_WRITTEN, 0)
+        if config.progress != "off":
+            rate = rows / max(self._clock() - self._begun, 1e-9)
+            announce(
+                "progress",
+                f"{rows:,} tweets written, {figures['in_flight']:,} in flight, {rate:,.0f} tweets/s",
+                rows=rows,
+                in_flight=figures["in_flight"],
+            )
+        if config.report is not None:
+            so_far = figures | {"exit_status": DONE, "started": self._started, "finished": datetime.now(UTC)}
+            try:
+                write_report(config.report, so_far)
+            except OSError as error:
+                _LOGGER.error("--report %s could not be written: %s", config.report, error)
+
+    def _finish(self, loop: Loop) -> int:
+        """Account for every message, and say how it was."""
+        counts = loop.tally.counts()
+        if problem := unaccounted(counts):
+            raise RunError(f"{problem}; this is a fault of the program, and what was not written is delivered again")
+        seconds = self._clock() - self._begun
+        report.announce_summary(counts, seconds, self._plan.model.classes, self._figures)
+        warning = too_many_dead_letters(counts, self._plan.config)
+        if warning:
+            announce("too_many_dead_letters", warning, level=logging.ERROR)
+            return TOO_MANY_DEAD_LETTERS
+        return DONE

@@ -1,0 +1,146 @@
+"""What a local stream does with messages: the functions of the cluster's graph, one after another.
+
+    prepare: parse, check, tokenize        score: cut into batches, run the model        write: files in place
+
+Here is no thread and no queue; `loop` has those.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.transforms.window import IntervalWindow
+from apache_beam.utils.timestamp import Timestamp
+
+from pipelines.options import ScoreConfig
+from pipelines.stream_stages import message_fields
+from pipelines.streaming_options import StreamOptions
+from pipelines.streams.sources import Publisher
+from torchmoji_core.batching import BatchLimits, LengthBuckets
+from transforms import metrics
+from transforms.annotate import check_tweet
+from transforms.batch import tweet_size
+from transforms.commit import commit
+from transforms.loaded_model import load_model
+from transforms.messages import parse_message
+from transforms.model_watch import Lookout, ModelWatch
+from transforms.records import DeadLetter, Message, TokenizedTweet
+from transforms.score import ScoredBatch, score_batch
+from transforms.tokenize import tokenize
+from transforms.write import DeadLetterFiles, Files, ScoreFiles
+
+Prepared = TokenizedTweet | DeadLetter
+
+
+class Stages:
+    """The work on messages, with the model in use. Each method is for one thread at a time."""
+
+    def __init__(self, config: ScoreConfig, stream: StreamOptions, publisher: Publisher | None = None) -> None:
+        """Load the model.
+
+        Args:
+            config: what to score, with the id of the run.
+            stream: its options for endless input.
+            publisher: where rows go beside the files.
+
+        Raises:
+            InputError, RunError: if the model cannot be loaded.
+        """
+        self._config, self._publisher = config, publisher
+        self._source = stream.source.uri
+        self._rules = message_fields(config, stream)
+        self._window = round(1e6 * stream.window)
+        self._model = load_model(config.score.model, config.score)
+        scorer = self._model.scorer
+        # What comes later is tokenized again by a model that reads other tokens.
+        self._tokenizer, self._maxlen = scorer.tokenizer, scorer.maxlen
+        self._lookout = None
+        if stream.model_watch is not None:
+            self._lookout = Lookout(ModelWatch(stream.model_watch, stream.model_poll), config.score)
+
+    def prepare(self, message: Message) -> Prepared:
+        """The tokens of a message's tweet, or a dead letter."""
+        parsed = parse_message(message, self._source, self._rules)
+        checked = parsed if isinstance(parsed, DeadLetter) else check_tweet(parsed, len(self._config.score.keep))
+        if isinstance(checked, DeadLetter):
+            return checked
+        tokenized = tokenize(checked, self._tokenizer, self._maxlen)
+        metrics.distribution(metrics.TEXT_TOKENS).update(tokenized.length)
+        metrics.distribution(metrics.EVENT_LAG).update(round(1000 * time.time()) - (checked.timestamp or 0) // 1000)
+        return tokenized
+
+    def score(self, prepared: Sequence[Prepared]) -> ScoredBatch:
+        """Score tweets with the newest model there is; dead letters come along.
+
+        Raises:
+            RunError, Exception: if the machine or the program is at fault.
+        """
+        if self._lookout is not None:
+            self._model = self._lookout.newest(self._model)
+        letters = [item for item in prepared if isinstance(item, DeadLetter)]
+        parts: list[pa.RecordBatch] = []
+        tweets = (item for item in prepared if isinstance(item, TokenizedTweet))
+        for batch in batches(tweets, self._config.limits):
+            scored = score_batch(batch, self._model, self._config.score)
+            parts += scored.parts
+            letters += scored.dead_letters
+        return ScoredBatch(tuple(parts), tuple(letters))
+
+    def write(self, scored: ScoredBatch) -> None:
+        """Write rows and dead letters, and publish rows. On return the files are in place and on the disk.
+
+        Raises:
+            RunError, OSError: if that cannot be done.
+        """
+        output, run_id = self._config.output, self._config.score.run_id
+        rows = ScoreFiles(output, run_id, self._config.rows_per_file, journal=True)
+        for part in scored.parts:
+            for window, of_window in split_by_window(part, self._window):
+                rows.write(of_window, window)
+        letters = DeadLetterFiles(output, run_id, journal=True)
+        now = _window_of(time.time_ns() // 1000, self._window)
+        for letter in scored.dead_letters:
+            metrics.counter(metrics.DEAD).inc()
+            letters.write(letter, now)
+        _put_in_place(rows, is_rows=True)
+        _put_in_place(letters, is_rows=False)
+        if self._publisher is not None:
+            self._publisher.publish(scored.parts)
+
+
+def batches(tweets: Iterable[TokenizedTweet], limits: BatchLimits) -> Iterator[list[TokenizedTweet]]:
+    """Cut tweets into batches of similar length."""
+    buckets: LengthBuckets[TokenizedTweet] = LengthBuckets(limits)
+    for tweet in tweets:
+        batch = buckets.add(tweet, tweet.length, tweet_size(tweet.tweet))
+        if batch is not None:
+            yield batch
+    yield from buckets.drain()
+
+
+def split_by_window(batch: pa.RecordBatch, window: int) -> Iterator[tuple[IntervalWindow, pa.RecordBatch]]:
+    """Rows by the window of event time that their column timestamp is in.
+
+    Args:
+        batch: rows.
+        window: its length in microseconds.
+    """
+    times = batch.column("timestamp").cast(pa.int64()).to_numpy()
+    starts = pa.array(times // window * window)
+    found: Sequence[int] = starts.unique().to_pylist()
+    for start in found:
+        rows = batch if len(found) == 1 else batch.filter(pc.equal(starts, start))
+        yield _window_of(start, window), rows
+
+
+def _window_of(micros: int, window: int) -> IntervalWindow:
+    start = micros // window * window
+    return IntervalWindow(Timestamp(micros=start), Timestamp(micros=start + window))
+
+
+def _put_in_place(files: Files, is_rows: bool) -> None:
+    for _, file in files.close():
+        commit(file, count_rows=is_rows, measure_latency=is_rows, journal=True)
