@@ -76,7 +76,6 @@ def run(config: AnnotateConfig, rest: list[str], kind: str) -> int:
             figures.update(
                 annotation.counts, inputs_committed=annotation.committed, inputs_unreadable=len(annotation.unreadable)
             )
-            annotation.publish_list()
         tidy(data_set)
         return status
 
@@ -197,11 +196,6 @@ class Annotation:
             announce("too_many_dead_letters", warning, level=logging.ERROR)
         has_failed = bool(self.unreadable or selection.unlisted or selection.not_gone)
         return FAILED if has_failed else TOO_MANY_DEAD_LETTERS if warning else DONE
-
-    def publish_list(self) -> None:
-        """Bring the list of live files up to date; it is for readers, and the manifests are there without it."""
-        if self._data_set.manifests:
-            self._data_set.publish_list(self._plan.with_new_run(()).run_id)
 
     def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""

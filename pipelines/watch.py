@@ -219,7 +219,6 @@ class _Watcher:
                 annotation.score_all()
             finally:
                 self._take_stock(annotation, selection)
-                annotation.publish_list()
             tidy(data_set)
             self._say_what_was_done(annotation, time.monotonic() - clock)
             return selection

@@ -106,7 +106,7 @@ def test_files_are_on_the_disk_before_the_manifest_and_that_at_the_end(
 ) -> None:
     assert run_annotate("--commit_every", "0").status == 0
     check_commit(disk, tmp_path / "out")
-    assert disk.is_durable(tmp_path / "out" / "_live.jsonl", len(disk.events))
+    assert disk.is_durable(tmp_path / "out" / "_delta_log" / f"{0:020}.json", len(disk.events))
     disk.events.clear()
     (inputs / "0001.jsonl").write_text('{"id": "new", "text": "so late"}\n')
     assert run_annotate().status == 0

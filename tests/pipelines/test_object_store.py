@@ -140,7 +140,7 @@ def test_scores_are_those_of_a_local_run(
     stored = download(server, output, tmp_path)
     assert read_scores(stored).equals(local_rows)
     assert sum(pq.read_metadata(path).num_rows for path in stored.glob("part-*.parquet")) == ROWS
-    assert {path.name.partition("-")[0] for path in stored.iterdir()} == {"part", "_manifests", "_live.jsonl"}
+    assert {path.name.partition("-")[0] for path in stored.iterdir()} == {"part", "_manifests", "_delta_log"}
     assert server.unfinished_uploads(BUCKET) == []
 
 
