@@ -23,7 +23,7 @@ from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES
 from torchmoji_core.locations import plain
 from transforms.fields import DEFAULT_ID_FIELDS, DEFAULT_TEXT_FIELDS, KEPT_TYPES, FieldMapping, KeptField
 from transforms.formats import FORMATS, absolute
-from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ROWS_PER_FILE, ScoreOptions
+from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, PARQUET_ENCODINGS, ROWS_PER_FILE, ScoreOptions
 
 SAMPLE = Path(__file__).parent / "sample" / "posts.jsonl"
 LOCAL_RUNNER = "DirectRunner"
@@ -126,6 +126,8 @@ def add_shared_options(result: argparse.ArgumentParser, default_input: str) -> C
     add("--embedding_type", choices=EMBEDDING_TYPES, default="float32",
         help="float32 holds multiples of 1/4096; float16 takes a bit less, is half as exact, and fewer tools read it "
         "(default: %(default)s)")
+    add("--parquet_encoding", choices=PARQUET_ENCODINGS, default="plain",
+        help="of probabilities and embeddings; byte_stream_split takes a fifth less (default: %(default)s)")
     add("--rows_per_file", type=int, default=ROWS_PER_FILE, metavar="N",
         help="rows at which a new file begins (default: %(default)s)")
     add("--max_dead_fraction", type=float, default=0.1, metavar="F",
@@ -234,6 +236,7 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
             outputs=tuple(_names(options.outputs)),
             top_k=options.top_k,
             embedding_type=options.embedding_type,
+            parquet_encoding=options.parquet_encoding,
             keep=fields.keep,
             cache_mb=options.cache_mb,
             timestamp=fields.timestamp is not None,
