@@ -120,6 +120,7 @@ class DeltaLog:
         if table is not None:
             differs |= not {*partition_by} <= {*table.metadata().partition_columns}
         stays = len(gone) < len(listed)
+        _check_names({*types, *(known if stays else ())})
         if stays and differs:
             self._delete()
             raise CommitFailedError("a column has another type, or files are in other directories: begun anew")
@@ -199,6 +200,7 @@ class DeltaLog:
         partition_by = list(dict.fromkeys(name for path in paths for name in _partition(path)))
         if "halffloat" in str(schemas):
             raise _NoTableError("Delta has no half floats (--embedding_type float16)")
+        _check_names({*partition_by, *(name for schema in schemas for name in schema.names)})
         try:
             schema = pa.unify_schemas(schemas) if schemas else pa.schema([])
             for name in partition_by:
@@ -217,6 +219,12 @@ def _location(output: str) -> str:
     if re.search("%[0-9a-fA-F]{2}", output):
         raise OSError("its path has a percent sign that the library deltalake takes for an escape")
     return str(Path(output).absolute()) if storage.is_local(output) else output
+
+
+def _check_names(names: Iterable[str]) -> None:
+    for one, other in itertools.pairwise(sorted(names, key=str.lower)):
+        if one.lower() == other.lower():
+            raise _NoTableError(f"columns {min(one, other)} and {max(one, other)} differ only in case")
 
 
 def _listed(table: DeltaTable) -> set[str]:
