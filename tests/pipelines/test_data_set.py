@@ -267,6 +267,7 @@ def test_recovery_deletes_what_the_dead_left_and_keeps_what_was_committed(
         recover(after_deaths)
         found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
         assert found == [
+            "_delta_log/00000000000000000000.json",
             "_manifests/00000001-run1.json",
             "_manifests/00000002-run2.json",
             "notes/read me.txt",

@@ -108,7 +108,10 @@ def records(output: Path) -> list[Path]:
 
 def adopted(output: Path) -> list[Manifest]:
     with Lease(str(output)) as lease:
-        return adopt(DataSet.read(str(output)), lease)
+        data_set = DataSet.read(str(output))
+        committed = adopt(data_set, lease)
+        data_set.publish()
+        return committed
 
 
 def ids(output: Path) -> list[str]:
@@ -223,6 +226,7 @@ def test_two_that_adopt_at_once_lose_nothing(output: Path, model: str, run_verif
     write(plan, tweets(6, 6))
     assert len(adopted(output)) == 1
     adopt(late, found=found)
+    DataSet.read(str(output)).publish()
     assert len(ids(output)) == 12
     finished = run_verify()
     assert finished.status == 1

@@ -152,7 +152,7 @@ def test_scores_are_those_of_a_local_run(
             "aws_allow_http": "true",
         }
         table = DeltaTable(f"s3://{BUCKET}/{output}", storage_options=options)
-        assert sorted(table.to_pyarrow_table(["id"])["id"].to_pylist()) == local_rows["id"].to_pylist()
+        assert sorted(table.to_pyarrow_table(columns=["id"])["id"].to_pylist()) == local_rows["id"].to_pylist()
     assert server.unfinished_uploads(BUCKET) == []
 
 
