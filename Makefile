@@ -3,6 +3,7 @@
 # make test-faults  kills, full disks, clocks that step: a quarter of an hour
 # make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest: before a release
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
+# make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers and read a data set with them
 # make lint         ruff and mypy alone
 # make format       let ruff format the code
 # make bench        the benchmarks, minutes each; figures go to benchmarks/results/
@@ -15,7 +16,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-lowest test-airflow lint format bench fuzz dist clean
+.PHONY: score test test-faults test-lowest test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -33,6 +34,9 @@ test-lowest: .venv-lowest/installed
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
+
+test-readers: .venv/installed-dev .venv-readers/installed
+	$(BIN)/python -m pytest tests/pipelines/test_readers.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -63,7 +67,7 @@ dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv .venv-airflow .venv-lowest build dist *.egg-info scored
+	rm -rf .venv .venv-airflow .venv-lowest .venv-readers build dist *.egg-info scored
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -88,4 +92,10 @@ clean:
 .venv-airflow/installed: Makefile
 	$(PYTHON) -m venv .venv-airflow
 	.venv-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.*' 'pytest==9.2.*'
+	touch $@
+
+# An environment of its own: Spark has 400 MB, and the newest extension for DuckDB is for 1.5. Java is for Spark.
+.venv-readers/installed: Makefile
+	$(PYTHON) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check 'pyspark==4.*' 'duckdb==1.5.5' 'duckdb-extension-delta==1.5.5'
 	touch $@

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 
 from pipelines import journal
 from pipelines.data_set import DataSet, adopt, recover
@@ -13,8 +12,8 @@ from pipelines.logs import announce
 from pipelines.manifest import Manifest
 from torchmoji_core.errors import LeaseHeldError, TorchMojiError
 
-LIST_SHARE = 0.05
-"""Of a stream's time that may go into the list of live files, which is written whole; it is late rather than dear."""
+LOG_SHARE = 0.05
+"""Of a stream's time that may go into the Delta log, which every publication reads; it is late rather than dear."""
 
 
 class Adopter:
@@ -32,7 +31,7 @@ class Adopter:
         """
         self._data_set, self._run_id, self._lease_seconds = data_set, run_id, lease_seconds
         self._next_beat = time.monotonic() + journal.BEAT_SECONDS
-        self._list_is_due, self._next_list = False, 0.0
+        self._log_is_due, self._next_log = False, 0.0
         self._has_recovered = False
         """Whether what streams have left that died before was looked for; once is enough."""
         self._said: type[Exception] | None = None
@@ -71,8 +70,8 @@ class Adopter:
         if time.monotonic() >= self._next_beat:
             journal.beat(output, self._run_id)
             self._next_beat = time.monotonic() + journal.BEAT_SECONDS
-        list_is_due = self._list_is_due and (is_last or time.monotonic() >= self._next_list)
-        if self._has_recovered and not list_is_due and next(journal.pending_records(output), None) is None:
+        log_is_due = self._log_is_due and (is_last or time.monotonic() >= self._next_log)
+        if self._has_recovered and not log_is_due and next(journal.pending_records(output), None) is None:
             return []
         with Lease(output, self._lease_seconds, brief=True) as lease:
             self._data_set.refresh()
@@ -81,12 +80,12 @@ class Adopter:
             else:
                 committed = recover(self._data_set, lease)
                 self._has_recovered = True
-            self._list_is_due |= bool(committed)
-            if self._list_is_due and (is_last or time.monotonic() >= self._next_list):
+            self._log_is_due |= bool(committed)
+            if self._log_is_due and (is_last or time.monotonic() >= self._next_log):
                 begun = time.monotonic()
-                self._data_set.publish_list(uuid.uuid4().hex[:12])
-                self._list_is_due = False
-                self._next_list = time.monotonic() + (time.monotonic() - begun) / LIST_SHARE
+                self._data_set.publish()
+                self._log_is_due = False
+                self._next_log = time.monotonic() + (time.monotonic() - begun) / LOG_SHARE
         self._said = None
         return committed
 

@@ -183,23 +183,18 @@ class Annotation:
             RunError: if a group fails. What was committed before stays.
         """
         selection = self.selection
-        try:
-            if selection.retired:
-                self._retire(selection.retired)
-            groups = Groups(selection.work, self.config.commit_every)
-            for group in groups:
-                if self._stop.is_set():
-                    break
-                begun = time.monotonic()
-                self._score(group)
-                groups.took(group, time.monotonic() - begun)
-            else:
-                if selection.promotes:
-                    self._promote()
-        finally:
-            # For readers; the manifests are there without it.
-            if self._data_set.manifests:
-                self._data_set.publish_list(self.plan.with_new_run(()).run_id)
+        if selection.retired:
+            self._retire(selection.retired)
+        groups = Groups(selection.work, self.config.commit_every)
+        for group in groups:
+            if self._stop.is_set():
+                break
+            begun = time.monotonic()
+            self._score(group)
+            groups.took(group, time.monotonic() - begun)
+        else:
+            if selection.promotes:
+                self._promote()
         tidy(self._data_set)
 
     @property

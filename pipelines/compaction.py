@@ -85,7 +85,7 @@ def compact(output: str, target_bytes: int, lease: Lease, dry_run: bool = False)
         if isinstance(error, OSError):
             raise RunError(f"{output} cannot be compacted: {error}") from error
         raise
-    data_set.publish_list(run_id)
+    data_set.publish()
     remove_temporary(output, run_id)
     tidy(data_set)
     return (

@@ -1,7 +1,7 @@
 """The data set in an output directory: what its manifests together say is live, staged or retired.
 
 >>> import duckdb
->>> duckdb.read_parquet(live_files("scored"), hive_partitioning=True)
+>>> duckdb.read_parquet(live_files("scored"), hive_partitioning=True)  # or by the Delta log, see `delta_log`
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines import journal, manifest
+from pipelines.delta_log import DeltaLog
 from pipelines.journal import QUIET_SECONDS, Entry, Journal, Stream
 from pipelines.lease import Lease, this_process
 from pipelines.manifest import DataFile, Input, Manifest
@@ -33,8 +34,8 @@ RETIRED_SECONDS = 86_400.0
 RUN = "run.json"
 _TRIES = 3
 _LOGGER = logging.getLogger(__name__)
-LIVE = "_live.jsonl"
-"""A list of the live files for readers without this package; a snapshot, at most one commit behind the manifests."""
+FORMER_LIST = "_live.jsonl"
+"""The list of live files that earlier versions wrote."""
 
 
 def live_files(output: str) -> list[str]:
@@ -100,7 +101,7 @@ class DataSet:
 
     def __init__(self, output: str, manifests: Iterable[Manifest] = ()) -> None:
         self.output = output
-        self._lines: dict[str, str] = {}
+        self._log = DeltaLog(output)
         self._begin(manifests)
 
     def _begin(self, manifests: Iterable[Manifest]) -> None:
@@ -238,16 +239,10 @@ class DataSet:
         storage.delete(f"{self.output}/{path}" for path in paths)
         return paths
 
-    def publish_list(self, run_id: str) -> None:
-        """Write the list of live files: one JSON object a line with path (relative), rows and bytes."""
-        # A stream publishes a long list again and again, in which little is new, and files never change.
-        files = self.live.files
-        self._lines = {path: self._lines.get(path) or _line(files[path]) for path in sorted(files)}
-        content = "".join(self._lines.values()).encode("utf-8", "backslashreplace")
-        path = f"{self.output}/{LIVE}"
-        if not storage.exists(path) or storage.read_bytes(path) != content:
-            storage.publish(path, content, f"{self.output}/{TEMPORARY}/{run_id}/{LIVE}")
-            remove_temporary(self.output, run_id)
+    def publish(self) -> None:
+        """Bring the Delta log up to date, by which others read what is live; what fails is a warning."""
+        if self.manifests:
+            self._log.publish(self.live.files, self.manifests[-1].sequence)
 
 
 def _read_all(output: str) -> list[Manifest]:
@@ -259,10 +254,6 @@ def _read_all(output: str) -> list[Manifest]:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
     return manifest.read_all(output)
-
-
-def _line(file: DataFile) -> str:
-    return json.dumps({"path": file.path, "rows": file.rows, "bytes": file.bytes}, ensure_ascii=False) + "\n"
 
 
 def adopt(data_set: DataSet, lease: Lease | None = None, found: Journal | None = None) -> list[Manifest]:
@@ -436,6 +427,8 @@ def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
     for run_id in found.ended:
         storage.delete_directory(journal_directory(output, run_id))
     storage.remove_empty(f"{output}/{JOURNAL}")
+    storage.delete([f"{output}/{FORMER_LIST}"])
+    data_set.publish()  # perhaps who committed last was killed before that
     return committed
 
 

@@ -238,6 +238,7 @@ def commit(plan: Plan, manifest: Manifest, session: Session, replaces: bool = Fa
         if isinstance(error, OSError):
             raise RunError(explain(error, target.output)) from error
         raise
+    target.publish()
 
 
 def clean_up(plan: Plan) -> None:

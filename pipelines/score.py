@@ -62,7 +62,6 @@ def run(plan: Plan, session: Session) -> int:
     if plan.config.if_exists == "append":
         manifest = dataclasses.replace(manifest, identity=joined_identity(plan.config, data_set.identity))
     commit(plan, manifest, session, replaces=bool(plan.replaced))
-    data_set.publish_list(plan.run_id)
     remove_temporary(plan.config.output, plan.run_id)
     tidy(data_set)
     report.announce_summary(finished.counts, finished.seconds, plan.model.classes, session.figures)

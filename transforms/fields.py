@@ -36,7 +36,7 @@ HOUR = "hour"
 """Partition fields that every record has: the day and the hour, in UTC, of its timestamp or of its file."""
 MAX_PARTITION_NAME = 255
 """Bytes of a directory's name, where most filesystems end them."""
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _EPOCH = date(1970, 1, 1)
 _TWITTER_TIME = "%a %b %d %H:%M:%S %z %Y"
 
@@ -247,9 +247,9 @@ def partition_directory(
         if value is not None and not isinstance(value, str | int | float | date):
             raise FieldError(f"partition field {field!r} is {type(value).__name__}, not a string or a number")
         text = str(value).lower() if isinstance(value, bool) else "" if value is None else valid_unicode(str(value))
-        name = f"{quote(valid_unicode(field), safe='')}={quote(text, safe=' ') if text else _HIVE_NULL}"
-        if text == _HIVE_NULL:  # percent-encoding is no way out: pyarrow and polars decode before they compare
-            raise FieldError(f"partition field {field!r} is {_HIVE_NULL!r}, which readers take for a missing value")
+        name = f"{quote(valid_unicode(field), safe='')}={quote(text, safe=' ') if text else HIVE_NULL}"
+        if text == HIVE_NULL:  # percent-encoding is no way out: pyarrow and polars decode before they compare
+            raise FieldError(f"partition field {field!r} is {HIVE_NULL!r}, which readers take for a missing value")
         if len(name) > MAX_PARTITION_NAME:
             raise FieldError(f"partition field {field!r} makes a name of more than {MAX_PARTITION_NAME} bytes")
         names.append(name)

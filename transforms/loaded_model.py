@@ -20,7 +20,7 @@ from torchmoji_core.inference.scores import score_schema
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import UNKNOWN
-from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, RUN_ID, ScoreOptions
+from transforms.options import ENCODING, FINGERPRINT_COLUMN, PARTITION_COLUMN, RUN_ID, ScoreOptions
 
 _LOGGER = logging.getLogger(__name__)
 _alive: WeakValueDictionary[ScoreOptions, LoadedModel] = WeakValueDictionary()
@@ -90,6 +90,8 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
         "torchmoji.version": __version__,
         RUN_ID.decode(): options.run_id,
     }
+    if options.parquet_encoding != "plain":
+        metadata[ENCODING.decode()] = options.parquet_encoding
     return pa.schema(fields, metadata=metadata)
 
 

@@ -70,6 +70,10 @@ class ObjectStore(ABC):
     All raise FileNotFoundError, PermissionError or another OSError with a message of one line that begins with the URI.
     """
 
+    def settings(self) -> dict[str, str]:
+        """What others need to reach the store, by the names that the Rust library object_store has for it."""
+        return {}
+
     @abstractmethod
     def match(self, pattern: str) -> list[FileFacts]:
         """The objects that a glob matches."""

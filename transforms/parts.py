@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from torchmoji_core.inference.scores import valid_unicode
 from transforms import storage
+from transforms.options import ENCODING
 from transforms.records import DeadLetter
 
 ROWS_PER_GROUP = 4096
@@ -194,8 +195,16 @@ class ParquetPart(Part):
             words += [
                 f"{name}.list.element.{item}" for name, item in (("top_emojis", "emoji"), ("top_classes", "class"))
             ]
+            is_split = (schema.metadata or {}).get(ENCODING) == b"byte_stream_split"
+            vectors = [f"{name}.list.element" for name in ("probabilities", "embedding")]
             self._writer = pq.ParquetWriter(
-                self.file, schema, compression="zstd", compression_level=1, use_dictionary=words, write_statistics=plain
+                self.file,
+                schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=words,
+                write_statistics=plain,
+                use_byte_stream_split=vectors if is_split else False,
             )
         return self._writer
 

@@ -55,8 +55,26 @@ class S3Store(ObjectStore):
         settings = {name: getattr(given, option) for option, name in _OPTIONS.items() if getattr(given, option, None)}
         if getattr(given, "s3_disable_ssl", False):
             settings["use_ssl"] = False
+        self._keys = {name: value for name, value in settings.items() if name.startswith("aws_")}
         environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
         self._client = _client(tuple(sorted(settings.items())), environment, request_seconds())
+
+    def settings(self) -> dict[str, str]:
+        import boto3
+
+        endpoint, region = self._client.meta.endpoint_url, self._client.meta.region_name
+        found = boto3.session.Session(**self._keys).get_credentials()
+        keys = found.get_frozen_credentials() if found else None
+        settings = {
+            "aws_access_key_id": keys and keys.access_key,
+            "aws_secret_access_key": keys and keys.secret_key,
+            "aws_session_token": keys and keys.token,
+            "aws_region": region,
+            "aws_endpoint": None if "amazonaws.com" in endpoint else endpoint,
+            "aws_allow_http": "true" if endpoint.startswith("http:") else None,
+            "timeout": f"{request_seconds():g}s",
+        }
+        return {name: value for name, value in settings.items() if value}
 
     def match(self, pattern: str) -> list[FileFacts]:
         if pattern.endswith("/"):

@@ -78,6 +78,12 @@ def _object_store(path: str) -> ObjectStore | None:
     return S3Store(options_of_beam()) if FileSystems.get_scheme(path) == "s3" else BeamStore()
 
 
+def settings(path: str) -> dict[str, str]:
+    """What a library with its own access to object stores needs for the one of a path; see `ObjectStore.settings`."""
+    store = _object_store(path)
+    return store.settings() if store else {}
+
+
 def is_local(path: str) -> bool:
     """Whether a location is a path; file: URIs have become paths before they come here, see `locations.plain`."""
     return FileSystems.get_scheme(path) is None

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 from pyarrow import dataset
 
 from pipelines import annotate, compact, score, verify
@@ -155,6 +156,8 @@ def corpus(directory: Path, n_files: int, rows: int, first: int = 0) -> list[Pat
 
 
 def read_live(output: Path, *without: str) -> pa.Table:
-    """All rows of a data set, as its manifests say, sorted by id."""
+    """All rows of a data set, as its manifests say, sorted by id; its Delta log must say the same."""
     table = dataset.dataset(live_files(str(output)), partitioning="hive").to_table()
-    return table.drop_columns([name for name in without if name in table.column_names]).sort_by("id")
+    table = table.drop_columns([name for name in without if name in table.column_names]).sort_by("id")
+    assert sorted(DeltaTable(output).to_pyarrow_table(columns=["id"])["id"].to_pylist()) == table["id"].to_pylist()
+    return table

@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import duckdb
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -396,27 +394,6 @@ def test_a_partition_is_no_column(tmp_path: Path, run_annotate: Run) -> None:
     assert "do not keep it as well" in finished.err
     assert run_annotate("--partition_by", "").status == 0
     assert partitions(tmp_path / "out").keys() == {"."}
-
-
-def test_readers_see_the_live_rows_and_no_others(tmp_path: Path, run_annotate: Run) -> None:
-    paths = corpus(tmp_path / "in", 2, 10)
-    assert run_annotate().status == 0
-    change(paths[0], [{"id": "new", "text": "so happy"}])
-    assert run_annotate().status == 0
-    expected = ids(tmp_path / "out")
-    assert len(expected) == 11 < len(list((tmp_path / "out").glob("date=*/*.parquet"))) + 11
-    files = live_files("out")
-    assert sorted(duckdb.read_parquet(files, hive_partitioning=True).project("id").fetchall()) == [
-        (name,) for name in expected
-    ]
-    assert sorted(pl.read_parquet(files, hive_partitioning=True)["id"]) == expected
-    query = """
-        SET VARIABLE live = (SELECT list('out/' || path) FROM read_json('out/_live.jsonl'));
-        SELECT id, date FROM read_parquet(getvariable('live'), hive_partitioning = true) ORDER BY id
-    """
-    assert [row[0] for row in duckdb.connect().execute(query).fetchall()] == expected
-    listed = pl.read_ndjson("out/_live.jsonl")["path"].to_list()
-    assert sorted(pl.read_parquet([f"out/{path}" for path in listed])["id"]) == expected
 
 
 def test_text_lines_have_days_and_sources_too(tmp_path: Path, run_annotate: Run, run_verify: Run) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -231,21 +230,6 @@ def test_a_file_that_was_retired_and_is_live_again_is_never_deleted(tmp_path: Pa
     assert (tmp_path / "part-1.parquet").exists()
 
 
-def test_the_list_of_live_files_is_for_readers_without_this_package(tmp_path: Path) -> None:
-    data_set = DataSet(str(tmp_path))
-    data_set.commit(make(1, files=(DataFile("b/part-2", 2, 20, ""), DataFile("lang=ünï/part-1", 1, 10, ""))))
-    data_set.publish_list("run1")
-    lines = [json.loads(line) for line in (tmp_path / "_live.jsonl").read_text().splitlines()]
-    assert lines == [
-        {"path": "b/part-2", "rows": 2, "bytes": 20},
-        {"path": "lang=ünï/part-1", "rows": 1, "bytes": 10},
-    ]
-    data_set.commit(make(2, retired=("b/part-2", "lang=ünï/part-1")))
-    data_set.publish_list("run2")
-    assert (tmp_path / "_live.jsonl").read_text() == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["_live.jsonl", "_manifests"]
-
-
 # --- what runs leave behind ----------------------------------------------------------------------------------------
 
 
@@ -283,6 +267,7 @@ def test_recovery_deletes_what_the_dead_left_and_keeps_what_was_committed(
         recover(after_deaths)
         found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
         assert found == [
+            "_delta_log/00000000000000000000.json",
             "_manifests/00000001-run1.json",
             "_manifests/00000002-run2.json",
             "notes/read me.txt",
@@ -300,12 +285,10 @@ def test_a_run_is_discarded_with_all_its_files(after_deaths: DataSet, tmp_path: 
     assert (tmp_path / "x" / "part-late-1.parquet").exists()
 
 
-def test_a_path_with_a_lone_surrogate_lives_through_commit_and_list(tmp_path: Path) -> None:
+def test_a_path_with_a_lone_surrogate_lives_through_a_commit(tmp_path: Path) -> None:
     data_set = DataSet(str(tmp_path))
     entry = dataclasses.replace(inputs("/in/half \udcff.jsonl")[0], rows=1)
     data_set.commit(make(1, inputs=(entry,), files=files("part-\udcff.parquet")))
-    data_set.publish_list("run1")
     found = DataSet.read(str(tmp_path)).live
     assert found.inputs == {entry.path: entry}
     assert found.files.keys() == {"part-\udcff.parquet"}
-    assert json.loads((tmp_path / "_live.jsonl").read_text())["path"] == "part-\udcff.parquet"

@@ -19,10 +19,11 @@ import apache_beam as beam
 import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from deltalake import DeltaTable
 
 from pipelines import journal
 from pipelines.adoption import Adopter
-from pipelines.data_set import LIVE, DataSet, adopt, live_files, recover
+from pipelines.data_set import DataSet, adopt, live_files, recover
 from pipelines.lease import Lease, process_key, this_process
 from pipelines.manifest import Manifest
 from pipelines.options import parse
@@ -107,7 +108,10 @@ def records(output: Path) -> list[Path]:
 
 def adopted(output: Path) -> list[Manifest]:
     with Lease(str(output)) as lease:
-        return adopt(DataSet.read(str(output)), lease)
+        data_set = DataSet.read(str(output))
+        committed = adopt(data_set, lease)
+        data_set.publish()
+        return committed
 
 
 def ids(output: Path) -> list[str]:
@@ -222,6 +226,7 @@ def test_two_that_adopt_at_once_lose_nothing(output: Path, model: str, run_verif
     write(plan, tweets(6, 6))
     assert len(adopted(output)) == 1
     adopt(late, found=found)
+    DataSet.read(str(output)).publish()
     assert len(ids(output)) == 12
     finished = run_verify()
     assert finished.status == 1
@@ -392,11 +397,11 @@ def test_a_stream_commits_as_it_goes(
         assert said.count("waits to be committed") == 1, "each reason once"
     (first,) = adopter.adopt()
     assert adopter.adopt() == [], "nothing is new"
-    assert len((output / LIVE).read_text().splitlines()) == 1
+    assert len(DeltaTable(output).file_uris()) == 1
     write(plan, tweets(12, 3))
     (last,) = adopter.finish()
     assert first.counts["read"] + last.counts["read"] == 6
-    assert len((output / LIVE).read_text().splitlines()) == len(live_files(str(output))) == 2
+    assert len(DeltaTable(output).file_uris()) == len(live_files(str(output))) == 2
     assert not (output / "_journal").exists()
     assert run_verify().status == 0
 
