@@ -51,6 +51,10 @@ _RETRIES = {
 """In quick succession, inside a request; what fails then is for `patience.retrying`."""
 _BOTO3_SECONDS = timedelta(minutes=5)
 """How long its credentials are used before it is asked again; it renews those that end within ten minutes."""
+_PASSING = re.compile(
+    # The last is of an upload whose completion was lost on the way, and is asked for again: upload once more.
+    r"\b(SlowDown|InternalError|ServiceUnavailable|RequestTimeout|OperationAborted|ConditionalRequestConflict|NoSuchUpload)\b"
+)
 
 
 class MissingBucketError(FileNotFoundError):
@@ -277,8 +281,7 @@ def explain(uri: str, error: Exception) -> OSError:
         return MissingBucketError(
             f"{uri}: bucket {of.bucket} does not exist{host}; check its name and the endpoint, or make it"
         )
-    if "NoSuchUpload" in said:
-        # An upload whose completion was lost on the way is gone when completion is asked for again: upload once more.
+    if _PASSING.search(said):
         return TransientError(reason)
     if status == 404 or isinstance(error, FileNotFoundError):
         return FileNotFoundError(f"{uri}: not found{host}")

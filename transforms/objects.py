@@ -24,7 +24,7 @@ from apache_beam.options.pipeline_options import AzureOptions, PipelineOptions, 
 
 from torchmoji_core import stores
 from torchmoji_core.errors import ChangedError
-from torchmoji_core.patience import TransientError, retrying
+from torchmoji_core.patience import TransientError, request_seconds, retrying
 from torchmoji_core.stores import MissingBucketError, object_address
 from transforms import metrics
 from transforms.listing import FileFacts, translate
@@ -60,12 +60,14 @@ def match(pattern: str) -> list[FileFacts]:
         pattern += "*"
     prefix = re.split(r"[\[*?]", pattern, maxsplit=1)[0]
     if prefix == pattern:
-        found = metadata(pattern)
-        return [found] if found else []
+        named = metadata(pattern)
+        return [named] if named else []
     matches = translate(pattern).fullmatch
     listed = _request(prefix, "list", lambda: [facts for facts in _list(prefix) if matches(facts.path)])
     # obstore drops the slash at the end of a place holder of a directory, which is no file and has no bytes.
-    return [facts for facts in listed if facts.size_in_bytes or metadata(facts.path)]
+    found = {facts.path: facts for facts in listed if facts.size_in_bytes}
+    empty = (metadata(facts.path) for facts in listed if facts.path not in found)
+    return [*found.values(), *filter(None, empty)]
 
 
 def _list(prefix: str) -> Iterator[FileFacts]:
@@ -319,6 +321,15 @@ def _delete(paths: list[str]) -> None:
     except FileNotFoundError:  # of one of them, on Google's and Azure's; the others may be there still
         for path in paths if len(paths) > 1 else ():
             _delete([path])
+
+
+def settings(path: str) -> dict[str, str]:
+    """What others who use the Rust library object_store themselves, as delta-rs, need for the store of an object."""
+    made = _store(path)
+    found = {name: str(value) for name, value in made.config.items() if name not in ("bucket", "container_name")}
+    if (provider := made.credential_provider) is not None:
+        found |= {name: str(value) for name, value in provider().items() if value and name != "expires_at"}
+    return found | {"allow_http": "true", "timeout": f"{request_seconds():g}s"}
 
 
 def _store(path: str, uploading: bool = False) -> Any:

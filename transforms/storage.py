@@ -68,6 +68,11 @@ def can_rename(path: str) -> bool:
     return not is_object(path)
 
 
+def settings(path: str) -> dict[str, str]:
+    """What a library with its own access to object stores needs for the one of a path; see `objects.settings`."""
+    return objects.settings(path) if is_object(path) else {}
+
+
 def is_local(path: str) -> bool:
     """Whether a location is a path; file: URIs have become paths before they come here, see `locations.plain`."""
     return FileSystems.get_scheme(path) is None

@@ -75,7 +75,7 @@ def paths(found: list[FileFacts]) -> list[str]:
     return [metadata.path for metadata in found]
 
 
-@pytest.mark.parametrize(("scheme", "seed"), [("s3", 1), ("s3", 2), ("s3", 3), ("gs", 4), ("gcs", 5)])
+@pytest.mark.parametrize(("scheme", "seed"), [("s3", 1), ("s3", 2), ("gs", 3), ("gcs", 4)])
 def test_every_operation_is_right_when_a_fifth_of_the_requests_fails(
     server: ObjectStoreServer, bucket: str, scheme: str, seed: int
 ) -> None:
@@ -322,8 +322,9 @@ def test_of_several_threads_one_creates_a_file(server: ObjectStoreServer, place:
     assert files_of(place) == dict(won), "all of one writer's content, and nothing temporary"
 
 
+@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
 def test_of_several_processes_one_creates_a_file(place: str) -> None:
-    writers = ["a", "b", "c"]
+    writers = ["a", "b"]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", RACE, place, writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -384,10 +385,11 @@ def test_globs_match_as_on_other_filesystems(server: ObjectStoreServer, bucket: 
 
 
 def test_place_holders_of_directories_are_no_files(server: ObjectStoreServer, bucket: str) -> None:
-    fill(server, bucket, ["a.json", "dir/in.json"])
-    for key in ("empty.json", "dir/", "other/"):
+    fill(server, bucket, ["a.json", "dir/in.json", "both"])
+    for key in ("empty.json", "dir/", "other/", "both/"):
         server.client().put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"")
-    assert paths(storage.match([f"{bucket}/*"])) == [f"{bucket}/a.json", f"{bucket}/empty.json"]
+    found = [file.path for file in list_files(f"{bucket}/*").files]
+    assert found == [f"{bucket}/{name}" for name in ("a.json", "both", "empty.json")]
     assert not storage.exists(f"{bucket}/other/")
     assert storage.metadata(f"{bucket}/other") is None
 
@@ -599,6 +601,8 @@ def test_a_profile_holds_where_boto3_is_installed(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "work")
     assert storage.read_bytes(f"{bucket}/object") == b"content"
+    known = {"region": "eu-west-1", "access_key_id": "a", "secret_access_key": "b"}
+    assert known.items() <= storage.settings(f"{bucket}/object").items(), "what delta-rs needs, which has no profiles"
 
 
 def test_without_boto3_the_environment_holds(
