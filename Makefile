@@ -2,6 +2,7 @@
 # make test         install everything and run ruff, mypy and the whole test suite
 # make test-faults  kills, full disks, clocks that step: a quarter of an hour
 # make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest: before a release
+# make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers and read a data set with them
 # make lint         ruff and mypy alone
@@ -16,7 +17,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-lowest test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-lowest test-azure test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -31,6 +32,9 @@ test-faults: .venv/installed-dev
 
 test-lowest: .venv-lowest/installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal
+
+test-azure: .venv/installed-dev .venv/azurite/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/test_azure.py
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
@@ -86,6 +90,10 @@ clean:
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
+	touch $@
+
+.venv/azurite/installed: Makefile
+	npm install --silent --no-fund --no-audit --prefix .venv/azurite azurite@3
 	touch $@
 
 # An environment of its own, since Airflow brings about ninety packages.

@@ -186,7 +186,7 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
     """Load a bundle and verify it against its own digests.
 
     Args:
-        source: a directory, a .zip file, or a URI of either that smart_open reads (https, s3, gs, file);
+        source: a directory, a .zip file, or a URI of either (https, s3, gs, az, file);
             the bundled default model if None.
 
     Raises:

@@ -58,10 +58,10 @@ def is_remote(location: str) -> bool:
 
 
 def read_uri(uri: str, limit: int) -> bytes:
-    """Read a whole file from any URI that smart_open reads; no decompression.
+    """Read a whole file from a URI, as `download`.
 
     Raises:
-        InputError: as `download`.
+        InputError: as it does.
     """
     file = io.BytesIO()
     download(uri, limit, file)

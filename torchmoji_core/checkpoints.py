@@ -69,7 +69,7 @@ def read_checkpoint(source: str) -> dict[str, Tensor]:
     """Read a published checkpoint.
 
     Args:
-        source: a path, or any URI that smart_open reads.
+        source: a path, or a URI (https, s3, gs, az).
 
     Returns:
         The weights under the published torchMoji names; float32, contiguous, finite, of shapes that fit together.

@@ -13,6 +13,7 @@ import threading
 import time
 from typing import IO, Any
 
+from torchmoji_core import stores
 from torchmoji_core.errors import InputError, UnavailableError
 from torchmoji_core.patience import request_seconds
 
@@ -24,12 +25,12 @@ _FRUITLESS_TRIES = 4
 _FIRST_PAUSE = 0.25
 _LONGEST_REASON = 300
 _TOO_MANY_REQUESTS = 429
-_FAILURES = {"ConnectionError", "HTTPClientError", "ProtocolError", "Timeout", "TimeoutError", "ChunkedEncodingError"}
-"""Names of what libraries raise where a network fails; those of stores need not be installed."""
+_FAILURES = {"ConnectionError", "ProtocolError", "Timeout", "TimeoutError", "ChunkedEncodingError", "TransientError"}
+"""Names of what is raised where a network fails; importing the libraries takes time."""
 
 
 def download(uri: str, limit: int, file: IO[bytes]) -> None:
-    """Read a whole file from any URI that smart_open reads; no decompression.
+    """Read a whole file over http(s), from an object store, or from what else smart_open reads; no decompression.
 
     One that breaks off is gone on with where it was if the server can do that and has the same file still, and begun
     again otherwise.
@@ -45,8 +46,11 @@ def download(uri: str, limit: int, file: IO[bytes]) -> None:
     work = _Download(uri, limit, file)
     try:
         seconds = request_seconds()
-        _import(uri)
-    except (ImportError, OSError) as error:
+        if _is_http(uri):
+            import requests  # noqa: F401 - takes time, which is not the server's fault
+        elif not stores.is_object(uri):
+            import smart_open  # noqa: F401
+    except OSError as error:
         raise _failure(uri, error) from None
     begun = time.monotonic()
     thread = threading.Thread(target=work.run, args=(seconds,), name="download", daemon=True)
@@ -67,12 +71,7 @@ def download(uri: str, limit: int, file: IO[bytes]) -> None:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether the server or the network has failed, and not said that there is no such file for us."""
-    error = getattr(error, "backend_error", error)  # smart_open's, for what a store's library has said
-    answer = getattr(error, "response", None)
-    if isinstance(answer, dict):
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        status = getattr(answer, "status_code", None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return status >= 500 or status == _TOO_MANY_REQUESTS
     if "Connection refused" in str(error):  # nobody listens there: the address may be wrong
@@ -84,20 +83,10 @@ def _is_http(uri: str) -> bool:
     return uri.lower().startswith(("http://", "https://"))
 
 
-def _import(uri: str) -> None:
-    """What takes time and is not the server's fault."""
-    if _is_http(uri):
-        import requests  # noqa: F401
-    else:
-        import smart_open  # noqa: F401
-
-
 def _failure(uri: str, error: BaseException) -> BaseException:
     if isinstance(error, (InputError, MemoryError)):
         return error
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if isinstance(error, ImportError):
-        return InputError(f"{uri}: {lines[0]}; install this package's extra for that store")
+    lines = str(error).removeprefix(f"{uri}: ").strip().splitlines() or [type(error).__name__]
     reason = " ".join(lines[0].split())[:_LONGEST_REASON]
     return InputError(f"{uri}: cannot be read ({reason}); check the address and your access to it")
 
@@ -118,13 +107,28 @@ class _Download:
         try:
             if _is_http(self._uri):
                 self._read_http(seconds)
-            else:
+            elif stores.is_object(self._uri):
                 self._read_store()
+            else:
+                self._read_other()
         except BaseException as error:  # for the thread that waits
             self.error = error
 
     def _read_store(self) -> None:
-        """From a store whose library goes on by itself where it was."""
+        """From a store; obstore goes on by itself where it was."""
+        from obstore.exceptions import BaseError
+
+        at = stores.object_address(self._uri)
+        try:
+            answer = stores.store(at).get(at.key)
+            self._check(answer.meta["size"])
+            pieces = iter(answer.stream(_PIECE))
+            self._copy(lambda _: next(pieces, b""))
+        except (BaseError, FileNotFoundError) as error:
+            raise stores.explain(self._uri, error) from None
+
+    def _read_other(self) -> None:
+        """Over ftp, sftp, hdfs and the like."""
         import smart_open
 
         with smart_open.open(self._uri, "rb", compression="disable") as source:

@@ -100,9 +100,7 @@ def list_files(pattern: str) -> Listed:
             return Listed([_input_file(named)], True, [], {})
         found = storage.find(pattern)
     except OSError as error:
-        raise InputError(
-            f"input {pattern}: cannot be listed ({error}); check the address, and this package's extras"
-        ) from None
+        raise InputError(f"input {pattern}: cannot be listed ({error}); check the address") from None
     # A directory is no file; one that is called like a file was taken for one by whoever gave the pattern.
     directories = [InputFile(path, 0) for path in found.directories if guess_format(path)[0]]
     return Listed(

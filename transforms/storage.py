@@ -1,10 +1,10 @@
-"""Files on any filesystem that Beam knows: the one place that reads, lists, writes, publishes and deletes them.
+"""Files on disks, in object stores and on HDFS: the one place that reads, lists, writes, publishes and deletes them.
 
 Every failure is an OSError with a message of one line. Publishing is atomic: where a filesystem has a rename, a file
 is written under a temporary name first; where it has none, as object stores, an object appears whole when it is closed.
 It also lasts: on local disks, `sync` brings a file onto the disk before it gets its name, and then the name. Object
 stores and HDFS keep what they have taken.
-Object stores are tried again while they fail in passing (`object_store`); local files and HDFS are Beam's, untouched.
+Object stores (`objects`) are tried again while they fail in passing; local files and HDFS are Beam's, untouched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -24,13 +24,10 @@ from apache_beam.io.filesystems import FileSystems
 from torchmoji_core import durable
 from torchmoji_core.errors import ChangedError, UnavailableError
 from torchmoji_core.files import open_regular
-from transforms import listing, object_store
-from transforms.beam_store import BeamStore, facts_of_beam
+from torchmoji_core.stores import is_object
+from transforms import listing, objects
 from transforms.listing import FileFacts, Listing
-from transforms.object_store import ObjectStore, ObjectWriter
-from transforms.s3 import S3Store, options_of_beam
 
-_SCHEMES_WITH_RENAME = (None, "file", "hdfs")
 _TRIES = 10
 _LASTING_ERRORS = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL,
@@ -68,20 +65,12 @@ def _one_line_errors(path: str) -> Iterator[None]:
 
 def can_rename(path: str) -> bool:
     """Whether files at a path can be renamed at once; object stores would copy them."""
-    return FileSystems.get_scheme(path) in _SCHEMES_WITH_RENAME
-
-
-def _object_store(path: str) -> ObjectStore | None:
-    """The store of a URI; None where files are on a filesystem with a rename."""
-    if can_rename(path):
-        return None
-    return S3Store(options_of_beam()) if FileSystems.get_scheme(path) == "s3" else BeamStore()
+    return not is_object(path)
 
 
 def settings(path: str) -> dict[str, str]:
-    """What a library with its own access to object stores needs for the one of a path; see `ObjectStore.settings`."""
-    store = _object_store(path)
-    return store.settings() if store else {}
+    """What a library with its own access to object stores needs for the one of a path; see `objects.settings`."""
+    return objects.settings(path) if is_object(path) else {}
 
 
 def is_local(path: str) -> bool:
@@ -95,8 +84,8 @@ def open_raw(path: str) -> BinaryIO:
     Raises:
         OSError: if it cannot be opened.
     """
-    if store := _object_store(path):
-        return object_store.reader(store.open(path))
+    if is_object(path):
+        return objects.reader(path)
     if is_local(path):
         return open_regular(path)
     with _one_line_errors(path):
@@ -114,8 +103,8 @@ def open_listed(path: str, version: str | None) -> BinaryIO:
         OSError: if it cannot be opened.
         ChangedError: if there is another version by now.
     """
-    if version is not None and (store := _object_store(path)):
-        return object_store.reader(store.open(path, version))
+    if is_object(path):
+        return objects.reader(path, version)
     file = open_raw(path)
     try:
         check_unchanged(file, path, version)
@@ -142,8 +131,8 @@ def create(path: str) -> BinaryIO:
 
     In an object store the file appears when it is closed; see `discard`. Until then its content takes local disk.
     """
-    if store := _object_store(path):
-        return object_store.writer(store, path)
+    if is_object(path):
+        return objects.writer(path)
     with _one_line_errors(path):
         for _ in range(_TRIES):
             # `remove_empty` of another process may take the new directory at once.
@@ -157,7 +146,7 @@ def discard(file: BinaryIO) -> None:
 
     In an object store, nothing appears; on other filesystems the unfinished file stays until it is deleted.
     """
-    if isinstance(file, ObjectWriter):
+    if isinstance(file, objects.ObjectWriter):
         file.discard()
     else:
         file.close()
@@ -185,18 +174,23 @@ def find(pattern: str) -> Listing:
     Raises:
         OSError: if its store cannot be listed.
     """
-    if store := _object_store(pattern):
-        return Listing(store.match(pattern))
+    if is_object(pattern):
+        return Listing(objects.match(pattern))
     if is_local(pattern):
         return listing.list_local(f"{pattern}*" if pattern.endswith("/") else pattern)
     with _one_line_errors(pattern):
-        return Listing([facts_of_beam(found) for found in FileSystems.match([pattern])[0].metadata_list])
+        return Listing([_facts_of_beam(found) for found in FileSystems.match([pattern])[0].metadata_list])
+
+
+def _facts_of_beam(metadata: Any) -> FileFacts:
+    """Beam's `FileMetadata`, which tells no version, as ours."""
+    return FileFacts(metadata.path, metadata.size_in_bytes, metadata.last_updated_in_seconds or 0.0)
 
 
 def exists(path: str) -> bool:
     """Whether there is a file, or where filesystems have them a directory."""
-    if store := _object_store(path):
-        return store.metadata(path) is not None
+    if is_object(path):
+        return objects.metadata(path) is not None
     if is_local(path):
         # Not Beam's: what cannot be looked at would count as not there.
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -209,8 +203,8 @@ def exists(path: str) -> bool:
 
 def size(path: str) -> int:
     """Bytes of a file."""
-    if store := _object_store(path):
-        return store.open(path).size
+    if is_object(path):
+        return objects.size(path)
     with _one_line_errors(path):
         # Not `match`: it would take brackets in a name for a glob.
         return int(FileSystems.get_filesystem(path).size(path))
@@ -218,15 +212,15 @@ def size(path: str) -> int:
 
 def metadata(path: str) -> FileFacts | None:
     """Size and time of the last change of a file; None if it is not there."""
-    if store := _object_store(path):
-        return store.metadata(path)
+    if is_object(path):
+        return objects.metadata(path)
     if is_local(path):
         try:
             return listing.facts(path, os.stat(path))  # noqa: PTH116
         except (FileNotFoundError, NotADirectoryError):
             return None
     with _one_line_errors(path):
-        return facts_of_beam(FileSystems.get_filesystem(path).metadata(path)) if exists(path) else None
+        return _facts_of_beam(FileSystems.get_filesystem(path).metadata(path)) if exists(path) else None
 
 
 def delete_directory(directory: str) -> None:
@@ -239,20 +233,17 @@ def delete_directory(directory: str) -> None:
 
 def delete(paths: Iterable[str]) -> None:
     """Delete files; what is not there, or what another process deletes just now, is no error."""
-    in_stores: dict[str | None, list[str]] = {}
+    in_stores = []
     for path in paths:
-        scheme = FileSystems.get_scheme(path)
-        if scheme is None:
+        if is_object(path):
+            in_stores.append(path)
+        elif is_local(path):
             _delete_local(Path(path))
-        elif can_rename(path):
+        else:
             with _one_line_errors(path):
                 if FileSystems.exists(path):
                     FileSystems.delete([path])
-        else:
-            in_stores.setdefault(scheme, []).append(path)
-    for of_one_store in in_stores.values():
-        if store := _object_store(of_one_store[0]):
-            store.delete(of_one_store)
+    objects.delete(in_stores)
 
 
 def _delete_local(path: Path) -> None:
@@ -271,9 +262,9 @@ def rename(source: str, destination: str) -> None:
 
     The name is on the disk once its `directories` are (`sync`).
     """
-    if store := _object_store(destination):
-        store.copy(source, destination)
-        store.delete([source])
+    if is_object(destination):
+        objects.copy(source, destination)
+        objects.delete([source])
         return
     with _one_line_errors(destination):
         make_directory(destination.rpartition("/")[0], lasting=False)
@@ -332,8 +323,8 @@ def directories(path: str, top: str) -> list[str]:
 
 def read_bytes(path: str) -> bytes:
     """The whole content of a file."""
-    if store := _object_store(path):
-        return store.read(path)
+    if is_object(path):
+        return objects.read(path)
     with open_raw(path) as file, _one_line_errors(path):
         return file.read()
 
@@ -375,16 +366,15 @@ def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
     Raises:
         OSError: if that cannot be known, so that the file may be there by now; or if the filesystem has no such thing.
     """
-    if store := _object_store(path):
-        created = store.put_if_absent(path, content)
-    else:
-        make_directory(path.rpartition("/")[0])
-        try:
-            with create(temporary) as file, _one_line_errors(temporary):
-                file.write(content)
-            created = _name_if_absent(temporary, path)
-        finally:
-            delete([temporary])
+    if is_object(path):
+        return objects.put_if_absent(path, content)
+    make_directory(path.rpartition("/")[0])
+    try:
+        with create(temporary) as file, _one_line_errors(temporary):
+            file.write(content)
+        created = _name_if_absent(temporary, path)
+    finally:
+        delete([temporary])
     with contextlib.suppress(FileNotFoundError):
         return created or read_bytes(path) == content
     return False  # it was another's, and has been deleted

@@ -439,7 +439,7 @@ def test_too_large_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
         read_checkpoint(str(path))
 
 
-def test_uris_are_read_through_smart_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uri_is_read_whatever_follows_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "read_uri", lambda uri, limit: {"s3://bucket/w?dl=1": ZIP}[uri])
     assert dimensions_of(read_checkpoint("s3://bucket/w?dl=1")) == SMALL
 

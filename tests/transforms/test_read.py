@@ -127,7 +127,7 @@ def test_match_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("nothing-*.jsonl", "no file matches"),
         ("/no/such/file.jsonl", "no file matches"),
-        ("nosuch://bucket/x.jsonl", "cannot be listed.*extras"),
+        ("nosuch://bucket/x.jsonl", "cannot be listed.*check the address"),
     ],
 )
 def test_patterns_that_match_nothing(pattern: str, message: str, tmp_path: Path) -> None:
