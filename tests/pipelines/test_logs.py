@@ -252,9 +252,9 @@ UNITS = (
 
 @pytest.mark.parametrize("unit", UNITS.split("|"))
 def test_a_hostile_text_does_not_hang_it(unit: str) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     redact(unit * (300_000 // len(unit)))
-    assert time.monotonic() - started < 20  # a guard against quadratic time, which would be many minutes
+    assert time.thread_time() - started < 20  # a guard against quadratic time, which would be many minutes
 
 
 def test_json_is_one_object_a_line_whatever_is_in_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
