@@ -53,7 +53,7 @@ class Annotator:
     def run(self, *options: str, status: int = 0, **how: Any) -> str:
         """Run one to its end, started as `start` does. Returns what it printed."""
         process = self.start(*options, **how)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=900)  # also on a machine that is busy with other work
         assert process.returncode == status, f"status {process.returncode}\n{out}{err}"
         return out + err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -34,13 +35,15 @@ def leases(output: Path) -> set[Path]:
 
 
 def kill_at_random(process: subprocess.Popen[str], output: Path, old: set[Path], chance: random.Random) -> bool:
-    """kill -9 while it starts, or some time after it has taken the lease. Returns whether it was still running.
+    """kill -9 while it starts, or when it has changed the output a number of times. Returns whether it was running.
+
+    By changes and not by time, so that the kills come at the same stages on a machine that is busy with other work.
 
     Args:
         process: of the run.
         output: where it writes.
         old: leases of runs before it, which died.
-        chance: how long to wait.
+        chance: when.
     """
     if chance.random() < 0.2:
         time.sleep(chance.uniform(0, 3))
@@ -48,7 +51,12 @@ def kill_at_random(process: subprocess.Popen[str], output: Path, old: set[Path],
         deadline = time.monotonic() + 60
         while not leases(output) - old and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, 1.8))
+        changes, before = chance.randrange(40), None
+        while changes and process.poll() is None and time.monotonic() < deadline:
+            now = {name for _, _, names in os.walk(output) for name in names if not name.endswith(".tmp")}
+            changes -= now != before
+            before = now
+            time.sleep(0.003)
     process.kill()
     process.wait()  # and not for what its worker processes may still say
     for pipe in (process.stdout, process.stderr):
