@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -50,12 +51,13 @@ class _NoTableError(Exception):
     """The files cannot be one Delta table; the message says why."""
 
 
+@dataclass
 class DeltaLog:
     """The log of one output."""
 
-    def __init__(self, output: str) -> None:
-        self._output = output
-        self._said = ""
+    output: str
+    _said: str = field(default="", compare=False)
+    """What was last said of a publication that failed."""
 
     def publish(self, files: Mapping[str, DataFile], number: int) -> None:
         """Make the log list some files and no others. Where that fails, a warning says why; the same one only once.
@@ -68,9 +70,9 @@ class DeltaLog:
         try:
             self._publish(files, number)
         except _NoTableError as error:
-            said = f"{self._output} has no Delta log: {error}; read the files of pipelines.data_set.live_files"
+            said = f"{self.output} has no Delta log: {error}; read the files of pipelines.data_set.live_files"
         except Exception as error:  # the library raises OSError, kinds of its own, and Exception itself
-            said = f"the Delta log of {self._output} is behind until the next commit: {_in_a_line(error)}"
+            said = f"the Delta log of {self.output} is behind until the next commit: {_in_a_line(error)}"
         if said not in ("", self._said):
             _LOGGER.warning("%s", said)
         self._said = said
@@ -87,7 +89,7 @@ class DeltaLog:
                 self._delete()
                 raise
             except (CommitFailedError, OSError) as error:
-                if isinstance(error, OSError) and storage.can_rename(self._output):
+                if isinstance(error, OSError) and storage.can_rename(self.output):
                     raise
                 failure: Exception = error
         raise failure
@@ -107,15 +109,15 @@ class DeltaLog:
             create_table_with_add_actions,
         )
 
-        location, options = _location(self._output), storage.settings(self._output)
+        location, options = _location(self.output), storage.settings(self.output)
         table = self._open(location, options)
         listed = set() if table is None else _listed(table)
         new, gone = sorted(files.keys() - listed), sorted(listed - files.keys())
         if not (new or gone) or (table is not None and self._knows_more(table, number)):
             return
         schema, partition_by = self._columns(new)
-        types = {field.name: field.type for field in schema.fields}
-        known = {} if table is None else {field.name: field.type for field in table.schema().fields}
+        types = {column.name: column.type for column in schema.fields}
+        known = {} if table is None else {column.name: column.type for column in table.schema().fields}
         differs = any(known.get(name, kind) != kind for name, kind in types.items())
         if table is not None:
             differs |= not {*partition_by} <= {*table.metadata().partition_columns}
@@ -138,7 +140,7 @@ class DeltaLog:
                 commit_properties=properties,
             )
         else:
-            if missing := [field for field in schema.fields if field.name not in known]:
+            if missing := [column for column in schema.fields if column.name not in known]:
                 table.alter.add_columns(missing, commit_properties=CommitProperties(max_commit_retries=0))
             partition_by = table.metadata().partition_columns
             now = int(time.time() * 1000)
@@ -154,8 +156,8 @@ class DeltaLog:
                 commit_properties=properties,
             )
         version = 0 if table is None else table.version() + 1
-        entry = f"{self._output}/{DIRECTORY}/{version:020}.json"
-        storage.sync([entry, *storage.directories(entry, self._output)])
+        entry = f"{self.output}/{DIRECTORY}/{version:020}.json"
+        storage.sync([entry, *storage.directories(entry, self.output)])
 
     def _open(self, location: str, options: dict[str, str]) -> DeltaTable | None:
         """The log as it is; None if there is none. One that nobody can read, as a power cut may leave it, goes."""
@@ -168,19 +170,19 @@ class DeltaLog:
         except TableNotFoundError:
             return None
         except DeltaError as error:
-            _LOGGER.warning("the Delta log of %s is damaged, and written anew: %s", self._output, _in_a_line(error))
+            _LOGGER.warning("the Delta log of %s is damaged, and written anew: %s", self.output, _in_a_line(error))
         if table is None or table.protocol().min_reader_version > 1:  # with features that hide rows or rename columns
             self._delete()
             return None
         return table
 
     def _delete(self) -> None:
-        storage.delete_directory(f"{self._output}/{DIRECTORY}")
+        storage.delete_directory(f"{self.output}/{DIRECTORY}")
 
     def _knows_more(self, table: DeltaTable, number: int) -> bool:
         """Whether the log takes account of a later manifest, which is there: of two at once, another was faster."""
         later = (table.transaction_version(APPLICATION) or 0) > number
-        return later and int(manifest.names(self._output)[-1].partition("-")[0]) > number
+        return later and int(manifest.names(self.output)[-1].partition("-")[0]) > number
 
     def _columns(self, paths: Sequence[str]) -> tuple[Schema, list[str]]:
         """All columns of some files, and which of them their directories tell.
@@ -192,7 +194,7 @@ class DeltaLog:
         from deltalake import Schema
 
         def read(path: str) -> pa.Schema:
-            with storage.open_raw(f"{self._output}/{path}") as file:
+            with storage.open_raw(f"{self.output}/{path}") as file:
                 return pq.read_schema(file).remove_metadata()
 
         with ThreadPoolExecutor(_READERS) as threads:
