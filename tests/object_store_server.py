@@ -7,7 +7,7 @@
         assert server.injected["errors"] > 0
 
 The client's own library, signatures, connections and time-outs are the real ones; only the network is made up. Google's
-XML protocol is S3's but for the header of what must be new, which the proxy translates, so gs:// is tested with it too.
+XML protocol is S3's but for the names of two headers, which the proxy translates, so gs:// is tested with it too.
 """
 
 from __future__ import annotations
@@ -249,6 +249,8 @@ class _Handler(BaseHTTPRequestHandler):
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream)
         if self.headers["x-goog-if-generation-match"] == "0":
             self.headers["If-None-Match"] = "*"
+        if source := self.headers["x-goog-copy-source"]:
+            self.headers["x-amz-copy-source"] = source
         # Moto looks whether an object is there, and then makes it; in a real store that is one step.
         with self.server.conditional if "If-None-Match" in self.headers else contextlib.nullcontext():
             upstream.request(self.command, self.path, sent, dict(self.headers.items()))

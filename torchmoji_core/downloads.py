@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from torchmoji_core import stores
 from torchmoji_core.errors import InputError, UnavailableError
-from torchmoji_core.patience import request_seconds
+from torchmoji_core.patience import TransientError, request_seconds
 
 SLOWEST = 32 << 10
 """Bytes a second; a slower download is given up."""
@@ -115,10 +115,22 @@ class _Download:
             self.error = error
 
     def _read_store(self) -> None:
-        """From a store; obstore goes on by itself where it was."""
+        for fruitless in range(_FRUITLESS_TRIES):
+            try:
+                self._try_store()
+                return
+            except TransientError:
+                if fruitless == _FRUITLESS_TRIES - 1 or self.is_given_up:
+                    raise
+            time.sleep(_FIRST_PAUSE * 2**fruitless)
+
+    def _try_store(self) -> None:
+        """From a store; obstore goes on by itself where it was, a few times."""
         from obstore.exceptions import BaseError
 
         at = stores.object_address(self._uri)
+        self._file.seek(0)
+        self._file.truncate()
         try:
             answer = stores.store(at).get(at.key)
             self._check(answer.meta["size"])
