@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from pipelines import journal
-from pipelines.data_set import DataSet, recover, unlisted_files, written_files
+from pipelines.data_set import DataSet, delete_unlisted, recover, unlisted_files, written_files
 from pipelines.lease import DIRECTORY, is_living, read_leases
 from transforms import storage
 
@@ -37,7 +37,7 @@ def clean(output: str, older_than: float) -> list[str]:
 
 
 def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_than: float) -> list[str]:
-    """Delete unlisted and retired files, and superfluous manifests, of some age. Writes nothing."""
+    """Delete unlisted and retired files, and superfluous manifests, of some age."""
     streams = journal.read(data_set.output)
     waiting = {entry.file.path for entry in streams.entries}
     now = time.time()
@@ -49,8 +49,9 @@ def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_t
         and path not in waiting
         and not streams.protects(path, modified)
     ]
-    storage.delete(f"{data_set.output}/{path}" for path in old)
-    return old + data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))
+    # First what no fence needs to be written for, since the disk may be full.
+    purged = data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))
+    return purged + delete_unlisted(data_set, old)
 
 
 def free_space(output: str, older_than: float) -> list[str]:

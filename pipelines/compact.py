@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> int:
     from transforms.formats import absolute_directory
 
     output = absolute_directory(options.output)
-    with Lease(output) as lease:
-        announce("compacted", compact(output, options.target_mb << 20, lease, options.dry_run))
+    with Lease(output):
+        announce("compacted", compact(output, options.target_mb << 20, options.dry_run))
     return DONE
 
 

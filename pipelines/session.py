@@ -1,4 +1,4 @@
-"""What a scoring command holds while it runs: the runner, the lease, the data set, the figures of its report."""
+"""What a scoring command has while it runs: the runner, the data set, the figures of its report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ class Session(NamedTuple):
     options: PipelineOptions
     scratch: str
     figures: dict[str, Any]
-    lease: Lease
     data_set: DataSet
     """What the output holds, freed of what runs that died have left."""
 
@@ -79,11 +78,11 @@ def open_session(workshop: Workshop, data_set: DataSet, lease_seconds: float = D
         InputError: if the output cannot be written or read.
         LeaseHeldError: if another run is writing there.
     """
-    with Lease(data_set.output, lease_seconds) as lease:
+    with Lease(data_set.output, lease_seconds):
         data_set.refresh()
         recover(data_set)
         try:
-            yield Session(*workshop, lease, data_set)
+            yield Session(*workshop, data_set)
         except KeyboardInterrupt:
             heed_interrupt()
             # The interrupt may have come anywhere, in the middle of cleaning up too.
