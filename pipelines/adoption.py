@@ -8,10 +8,10 @@ import time
 
 from pipelines import journal
 from pipelines.data_set import DataSet, adopt, recover
-from pipelines.lease import DEFAULT_SECONDS, Lease
+from pipelines.lock import DEFAULT_SECONDS, Lock
 from pipelines.logs import announce
 from pipelines.manifest import Manifest
-from torchmoji_core.errors import LeaseHeldError, TorchMojiError
+from torchmoji_core.errors import LockHeldError, TorchMojiError
 
 LOG_SHARE = 0.05
 """Of a stream's time that may go into the Delta log, which every publication reads; it is late rather than dear."""
@@ -21,16 +21,16 @@ class Adopter:
     """Commits what a stream of this process has put in place, whenever it is asked to.
 
     `pipelines.compact` and `pipelines.verify --clean` can work on the same output at the same time. Only to delete what
-    streams have left that died before, the lease is taken once, if it is free.
+    streams have left that died before, the lock is taken once, if it is free.
     """
 
-    def __init__(self, data_set: DataSet, run_id: str, lease_seconds: float = DEFAULT_SECONDS) -> None:
+    def __init__(self, data_set: DataSet, run_id: str, lock_seconds: float = DEFAULT_SECONDS) -> None:
         """Args:
         data_set: what the output holds.
         run_id: of the stream.
-        lease_seconds: see `Lease`.
+        lock_seconds: see `Lock`.
         """
-        self._data_set, self._run_id, self._lease_seconds = data_set, run_id, lease_seconds
+        self._data_set, self._run_id, self._lock_seconds = data_set, run_id, lock_seconds
         self._next_beat = time.monotonic() + journal.BEAT_SECONDS
         self._log_is_due, self._next_log = False, 0.0
         self._has_recovered = False
@@ -70,7 +70,7 @@ class Adopter:
             return []
         committed: list[Manifest] = []
         if not self._has_recovered:
-            with contextlib.suppress(LeaseHeldError), Lease(output, self._lease_seconds, brief=True):
+            with contextlib.suppress(LockHeldError), Lock(output, self._lock_seconds):
                 committed += recover(self._data_set)
                 self._has_recovered = True
         committed += adopt(self._data_set)

@@ -42,18 +42,18 @@ _Rewritten = dict[tuple[str, frozenset[str]], DataFile | None]
 
 
 def run(config: AnnotateConfig, rest: list[str]) -> int:
-    """Take the lease, find out what is to be done, and do it. Returns the exit status.
+    """Take the lock, find out what is to be done, and do it. Returns the exit status.
 
     Args:
         config: what to do.
         rest: options for Beam.
 
     Raises:
-        InputError, RunError, LeaseHeldError: as their names say.
+        InputError, RunError, LockHeldError: as their names say.
     """
     with (
         open_workshop(config.score, rest) as workshop,
-        open_session(workshop, DataSet(config.score.output), config.lease) as session,
+        open_session(workshop, DataSet(config.score.output), config.lock_timeout) as session,
     ):
         annotation = prepare(config, session, check_model(config.score))
         announce_plan(annotation)

@@ -23,7 +23,7 @@ from transforms import storage
 def compact(output: str, target_bytes: int, dry_run: bool = False) -> str:
     """Merge small files, and all manifests into one checkpoint.
 
-    To be called by the holder of the lease. Streams may commit meanwhile; what they do is part of the checkpoint.
+    To be called by the holder of the lock. Streams may commit meanwhile; what they do is part of the checkpoint.
 
     Args:
         output: directory of a data set.

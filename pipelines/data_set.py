@@ -20,8 +20,8 @@ from typing import Any
 from pipelines import journal, manifest
 from pipelines.delta_log import DeltaLog
 from pipelines.journal import QUIET_SECONDS, Entry, Stream
-from pipelines.lease import is_gone, this_process
 from pipelines.manifest import DataFile, Input, Manifest, Model
+from pipelines.processes import is_gone, this_process
 from torchmoji_core import __version__
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
@@ -421,7 +421,7 @@ def _files(output: str, temporary: bool) -> dict[str, float | None]:
 def tidy(data_set: DataSet) -> None:
     """Delete what was retired a day ago, as every command does that commits; what cannot be deleted is left for later.
 
-    To be called by the holder of the lease.
+    To be called by the holder of the lock.
     """
     try:
         data_set.purge(datetime.now(UTC) - timedelta(seconds=RETIRED_SECONDS))
@@ -529,7 +529,7 @@ def _fence(data_set: DataSet) -> Manifest:
 def recover(data_set: DataSet) -> list[Manifest]:
     """Adopt what streams have put in place, and delete what runs that died have left.
 
-    To be called by the holder of the lease, for whom all other runs have died. Of a stream that may be going on, only
+    To be called by the holder of the lock, for whom all other runs have died. Of a stream that may be going on, only
     temporary files are deleted that it has not touched for a day.
 
     Args:

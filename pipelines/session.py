@@ -14,7 +14,7 @@ from apache_beam.runners.runner import PipelineRunner
 from pipelines.data_set import DataSet, recover
 from pipelines.figures import reported
 from pipelines.interrupts import heed_interrupt
-from pipelines.lease import DEFAULT_SECONDS, Lease
+from pipelines.lock import DEFAULT_SECONDS, Lock
 from pipelines.options import ScoreConfig
 from pipelines.runners import make_runner, pipeline_options
 from torchmoji_core.errors import InputError, RunError
@@ -23,7 +23,7 @@ WORKER_LOG = "workers.log"
 
 
 class Workshop(NamedTuple):
-    """What a scoring command has before it takes the lease. See `open_workshop`."""
+    """What a scoring command has before it takes the lock. See `open_workshop`."""
 
     runner: PipelineRunner
     options: PipelineOptions
@@ -34,7 +34,7 @@ class Workshop(NamedTuple):
 
 
 class Session(NamedTuple):
-    """And while it holds the lease. See `open_session`."""
+    """And while it holds the lock. See `open_session`."""
 
     runner: PipelineRunner
     options: PipelineOptions
@@ -66,19 +66,19 @@ def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
 
 
 @contextlib.contextmanager
-def open_session(workshop: Workshop, data_set: DataSet, lease_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
-    """Take the lease of the output, and read what is there; give the lease back at the end.
+def open_session(workshop: Workshop, data_set: DataSet, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
+    """Take the lock of the output, and read what is there; give the lock back at the end.
 
     Args:
         workshop: what the command has already.
         data_set: what it knows of the output, to be brought up to date.
-        lease_seconds: see `Lease`.
+        lock_seconds: see `Lock`.
 
     Raises:
         InputError: if the output cannot be written or read.
-        LeaseHeldError: if another run is writing there.
+        LockHeldError: if another run is writing there.
     """
-    with Lease(data_set.output, lease_seconds):
+    with Lock(data_set.output, lock_seconds):
         data_set.refresh()
         recover(data_set)
         try:

@@ -130,7 +130,7 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, run_annotate: Run) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lease", "--every"])
+@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lock_timeout", "--every"])
 def test_times_that_are_none(option: str) -> None:
     with pytest.raises(InputError, match=f"{option}: must be a time like"):
         parse(["--input", "in", "--output", "out", option, "soon"])
@@ -481,6 +481,6 @@ def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
     with monkeypatch.context() as patched:
         patched.setattr(data_set, "remove_temporary", interrupt)
         assert run_annotate().status == 130
-    assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lease").exists()
+    assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lock.json").exists()
     assert is_sound(run_verify)
     assert len(ids(tmp_path / "out")) == 10

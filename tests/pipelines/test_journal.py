@@ -1,4 +1,4 @@
-"""Streams' files: pending in the journal, adopted by whoever holds the lease, each once, and lost by nobody."""
+"""Streams' files: pending in the journal, adopted by anyone, each once, and lost by nobody."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from deltalake import DeltaTable
 from pipelines import journal
 from pipelines.adoption import Adopter
 from pipelines.data_set import DataSet, adopt, live_files, recover
-from pipelines.lease import Lease, process_key, this_process
 from pipelines.manifest import Manifest
 from pipelines.options import parse
 from pipelines.plan import Plan, check_model, check_stream
+from pipelines.processes import process_key, this_process
 from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
-from torchmoji_core.errors import InputError, LeaseHeldError
+from torchmoji_core.errors import InputError
 from transforms import AnnotateTweets, Tweet, WriteDeadLetters, WriteScores
 from transforms.commit import TEMPORARY
 
@@ -361,12 +361,9 @@ def test_a_stream_on_another_machine_that_shows_itself_goes_on(output: Path, mod
 
 @contextlib.contextmanager
 def held(output: Path) -> Iterator[None]:
-    """Another command holds the lease: its file, with a sign of life, of another machine."""
-    path = output / "_lease" / "other.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"state": "holder", "host": "other", "beat": datetime.now(UTC).isoformat(), "seconds": 300.0})
-    )
+    """Another command holds the lock: its file, with a sign of life, of another machine."""
+    path = output / "_lock.json"
+    path.write_text(json.dumps({"host": "other", "beat": datetime.now(UTC).isoformat(), "seconds": 300.0}))
     yield
     path.unlink()
 
@@ -450,21 +447,6 @@ def test_what_is_merged_again_and_again_carries_no_names_of_deleted_files_along(
         assert run_compact().status == 0
         assert run_verify("--clean", "--older_than", "0s").status == 0
     assert len(DataSet.read(str(output)).retired) == 2
-
-
-def test_who_waits_for_a_moment_and_who_gives_up(output: Path) -> None:
-    def hold() -> None:
-        with Lease(str(output), brief=True):
-            held_now.set()
-            time.sleep(0.2)
-
-    held_now = threading.Event()
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held_now.wait()
-    with Lease(str(output)), pytest.raises(LeaseHeldError, match="is being written by process"), Lease(str(output)):
-        pass
-    thread.join()
 
 
 def test_what_others_commit_is_taken_up(output: Path, model: str, run_compact: Run) -> None:
