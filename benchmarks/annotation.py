@@ -89,7 +89,7 @@ def _data_set(directory: Path, ids: int) -> None:
         files.append(DataFile(name, count, size, digest, {source: count}))
         inputs.append(Input(source, 0, None, "jsonl", count, 0))
     DataSet(str(directory)).commit(
-        Manifest(
+        lambda _: Manifest(
             sequence=1,
             run_id=uuid.uuid4().hex[:12],
             kind="annotate",

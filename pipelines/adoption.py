@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 
 from pipelines import journal
 from pipelines.data_set import DataSet, adopt, recover
-from pipelines.lease import DEFAULT_SECONDS, Lease
+from pipelines.lock import DEFAULT_SECONDS, Lock
 from pipelines.logs import announce
 from pipelines.manifest import Manifest
-from torchmoji_core.errors import LeaseHeldError, TorchMojiError
+from torchmoji_core.errors import LockHeldError, TorchMojiError
 
 LOG_SHARE = 0.05
 """Of a stream's time that may go into the Delta log, which every publication reads; it is late rather than dear."""
@@ -19,17 +20,17 @@ LOG_SHARE = 0.05
 class Adopter:
     """Commits what a stream of this process has put in place, whenever it is asked to.
 
-    The lease is taken for that moment only, so that `pipelines.compact` and `pipelines.verify --clean` can work on the
-    same output while the stream goes on. While one of them does, files wait in the journal.
+    `pipelines.compact` and `pipelines.verify --clean` can work on the same output at the same time. Only to delete what
+    streams have left that died before, the lock is taken once, if it is free.
     """
 
-    def __init__(self, data_set: DataSet, run_id: str, lease_seconds: float = DEFAULT_SECONDS) -> None:
+    def __init__(self, data_set: DataSet, run_id: str, lock_seconds: float = DEFAULT_SECONDS) -> None:
         """Args:
         data_set: what the output holds.
         run_id: of the stream.
-        lease_seconds: see `Lease`.
+        lock_seconds: see `Lock`.
         """
-        self._data_set, self._run_id, self._lease_seconds = data_set, run_id, lease_seconds
+        self._data_set, self._run_id, self._lock_seconds = data_set, run_id, lock_seconds
         self._next_beat = time.monotonic() + journal.BEAT_SECONDS
         self._log_is_due, self._next_log = False, 0.0
         self._has_recovered = False
@@ -47,20 +48,14 @@ class Adopter:
     def finish(self, has_ended: bool = True) -> list[Manifest]:
         """Commit what is left when the stream has ended.
 
-        Where another command holds the lease, it is left to the next one that takes it.
-
         Args:
             has_ended: whether nothing of the run can put a file in place any more, so that it may be taken out of the
                 journal. Otherwise that is left to the next command, which sees that this process is gone.
 
         Raises:
-            TorchMojiError, OSError: if it cannot be committed for another reason; it waits in the journal.
+            TorchMojiError, OSError: if it cannot be committed; it waits in the journal.
         """
-        try:
-            committed = self._adopt(is_last=True)
-        except LeaseHeldError as error:
-            self._say(error, "what was written last is committed by the next command that writes there")
-            return []
+        committed = self._adopt(is_last=True)
         if has_ended:
             journal.end(self._data_set.output, self._run_id)
         return committed
@@ -73,19 +68,18 @@ class Adopter:
         log_is_due = self._log_is_due and (is_last or time.monotonic() >= self._next_log)
         if self._has_recovered and not log_is_due and next(journal.pending_records(output), None) is None:
             return []
-        with Lease(output, self._lease_seconds, brief=True) as lease:
-            self._data_set.refresh()
-            if self._has_recovered:
-                committed = adopt(self._data_set, lease)
-            else:
-                committed = recover(self._data_set, lease)
+        committed: list[Manifest] = []
+        if not self._has_recovered:
+            with contextlib.suppress(LockHeldError), Lock(output, self._lock_seconds):
+                committed += recover(self._data_set)
                 self._has_recovered = True
-            self._log_is_due |= bool(committed)
-            if self._log_is_due and (is_last or time.monotonic() >= self._next_log):
-                begun = time.monotonic()
-                self._data_set.publish()
-                self._log_is_due = False
-                self._next_log = time.monotonic() + (time.monotonic() - begun) / LOG_SHARE
+        committed += adopt(self._data_set)
+        self._log_is_due |= bool(committed)
+        if self._log_is_due and (is_last or time.monotonic() >= self._next_log):
+            begun = time.monotonic()
+            self._data_set.publish()
+            self._log_is_due = False
+            self._next_log = time.monotonic() + (time.monotonic() - begun) / LOG_SHARE
         self._said = None
         return committed
 

@@ -46,7 +46,7 @@ class AnnotateConfig:
         None, f"commit after so much work; 0 for once at the end (default: {as_time(COMMIT_SECONDS)}, 0 on clusters)",
         type=seconds,
     )  # fmt: skip
-    lease: float = option(
+    lock_timeout: float = option(
         300.0, "another machine's run that gave no sign of life for so long is taken for dead", type=seconds
     )
 
@@ -54,8 +54,8 @@ class AnnotateConfig:
         """Raises:
         InputError: naming the option and its valid values.
         """
-        if self.lease < 1:
-            raise InputError(f"--lease must be at least 1s, not {as_time(self.lease)}")
+        if self.lock_timeout < 1:
+            raise InputError(f"--lock_timeout must be at least 1s, not {as_time(self.lock_timeout)}")
         if self.every == 0:
             raise InputError("--every must be more than 0")
 

@@ -6,6 +6,7 @@ An input file is the unit of work: files are scored in groups, each group by one
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -19,14 +20,15 @@ from typing import Any, NamedTuple
 from pipelines import report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
-from pipelines.data_set import DataSet, announce_run, remove_temporary, tidy
+from pipelines.data_set import DataSet, Generation, announce_run, tidy
 from pipelines.inputs import Inputs, by_reason, list_inputs, named, try_to_open
 from pipelines.logs import announce
-from pipelines.manifest import DataFile, identity
+from pipelines.manifest import DataFile, Manifest, identity
+from pipelines.options import ScoreConfig
 from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream, differences, listed
 from pipelines.rewrite import Rewriter
 from pipelines.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
-from pipelines.selection import Groups, Selection, select
+from pipelines.selection import Groups, Selection, generation_of, select
 from pipelines.session import Session, open_session, open_workshop
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
@@ -35,21 +37,23 @@ from transforms.read import InputFile, UnreadableInput
 
 KIND = "annotate"
 _CHECKERS = 16
+_Rewritten = dict[tuple[str, frozenset[str]], DataFile | None]
+"""Path of a file and sources that were left out of it -> the new one; None if no row was left."""
 
 
 def run(config: AnnotateConfig, rest: list[str]) -> int:
-    """Take the lease, find out what is to be done, and do it. Returns the exit status.
+    """Take the lock, find out what is to be done, and do it. Returns the exit status.
 
     Args:
         config: what to do.
         rest: options for Beam.
 
     Raises:
-        InputError, RunError, LeaseHeldError: as their names say.
+        InputError, RunError, LockHeldError: as their names say.
     """
     with (
         open_workshop(config.score, rest) as workshop,
-        open_session(workshop, DataSet(config.score.output), config.lease) as session,
+        open_session(workshop, DataSet(config.score.output), config.lock_timeout) as session,
     ):
         annotation = prepare(config, session, check_model(config.score))
         announce_plan(annotation)
@@ -126,9 +130,7 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
         score = check_fields(score, selection.work)
     else:
         score = as_before(score, earlier)
-        # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
-        ours, free = identity(score), {"model", "inputs", "appended"}
-        changed = [name for name in differences(ours, earlier) if name not in free]
+        changed = _other_options(score, earlier)
         if changed:
             raise InputError(
                 f"output {score.output} holds results of another command (other {listed(changed, earlier)}); "
@@ -136,6 +138,11 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
             )
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
     return Plan(score, selection.work, model, passed_over=tuple(selection.found.passed_over), strict=True)
+
+
+def _other_options(score: ScoreConfig, earlier: dict[str, Any]) -> list[str]:
+    # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
+    return [name for name in differences(identity(score), earlier) if name not in ("model", "inputs", "appended")]
 
 
 class Complaint(NamedTuple):
@@ -168,11 +175,16 @@ class Annotation:
         self._stop = stop or threading.Event()
         self.config, self.plan, self.session, self.selection = config, plan, session, selection
         self._data_set = session.data_set
+        concerned = (*(file.path for file in selection.work), *selection.retired)
+        self._before = {path: self._scored(self._data_set).inputs.get(path) for path in concerned}
+        """What the data set had of the inputs that are to be scored or retired."""
         self.counts: Counter[str] = Counter()
         self.committed = 0
         """Inputs."""
         self.left: list[str] = []
         """Inputs that changed while they were read, and are left to the next run."""
+        self.taken: list[str] = []
+        """Inputs that another run has scored meanwhile."""
         self.unreadable: dict[str, str] = {}
         """Inputs that could not be opened, with the reason."""
 
@@ -206,7 +218,7 @@ class Annotation:
     @property
     def is_complete(self) -> bool:
         """Whether nothing that was found is left to the next run."""
-        left = self.left or self.unreadable or self.selection.unsettled or self.selection.promotes
+        left = self.left or self.taken or self.unreadable or self.selection.unsettled or self.selection.promotes
         return not (left or self._stop.is_set() or self.status == FAILED)
 
     @property
@@ -221,6 +233,11 @@ class Annotation:
         for path in self.left:
             said = f"left to the next run: {path} changed while it was read"
             yield Complaint("left", said, logging.WARNING, {"path": path})
+        if self.taken:
+            said = (
+                f"another run has scored {len(self.taken):,} input(s) meanwhile, {named(self.taken)}: left as they are"
+            )
+            yield Complaint("scored_meanwhile", said, logging.WARNING, {"inputs": len(self.taken)})
         for path, reason in self.unreadable.items():
             said = f"failed: input {path} cannot be opened: {reason}"
             yield Complaint("unreadable", said, logging.ERROR, {"path": path})
@@ -255,11 +272,13 @@ class Annotation:
                 self.left += sorted(out - self.unreadable.keys())
             else:
                 out = self._changed_meanwhile(group)
-                if not out:
-                    self._commit(plan, finished, started)
-                    return
-                clean_up(plan)
-                self.left += sorted(out - self.unreadable.keys())
+                if out:
+                    clean_up(plan, self._data_set)
+                    self.left += sorted(out - self.unreadable.keys())
+                else:
+                    out = self.commit(plan, finished, started)
+                    if not out:
+                        return
             group = [file for file in group if file.path not in out]
 
     def _changed_meanwhile(self, group: Sequence[InputFile]) -> set[str]:
@@ -278,52 +297,101 @@ class Annotation:
         with ThreadPoolExecutor(_CHECKERS) as threads:
             return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}
 
-    def _commit(self, plan: Plan, finished: Finished, started: datetime) -> None:
-        manifest = describe_commit(plan, finished, self._data_set, KIND, started)
+    def commit(self, plan: Plan, finished: Finished, started: datetime) -> set[str]:
+        """Commit a group, unless another run has listed some of its inputs meanwhile; gives these.
+
+        Raises:
+            RunError: if it cannot be committed.
+        """
         inputs = {file.path for file in plan.files}
         changed = {file.path for file in self.selection.changed} & inputs
-        retired, files, dead_letters = self._without(changed, plan.run_id)
-        manifest = dataclasses.replace(
-            manifest,
-            generation=self.selection.generation,
-            files=(*manifest.files, *files),
-            dead_letters=(*manifest.dead_letters, *dead_letters),
-            retired=retired,
-            # Their rows went with those of what changed, so they are new until they are scored.
-            dropped=tuple(sorted(self._entangled(changed) - inputs)),
-        )
-        commit(plan, manifest, self.session)
-        remove_temporary(self._data_set.output, plan.run_id)
-        self.counts.update(finished.counts)
-        self.committed += len(inputs)
+        taken: set[str] = set()
+        rewritten: _Rewritten = {}
+
+        def decide(state: DataSet) -> Manifest | None:
+            scored = self._scored(state)
+            taken.update(path for path in inputs if scored.inputs.get(path) not in (None, self._before[path]))
+            if taken:
+                return None
+            self._check(state)
+            retired, files, dead_letters = self._without(state, changed, plan.run_id, rewritten)
+            manifest = describe_commit(plan, finished, state, KIND, started)
+            return dataclasses.replace(
+                manifest,
+                generation=self.selection.generation,
+                files=(*manifest.files, *files),
+                dead_letters=(*manifest.dead_letters, *dead_letters),
+                retired=retired,
+                # Their rows went with those of what changed, so they are new until they are scored.
+                dropped=tuple(sorted(scored.entangled(changed) - inputs)),
+            )
+
+        if commit(plan, self.session, decide):
+            self.counts.update(finished.counts)
+            self.committed += len(inputs)
+        self.taken += sorted(taken)
+        return taken
 
     def _retire(self, paths: Sequence[str]) -> None:
-        """Commit that the rows of some inputs are results no longer."""
+        """Commit that the rows of some inputs are results no longer, of those that no other run has dealt with."""
         plan, started = self.plan.with_new_run(()), datetime.now(UTC)
         announce_run(self._data_set.output, plan.run_id)
-        paths = sorted({*paths} | self._entangled(paths))
-        retired, files, dead_letters = self._without(paths, plan.run_id)
-        finished = Finished({}, files, dead_letters, 0.0)
-        manifest = describe_commit(plan, finished, self._data_set, KIND, started)
-        manifest = dataclasses.replace(manifest, retired=retired, dropped=tuple(paths))
-        commit(plan, manifest, self.session)
-        remove_temporary(self._data_set.output, plan.run_id)
+        rewritten: _Rewritten = {}
 
-    def _entangled(self, paths: Collection[str]) -> set[str]:
-        generation = self._data_set.generations.get(self.selection.generation)
-        return generation.entangled(paths) if generation else set()
+        def decide(state: DataSet) -> Manifest | None:
+            scored = self._scored(state)
+            left = {path for path in paths if path in scored.inputs and scored.inputs[path] == self._before[path]}
+            if not left:
+                return None
+            self._check(state)
+            left |= scored.entangled(left)
+            retired, files, dead_letters = self._without(state, left, plan.run_id, rewritten)
+            finished = Finished({}, files, dead_letters, 0.0)
+            manifest = describe_commit(plan, finished, state, KIND, started)
+            return dataclasses.replace(manifest, retired=retired, dropped=tuple(sorted(left)))
+
+        commit(plan, self.session, decide)
+
+    def _scored(self, state: DataSet) -> Generation:
+        """What a state has of the generation that this run adds to."""
+        return state.generations.get(self.selection.generation, Generation())
+
+    def _check(self, state: DataSet) -> None:
+        """Make sure that what another run has made of the data set can be gone on with.
+
+        Raises:
+            RunError: if not.
+        """
+        selection, earlier = self.selection, state.identity
+        ours = (selection.generation, selection.promotes)
+        with contextlib.suppress(InputError):
+            if generation_of(state, self.config, self.plan.model.fingerprint) == ours and not (
+                earlier and _other_options(self.plan.config, earlier)
+            ):
+                return
+        raise RunError(
+            f"another command has written to {state.output} meanwhile, with other options or another model; nothing "
+            "more was committed, so run again"
+        )
 
     def _without(
-        self, inputs: Collection[str], run_id: str
+        self, state: DataSet, inputs: Collection[str], run_id: str, rewritten: _Rewritten
     ) -> tuple[tuple[str, ...], tuple[DataFile, ...], tuple[DataFile, ...]]:
-        """What takes the rows of some inputs out of the data set: files to retire, and files to put in their place."""
-        generation = self._data_set.generations.get(self.selection.generation)
-        if not inputs or generation is None:
+        """What takes the rows of some inputs out of the data set: files to retire, and files to put in their place.
+
+        Args:
+            state: of the data set.
+            inputs: their paths.
+            run_id: of the run that writes.
+            rewritten: what was made of files when it was asked before, of another state; is added to.
+        """
+        generation = self._scored(state)
+        if not inputs:
             return (), (), ()
-        sources = {generation.source(path) for path in inputs} | {name_as_text(path) for path in inputs}
+        sources = frozenset(generation.source(path) for path in inputs) | {name_as_text(path) for path in inputs}
         retired: list[str] = []
         new: dict[bool, list[DataFile]] = {False: [], True: []}
-        rewriter = Rewriter(self._data_set.output, run_id)
+        rewriter = Rewriter(state.output, run_id)
         for path, file in generation.all_files.items():
             if not sources & file.sources.keys():
                 continue
@@ -331,26 +399,33 @@ class Annotation:
             is_dead = path in generation.dead_letters
             if file.sources.keys() <= sources:
                 continue
-            left = rewriter.dead_letters_without(file, sources) if is_dead else rewriter.merge([file], sources)
+            if (path, sources) not in rewritten:
+                rewritten[path, sources] = (
+                    rewriter.dead_letters_without(file, sources) if is_dead else rewriter.merge([file], sources)
+                )
+            left = rewritten[path, sources]
             new[is_dead] += [left] if left else []
         return tuple(retired), tuple(new[False]), tuple(new[True])
 
     def _promote(self) -> None:
         """Make the new generation the live one, if it has all inputs of the old one that are still wanted."""
-        data_set, selection = self._data_set, self.selection
-        scored = (
-            data_set.generations[selection.generation].inputs if selection.generation in data_set.generations else {}
-        )
-        missing = data_set.live.inputs.keys() - scored.keys() - set(selection.found.vanished)
+        selection, plan, missing = self.selection, self.plan.with_new_run(()), 0
+
+        def decide(state: DataSet) -> Manifest | None:
+            nonlocal missing
+            if state.live_generation == selection.generation:
+                return None  # another run has done it
+            self._check(state)
+            missing = len(state.live.inputs.keys() - self._scored(state).inputs.keys() - set(selection.found.vanished))
+            if missing:
+                return None
+            manifest = describe_commit(plan, Finished({}, (), (), 0.0), state, KIND, datetime.now(UTC))
+            return dataclasses.replace(manifest, generation=selection.generation, promotes=True)
+
+        commit(plan, self.session, decide)
         if missing:
             announce(
                 "not_yet_complete",
-                f"the old results stay until {len(missing)} more file(s) have been scored with the new model",
-                missing=len(missing),
+                f"the old results stay until {missing} more file(s) have been scored with the new model",
+                missing=missing,
             )
-            return
-        plan = self.plan.with_new_run(())
-        finished = Finished({}, (), (), 0.0)
-        manifest = describe_commit(plan, finished, data_set, KIND, datetime.now(UTC))
-        commit(plan, dataclasses.replace(manifest, generation=selection.generation, promotes=True), self.session)
-        remove_temporary(data_set.output, plan.run_id)

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from pipelines import journal
-from pipelines.data_set import DataSet, recover, unlisted_files, written_files
-from pipelines.lease import DIRECTORY, is_living, read_leases
+from pipelines.data_set import DataSet, delete_unlisted, recover, unlisted_files, written_files
+from pipelines.lock import is_living, read_lock
 from transforms import storage
 
 
 def clean(output: str, older_than: float) -> list[str]:
     """Delete what runs that died have left, unlisted files, retired files and superfluous manifests.
 
-    To be called by the holder of the lease. What streams have put in place is adopted, after room was made for that,
+    To be called by the holder of the lock. What streams have put in place is adopted, after room was made for that,
     and what one that may be going on is about to put in place is left alone.
 
     Args:
@@ -37,7 +37,7 @@ def clean(output: str, older_than: float) -> list[str]:
 
 
 def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_than: float) -> list[str]:
-    """Delete unlisted and retired files, and superfluous manifests, of some age. Writes nothing."""
+    """Delete unlisted and retired files, and superfluous manifests, of some age."""
     streams = journal.read(data_set.output)
     waiting = {entry.file.path for entry in streams.entries}
     now = time.time()
@@ -49,14 +49,15 @@ def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_t
         and path not in waiting
         and not streams.protects(path, modified)
     ]
-    storage.delete(f"{data_set.output}/{path}" for path in old)
-    return old + data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))
+    # First what no fence needs to be written for, since the disk may be full.
+    purged = data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))
+    return purged + delete_unlisted(data_set, old)
 
 
 def free_space(output: str, older_than: float) -> list[str]:
-    """Where a disk is so full that no lease can be written, delete without one what certainly nobody needs.
+    """Where a disk is so full that no lock can be written, delete without one what certainly nobody needs.
 
-    That is what is old enough among the files that were there before the leases were looked at, if nobody held one, and
+    That is what is old enough among the files that were there before the lock was looked at, if nobody held it, and
     that no manifest lists which was there after that: whoever comes later has other files.
 
     Args:
@@ -72,8 +73,9 @@ def free_space(output: str, older_than: float) -> list[str]:
     if not _is_full(output):
         return []
     found = written_files(output)
-    if any(is_living(lease) for lease in read_leases(output).values()):
-        return []  # the lease will say whose it is
+    holder = read_lock(output)
+    if holder is not None and is_living(holder):
+        return []  # the lock will say whose it is
     streams_before = journal.read(output)
     data_set = DataSet.read(output)
     known = data_set.known_files | {entry.file.path for entry in streams_before.entries}
@@ -83,7 +85,7 @@ def free_space(output: str, older_than: float) -> list[str]:
 
 def _is_full(output: str) -> bool:
     """Whether nothing can be written to a local disk any more."""
-    path = f"{output}/{DIRECTORY}/{uuid.uuid4().hex}.tmp"
+    path = f"{output}/_lock-{uuid.uuid4().hex}.tmp"
     if not (storage.can_rename(output) and storage.exists(output)):
         return False
     try:
@@ -92,5 +94,4 @@ def _is_full(output: str) -> bool:
         return storage.is_full(error)
     finally:
         storage.delete([path])
-        storage.remove_empty(f"{output}/{DIRECTORY}", deep=False)
     return False

@@ -16,9 +16,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from pipelines import console
 from pipelines.interrupts import INTERRUPTED, interruptible
 from pipelines.logs import announce, set_up_logging, wanted_format
-from torchmoji_core.errors import InputError, LeaseHeldError, TorchMojiError, is_outage, shortage_of
+from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, is_outage, shortage_of
 
-DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
+DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LOCK_HELD, COULD_NOT_TELL = range(6)
 LAST_SECONDS = 10.0
 """For what threads still do when a command has done its work; then the process ends without them."""
 T = TypeVar("T")
@@ -55,8 +55,8 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         event = "error" if status == WRONG_INPUT else "failed"
         announce(event, f"{event}: {error}", level=logging.ERROR)
         return status
-    except LeaseHeldError as error:
-        announce("lease_held", f"not started: {error}", level=logging.WARNING)
+    except LockHeldError as error:
+        announce("lock_held", f"not started: {error}", level=logging.WARNING)
         return exit_status(error)
     except KeyboardInterrupt as error:
         announce("interrupted", "interrupted", level=logging.ERROR)
@@ -111,8 +111,8 @@ def exit_status(error: BaseException) -> int:
     """
     if isinstance(error, InputError):
         return FAILED if is_outage(error) or shortage_of(error) is not None else WRONG_INPUT
-    if isinstance(error, LeaseHeldError):
-        return LEASE_HELD
+    if isinstance(error, LockHeldError):
+        return LOCK_HELD
     return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
 
 

@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--target_mb must be at least 1, not {options.target_mb}")
 
     from pipelines.compaction import compact
-    from pipelines.lease import Lease
+    from pipelines.lock import Lock
     from transforms.formats import absolute_directory
 
     output = absolute_directory(options.output)
-    with Lease(output) as lease:
-        announce("compacted", compact(output, options.target_mb << 20, lease, options.dry_run))
+    with Lock(output):
+        announce("compacted", compact(output, options.target_mb << 20, options.dry_run))
     return DONE
 
 

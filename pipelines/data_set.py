@@ -12,17 +12,18 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pipelines import journal, manifest
 from pipelines.delta_log import DeltaLog
-from pipelines.journal import QUIET_SECONDS, Entry, Journal, Stream
-from pipelines.lease import Lease, this_process
-from pipelines.manifest import DataFile, Input, Manifest
-from torchmoji_core.errors import InputError
+from pipelines.journal import QUIET_SECONDS, Entry, Stream
+from pipelines.manifest import DataFile, Input, Manifest, Model
+from pipelines.processes import is_gone, this_process
+from torchmoji_core import __version__
+from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
 from torchmoji_core.inference.scores import valid_unicode
 from torchmoji_core.locations import plain
@@ -32,6 +33,7 @@ from transforms.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, journal_director
 RETIRED_SECONDS = 86_400.0
 """How long a file stays that is a result no longer: readers that began before have so long to finish."""
 RUN = "run.json"
+FENCE = "fence"
 _TRIES = 3
 _LOGGER = logging.getLogger(__name__)
 FORMER_LIST = "_live.jsonl"
@@ -104,8 +106,11 @@ class DataSet:
         self._log = DeltaLog(output)
         self._begin(manifests)
 
-    def _begin(self, manifests: Iterable[Manifest]) -> None:
+    def _begin(self, manifests: Iterable[Manifest] = ()) -> None:
         self.manifests: list[Manifest] = []
+        """From the last checkpoint on, without those that change nothing."""
+        self._claims: list[tuple[int, str]] = []
+        """Number and run of those and the others."""
         self.generations: dict[int, Generation] = {}
         self.live_generation = 0
         self.retired: dict[str, str] = {}
@@ -120,29 +125,45 @@ class DataSet:
         Raises:
             InputError, RunError: if one cannot be read.
         """
-        output = plain(output).rstrip("/") or "/"
-        return cls(output, _read_all(output))
+        data_set = cls(plain(output).rstrip("/") or "/")
+        data_set.refresh()
+        return data_set
 
     def refresh(self) -> None:
         """Take up what others have committed since; only new manifests are read.
 
         Raises:
-            InputError: if one cannot be read.
+            InputError, RunError: if one cannot be read.
         """
-        known = [change.name for change in self.manifests]
+        for _ in range(_TRIES):
+            try:
+                return self._refresh()
+            except InputError as error:
+                # One that is deleted meanwhile, because a checkpoint has taken its place, is not listed again.
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+        return self._refresh()
+
+    def _refresh(self) -> None:
         names = manifest.names(self.output)
-        if names[: len(known)] == known:
-            for change in manifest.read_all(self.output, names[len(known) :]):
+        known = [sequence for sequence, _ in self._claims]
+        begun = self.manifests[0].sequence if self.manifests and self.manifests[0].checkpoint else 0
+        listed = [name for name in names if manifest.number(name) >= begun]
+        if [manifest.number(name) for name in listed[: len(known)]] == known:
+            for change in manifest.read_all(self.output, listed[len(known) :]):
                 self.apply(change)
         else:
-            self._begin(_read_all(self.output))
+            self._begin(manifest.read_all(self.output, names))
 
     def apply(self, change: Manifest) -> None:
         """Take up the next manifest."""
-        self.manifests.append(change)
         if change.checkpoint:
-            self.generations = {}
+            self._begin()
             self.live_generation = change.generation
+        self._claims.append((change.sequence, change.run_id))
+        if change.kind == FENCE:
+            return
+        self.manifests.append(change)
         generation = self.generations.setdefault(change.generation, Generation())
         generation.apply(change)
         self._retire(change.retired, change)
@@ -163,7 +184,7 @@ class DataSet:
 
     @property
     def next_sequence(self) -> int:
-        return self.manifests[-1].sequence + 1 if self.manifests else 1
+        return self._claims[-1][0] + 1 if self._claims else 1
 
     @property
     def identity(self) -> dict[str, Any] | None:
@@ -178,17 +199,45 @@ class DataSet:
             known |= generation.all_files.keys()
         return known
 
-    def commit(self, change: Manifest) -> None:
-        """Publish a manifest, and take it up. On return it is on the disk, and so are the files that it names.
+    def commit(self, decide: Callable[[DataSet], Manifest | None]) -> Manifest | None:
+        """Publish a change as the next manifest, and take it up. On return it is on the disk, and so are its files.
+
+        Whoever finds the manifest's number taken has decided upon a state that is no more: it reads what others have
+        committed meanwhile, and decides again. So it does not matter how long anybody is suspended, and where.
+
+        Args:
+            decide: makes of the state that is there the change that it calls for, as the next number; None if nothing
+                is left to be done. It is called again, with another state, as often as another commits first, and
+                raises if the state has become one that it cannot work upon.
+
+        Returns:
+            What was committed; None if nothing was left to be done.
 
         Raises:
-            OSError: if it cannot be written.
+            InputError, RunError: if a manifest cannot be read, and what `decide` raises.
+            RunError: if another command has taken the run for dead.
+            OSError: if it cannot be written. It may be there nevertheless.
         """
-        # Contents are there since each file was closed. Those of other runs were brought there by them.
-        new = [file.path for file in (*change.files, *change.dead_letters) if _is_of_run(file.path, [change.run_id])]
-        storage.sync(above for path in new for above in storage.directories(f"{self.output}/{path}", self.output))
-        manifest.write(self.output, change)
-        self.apply(change)
+        while True:
+            self.refresh()
+            change = decide(self)
+            if change is None:
+                return None
+            own = {file.path for file in (*change.files, *change.dead_letters) if _run_of(file.path) == change.run_id}
+            if own and not storage.exists(announcement(self.output, change.run_id)):
+                raise RunError(
+                    f"another command has taken this run for dead, and writes to {self.output}; nothing more was "
+                    "committed, so run again"
+                )
+            # Contents are there since each file was closed. Those of other runs were brought there by them.
+            storage.sync(above for path in own for above in storage.directories(f"{self.output}/{path}", self.output))
+            if not manifest.claim(self.output, change):
+                continue
+            self.apply(change)
+            # The number of a manifest that was superfluous and is deleted is free again, and worth nothing.
+            self.refresh()
+            if (change.sequence, change.run_id) in self._claims or own & self.known_files:
+                return change
 
     def as_checkpoint(self, change: Manifest) -> Manifest:
         """A commit whose lists are to be the whole data set: what it does not keep is retired.
@@ -201,14 +250,6 @@ class DataSet:
         retired = sorted((self.known_files - kept) & result_files(self.output).keys())
         since = {path: self.retired[path] for path in retired if path in self.retired}
         return dataclasses.replace(change, retired=tuple(retired), retired_since=since, checkpoint=True)
-
-    def is_committed(self, run_id: str) -> bool:
-        """Whether a manifest of a run is there, so that its files are results whatever came after.
-
-        Raises:
-            OSError: if that cannot be known.
-        """
-        return bool(storage.match([f"{self.output}/{manifest.DIRECTORY}/*-{run_id}*.json"]))
 
     def purge(self, before: datetime | None = None) -> list[str]:
         """Delete files that are results no longer, and manifests that a later checkpoint makes superfluous.
@@ -231,11 +272,10 @@ class DataSet:
         ]
         there = result_files(self.output).keys() if due else ()
         paths = [path for path in due if path in there]
-        checkpoints = [change.name for change in self.manifests if change.checkpoint]
-        if checkpoints:
-            names = manifest.superseded(self.output, before.timestamp() if before is not None else float("inf"))
-            # What readers of now need is never superfluous, whatever the times of files say.
-            paths += [f"{manifest.DIRECTORY}/{name}" for name in names if name < checkpoints[-1]]
+        if self.manifests and self.manifests[0].checkpoint:
+            last = self.manifests[0].sequence
+            names = manifest.superseded(self.output, last, before.timestamp() if before is not None else None)
+            paths += [f"{manifest.DIRECTORY}/{name}" for name in names]
         storage.delete(f"{self.output}/{path}" for path in paths)
         return paths
 
@@ -245,49 +285,61 @@ class DataSet:
             self._log.publish(self.live.files, self.manifests[-1].sequence)
 
 
-def _read_all(output: str) -> list[Manifest]:
-    """All manifests that matter; listed anew if one is deleted meanwhile, whose place a checkpoint has taken."""
-    for _ in range(_TRIES):
-        try:
-            return manifest.read_all(output)
-        except InputError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
-    return manifest.read_all(output)
+def adopt(data_set: DataSet) -> list[Manifest]:
+    """List what waits in the journal in manifests, one for each stream and model.
 
-
-def adopt(data_set: DataSet, lease: Lease | None = None, found: Journal | None = None) -> list[Manifest]:
-    """List what waits in the journal in manifests, one for each stream and model; to be called by the lease's holder.
-
-    A file that is listed already, because somebody died before deleting its record, is not listed again.
+    Several may do so at once, whatever else is done to the data set meanwhile: each file is listed once.
 
     Args:
-        data_set: what the output holds now.
-        lease: looked at before each commit, by those who may have been suspended since they took it.
-        found: the journal, if it has been read.
+        data_set: what the output holds.
 
     Returns:
         The manifests that were committed.
 
     Raises:
         InputError: if the journal cannot be read.
-        RunError: if the lease was lost.
         OSError: if something cannot be written; then what is not listed waits on.
     """
-    found = found or journal.read(data_set.output)
-    known = data_set.known_files if found.entries else set()
-    committed = []
-    for stream in found.streams.values():
-        new = [entry for entry in found.entries if entry.run_id == stream.run_id and entry.file.path not in known]
-        for entries in _by_model(new):
-            if lease is not None:
-                lease.check()
-            change = _adoption(data_set, stream, entries)
-            data_set.commit(change)
-            remove_temporary(data_set.output, change.run_id)
-            committed.append(change)
-    storage.delete(entry.record for entry in found.entries)
-    return committed
+    committed: list[Manifest] = []
+    while True:
+        adoption = _Adoption()
+        change = data_set.commit(adoption.decide)
+        # Of what is listed, by whomever, no record is needed; it is deleted by whoever sees that.
+        storage.delete(adoption.listed)
+        if change is None:
+            return committed
+        remove_temporary(data_set.output, change.run_id)
+        committed.append(change)
+        if not adoption.more:
+            return committed
+
+
+class _Adoption:
+    """Makes of a state the manifest that lists the next of the files that wait."""
+
+    def __init__(self) -> None:
+        self.listed: list[str] = []
+        """Records of files that are listed when it is committed."""
+        self.more = False
+        """Whether others wait."""
+
+    def decide(self, data_set: DataSet) -> Manifest | None:
+        # Read after the state: a record that is there now is of a file that is listed in it, or nowhere.
+        found, known = journal.read(data_set.output), data_set.known_files
+        self.listed = [entry.record for entry in found.entries if entry.file.path in known]
+        groups = [
+            (stream, entries)
+            for stream in found.streams.values()
+            for entries in _by_model(
+                entry for entry in found.entries if entry.run_id == stream.run_id and entry.file.path not in known
+            )
+        ]
+        self.more = len(groups) > 1
+        if not groups:
+            return None
+        stream, entries = groups[0]
+        self.listed += [entry.record for entry in entries]
+        return _adoption(data_set, stream, entries)
 
 
 def _by_model(entries: Iterable[Entry]) -> list[list[Entry]]:
@@ -311,7 +363,6 @@ def _adoption(data_set: DataSet, stream: Stream, entries: Sequence[Entry]) -> Ma
     empty = sum(entry.empty for entry in entries)
     return Manifest(
         sequence=data_set.next_sequence,
-        # Not the stream's: of two that commit at once, because one lost its lease, neither must replace the other's.
         run_id=uuid.uuid4().hex[:12],
         kind="stream",
         status="done",
@@ -370,12 +421,17 @@ def _files(output: str, temporary: bool) -> dict[str, float | None]:
 def tidy(data_set: DataSet) -> None:
     """Delete what was retired a day ago, as every command does that commits; what cannot be deleted is left for later.
 
-    To be called by the holder of the lease.
+    To be called by the holder of the lock.
     """
     try:
         data_set.purge(datetime.now(UTC) - timedelta(seconds=RETIRED_SECONDS))
     except OSError as error:
         _LOGGER.warning("retired files of %s could not be deleted: %s", data_set.output, error)
+
+
+def announcement(output: str, run_id: str) -> str:
+    """The file that says that a run may write and commit."""
+    return f"{output}/{TEMPORARY}/{run_id}/{RUN}"
 
 
 def announce_run(output: str, run_id: str) -> None:
@@ -386,19 +442,98 @@ def announce_run(output: str, run_id: str) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    path = f"{output}/{TEMPORARY}/{run_id}/{RUN}"
+    path = announcement(output, run_id)
     storage.publish(path, json.dumps(this_process()).encode(), f"{path}.tmp")
 
 
-def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
+def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
+    """Delete files that no manifest lists and no record of a stream names, and see to it that none ever will.
+
+    The runs that wrote them may be suspended, about to commit. So first their announcements go; then a manifest that
+    changes nothing, a fence, takes the number that they were about to take. They look again, and give up.
+
+    Args:
+        data_set: what the output holds.
+        paths: relative to the output.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        InputError, RunError: if journal or manifests cannot be read.
+        OSError: if something cannot be deleted, or written.
+    """
+    output = data_set.output
+    # No manifest lists what has a temporary name. On a full disk this makes room for the rest.
+    temporary = [path for path in paths if path.startswith(f"{TEMPORARY}/")]
+    placed = [path for path in paths if not path.startswith(f"{TEMPORARY}/")]
+    storage.delete(f"{output}/{path}" for path in temporary)
+    if not placed:
+        return temporary
+    # Before the state: what is adopted in between is met twice and not never.
+    found = journal.read(output)
+    waiting = {entry.file.path for entry in found.entries}
+    # Of streams, it is who adopts that commits, and only what is in the journal.
+    runs = {_run_of(path) for path in placed} - found.streams.keys()
+    may_commit = [run_id for run_id in sorted(runs) if not _withdraw(output, run_id)]
+
+    def decide(state: DataSet) -> Manifest | None:
+        placed[:] = [path for path in placed if path not in state.known_files | waiting]
+        return _fence(state) if placed and may_commit else None
+
+    try:
+        fence = data_set.commit(decide)
+    except OSError as error:
+        if not storage.is_full(error):
+            raise
+        fence = None  # there is no room for anybody's manifest
+    storage.delete(f"{output}/{path}" for path in placed)
+    if fence is not None:
+        remove_temporary(output, fence.run_id)
+    return temporary + placed
+
+
+def _withdraw(output: str, run_id: str) -> bool:
+    """Take back a run's announcement, so that it cannot commit once it looks again.
+
+    Returns:
+        Whether it is certain that it has looked for the last time: it is of this process, or one that is gone.
+    """
+    path = announcement(output, run_id)
+    try:
+        process = json.loads(storage.read_bytes(path))
+        # Under another name, it goes on telling whose files these are, until they are deleted.
+        storage.rename(path, f"{path}.withdrawn")
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        process = None
+    return isinstance(process, dict) and (process == this_process() or is_gone(process))
+
+
+def _fence(data_set: DataSet) -> Manifest:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Manifest(
+        sequence=data_set.next_sequence,
+        run_id=uuid.uuid4().hex[:12],
+        kind=FENCE,
+        status="done",
+        started=now,
+        finished=now,
+        code_version=__version__,
+        identity={},
+        model=Model("", "", ""),
+    )
+
+
+def recover(data_set: DataSet) -> list[Manifest]:
     """Adopt what streams have put in place, and delete what runs that died have left.
 
-    To be called by the holder of the lease. Of a stream that may be going on, only temporary files are deleted that it
-    has not touched for a day.
+    To be called by the holder of the lock, for whom all other runs have died. Of a stream that may be going on, only
+    temporary files are deleted that it has not touched for a day.
 
     Args:
         data_set: what the output holds now.
-        lease: as of `adopt`.
 
     Returns:
         The manifests that were committed.
@@ -412,11 +547,11 @@ def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
     # Before anything is written, for which there may be no room yet.
     if dead:
         waiting = {entry.file.path for entry in found.entries}
-        paths = [path for path in unlisted_files(data_set) if _is_of_run(path, dead) and path not in waiting]
-        storage.delete(f"{output}/{path}" for path in paths)
+        unlisted = unlisted_files(data_set)
+        delete_unlisted(data_set, [path for path in unlisted if _run_of(path) in dead and path not in waiting])
     for run_id in dead:
         remove_temporary(output, run_id)
-    committed = adopt(data_set, lease, found)
+    committed = adopt(data_set)
     for run_id in found.going_on:
         old = [
             file.path
@@ -432,24 +567,23 @@ def recover(data_set: DataSet, lease: Lease | None = None) -> list[Manifest]:
     return committed
 
 
-def _is_of_run(path: str, runs: Collection[str]) -> bool:
-    name = path.rpartition("/")[2]
-    return any(name.startswith(f"part-{run_id}-") for run_id in runs)
+def _run_of(path: str) -> str:
+    """The run that has written a file, or was to: part-<run>-<unique>.parquet."""
+    return path.rpartition("/")[2].removeprefix("part-").rpartition("-")[0]
 
 
-def files_of_run(output: str, run_id: str) -> list[str]:
-    """Paths of all files that a run has put in place, listed or not."""
-    return [path for path in result_files(output) if _is_of_run(path, [run_id])]
+def discard_run(data_set: DataSet, run_id: str) -> None:
+    """Delete all files of a run that no manifest lists, in place or under temporary names.
 
-
-def discard_run(output: str, run_id: str) -> None:
-    """Delete all files of a run that was not committed, in place or under temporary names.
+    To be called by whoever runs it, when it is certain that it commits nothing any more.
 
     Raises:
-        OSError: if it cannot be done.
+        InputError, RunError, OSError: if it cannot be done.
     """
-    storage.delete(f"{output}/{path}" for path in files_of_run(output, run_id))
-    remove_temporary(output, run_id)
+    data_set.refresh()
+    paths = unlisted_files(data_set)
+    storage.delete(f"{data_set.output}/{path}" for path in paths if _run_of(path) == run_id)
+    remove_temporary(data_set.output, run_id)
 
 
 def remove_temporary(output: str, run_id: str) -> None:

@@ -20,7 +20,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from pipelines.command_line import DONE, LEASE_HELD, exit_status
+from pipelines.command_line import DONE, LOCK_HELD, exit_status
 from pipelines.logs import printable
 from pipelines.redaction import redact_all
 from torchmoji_core import durable
@@ -119,7 +119,7 @@ def reported(path: str | None, dry_run: bool = False, **figures: Any) -> Iterato
         figures |= {"exit_status": exit_status(error), "error": str(error)}
         raise
     finally:
-        if not dry_run and figures.setdefault("exit_status", DONE) != LEASE_HELD:
+        if not dry_run and figures.setdefault("exit_status", DONE) != LOCK_HELD:
             report(path, figures, started)
 
 

@@ -2,7 +2,7 @@
 
 A stream has no end at which a manifest could list its files, and its workers may be anywhere. So each file's record is
 published beside those of the others, in `_journal/<run>/`, by whoever put the file in place, and the run itself is
-described there once, before it starts, by `run.json`. Whoever next holds the lease adopts what is there
+described there once, before it starts, by `run.json`. Whoever writes there next adopts what is there
 (`data_set.adopt`): a manifest lists it, and the records are deleted. Until then it is pending, and nobody deletes it.
 """
 
@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from pipelines import lease, manifest
+from pipelines import lock, manifest
 from pipelines.manifest import DataFile, Model
+from pipelines.processes import is_gone, this_process
 from torchmoji_core import __version__
 from torchmoji_core.errors import InputError
 from transforms import storage
@@ -59,7 +60,7 @@ class Stream:
         """
         if self.process is None:
             return False
-        return lease.is_gone(self.process) or (beat is not None and time.time() - beat > QUIET_SECONDS)
+        return is_gone(self.process) or (beat is not None and time.time() - beat > QUIET_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -133,14 +134,14 @@ def begin(plan: Plan, started: datetime, options: Mapping[str, Any] | None = Non
         code_version=__version__,
         identity=identity_of_stream(config, options or {}),
         model=Model(model.name, model.fingerprint, model.arithmetic),
-        process=lease.this_process() if config.is_local else None,
+        process=this_process() if config.is_local else None,
     )
     content = json.dumps(dataclasses.asdict(stream), ensure_ascii=False, indent=1)
     path = f"{journal_directory(config.output, stream.run_id)}/{RUN}"
     try:
         storage.publish(path, content.encode("utf-8", "backslashreplace"), f"{path}.tmp")
     except OSError as error:
-        raise lease.unwritable(config.output, error) from None
+        raise lock.unwritable(config.output, error) from None
 
 
 def beat(output: str, run_id: str) -> None:

@@ -1,13 +1,16 @@
 """Manifests: the record that every commit leaves, one JSON file each. They say which files are results.
 
-A file that no manifest lists is not part of the data set. Manifests are numbered, and read in that order; one that
-is called a checkpoint holds all that those before it say. `data_set` makes of them what is live.
+A file that no manifest lists is not part of the data set. Manifests are numbered, and read in that order. A number is
+claimed: its file is put where none is, so of two commits at once one gets it, and the other has to look again. A
+manifest that is a checkpoint holds all that those before it say. `data_set` makes of them what is live.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,9 +24,14 @@ from transforms import storage
 from transforms.commit import TEMPORARY
 
 DIRECTORY = "_manifests"
-VERSION = 2
-_CHECKPOINT = ".checkpoint.json"
+VERSION = 3
+_READABLE = (2, VERSION)
+"""The form before has the same content. Its files are named `00000017-<run>.json`, since numbers were not claimed, and
+`00000017-<run>.checkpoint.json`. Who writes it does not read this one, and so leaves the data set alone."""
+_NAME = re.compile(r"(\d+)(-.*)?\.json")
 _READERS = 16
+_BATCH = 64
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ class Manifest:
     sequence: int
     run_id: str
     kind: str
-    """Name of the command: score, annotate, compact; stream for files that were adopted from a stream's journal."""
+    """Name of the command: score, annotate, compact; stream for files that were adopted from a stream's journal; fence
+    for one that changes nothing, see `data_set.delete_unlisted`."""
     status: str
     started: str
     """ISO 8601, as is `finished`."""
@@ -103,8 +112,8 @@ class Manifest:
 
     @property
     def name(self) -> str:
-        """Its file's name; names sort in the order of their sequence."""
-        return f"{self.sequence:08}-{self.run_id}{_CHECKPOINT if self.checkpoint else '.json'}"
+        """Its file's name."""
+        return f"{self.sequence:08}.json"
 
 
 def identity(config: ScoreConfig) -> dict[str, Any]:
@@ -143,16 +152,43 @@ def _address(text: str) -> str:
 
 
 def names(output: str) -> list[str]:
-    """Names of the manifests below an output directory that matter, by sequence: from the last checkpoint on.
+    """Names of all manifests below an output directory, in the order of their numbers.
 
     Raises:
         InputError, RunError: if they cannot be listed, since then nobody can say which files are results.
     """
-    try:
-        found = sorted(file.path.rpartition("/")[2] for file in storage.match([f"{output}/{DIRECTORY}/*.json"]))
-    except OSError as error:
-        raise cannot_read(f"output {output}/{DIRECTORY}", error) from error
-    return found[max((index for index, name in enumerate(found) if name.endswith(_CHECKPOINT)), default=0) :]
+    return [name for _, name, _ in _listed(output)]
+
+
+def _listed(output: str) -> list[tuple[int, str, float]]:
+    """Number, name and time of the last change (seconds since 1970) of each.
+
+    Where a number is missing, perhaps a person has moved its manifest away; or a disk has listed one that appeared
+    meanwhile, and not the one before it that appeared meanwhile, too. So it is asked again until it says the same.
+    """
+    before = None
+    while True:
+        try:
+            found = storage.match([f"{output}/{DIRECTORY}/*.json"])
+        except OSError as error:
+            raise cannot_read(f"output {output}/{DIRECTORY}", error) from error
+        named = [(number(file.path), file.path.rpartition("/")[2], file.last_updated_in_seconds) for file in found]
+        numbers = {sequence for sequence, _, _ in named}
+        if not numbers or len(numbers) == max(numbers) - min(numbers) + 1 or named == before:
+            return sorted(named)
+        before = named
+
+
+def number(path: str) -> int:
+    """The number of a manifest, by its name.
+
+    Raises:
+        InputError: if it is not named like one.
+    """
+    name = _NAME.fullmatch(path.rpartition("/")[2])
+    if name is None:
+        raise InputError(f"{path}: not the name of a manifest; move it away")
+    return int(name[1])
 
 
 def cannot_read(what: str, error: OSError) -> InputError | RunError:
@@ -161,38 +197,42 @@ def cannot_read(what: str, error: OSError) -> InputError | RunError:
     return kind(f"{what}: cannot be read ({error})")
 
 
-def superseded(output: str, before: float) -> list[str]:
-    """Names of the manifests that a later checkpoint has made superfluous for so long that no reader needs them.
+def superseded(output: str, checkpoint: int, before: float | None = None) -> list[str]:
+    """Names of the manifests that a later checkpoint has made superfluous.
 
     Args:
         output: the directory.
-        before: seconds since 1970 by which that checkpoint must have been there.
+        checkpoint: number of the checkpoint.
+        before: seconds since 1970; only those that were written before. None for all.
 
     Raises:
-        OSError: if they cannot be listed.
+        InputError, RunError: if they cannot be listed.
     """
-    found = {file.path.rpartition("/")[2]: file for file in storage.match([f"{output}/{DIRECTORY}/*.json"])}
-    checkpoints = [
-        name
-        for name, file in found.items()
-        if name.endswith(_CHECKPOINT) and file.last_updated_in_seconds and file.last_updated_in_seconds < before
-    ]
-    return sorted(name for name in found if checkpoints and name < max(checkpoints))
+    older = [found for found in _listed(output) if found[0] < checkpoint]
+    return [name for _, name, written in older if before is None or 0 < written < before]
 
 
 def read_all(output: str, wanted: Sequence[str] | None = None) -> list[Manifest]:
-    """Read manifests below an output directory.
+    """Read manifests below an output directory: of those that are wanted, the ones from the last checkpoint on.
+
+    The last ones are read first, so that no name needs to tell which is a checkpoint. One before it may be gone.
 
     Args:
         output: the directory.
-        wanted: their names; None for all that matter.
+        wanted: names in the order of their numbers; None for all.
 
     Raises:
         InputError, RunError: if one cannot be read.
     """
-    wanted = names(output) if wanted is None else wanted
+    left = [f"{output}/{DIRECTORY}/{name}" for name in (names(output) if wanted is None else wanted)][::-1]
+    found: list[Manifest] = []
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(read, [f"{output}/{DIRECTORY}/{name}" for name in wanted]))
+        for first in range(0, len(left), _BATCH):
+            for reading in [threads.submit(read, path) for path in left[first : first + _BATCH]]:
+                found.append(reading.result())
+                if found[-1].checkpoint:
+                    return found[::-1]
+    return found[::-1]
 
 
 def read(path: str) -> Manifest:
@@ -204,8 +244,8 @@ def read(path: str) -> Manifest:
     """
     try:
         values = json.loads(storage.read_bytes(path))
-        if values.pop("version") != VERSION:
-            raise ValueError(f"of another version than {VERSION}")
+        if values.pop("version") not in _READABLE:
+            raise ValueError(f"of another version than {VERSION}, as a later version of this program may write")
         manifest = Manifest(
             **values
             | {
@@ -217,7 +257,7 @@ def read(path: str) -> Manifest:
                 "dropped": tuple(values["dropped"]),
             }
         )
-        _check(manifest)
+        _check(manifest, number(path))
         return manifest
     except OSError as error:
         raise cannot_read(path, error) from error
@@ -228,14 +268,14 @@ def read(path: str) -> Manifest:
         ) from None
 
 
-def _check(manifest: Manifest) -> None:
+def _check(manifest: Manifest, number: int) -> None:
     """Manifests name files that may be deleted, so their paths must stay below the output.
 
     Raises:
         ValueError: naming what is wrong.
     """
-    if not isinstance(manifest.sequence, int) or not isinstance(manifest.identity, dict):
-        raise ValueError("sequence or identity of another type")
+    if manifest.sequence != number or not isinstance(manifest.identity, dict):
+        raise ValueError("sequence of another file, or identity of another type")
     for path in (*manifest.retired, *(file.path for file in (*manifest.files, *manifest.dead_letters))):
         # An empty part is an absolute path, a URI, or the output itself.
         if {"", ".", ".."} & set(path.split("/")):
@@ -246,18 +286,25 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"time {time!r} without a zone")
 
 
-def write(output: str, manifest: Manifest) -> str:
-    """Publish a manifest: it is there whole or not at all.
+def claim(output: str, manifest: Manifest) -> bool:
+    """Publish a manifest, unless its number is taken: it is there whole or not at all.
+
+    Returns:
+        Whether it is there.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if that cannot be known.
     """
     values = {"version": VERSION} | dataclasses.asdict(manifest)
     # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
     content = (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
+    temporary = f"{output}/{TEMPORARY}/{manifest.run_id}/{manifest.name}"
     path = f"{output}/{DIRECTORY}/{manifest.name}"
-    storage.publish(path, content, f"{output}/{TEMPORARY}/{manifest.run_id}/{manifest.name}")
-    return path
+    for _ in range(_TRIES):
+        # Who tidies up after dead runs may take the temporary file for one of theirs.
+        with contextlib.suppress(FileNotFoundError):
+            return storage.create_if_absent(path, content, temporary)
+    return storage.create_if_absent(path, content, temporary)
 
 
 def names_of_runs(output: str) -> Iterator[str]:

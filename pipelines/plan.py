@@ -133,9 +133,7 @@ def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
         config = as_before(_joining(config, data_set.identity), data_set.identity)
     config = check_fields(config, files)
     model = check_model(config)
-    if config.if_exists == "append":
-        _check_appending(config, data_set, files, model)
-    replaced = _check_output(config, data_set)
+    replaced = check_output(config, data_set, files, model)
     passed_over = tuple(inputs.passed_over)
     return Plan(config, files, model, "", replaced, passed_over, unreadable).with_new_run(files)
 
@@ -344,13 +342,23 @@ def check_no_stream(data_set: DataSet) -> None:
         )
 
 
-def _check_output(config: ScoreConfig, data_set: DataSet) -> int:
+def check_output(config: ScoreConfig, data_set: DataSet, files: Sequence[InputFile], model: ModelFacts) -> int:
     """Settle what happens to results that are there.
+
+    Args:
+        config: the command line.
+        data_set: what is in its output.
+        files: the inputs.
+        model: what scores them.
 
     Returns:
         How many files are to be replaced.
+
+    Raises:
+        InputError: if the command does not go with what is there.
     """
     if config.if_exists == "append":
+        _check_appending(config, data_set, files, model)
         return 0
     check_no_stream(data_set)
     if not data_set.manifests:

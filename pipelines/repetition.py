@@ -1,6 +1,6 @@
 """What `pipelines.annotate --every TIME` does: look for what is new, annotate it, wait, until a signal ends it.
 
-A look that finds what the last one has left done costs no more than the listing. Otherwise the lease is taken, and what
+A look that finds what the last one has left done costs no more than the listing. Otherwise the lock is taken, and what
 follows is a run of `pipelines.annotate`, so whatever dies is gone on with and every row is there once. The model is
 loaded once.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from pipelines import figures, report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.annotation import Annotation, announce_plan, list_all, prepare
-from pipelines.command_line import DONE, FAILED, LEASE_HELD, TOO_MANY_DEAD_LETTERS, failure
+from pipelines.command_line import DONE, FAILED, LOCK_HELD, TOO_MANY_DEAD_LETTERS, failure
 from pipelines.data_set import DataSet
 from pipelines.inputs import Inputs
 from pipelines.interrupts import is_ending, told_to_stop
@@ -27,7 +27,7 @@ from pipelines.logs import announce
 from pipelines.plan import check_model
 from pipelines.run import too_many_dead_letters
 from pipelines.session import Workshop, open_session, open_workshop
-from torchmoji_core.errors import LeaseHeldError
+from torchmoji_core.errors import LockHeldError
 from transforms import metrics
 from transforms.loaded_model import LoadedModel, load_model
 
@@ -47,7 +47,7 @@ def run(config: AnnotateConfig, every: float, rest: list[str], wait: Callable[[f
     Raises:
         InputError: if there is no use in trying again; what was committed before stays.
         RunError: if a run makes no progress.
-        LeaseHeldError: if another run is writing there, of a dry run only; others wait.
+        LockHeldError: if another run is writing there, of a dry run only; others wait.
     """
     with open_workshop(config.score, rest) as workshop, told_to_stop(STOP_SECONDS) as stop:
         repetition = _Repetition(config, workshop, stop)
@@ -92,11 +92,11 @@ class _Repetition:
         failed: dict[str, str] = {}
         try:
             status = self._annotate()
-        except LeaseHeldError as error:
+        except LockHeldError as error:
             if config.dry_run:
                 raise
-            self._say("lease_held", f"waiting: {error}", logging.WARNING, about="the lease")
-            return LEASE_HELD
+            self._say("lock_held", f"waiting: {error}", logging.WARNING, about="the lock")
+            return LOCK_HELD
         except Exception as error:
             reason = failure(error)
             if reason is None or is_ending():
@@ -116,7 +116,7 @@ class _Repetition:
         config = self._config
         if self._done is not None and list_all(config, self._data_set) == self._done:
             return DONE
-        with open_session(self._workshop, self._data_set, config.lease) as session:
+        with open_session(self._workshop, self._data_set, config.lock_timeout) as session:
             annotation = prepare(config, session, self._model, self._stop)
             if not self._is_planned:
                 announce_plan(annotation)

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,7 +131,7 @@ def execute(plan: Plan, session: Session) -> Finished:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             heed_interrupt()
-        clean_up(plan)
+        clean_up(plan, session.data_set)
         if isinstance(error, UnreadableInput) or not isinstance(error, Exception):
             raise
         path = unreadable_path(str(error))
@@ -211,42 +211,51 @@ def _is_dead(file: DataFile) -> bool:
     return file.path.startswith(f"{DEAD_LETTERS}/")
 
 
-def commit(plan: Plan, manifest: Manifest, session: Session, replaces: bool = False) -> None:
+def commit(plan: Plan, session: Session, decide: Callable[[DataSet], Manifest | None]) -> bool:
     """Make a run's files results, or remove them.
 
     Args:
         plan: what was to be done.
-        manifest: what it is to be committed by.
         session: where.
-        replaces: whether to retire all that is there.
+        decide: as of `DataSet.commit`.
+
+    Returns:
+        Whether they are results; if not, nothing was left to be done.
 
     Raises:
-        RunError: if the lease was lost, or the manifest cannot be written.
+        RunError: if the manifest cannot be written.
+        InputError, RunError: as `DataSet.commit`, and what `decide` raises.
     """
     target = session.data_set
+    decided = 0
+
+    def counted(state: DataSet) -> Manifest | None:
+        nonlocal decided
+        decided += 1
+        return decide(state)
+
     try:
-        if replaces:
-            manifest = target.as_checkpoint(manifest)
-        session.lease.check()
-        target.commit(manifest)
+        change = target.commit(counted)
     except BaseException as error:
-        # Once the manifest is there, the files are results, whatever came after. Where that cannot be told, the next
-        # command tells.
-        with contextlib.suppress(OSError):
-            if not target.is_committed(plan.run_id):
-                clean_up(plan)
+        # If the manifest is there, the files are results, whatever came after.
+        clean_up(plan, target)
         if isinstance(error, OSError):
             raise RunError(explain(error, target.output)) from error
         raise
+    if change is not None and decided == 1:
+        data_set.remove_temporary(target.output, plan.run_id)
+    else:
+        clean_up(plan, target)  # what was written for a state that was no more
     target.publish()
+    return change is not None
 
 
-def clean_up(plan: Plan) -> None:
-    """Remove what a run has written that will not be committed."""
+def clean_up(plan: Plan, target: DataSet) -> None:
+    """Remove what a run has written and no manifest lists. Where that cannot be done, the next command does it."""
     try:
-        data_set.discard_run(plan.config.output, plan.run_id)
-    except OSError as error:  # the output may be gone or unwritable, and the first error is the one to report
-        _LOGGER.warning("could not clean up %s: %s", plan.config.output, error)
+        data_set.discard_run(target, plan.run_id)
+    except (OSError, TorchMojiError) as error:  # the output may be gone, and the first error is the one to report
+        _LOGGER.warning("could not clean up %s: %s", target.output, error)
 
 
 def _watchdog(plan: Plan, session: Session, progress: str) -> Watchdog:

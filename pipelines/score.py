@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, end, run_command
 from pipelines.logs import announce
 from pipelines.options import parse
+from torchmoji_core.errors import RunError
 
 if TYPE_CHECKING:
+    from pipelines.data_set import DataSet
+    from pipelines.manifest import Manifest
     from pipelines.plan import Plan
     from pipelines.session import Session
 
@@ -49,20 +52,26 @@ def run(plan: Plan, session: Session) -> int:
         RunError: if the run fails. What it has written by then is removed.
     """
     from pipelines import report
-    from pipelines.data_set import remove_temporary, tidy
-    from pipelines.plan import joined_identity
+    from pipelines.data_set import tidy
+    from pipelines.plan import check_output, joined_identity
     from pipelines.run import commit, describe_commit, execute, too_many_dead_letters
 
-    started = datetime.now(UTC)
-    data_set = session.data_set
+    config, data_set, started = plan.config, session.data_set, datetime.now(UTC)
+    earlier = data_set.identity
     finished = execute(plan, session)
-    warning = too_many_dead_letters(finished.counts, plan.config)
-    manifest = describe_commit(plan, finished, data_set, "score", started)
-    manifest = dataclasses.replace(manifest, status="too many dead letters" if warning else "done")
-    if plan.config.if_exists == "append":
-        manifest = dataclasses.replace(manifest, identity=joined_identity(plan.config, data_set.identity))
-    commit(plan, manifest, session, replaces=bool(plan.replaced))
-    remove_temporary(plan.config.output, plan.run_id)
+    warning = too_many_dead_letters(finished.counts, config)
+
+    def decide(state: DataSet) -> Manifest:
+        replaced = check_output(config, state, plan.files, plan.model)
+        manifest = describe_commit(plan, finished, state, "score", started)
+        manifest = dataclasses.replace(manifest, status="too many dead letters" if warning else "done")
+        if config.if_exists != "append":
+            return state.as_checkpoint(manifest) if replaced else manifest
+        if state.identity != earlier:
+            raise RunError(f"another command has written to {config.output} meanwhile; run again")
+        return dataclasses.replace(manifest, identity=joined_identity(config, earlier))
+
+    commit(plan, session, decide)
     tidy(data_set)
     report.announce_summary(finished.counts, finished.seconds, plan.model.classes, session.figures)
     if warning:

@@ -85,7 +85,7 @@ def select(data_set: DataSet, found: Inputs, config: AnnotateConfig, fingerprint
     Raises:
         InputError: where a policy is to fail.
     """
-    number, promotes = _generation(data_set, config, fingerprint)
+    number, promotes = generation_of(data_set, config, fingerprint)
     generation = data_set.generations.get(number, Generation())
     listed, vanished, no_files = found.files, found.vanished, found.no_files
     if vanished and config.on_vanished == "fail":
@@ -145,8 +145,12 @@ def select(data_set: DataSet, found: Inputs, config: AnnotateConfig, fingerprint
     )
 
 
-def _generation(data_set: DataSet, config: AnnotateConfig, fingerprint: str) -> tuple[int, bool]:
-    """The generation to write to, and whether it is a new one that is yet to be completed."""
+def generation_of(data_set: DataSet, config: AnnotateConfig, fingerprint: str) -> tuple[int, bool]:
+    """The generation to write to, and whether it is a new one that is yet to be completed.
+
+    Raises:
+        InputError: if it is not to be written with that model.
+    """
     live = data_set.live
     if live.fingerprint in (None, fingerprint):
         return data_set.live_generation, False

@@ -1,4 +1,4 @@
-"""What a scoring command holds while it runs: the runner, the lease, the data set, the figures of its report."""
+"""What a scoring command has while it runs: the runner, the data set, the figures of its report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apache_beam.runners.runner import PipelineRunner
 from pipelines.data_set import DataSet, recover
 from pipelines.figures import reported
 from pipelines.interrupts import heed_interrupt
-from pipelines.lease import DEFAULT_SECONDS, Lease
+from pipelines.lock import DEFAULT_SECONDS, Lock
 from pipelines.options import ScoreConfig
 from pipelines.runners import make_runner, pipeline_options
 from torchmoji_core.errors import InputError, RunError
@@ -23,7 +23,7 @@ WORKER_LOG = "workers.log"
 
 
 class Workshop(NamedTuple):
-    """What a scoring command has before it takes the lease. See `open_workshop`."""
+    """What a scoring command has before it takes the lock. See `open_workshop`."""
 
     runner: PipelineRunner
     options: PipelineOptions
@@ -34,13 +34,12 @@ class Workshop(NamedTuple):
 
 
 class Session(NamedTuple):
-    """And while it holds the lease. See `open_session`."""
+    """And while it holds the lock. See `open_session`."""
 
     runner: PipelineRunner
     options: PipelineOptions
     scratch: str
     figures: dict[str, Any]
-    lease: Lease
     data_set: DataSet
     """What the output holds, freed of what runs that died have left."""
 
@@ -67,23 +66,23 @@ def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
 
 
 @contextlib.contextmanager
-def open_session(workshop: Workshop, data_set: DataSet, lease_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
-    """Take the lease of the output, and read what is there; give the lease back at the end.
+def open_session(workshop: Workshop, data_set: DataSet, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
+    """Take the lock of the output, and read what is there; give the lock back at the end.
 
     Args:
         workshop: what the command has already.
         data_set: what it knows of the output, to be brought up to date.
-        lease_seconds: see `Lease`.
+        lock_seconds: see `Lock`.
 
     Raises:
         InputError: if the output cannot be written or read.
-        LeaseHeldError: if another run is writing there.
+        LockHeldError: if another run is writing there.
     """
-    with Lease(data_set.output, lease_seconds) as lease:
+    with Lock(data_set.output, lock_seconds):
         data_set.refresh()
         recover(data_set)
         try:
-            yield Session(*workshop, lease, data_set)
+            yield Session(*workshop, data_set)
         except KeyboardInterrupt:
             heed_interrupt()
             # The interrupt may have come anywhere, in the middle of cleaning up too.

@@ -19,7 +19,7 @@ from pipelines import journal
 from pipelines.command_line import first_line
 from pipelines.data_set import DataSet, Generation, unlisted_files
 from pipelines.journal import Journal
-from pipelines.lease import is_living, read_leases
+from pipelines.lock import is_living, read_lock
 from pipelines.manifest import DataFile, Manifest
 from torchmoji_core.errors import InputError, RunError
 from transforms import metrics, storage
@@ -308,9 +308,9 @@ def _check_unlisted(data_set: DataSet, streams: Journal, known: Collection[str],
     going_on = {path for path in files if streams.protects(path, files[path]) or later.protects(path, files[path])}
     if going_on:
         findings.notes.append(f"{len(going_on):,} more file(s) are being written by a stream that may be going on")
-    running = [lease for lease in read_leases(data_set.output).values() if is_living(lease)]
+    holder = read_lock(data_set.output)
     unlisted = sorted(files.keys() - going_on)
-    if running and unlisted:
+    if unlisted and holder is not None and is_living(holder):
         findings.notes.append(f"{len(unlisted)} file(s) that no manifest lists yet belong to a run that goes on")
         unlisted = []
     live = data_set.live.all_files

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     older_than = duration("--older_than", options.older_than)
 
     from pipelines.cleaning import clean, free_space
-    from pipelines.lease import Lease
+    from pipelines.lock import Lock
     from pipelines.verification import verify
     from transforms.formats import absolute_directory
 
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.clean:
             deleted = free_space(output, older_than)
-            with Lease(output):
+            with Lock(output):
                 deleted += clean(output, older_than)
             announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
         findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)

@@ -35,7 +35,7 @@ class UnavailableError(OSError):
     """A store or server that has failed while it was tried again; it may answer later."""
 
 
-class LeaseHeldError(TorchMojiError):
+class LockHeldError(TorchMojiError):
     """Another run is writing to the same output."""
 
 

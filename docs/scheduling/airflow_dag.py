@@ -19,7 +19,7 @@ from airflow.providers.standard.hooks.subprocess import SubprocessHook
 from airflow.sdk import DAG, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-ANOTHER_RUN_HOLDS_THE_LEASE = 4
+ANOTHER_RUN_HOLDS_THE_LOCK = 4
 
 
 class CommandOperator(BaseOperator):
@@ -43,12 +43,12 @@ class CommandOperator(BaseOperator):
         if status == 0:
             return
         message = f"exit status {status}; the log says why"
-        if status == ANOTHER_RUN_HOLDS_THE_LEASE:
+        if status == ANOTHER_RUN_HOLDS_THE_LOCK:
             raise AirflowSkipException(message)
         raise (AirflowFailException if status in self.needs_a_person else AirflowException)(message)
 
     def on_kill(self) -> None:
-        """The command takes SIGTERM as an interrupt: it removes what it has begun, and lets go of the lease."""
+        """The command takes SIGTERM as an interrupt: it removes what it has begun, and lets go of the lock."""
         if self._hook is not None:
             self._hook.send_sigterm()
 
@@ -81,7 +81,7 @@ with DAG("torchmoji_annotate", schedule="@hourly", **COMMON):
     verify = CommandOperator(task_id="verify", command=f"{PYTHON} -m pipelines.verify {OUTPUT}", needs_a_person=(1, 2))
     annotate >> verify
 
-# Between the two, the lease keeps order: whichever comes second is skipped, and its next run takes over.
+# Between the two, the lock keeps order: whichever comes second is skipped, and its next run takes over.
 with DAG("torchmoji_compact", schedule="@weekly", **COMMON):
     compact = CommandOperator(task_id="compact", command=f"{PYTHON} -m pipelines.compact {OUTPUT}")
     verify_compacted = CommandOperator(

@@ -1,4 +1,4 @@
-"""A power cut right after a command, and a disk that is so full that no lease can be written to it."""
+"""A power cut right after a command, and a disk that is so full that no lock can be written to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.lease import process_key, this_process
+from pipelines.processes import process_key, this_process
 from tests.faults.conftest import Annotator, remount
 from tests.pipelines.conftest import corpus
 
@@ -139,11 +139,10 @@ def test_cleaning_frees_a_full_disk(annotator: Annotator, small_disk: Path, tmp_
 def test_cleaning_a_full_disk_leaves_a_run_that_goes_on_alone(annotator: Annotator, small_disk: Path) -> None:
     remount(small_disk, "size=4m")
     annotator.run()
-    (small_disk / "_lease").mkdir()
     process = subprocess.Popen(["sleep", "600"])
     try:
-        content = this_process() | {"pid": process.pid, "process": process_key(process.pid), "state": "holder"}
-        (small_disk / "_lease" / "other.json").write_text(json.dumps(content))
+        content = this_process() | {"pid": process.pid, "process": process_key(process.pid)}
+        (small_disk / "_lock.json").write_text(json.dumps(content))
         unlisted = small_disk / "part-unlisted.parquet"
         unlisted.write_bytes(bytes(100_000))
         fill(small_disk)

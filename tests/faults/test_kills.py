@@ -30,11 +30,12 @@ def committed_inputs(output: Path) -> Counter[str]:
     return found
 
 
-def leases(output: Path) -> set[Path]:
-    return set((output / "_lease").glob("*.json"))
+def lock(output: Path) -> str:
+    path = output / "_lock.json"
+    return path.read_text() if path.exists() else ""
 
 
-def kill_at_random(process: subprocess.Popen[str], output: Path, old: set[Path], chance: random.Random) -> bool:
+def kill_at_random(process: subprocess.Popen[str], output: Path, old: str, chance: random.Random) -> bool:
     """kill -9 while it starts, or when it has changed the output a number of times. Returns whether it was running.
 
     By changes and not by time, so that the kills come at the same stages on a machine that is busy with other work.
@@ -42,14 +43,14 @@ def kill_at_random(process: subprocess.Popen[str], output: Path, old: set[Path],
     Args:
         process: of the run.
         output: where it writes.
-        old: leases of runs before it, which died.
+        old: the lock of the run before it, which died.
         chance: when.
     """
     if chance.random() < 0.2:
         time.sleep(chance.uniform(0, 3))
     else:
         deadline = time.monotonic() + 60
-        while not leases(output) - old and process.poll() is None and time.monotonic() < deadline:
+        while lock(output) in ("", old) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         changes, before = chance.randrange(40), None
         while changes and process.poll() is None and time.monotonic() < deadline:
@@ -76,7 +77,7 @@ def test_fifty_kills_over_one_annotation(
         before = len(committed_inputs(annotator.output))
         # Some with worker processes, which outlive their launcher for a moment.
         workers = ("--direct_num_workers", "2") if kills % 10 == 9 else ()
-        old = leases(annotator.output)
+        old = lock(annotator.output)
         process = annotator.start("--commit_every", "0.1s", *workers)
         if kill_at_random(process, annotator.output, old, chance):
             kills += 1
@@ -94,7 +95,7 @@ def test_fifty_kills_over_one_annotation(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_asked_to_end_gives_back_its_lease(annotator: Annotator, how: signal.Signals) -> None:
+def test_a_run_that_is_asked_to_end_gives_back_its_lock(annotator: Annotator, how: signal.Signals) -> None:
     process = annotator.start("--commit_every", "0.1s")
     deadline = time.monotonic() + 60
     while not list((annotator.output / "_manifests").glob("*")) and time.monotonic() < deadline:
@@ -103,7 +104,7 @@ def test_a_run_that_is_asked_to_end_gives_back_its_lease(annotator: Annotator, h
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in err
-    assert not (annotator.output / "_lease").exists()
+    assert not (annotator.output / "_lock.json").exists()
     annotator.verify()
     annotator.run()
     assert annotator.rows().num_rows == 8 * 250

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import score
+from pipelines import data_set, score
 from pipelines.annotate_options import parse
 from pipelines.data_set import DataSet, live_files
 from tests.pipelines.conftest import (
@@ -130,7 +130,7 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, run_annotate: Run) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lease", "--every"])
+@pytest.mark.parametrize("option", ["--settle", "--commit_every", "--lock_timeout", "--every"])
 def test_times_that_are_none(option: str) -> None:
     with pytest.raises(InputError, match=f"{option}: must be a time like"):
         parse(["--input", "in", "--output", "out", option, "soon"])
@@ -446,17 +446,41 @@ def test_manifests_hold_no_credentials(tmp_path: Path, model: str, run_annotate:
     assert "hunter2" not in said + written
 
 
+def test_a_data_set_of_the_former_version_is_gone_on_with(
+    tmp_path: Path, run_annotate: Run, run_verify: Run, run_compact: Run
+) -> None:
+    corpus(tmp_path / "in", 2, 5)
+    assert run_annotate("--commit_every", "0.001s").status == 0
+    for path in sorted((tmp_path / "out" / "_manifests").iterdir()):
+        content = json.loads(path.read_text())
+        path.with_name(f"{path.stem}-{content['run_id']}.json").write_text(json.dumps(content | {"version": 2}))
+        path.unlink()
+    assert is_sound(run_verify)
+    corpus(tmp_path / "in", 1, 5, first=2)
+    assert "1 new, 2 unchanged" in run_annotate().out
+    assert (tmp_path / "out" / "_manifests" / "00000003.json").exists()
+    assert is_sound(run_verify)
+    assert len(ids(tmp_path / "out")) == 15
+    assert run_compact().status == 0
+    assert "3 unchanged" in run_annotate().out
+    assert is_sound(run_verify)
+
+
 def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
     tmp_path: Path, run_annotate: Run, run_verify: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus(tmp_path / "in", 2, 5)
 
+    remove, interrupts = data_set.remove_temporary, iter([KeyboardInterrupt])
+
     def interrupt(output: str, run_id: str) -> None:
-        raise KeyboardInterrupt
+        for error in interrupts:
+            raise error
+        remove(output, run_id)
 
     with monkeypatch.context() as patched:
-        patched.setattr("pipelines.annotation.remove_temporary", interrupt)
+        patched.setattr(data_set, "remove_temporary", interrupt)
         assert run_annotate().status == 130
-    assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lease").exists()
+    assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lock.json").exists()
     assert is_sound(run_verify)
     assert len(ids(tmp_path / "out")) == 10

@@ -16,7 +16,7 @@ import pytest
 from pipelines import manifest
 from pipelines.data_set import DataSet, discard_run, live_files, recover, unlisted_files
 from pipelines.manifest import DataFile, Input, Manifest, Model
-from tests.pipelines.test_manifest import make
+from tests.pipelines.test_manifest import make, write
 from torchmoji_core.errors import InputError
 
 
@@ -30,6 +30,11 @@ def files(*paths: str) -> tuple[DataFile, ...]:
 
 def replayed(*changes: Manifest) -> DataSet:
     return DataSet("out", changes)
+
+
+def commit(data_set: DataSet, change: Manifest) -> None:
+    """A change that does not depend on the state that is there."""
+    assert data_set.commit(lambda state: dataclasses.replace(change, sequence=state.next_sequence)) is not None
 
 
 def put(output: Path, paths: Iterable[str]) -> None:
@@ -91,7 +96,7 @@ def test_the_order_of_replay_is_that_of_the_files(tmp_path: Path) -> None:
         make(10, files=files("part-10"), retired=("part-2",)),
     ]
     for change in reversed(changes):
-        manifest.write(str(tmp_path), change)
+        write(tmp_path, change)
     assert DataSet.read(f"{tmp_path}/").live.files.keys() == {"part-10"}
     assert DataSet.read(str(tmp_path)).manifests == changes
 
@@ -117,7 +122,7 @@ def test_reading_from_a_checkpoint_gives_what_reading_everything_gives(tmp_path:
         make(3, inputs=inputs("/b"), files=files("part-4"), retired=("part-3",)),
     ]
     for change in changes:
-        manifest.write(str(tmp_path), change)
+        write(tmp_path, change)
     found, whole = DataSet.read(str(tmp_path)), replayed(*changes)
     assert found.generations == whole.generations
     assert found.retired == whole.retired
@@ -166,8 +171,8 @@ def test_retiring_in_one_generation_leaves_the_others_alone() -> None:
 def test_a_commit_is_seen_at_once_and_by_the_next_reader(tmp_path: Path) -> None:
     data_set = DataSet.read(str(tmp_path))
     put(tmp_path, ["lang=en/part-1.parquet", "lang=de/part-2.parquet", "part-staged.parquet"])
-    data_set.commit(make(1, files=files("lang=en/part-1.parquet", "lang=de/part-2.parquet")))
-    data_set.commit(new_model(2, files=files("part-staged.parquet")))
+    commit(data_set, make(1, files=files("lang=en/part-1.parquet", "lang=de/part-2.parquet")))
+    commit(data_set, new_model(2, files=files("part-staged.parquet")))
     assert data_set.live.files.keys() == DataSet.read(str(tmp_path)).live.files.keys()
     found = live_files(str(tmp_path))
     assert found == [f"{tmp_path}/lang=de/part-2.parquet", f"{tmp_path}/lang=en/part-1.parquet"]
@@ -177,7 +182,7 @@ def test_a_commit_is_seen_at_once_and_by_the_next_reader(tmp_path: Path) -> None
 
 
 def test_live_files_of_a_spoiled_data_set_are_refused(tmp_path: Path) -> None:
-    manifest.write(str(tmp_path), make(1, files=files("part-1")))
+    write(tmp_path, make(1, files=files("part-1")))
     (tmp_path / "_manifests" / "00000002-x.json").write_text("{")
     with pytest.raises(InputError, match=r"00000002-x\.json: not a manifest"):
         live_files(str(tmp_path))
@@ -186,8 +191,8 @@ def test_live_files_of_a_spoiled_data_set_are_refused(tmp_path: Path) -> None:
 def test_purging_deletes_what_is_retired_and_nothing_else(tmp_path: Path) -> None:
     put(tmp_path, ["x/part-1.parquet", "part-2.parquet", "part-3.parquet", "part-unlisted.parquet"])
     data_set = DataSet(str(tmp_path))
-    data_set.commit(make(1, files=files("x/part-1.parquet", "part-2.parquet")))
-    data_set.commit(make(2, files=files("part-3.parquet"), retired=("x/part-1.parquet", "part-gone.parquet")))
+    commit(data_set, make(1, files=files("x/part-1.parquet", "part-2.parquet")))
+    commit(data_set, make(2, files=files("part-3.parquet"), retired=("x/part-1.parquet", "part-gone.parquet")))
     assert data_set.purge() == ["x/part-1.parquet"]
     assert sorted(path.name for path in tmp_path.rglob("*.parquet")) == [
         "part-2.parquet", "part-3.parquet", "part-unlisted.parquet",
@@ -200,10 +205,10 @@ def test_purging_spares_what_was_retired_lately(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     put(tmp_path, ["part-1.parquet", "part-2.parquet", "part-3.parquet"])
     data_set = DataSet(str(tmp_path))
-    data_set.commit(make(1, files=files("part-1.parquet", "part-2.parquet", "part-3.parquet")))
+    commit(data_set, make(1, files=files("part-1.parquet", "part-2.parquet", "part-3.parquet")))
     for number, age in ((1, 10), (2, 1)):
         finished = (now - timedelta(hours=age)).isoformat(timespec="seconds")
-        data_set.commit(make(1 + number, retired=(f"part-{number}.parquet",), finished=finished))
+        commit(data_set, make(1 + number, retired=(f"part-{number}.parquet",), finished=finished))
     assert data_set.purge(before=now - timedelta(hours=5)) == ["part-1.parquet"]
     assert DataSet.read(str(tmp_path)).purge(before=now) == ["part-2.parquet"]
     assert [path.name for path in tmp_path.glob("*.parquet")] == ["part-3.parquet"]
@@ -212,20 +217,20 @@ def test_purging_spares_what_was_retired_lately(tmp_path: Path) -> None:
 def test_a_checkpoint_makes_earlier_manifests_superfluous(tmp_path: Path) -> None:
     put(tmp_path, ["part-1.parquet", "part-2.parquet"])
     data_set = DataSet(str(tmp_path))
-    data_set.commit(make(1, files=files("part-1.parquet")))
-    data_set.commit(make(2, files=files("part-2.parquet"), retired=("part-1.parquet",), checkpoint=True))
-    data_set.commit(make(3, inputs=inputs("/a")))
+    commit(data_set, make(1, files=files("part-1.parquet")))
+    commit(data_set, make(2, files=files("part-2.parquet"), retired=("part-1.parquet",), checkpoint=True))
+    commit(data_set, make(3, inputs=inputs("/a")))
     before = DataSet.read(str(tmp_path)).live
-    assert sorted(data_set.purge()) == ["_manifests/00000001-run1.json", "part-1.parquet"]
+    assert sorted(data_set.purge()) == ["_manifests/00000001.json", "part-1.parquet"]
     assert DataSet.read(str(tmp_path)).live == before
 
 
 def test_a_file_that_was_retired_and_is_live_again_is_never_deleted(tmp_path: Path) -> None:
     put(tmp_path, ["part-1.parquet"])
     data_set = DataSet(str(tmp_path))
-    data_set.commit(make(1, files=files("part-1.parquet")))
-    data_set.commit(make(2, retired=("part-1.parquet",)))
-    data_set.commit(make(3, files=files("part-1.parquet"), checkpoint=True))
+    commit(data_set, make(1, files=files("part-1.parquet")))
+    commit(data_set, make(2, retired=("part-1.parquet",)))
+    commit(data_set, make(3, files=files("part-1.parquet"), checkpoint=True))
     data_set.purge()
     assert (tmp_path / "part-1.parquet").exists()
 
@@ -242,8 +247,8 @@ def after_deaths(tmp_path: Path) -> DataSet:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
     data_set = DataSet(str(tmp_path))
-    data_set.commit(make(1, files=files("part-done-1.parquet")))
-    data_set.commit(make(2, files=files("x/part-late-1.parquet")))
+    commit(data_set, make(1, files=files("part-done-1.parquet")))
+    commit(data_set, make(2, files=files("x/part-late-1.parquet")))
     return data_set
 
 
@@ -268,18 +273,22 @@ def test_recovery_deletes_what_the_dead_left_and_keeps_what_was_committed(
         found = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
         assert found == [
             "_delta_log/00000000000000000000.json",
-            "_manifests/00000001-run1.json",
-            "_manifests/00000002-run2.json",
+            "_manifests/00000001.json",
+            "_manifests/00000002.json",
+            "_manifests/00000003.json",
             "notes/read me.txt",
             "part-done-1.parquet",
             "part-stranger.parquet",
             "x/part-late-1.parquet",
         ]
         assert not (tmp_path / "_tmp").exists()
+    fence = manifest.read(str(tmp_path / "_manifests" / "00000003.json"))
+    assert (fence.kind, fence.files) == ("fence", ()), "nobody knows whether it has died"
+    assert (after_deaths.manifests[-1].sequence, after_deaths.next_sequence) == (2, 4)
 
 
 def test_a_run_is_discarded_with_all_its_files(after_deaths: DataSet, tmp_path: Path) -> None:
-    discard_run(str(tmp_path), "died")
+    discard_run(after_deaths, "died")
     assert not [path for path in tmp_path.rglob("*") if "died" in path.name]
     assert (tmp_path / "_tmp" / "late").exists()
     assert (tmp_path / "x" / "part-late-1.parquet").exists()
@@ -288,7 +297,7 @@ def test_a_run_is_discarded_with_all_its_files(after_deaths: DataSet, tmp_path: 
 def test_a_path_with_a_lone_surrogate_lives_through_a_commit(tmp_path: Path) -> None:
     data_set = DataSet(str(tmp_path))
     entry = dataclasses.replace(inputs("/in/half \udcff.jsonl")[0], rows=1)
-    data_set.commit(make(1, inputs=(entry,), files=files("part-\udcff.parquet")))
+    commit(data_set, make(1, inputs=(entry,), files=files("part-\udcff.parquet")))
     found = DataSet.read(str(tmp_path)).live
     assert found.inputs == {entry.path: entry}
     assert found.files.keys() == {"part-\udcff.parquet"}

@@ -27,7 +27,7 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.events: list[Event] = []
-        fsync, rename, replace, unlink = os.fsync, os.rename, os.replace, os.unlink
+        fsync, unlink = os.fsync, os.unlink
 
         def synced(descriptor: int) -> None:
             fsync(descriptor)
@@ -46,8 +46,8 @@ class Disk:
             self.events.append(("delete", str(Path(path).absolute())))
 
         monkeypatch.setattr(os, "fsync", synced)
-        monkeypatch.setattr(os, "rename", named(rename))
-        monkeypatch.setattr(os, "replace", named(replace))
+        for name in ("link", "rename", "replace"):
+            monkeypatch.setattr(os, name, named(getattr(os, name)))
         monkeypatch.setattr(os, "unlink", deleted)
 
     def is_durable(self, path: Path, before: int) -> bool:
@@ -116,7 +116,7 @@ def test_files_are_on_the_disk_before_the_manifest_and_that_at_the_end(
     disk.events.clear()
     assert run_compact().status == 0
     path, files = manifest_of(tmp_path / "out")
-    merged = [file for file in files if path.name.split("-")[1].split(".")[0] in file.name]
+    merged = [file for file in files if json.loads(path.read_text())["run_id"] in file.name]
     assert merged and all(disk.is_durable(file, disk.index("name", f" {path}")) for file in merged)
 
 

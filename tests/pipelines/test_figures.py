@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.command_line import LEASE_HELD
+from pipelines.command_line import LOCK_HELD
 from pipelines.figures import check_report, reported, write_report
 from tests.pipelines.conftest import Finished, posts, write_lines
 from torchmoji_core.bundle import Bundle
@@ -98,7 +98,7 @@ def test_a_run_kept_out_by_another_leaves_the_report_to_it(tmp_path: Path) -> No
     write_report(str(path), figures(read=7))
     before = path.read_bytes(), (tmp_path / "report.prom").read_bytes()
     with reported(str(path), output="out") as run:
-        run["exit_status"] = LEASE_HELD
+        run["exit_status"] = LOCK_HELD
     assert (path.read_bytes(), (tmp_path / "report.prom").read_bytes()) == before
 
 

@@ -1,4 +1,4 @@
-"""Streams' files: pending in the journal, adopted by whoever holds the lease, each once, and lost by nobody."""
+"""Streams' files: pending in the journal, adopted by anyone, each once, and lost by nobody."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from deltalake import DeltaTable
 from pipelines import journal
 from pipelines.adoption import Adopter
 from pipelines.data_set import DataSet, adopt, live_files, recover
-from pipelines.lease import Lease, process_key, this_process
 from pipelines.manifest import Manifest
 from pipelines.options import parse
 from pipelines.plan import Plan, check_model, check_stream
+from pipelines.processes import process_key, this_process
 from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
-from torchmoji_core.errors import InputError, LeaseHeldError
+from torchmoji_core.errors import InputError
 from transforms import AnnotateTweets, Tweet, WriteDeadLetters, WriteScores
 from transforms.commit import TEMPORARY
 
@@ -107,11 +107,10 @@ def records(output: Path) -> list[Path]:
 
 
 def adopted(output: Path) -> list[Manifest]:
-    with Lease(str(output)) as lease:
-        data_set = DataSet.read(str(output))
-        committed = adopt(data_set, lease)
-        data_set.publish()
-        return committed
+    data_set = DataSet.read(str(output))
+    committed = adopt(data_set)
+    data_set.publish()
+    return committed
 
 
 def ids(output: Path) -> list[str]:
@@ -217,20 +216,6 @@ def test_who_dies_before_the_records_are_deleted_has_listed_the_files_once(
     assert records(output) == []
     assert len(ids(output)) == 23
     assert run_verify().status == 0
-
-
-def test_two_that_adopt_at_once_lose_nothing(output: Path, model: str, run_verify: Run) -> None:
-    """One was suspended so long that its lease was taken: it has looked before the other, and commits after it."""
-    plan = stream(output, model, tweets(0, 6))
-    late, found = DataSet.read(str(output)), journal.read(str(output))
-    write(plan, tweets(6, 6))
-    assert len(adopted(output)) == 1
-    adopt(late, found=found)
-    DataSet.read(str(output)).publish()
-    assert len(ids(output)) == 12
-    finished = run_verify()
-    assert finished.status == 1
-    assert "two runs wrote at once" in finished.out
 
 
 def test_a_recorded_file_that_is_gone_is_not_passed_over(output: Path, model: str, run_verify: Run) -> None:
@@ -376,12 +361,9 @@ def test_a_stream_on_another_machine_that_shows_itself_goes_on(output: Path, mod
 
 @contextlib.contextmanager
 def held(output: Path) -> Iterator[None]:
-    """Another command holds the lease: its file, with a sign of life, of another machine."""
-    path = output / "_lease" / "other.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"state": "holder", "host": "other", "beat": datetime.now(UTC).isoformat(), "seconds": 300.0})
-    )
+    """Another command holds the lock: its file, with a sign of life, of another machine."""
+    path = output / "_lock.json"
+    path.write_text(json.dumps({"host": "other", "beat": datetime.now(UTC).isoformat(), "seconds": 300.0}))
     yield
     path.unlink()
 
@@ -391,10 +373,13 @@ def test_a_stream_commits_as_it_goes(
 ) -> None:
     plan = stream(output, model, tweets(0, 3))
     adopter = Adopter(DataSet.read(str(output)), plan.run_id)
-    with held(output):
-        assert adopter.adopt() == adopter.adopt() == []
-        said = capsys.readouterr().err
-        assert said.count("waits to be committed") == 1, "each reason once"
+    damage = output / "_manifests" / "damage.json"
+    damage.parent.mkdir()
+    damage.touch()
+    assert adopter.adopt() == adopter.adopt() == []
+    said = capsys.readouterr().err
+    assert said.count("waits to be committed") == 1, "each reason once"
+    damage.unlink()
     (first,) = adopter.adopt()
     assert adopter.adopt() == [], "nothing is new"
     assert len(DeltaTable(output).file_uris()) == 1
@@ -406,22 +391,27 @@ def test_a_stream_commits_as_it_goes(
     assert run_verify().status == 0
 
 
-def test_what_a_stream_cannot_commit_at_its_end_the_next_command_does(
-    output: Path, model: str, run_verify: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    plan = stream(output, model, tweets(0, 3))
+def test_a_stream_commits_while_another_command_holds_the_output(output: Path, model: str, run_verify: Run) -> None:
+    """Only what dead streams have left it does not delete then."""
+    dead = stream(output, model, tweets(0, 3))
+    left = leave_behind(dead)
+    kill(dead)
+    plan = stream(output, model, tweets(3, 3))
     adopter = Adopter(DataSet.read(str(output)), plan.run_id)
     with held(output):
-        assert adopter.finish() == []
-    assert "committed by the next command" in capsys.readouterr().err
-    kill(plan)
-    assert run_verify("--clean").status == 0
-    assert len(ids(output)) == 3
+        assert len(adopter.adopt()) == 2
+        assert all(path.exists() for path in left)
+    write(plan, tweets(6, 1))
+    assert len(adopter.adopt()) == 1
+    assert not any(path.exists() for path in left)
+    assert adopter.finish() == []
+    assert len(ids(output)) == 7
     assert not (output / "_journal").exists()
+    assert run_verify().status == 0
 
 
 def test_files_are_merged_while_a_stream_goes_on(output: Path, model: str, run_verify: Run, run_compact: Run) -> None:
-    """Each waits for the other, since a stream has the lease for moments only."""
+    """What it commits meanwhile is in the checkpoint that a compaction ends with."""
     plan = stream(output, model, tweets(0, 2))
     adopter, stop = Adopter(DataSet.read(str(output)), plan.run_id), threading.Event()
 
@@ -457,21 +447,6 @@ def test_what_is_merged_again_and_again_carries_no_names_of_deleted_files_along(
         assert run_compact().status == 0
         assert run_verify("--clean", "--older_than", "0s").status == 0
     assert len(DataSet.read(str(output)).retired) == 2
-
-
-def test_who_waits_for_a_moment_and_who_gives_up(output: Path) -> None:
-    def hold() -> None:
-        with Lease(str(output), brief=True):
-            held_now.set()
-            time.sleep(0.2)
-
-    held_now = threading.Event()
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held_now.wait()
-    with Lease(str(output)), pytest.raises(LeaseHeldError, match="is being written by process"), Lease(str(output)):
-        pass
-    thread.join()
 
 
 def test_what_others_commit_is_taken_up(output: Path, model: str, run_compact: Run) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.manifest import DIRECTORY, DataFile, Input, Manifest, Model, identity, read, read_all, write
+from pipelines.manifest import DIRECTORY, DataFile, Input, Manifest, Model, claim, identity, names, read, read_all
 from pipelines.options import parse
 from torchmoji_core.errors import InputError
+from transforms import storage
+from transforms.listing import FileFacts
 
 
 def make(sequence: int, **values: Any) -> Manifest:
@@ -30,6 +32,11 @@ def make(sequence: int, **values: Any) -> Manifest:
         ),
         **values,
     )
+
+
+def write(output: Path, manifest: Manifest) -> Path:
+    assert claim(str(output), manifest)
+    return output / DIRECTORY / manifest.name
 
 
 FULL = make(
@@ -51,15 +58,15 @@ FULL = make(
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     """With lone surrogates, as names of files can have them."""
-    path = write(str(tmp_path), FULL)
-    assert path == f"{tmp_path}/{DIRECTORY}/00000007-run7.json"
-    assert read(path) == FULL
-    assert [file.name for file in (tmp_path / DIRECTORY).iterdir()] == ["00000007-run7.json"]
+    path = write(tmp_path, FULL)
+    assert path == tmp_path / DIRECTORY / "00000007.json"
+    assert read(str(path)) == FULL
+    assert [file.name for file in (tmp_path / DIRECTORY).iterdir()] == ["00000007.json"]
 
 
 def test_any_json_reader_can_read_it(tmp_path: Path) -> None:
-    values = json.loads(Path(write(str(tmp_path), FULL)).read_text(encoding="utf-8"))
-    assert values["version"] == 2
+    values = json.loads(write(tmp_path, FULL).read_text(encoding="utf-8"))
+    assert values["version"] == 3
     assert values["files"][0]["rows"] == 4
     assert values["inputs"][0]["modified"] == 1_700_000_000.25
 
@@ -67,31 +74,107 @@ def test_any_json_reader_can_read_it(tmp_path: Path) -> None:
 def test_they_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     numbers = [11, 2, 100, 9, 1, 10]
     for number in numbers:
-        write(str(tmp_path), make(number))
+        write(tmp_path, make(number))
     assert [manifest.sequence for manifest in read_all(str(tmp_path))] == sorted(numbers)
 
 
 def test_only_what_follows_the_last_checkpoint_is_read(tmp_path: Path) -> None:
     for number in range(1, 13):
-        write(str(tmp_path), make(number, checkpoint=number in (4, 10)))
-    (tmp_path / DIRECTORY / "00000003-run3.json").write_text("no manifest, and superseded")
+        write(tmp_path, make(number, checkpoint=number in (4, 10)))
+    (tmp_path / DIRECTORY / "00000003.json").write_text("no manifest, and superseded")
     found = read_all(str(tmp_path))
     assert [(manifest.sequence, manifest.checkpoint) for manifest in found] == [(10, True), (11, False), (12, False)]
+
+
+def test_any_number_of_manifests_is_read(tmp_path: Path) -> None:
+    for number in range(1, 201):
+        write(tmp_path, make(number, checkpoint=number == 50))
+    assert [manifest.sequence for manifest in read_all(str(tmp_path))] == list(range(50, 201))
+
+
+def test_a_listing_that_lacks_a_number_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is listed while two appear may show the second of them only."""
+    for number in (1, 2, 3):
+        write(tmp_path, make(number))
+    match, lacking = storage.match, iter(["00000002.json"])
+
+    def listed(patterns: list[str]) -> list[FileFacts]:
+        missing = next(lacking, None)
+        return [file for file in match(patterns) if Path(file.path).name != missing]
+
+    monkeypatch.setattr(storage, "match", listed)
+    assert [manifest.sequence for manifest in read_all(str(tmp_path))] == [1, 2, 3]
+
+
+def test_a_manifest_that_was_moved_away_is_missing(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        write(tmp_path, make(number))
+    (tmp_path / DIRECTORY / "00000002.json").unlink()
+    assert [manifest.sequence for manifest in read_all(str(tmp_path))] == [1, 3]
 
 
 def test_without_manifests_there_are_none(tmp_path: Path) -> None:
     assert read_all(str(tmp_path)) == read_all(str(tmp_path / "nowhere")) == []
 
 
-def test_a_manifest_that_replaces_one_is_whole(tmp_path: Path) -> None:
-    write(str(tmp_path), make(1, counts={"read": 1}))
-    path = write(str(tmp_path), make(1, counts={"read": 2}))
-    assert read(path).counts == {"read": 2}
+def test_a_number_is_claimed_by_one(tmp_path: Path) -> None:
+    path = write(tmp_path, make(1, counts={"read": 1}))
+    assert not claim(str(tmp_path), make(1, run_id="other", counts={"read": 2}))
+    assert read(str(path)).counts == {"read": 1}
+
+
+# --- the form before -----------------------------------------------------------------------------------------------
+
+
+def write_old(output: Path, manifest: Manifest) -> Path:
+    """As versions before 3 have written it."""
+    kind = ".checkpoint" if manifest.checkpoint else ""
+    path = output / DIRECTORY / f"{manifest.sequence:08}-{manifest.run_id}{kind}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"version": 2} | dataclasses.asdict(manifest), indent=1))
+    return path
+
+
+def test_manifests_of_the_form_before_are_read_and_gone_on_with(tmp_path: Path) -> None:
+    changes = [make(1), make(2, checkpoint=True), make(3, retired=("part-1",)), make(4), make(5, checkpoint=True)]
+    for old in changes[:3]:
+        write_old(tmp_path, old)
+    assert read_all(str(tmp_path)) == changes[1:3]
+    for new in changes[3:4]:
+        write(tmp_path, new)
+    assert read_all(str(tmp_path)) == changes[1:4]
+    write(tmp_path, changes[4])
+    assert read_all(str(tmp_path)) == changes[4:]
+    assert names(str(tmp_path)) == [
+        "00000001-run1.json", "00000002-run2.checkpoint.json", "00000003-run3.json", "00000004.json", "00000005.json",
+    ]  # fmt: skip
+
+
+def test_who_writes_the_form_before_leaves_the_new_one_alone(tmp_path: Path) -> None:
+    """It takes another version for damage, and ends."""
+    assert json.loads(write(tmp_path, make(1)).read_text())["version"] != 2
+
+
+def test_what_is_not_named_like_a_manifest_is_none(tmp_path: Path) -> None:
+    write(tmp_path, make(1))
+    (tmp_path / DIRECTORY / "copy of 1.json").touch()
+    with pytest.raises(InputError, match=r"copy of 1\.json: not the name of a manifest; move it away"):
+        read_all(str(tmp_path))
+
+
+def test_a_manifest_under_another_number_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path, make(1))
+    path.rename(path.with_name("00000002.json"))
+    with pytest.raises(InputError, match=r"00000002\.json: not a manifest \(sequence of another file"):
+        read_all(str(tmp_path))
+
+
+# --- damage --------------------------------------------------------------------------------------------------------
 
 
 def spoiled(**values: Any) -> str:
     """The JSON of a manifest in which some values are others."""
-    good: dict[str, Any] = {"version": 2} | json.loads(json.dumps(dataclasses.asdict(make(1))))
+    good: dict[str, Any] = {"version": 3} | json.loads(json.dumps(dataclasses.asdict(make(1))))
     return json.dumps(good | values)
 
 
@@ -108,9 +191,9 @@ NO_MANIFESTS: dict[str, str | bytes] = {
     "no object": "[]",
     "null": "null",
     "deep": "[" * 100_000,
-    "deep in a value": '{"version": 2, "identity": ' + '{"a":' * 100_000,
+    "deep in a value": '{"version": 3, "identity": ' + '{"a":' * 100_000,
     "of the first version": spoiled(version=1),
-    "of a version to come": spoiled(version=3),
+    "of a version to come": spoiled(version=4),
     "of no version": without("version"),
     "without files": without("files"),
     "without a model": without("model"),
@@ -127,9 +210,9 @@ NO_MANIFESTS: dict[str, str | bytes] = {
 
 @pytest.mark.parametrize("name", NO_MANIFESTS)
 def test_what_is_no_manifest_is_named_with_what_to_do(name: str, tmp_path: Path) -> None:
-    write(str(tmp_path), make(1))
     content = NO_MANIFESTS[name]
-    path = tmp_path / DIRECTORY / "00000002-run2.json"
+    path = tmp_path / DIRECTORY / "00000001.json"
+    path.parent.mkdir()
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
         read_all(str(tmp_path))
@@ -150,7 +233,7 @@ HOSTILE = [
 def test_paths_that_leave_the_output_are_refused(path: str, where: str, tmp_path: Path) -> None:
     """They may be deleted one day; an empty one is the output itself."""
     entry = path if where == "retired" else {"path": path, "rows": 1, "bytes": 1, "sha256": ""}
-    file = tmp_path / "00000001-run1.json"
+    file = tmp_path / "00000001.json"
     file.write_text(spoiled(**{where: [entry]}))
     with pytest.raises(InputError, match="leaves the output") as caught:
         read(str(file))
@@ -158,8 +241,8 @@ def test_paths_that_leave_the_output_are_refused(path: str, where: str, tmp_path
 
 
 def test_a_manifest_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"00000001-run1\.json: cannot be read"):
-        read(str(tmp_path / "00000001-run1.json"))
+    with pytest.raises(InputError, match=r"00000001\.json: cannot be read"):
+        read(str(tmp_path / "00000001.json"))
 
 
 def test_an_identity_has_no_credentials_and_all_that_tells_commands_apart() -> None:

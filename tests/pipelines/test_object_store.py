@@ -98,15 +98,15 @@ def go_down(
         elif finished.status:
             assert len([line for line in finished.err.splitlines() if line.startswith("failed: ")]) == 1, said
         output = next(argument for argument in arguments if argument.startswith("s3://"))
-        forget_leases(server, output)
+        forget_locks(server, output)
         assert run_main(main, *arguments).status == 0, said
         verified = run_main(verify.main, output)
         assert verified.status == 0, said + verified.out
 
 
-def forget_leases(server: ObjectStoreServer, output: str) -> None:
+def forget_locks(server: ObjectStoreServer, output: str) -> None:
     """As if the process that could not give one back had ended, and not gone on with the test."""
-    directory = f"{output.removeprefix(f's3://{BUCKET}/')}/_lease/"
+    directory = f"{output.removeprefix(f's3://{BUCKET}/')}/_lock.json"
     for key in server.contents(BUCKET):
         if key.startswith(directory):
             server.client().delete_object(Bucket=BUCKET, Key=key)
@@ -172,7 +172,7 @@ def test_annotate_goes_on_where_it_stopped(server: ObjectStoreServer, tmp_path: 
         assert finished.status == 0, finished.err
     stored = download(server, "annotated", tmp_path)
     assert sum(pq.read_metadata(path).num_rows for path in stored.rglob("part-*.parquet")) == 200
-    assert not list(stored.glob("_lease/*"))
+    assert not list(stored.glob("_lock.json*"))
 
 
 def test_what_a_stream_has_written_is_adopted(
@@ -229,7 +229,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(server: ObjectStoreServ
     finished = run("annotate", server, tmp_path, *arguments)
     assert finished.status == 0, finished.err
     assert not left & server.contents(BUCKET).keys()
-    assert not [key for key in server.contents(BUCKET) if key.startswith(("killed/_tmp/", "killed/_lease/"))]
+    assert not [key for key in server.contents(BUCKET) if key.startswith(("killed/_tmp/", "killed/_lock.json"))]
     verified = run("verify", server, tmp_path, output)
     assert verified.status == 0, verified.out
 

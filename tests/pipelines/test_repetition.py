@@ -119,21 +119,20 @@ def test_files_that_come_grow_and_change(
     assert "nothing is new" in run_annotate().out, "annotate goes on where it was left"
 
 
-def test_the_lease_is_wanted_only_where_something_is_new(source: Path, repeat: Run, run_verify: Run) -> None:
-    lease = Path("out", "_lease", "other.json")
+def test_the_lock_is_wanted_only_where_something_is_new(source: Path, repeat: Run, run_verify: Run) -> None:
+    lock = Path("out", "_lock.json")
 
     def is_taken_by_another() -> None:
         assert len(ids()) == 5
-        content = {"state": "holder", "host": "other", "beat": datetime.now(UTC).isoformat(), "seconds": 300.0}
-        lease.parent.mkdir()
-        lease.write_text(json.dumps(content))
+        content = {"host": "other", "beat": datetime.now(UTC).isoformat(), "seconds": 300.0}
+        lock.write_text(json.dumps(content))
 
     def is_missed() -> None:
         corpus(source, 1, 5, first=1)
 
     def is_given_back() -> None:
         assert len(ids()) == 5
-        lease.unlink()
+        lock.unlink()
 
     corpus(source, 1, 5)
     nothing = (lambda: None,)

@@ -16,7 +16,7 @@ import pytest
 
 from pipelines import score
 from pipelines.data_set import DataSet, live_files
-from pipelines.lease import Lease
+from pipelines.lock import Lock
 from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
 
 Run = Callable[..., Finished]
@@ -307,10 +307,10 @@ def test_merged_files_have_bounded_row_groups_and_the_metadata_of_their_parts(da
     assert after[b"torchmoji.run_id"].decode() == DataSet.read(str(data_set)).manifests[-1].run_id
 
 
-def test_who_holds_the_lease_keeps_others_out(
+def test_who_holds_the_lock_keeps_others_out(
     data_set: Path, run_annotate: Run, run_compact: Run, run_verify: Run, run_main: Run, model: str
 ) -> None:
-    with Lease("out"):
+    with Lock("out"):
         for finished in (
             run_annotate(),
             run_compact(),
@@ -322,4 +322,4 @@ def test_who_holds_the_lease_keeps_others_out(
                 f"{data_set}", "out"
             )
         assert run_verify().status == 0
-    assert not (data_set / "_lease").exists()
+    assert not (data_set / "_lock.json").exists()

@@ -686,7 +686,7 @@ def test_workers_may_make_the_same_directory_at_the_same_time(tmp_path: Path) ->
 
 
 def test_an_empty_directory_is_never_removed_with_a_file_that_was_just_put_there(tmp_path: Path) -> None:
-    """Another run's lease for instance; and who is putting it there is not disturbed."""
+    """Another run's lock for instance; and who is putting it there is not disturbed."""
     directory = f"{tmp_path}/a/b"
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Leases: of several runs one writes, and who has died does not stand in the way."""
+"""The lock: of several runs one does the work, and who has died does not stand in the way."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.lease import DIRECTORY, Lease, process_key, read_leases
+from pipelines.lock import FILE, Lock, read_lock
+from pipelines.processes import process_key
 from tests.pipelines.conftest import Finished, environment, posts, write_lines
-from torchmoji_core.errors import LeaseHeldError, RunError
+from torchmoji_core.errors import LockHeldError
 
 FOREVER = 1e6
-"""Seconds of a lease in tests that must not wait for its end."""
+"""Seconds after which a holder is taken for dead, in tests that must not wait for that."""
 GUARD = 120
 """Seconds after which a test has hung."""
 
@@ -30,15 +31,12 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts another process that takes a lease."""
+def start() -> Iterator[Start]:
+    """Starts another process that takes the lock."""
     started = []
 
-    def run(output: Path, seconds: float = FOREVER, rounds: int = 0) -> subprocess.Popen[str]:
-        command = [
-            sys.executable, "-m", "tests.pipelines.holder", str(output), str(seconds), str(rounds),
-            str(tmp_path / "marker"),
-        ]  # fmt: skip
+    def run(output: Path, seconds: float = FOREVER) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.pipelines.holder", str(output), str(seconds)]
         process = subprocess.Popen(
             command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
@@ -56,18 +54,24 @@ def first_line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def write_lease(output: Path, **values: Any) -> Path:
+def write_lock(output: Path, **values: Any) -> Path:
     """What a holder on another machine has there, with a beat of now."""
     content = {
-        "state": "holder", "host": "another-host", "pid": 1, "process": ["boot", "pid:[1]", "5"], "command": "score",
+        "id": "other", "host": "another-host", "pid": 1, "process": ["boot", "pid:[1]", "5"], "command": "score",
         "started": "2026-01-31T10:00:00+00:00", "beat": datetime.now(UTC).isoformat(), "beats": 3, "seconds": 1.0,
     }  # fmt: skip
-    path = output / DIRECTORY / "other.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
+    path = output / FILE
+    output.mkdir(exist_ok=True)
+    temporary = output / "_lock-other.tmp"
     temporary.write_text(json.dumps(content | values))
     temporary.rename(path)
     return path
+
+
+def is_held(output: Path) -> bool:
+    """By this process."""
+    holder = read_lock(str(output))
+    return holder is not None and holder["pid"] == os.getpid()
 
 
 def hours_ago(hours: float) -> str:
@@ -79,34 +83,33 @@ def hours_ago(hours: float) -> str:
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with Lease(str(output)) as lease:
-        lease.check()
-        (holder,) = read_leases(str(output)).values()
-        assert holder["state"] == "holder"
+    with Lock(str(output)):
+        assert is_held(output)
+        assert [path.name for path in output.iterdir()] == [FILE]
     assert not output.exists()
 
 
-def test_of_an_output_that_was_there_only_the_lease_goes(tmp_path: Path) -> None:
+def test_of_an_output_that_was_there_only_the_lock_goes(tmp_path: Path) -> None:
     (tmp_path / "date=2026-01-31").mkdir()
     (tmp_path / "part-1.parquet").touch()
-    with Lease(str(tmp_path)):
+    with Lock(str(tmp_path)):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["date=2026-01-31", "part-1.parquet"]
 
 
 def test_what_a_run_has_written_stays(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with Lease(str(output)):
+    with Lock(str(output)):
         (output / "part-1.parquet").touch()
         (output / "_tmp" / "run").mkdir(parents=True)
     assert [path.name for path in output.rglob("*")] == ["part-1.parquet"]
 
 
 def test_a_run_that_fails_gives_it_back(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="on purpose"), Lease(str(tmp_path)):
+    with pytest.raises(ValueError, match="on purpose"), Lock(str(tmp_path)):
         raise ValueError("on purpose")
     assert list(tmp_path.iterdir()) == []
-    with Lease(str(tmp_path)):
+    with Lock(str(tmp_path)):
         pass
 
 
@@ -114,25 +117,25 @@ def test_a_second_run_is_refused_and_told_by_whom(start: Start, tmp_path: Path) 
     holder = start(tmp_path)
     assert first_line(holder) == "held"
     with (
-        pytest.raises(LeaseHeldError, match=f"is being written by process {holder.pid} on .* since "),
-        Lease(str(tmp_path)),
+        pytest.raises(LockHeldError, match=f"is being written by process {holder.pid} on .* since "),
+        Lock(str(tmp_path)),
     ):
         pass
-    assert len(read_leases(str(tmp_path))) == 1, "who was refused leaves nothing, and takes nothing away"
+    assert [path.name for path in tmp_path.iterdir()] == [FILE], "who was refused takes nothing away"
     holder.communicate("")
     assert list(tmp_path.iterdir()) == []
-    with Lease(str(tmp_path)):
+    with Lock(str(tmp_path)):
         pass
 
 
 def test_the_command_says_so_with_a_status_of_its_own(run_score: Callable[..., Finished], tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", posts(3))
-    with Lease(str(tmp_path / "out")):
+    with Lock(str(tmp_path / "out")):
         finished = run_score("--input", "in.jsonl", "--output", "out")
         assert finished.status == 4
         assert "is being written by process" in finished.err
         assert "Traceback" not in finished.err
-        assert [path.name for path in (tmp_path / "out").iterdir()] == [DIRECTORY]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [FILE]
     assert run_score("--input", "in.jsonl", "--output", "out").status == 0
 
 
@@ -144,18 +147,23 @@ def test_of_two_processes_that_start_together_exactly_one_goes_on(start: Start, 
     assert lines[1].startswith("refused: ")
 
 
-def test_never_two_are_inside(start: Start, tmp_path: Path) -> None:
-    """Two processes of two threads each, twenty times each, while the directories come and go as well."""
-    processes = [start(tmp_path / "out", rounds=20) for _ in range(2)]
-    for process in processes:
-        assert first_line(process) == "ready"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-    outs = [process.communicate(timeout=GUARD)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sum(int(out) for out in outs) >= 20
-    assert [path.name for path in tmp_path.rglob("*") if path.name != "out"] == []
+def test_of_several_threads_that_start_together_exactly_one_goes_on(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def take(_: int) -> bool:
+        lock = Lock(str(tmp_path), FOREVER)
+        together.wait(GUARD)
+        try:
+            with lock:
+                together.wait(GUARD)  # the others were refused
+                return True
+        except LockHeldError:
+            together.wait(GUARD)
+            return False
+
+    with ThreadPoolExecutor(4) as threads:
+        assert sorted(threads.map(take, range(4))) == [False, False, False, True]
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- who has died --------------------------------------------------------------------------------------------------
@@ -163,7 +171,7 @@ def test_never_two_are_inside(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_holder_that_was_killed_here_is_replaced_at_once(start: Start, tmp_path: Path, reaped: bool) -> None:
-    """Its lease would last for days."""
+    """Its silence would be heard after days."""
     holder = start(tmp_path)
     assert first_line(holder) == "held"
     holder.send_signal(signal.SIGKILL)
@@ -172,17 +180,18 @@ def test_a_holder_that_was_killed_here_is_replaced_at_once(start: Start, tmp_pat
     next_one = start(tmp_path)
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(first_line, next_one).result(GUARD) == "held"
-    assert len(read_leases(str(tmp_path))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_process_that_has_the_number_of_a_dead_holder_is_not_taken_for_it(start: Start, tmp_path: Path) -> None:
     holder = start(tmp_path / "other")
     assert first_line(holder) == "held"
-    (content,) = read_leases(str(tmp_path / "other")).values()
+    content = read_lock(str(tmp_path / "other"))
+    assert content is not None
     boot, namespace, started = content["process"]
-    write_lease(tmp_path / "out", **content | {"process": [boot, namespace, str(int(started) - 1)]})
-    with Lease(str(tmp_path / "out"), FOREVER):
-        assert len(read_leases(str(tmp_path / "out"))) == 1
+    write_lock(tmp_path / "out", **content | {"process": [boot, namespace, str(int(started) - 1)]})
+    with Lock(str(tmp_path / "out"), FOREVER):
+        assert is_held(tmp_path / "out")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -196,8 +205,8 @@ def test_a_process_may_have_any_name() -> None:
 
 
 def test_a_holder_elsewhere_with_a_recent_beat_lives(tmp_path: Path) -> None:
-    path = write_lease(tmp_path, seconds=FOREVER)
-    with pytest.raises(LeaseHeldError, match="process 1 on another-host"), Lease(str(tmp_path)):
+    path = write_lock(tmp_path, seconds=FOREVER)
+    with pytest.raises(LockHeldError, match="process 1 on another-host"), Lock(str(tmp_path)):
         pass
     assert path.exists()
 
@@ -205,10 +214,9 @@ def test_a_holder_elsewhere_with_a_recent_beat_lives(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hours", [5, -5])
 def test_a_holder_elsewhere_that_is_silent_is_replaced(tmp_path: Path, hours: float) -> None:
     """Whether its clock was right or ahead."""
-    path = write_lease(tmp_path, beat=hours_ago(hours))
-    with Lease(str(tmp_path)) as lease:
-        assert not path.exists()
-        lease.check()
+    write_lock(tmp_path, beat=hours_ago(hours))
+    with Lock(str(tmp_path)):
+        assert is_held(tmp_path)
 
 
 @pytest.mark.parametrize("hours", [5, -5])
@@ -218,14 +226,14 @@ def test_a_holder_elsewhere_that_beats_lives_though_its_clock_is_hours_off(tmp_p
     def beat() -> None:
         beats = 4
         while not stop.wait(0.05):
-            write_lease(tmp_path, beat=hours_ago(hours), beats=beats, seconds=10.0)
+            write_lock(tmp_path, beat=hours_ago(hours), beats=beats, seconds=10.0)
             beats += 1
 
-    path = write_lease(tmp_path, beat=hours_ago(hours), seconds=10.0)
+    path = write_lock(tmp_path, beat=hours_ago(hours), seconds=10.0)
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(LeaseHeldError, match="another-host"), Lease(str(tmp_path)):
+        with pytest.raises(LockHeldError, match="another-host"), Lock(str(tmp_path)):
             pass
     finally:
         stop.set()
@@ -237,47 +245,37 @@ def test_a_holder_elsewhere_that_beats_lives_though_its_clock_is_hours_off(tmp_p
     "content", ["", "[]", "null", "{", "\0", "[" * 100_000, '{"seconds": 0.1}', '{"beat": 5, "seconds": 0.1}'],
     ids=lambda content: ascii(content)[:20],
 )  # fmt: skip
-def test_a_lease_that_cannot_be_read_is_watched_and_then_replaced(
+def test_a_lock_that_cannot_be_read_is_watched_and_then_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    monkeypatch.setattr("pipelines.lease.DEFAULT_SECONDS", 0.1)
-    (tmp_path / DIRECTORY).mkdir()
-    (tmp_path / DIRECTORY / "other.json").write_text(content)
-    with Lease(str(tmp_path), FOREVER):
-        assert len(read_leases(str(tmp_path))) == 1
+    monkeypatch.setattr("pipelines.lock.DEFAULT_SECONDS", 0.1)
+    (tmp_path / FILE).write_text(content)
+    with Lock(str(tmp_path), FOREVER):
+        assert is_held(tmp_path)
 
 
 def test_a_holder_beats(tmp_path: Path) -> None:
-    def beats() -> int:
-        (holder,) = read_leases(str(tmp_path)).values()
-        return int(holder["beats"])
+    def beats() -> float:
+        holder = read_lock(str(tmp_path))
+        assert holder is not None
+        return float(holder["beats"])
 
-    with Lease(str(tmp_path), 1.0) as lease:
-        before, deadline = beats(), time.monotonic() + GUARD
-        while beats() < before + 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        lease.check()
+    with Lock(str(tmp_path), 1.0):
+        for _ in range(3):
+            before, deadline = beats(), time.monotonic() + GUARD
+            while beats() == before:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
 
 
 # --- losing it -----------------------------------------------------------------------------------------------------
 
 
-def test_a_lease_that_was_taken_away_is_noticed_before_a_commit(tmp_path: Path) -> None:
-    with Lease(str(tmp_path), FOREVER) as lease:
-        lease.check()
-        (path,) = read_leases(str(tmp_path))
-        Path(path).unlink()
-        with pytest.raises(RunError, match=r"the lease of .* was lost"):
-            lease.check()
-
-
-def test_another_holder_is_noticed_before_a_commit(tmp_path: Path) -> None:
-    """Who was suspended for so long that another took over may have written its file anew when it woke up."""
-    with Lease(str(tmp_path), FOREVER) as lease:
-        path = write_lease(tmp_path, state="contender")
-        lease.check()
-        write_lease(tmp_path)
-        with pytest.raises(RunError, match=r"the lease of .* was lost"):
-            lease.check()
-        path.unlink()
+def test_a_lock_that_another_has_taken_is_left_to_it(tmp_path: Path) -> None:
+    """Who was suspended for so long neither renews nor removes what is another's."""
+    with Lock(str(tmp_path), 0.1):
+        path = write_lock(tmp_path)
+        content = path.read_text()
+        time.sleep(0.3)  # several beats; a slow machine sees fewer
+        assert path.read_text() == content
+    assert path.read_text() == content
