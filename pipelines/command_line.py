@@ -129,7 +129,11 @@ def end(status: int) -> NoReturn:
 
 
 def add_options(
-    parser: argparse._ActionsContainer, options: type[Any], without: Collection[str] = (), **defaults: Any
+    parser: argparse._ActionsContainer,
+    options: type[Any],
+    without: Collection[str] = (),
+    are_told: bool = False,
+    **defaults: Any,
 ) -> None:
     """Add an option to a parser, or a group of one, for each field of a dataclass that is an `option`.
 
@@ -137,6 +141,7 @@ def add_options(
         parser: to add to.
         options: the dataclass.
         without: fields to leave out.
+        are_told: whether what is not given is not in what is parsed, so that it can be told.
         **defaults: instead of the fields' own.
     """
     types = get_type_hints(options)
@@ -150,7 +155,7 @@ def add_options(
             given["action"] = "store_true"
         elif get_origin(kind) is tuple:
             shown = ",".join(default or ())
-            if "nargs" not in given:
+            if not given.keys() & {"nargs", "action"}:
                 given["type"], default = names, shown
         else:
             given.setdefault("type", next(each for each in (*get_args(kind), kind) if each is not type(None)))
@@ -158,7 +163,7 @@ def add_options(
                 given["metavar"], shown = "TIME", None if default is None else as_time(default)
         if shown not in (None, False, ""):
             meaning += f" (default: {shown})"
-        parser.add_argument(f"--{name}", default=default, help=meaning, **given)
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS if are_told else default, help=meaning, **given)
 
 
 def take_options(options: type[T], given: argparse.Namespace, **others: Any) -> T:
@@ -200,15 +205,3 @@ def as_time(number: float) -> str:
     """Seconds as `seconds` reads them."""
     unit = next(unit for unit in ("h", "m", "s", "ms") if unit == "ms" or (number and number % _SECONDS[unit] == 0))
     return f"{number / _SECONDS[unit]:g}{unit}"
-
-
-def duration(option: str, text: str) -> float:
-    """As `seconds`, of an option.
-
-    Raises:
-        InputError: if it is none.
-    """
-    try:
-        return seconds(text)
-    except argparse.ArgumentTypeError as error:
-        raise InputError(f"{option} {error}") from None
