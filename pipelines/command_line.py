@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from pipelines import console
 from pipelines.interrupts import INTERRUPTED, interruptible
 from pipelines.logs import announce, set_up_logging, wanted_format
-from torchmoji_core.errors import InputError, LeaseHeldError, TorchMojiError, is_outage, shortage_of
+from torchmoji_core.errors import InputError, LeaseHeldError, TorchMojiError, first_line, is_outage, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LEASE_HELD, COULD_NOT_TELL = range(6)
 LAST_SECONDS = 10.0
@@ -96,11 +96,6 @@ def failure(error: Exception) -> str | None:
     if isinstance(error, TorchMojiError | OSError):
         return f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
     return f"{shortage.what}; {shortage.remedy}" if shortage else None
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def exit_status(error: BaseException) -> int:

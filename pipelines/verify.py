@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 
-from pipelines.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, end, first_line, run_command, seconds
+from pipelines.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, end, run_command, seconds
 from pipelines.logs import LOG_FORMATS, announce
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import RunError, first_line
 
 
 # fmt: off
