@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 from pipelines import console
 from pipelines.interrupts import INTERRUPTED, interruptible
 from pipelines.logs import announce, set_up_logging, wanted_format
-from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, is_outage, shortage_of
+from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, first_line, is_outage, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LOCK_HELD, COULD_NOT_TELL = range(6)
 LAST_SECONDS = 10.0
@@ -98,11 +98,6 @@ def failure(error: Exception) -> str | None:
     return f"{shortage.what}; {shortage.remedy}" if shortage else None
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def exit_status(error: BaseException) -> int:
     """2 for wrong options or input, 4 where another run writes, 130 when interrupted, 1 for everything else.
 
@@ -129,7 +124,11 @@ def end(status: int) -> NoReturn:
 
 
 def add_options(
-    parser: argparse._ActionsContainer, options: type[Any], without: Collection[str] = (), **defaults: Any
+    parser: argparse._ActionsContainer,
+    options: type[Any],
+    without: Collection[str] = (),
+    are_told: bool = False,
+    **defaults: Any,
 ) -> None:
     """Add an option to a parser, or a group of one, for each field of a dataclass that is an `option`.
 
@@ -137,6 +136,7 @@ def add_options(
         parser: to add to.
         options: the dataclass.
         without: fields to leave out.
+        are_told: whether what is not given is not in what is parsed, so that it can be told.
         **defaults: instead of the fields' own.
     """
     types = get_type_hints(options)
@@ -150,7 +150,7 @@ def add_options(
             given["action"] = "store_true"
         elif get_origin(kind) is tuple:
             shown = ",".join(default or ())
-            if "nargs" not in given:
+            if not given.keys() & {"nargs", "action"}:
                 given["type"], default = names, shown
         else:
             given.setdefault("type", next(each for each in (*get_args(kind), kind) if each is not type(None)))
@@ -158,7 +158,7 @@ def add_options(
                 given["metavar"], shown = "TIME", None if default is None else as_time(default)
         if shown not in (None, False, ""):
             meaning += f" (default: {shown})"
-        parser.add_argument(f"--{name}", default=default, help=meaning, **given)
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS if are_told else default, help=meaning, **given)
 
 
 def take_options(options: type[T], given: argparse.Namespace, **others: Any) -> T:
@@ -200,15 +200,3 @@ def as_time(number: float) -> str:
     """Seconds as `seconds` reads them."""
     unit = next(unit for unit in ("h", "m", "s", "ms") if unit == "ms" or (number and number % _SECONDS[unit] == 0))
     return f"{number / _SECONDS[unit]:g}{unit}"
-
-
-def duration(option: str, text: str) -> float:
-    """As `seconds`, of an option.
-
-    Raises:
-        InputError: if it is none.
-    """
-    try:
-        return seconds(text)
-    except argparse.ArgumentTypeError as error:
-        raise InputError(f"{option} {error}") from None

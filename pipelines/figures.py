@@ -120,10 +120,10 @@ def reported(path: str | None, dry_run: bool = False, **figures: Any) -> Iterato
         raise
     finally:
         if not dry_run and figures.setdefault("exit_status", DONE) != LOCK_HELD:
-            report(path, figures, started)
+            report_so_far(path, figures, started)
 
 
-def report(path: str | None, figures: Mapping[str, Any], started: datetime) -> None:
+def report_so_far(path: str | None, figures: Mapping[str, Any], started: datetime) -> None:
     """Write a report of what was done so far, if one is wanted; what cannot be written is said, and no more."""
     if path is not None:
         try:

@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines import figures, report
+from pipelines import report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.annotation import Annotation, announce_plan, list_all, prepare
 from pipelines.command_line import DONE, FAILED, LOCK_HELD, TOO_MANY_DEAD_LETTERS, failure
 from pipelines.data_set import DataSet
+from pipelines.figures import report_so_far
 from pipelines.inputs import Inputs
 from pipelines.interrupts import is_ending, told_to_stop
 from pipelines.logs import announce
@@ -87,7 +88,7 @@ class _Repetition:
         Raises:
             Exception: what does not pass by itself.
         """
-        config, known = self._config.score, self._workshop.figures
+        config, figures = self._config.score, self._workshop.figures
         self._before, self._wrong = self._wrong, set()
         failed: dict[str, str] = {}
         try:
@@ -108,7 +109,7 @@ class _Repetition:
         if status == DONE and too_many_dead_letters(self._counts, config):
             status = TOO_MANY_DEAD_LETTERS
         if not config.dry_run:
-            figures.report(config.report, known | failed | {"exit_status": status}, self._started)
+            report_so_far(config.report, figures | failed | {"exit_status": status}, self._started)
         return status
 
     def _annotate(self) -> int:

@@ -18,7 +18,6 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines import data_set, report
-from pipelines.command_line import first_line
 from pipelines.data_set import DataSet
 from pipelines.interrupts import heed_interrupt
 from pipelines.local_workers import WORKER_DIED
@@ -30,7 +29,17 @@ from pipelines.session import WORKER_LOG, Session
 from pipelines.stream_stages import model_updates, publish_scores, read_messages
 from pipelines.watchdog import Watchdog
 from torchmoji_core import __version__
-from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, RunError, TorchMojiError, shortage_of
+from torchmoji_core.errors import (
+    DISK,
+    FILE_SIZE,
+    FILES,
+    MEMORY,
+    THREADS,
+    RunError,
+    TorchMojiError,
+    first_line,
+    shortage_of,
+)
 from torchmoji_core.files import name_as_text
 from transforms import AnnotateTweets, HoldOptions, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.commit import DEAD_LETTERS, WrittenFile, committed_files

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipelines.options import ScoreConfig
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, first_line
 
 _LOGGER = logging.getLogger(__name__)
 _SECRETS = {
@@ -142,4 +142,4 @@ def cluster_runner(config: ScoreConfig) -> PipelineRunner:
     try:
         return create_runner(config.runner)
     except (ValueError, ImportError) as error:
-        raise InputError(f"--runner {config.runner}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--runner {config.runner}: {first_line(error)}") from None

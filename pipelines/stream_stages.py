@@ -13,7 +13,7 @@ from apache_beam.utils.timestamp import Duration
 
 from pipelines.options import ScoreConfig
 from pipelines.streaming_options import StreamOptions
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, first_line
 from transforms.messages import MessageFields, ParseMessages, ReadMessages
 from transforms.model_watch import ModelUpdates, WatchModels
 from transforms.publish import PublishScores
@@ -123,8 +123,4 @@ def _one_line(uri: str) -> Any:
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"--input {uri}: cannot be read: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"--input {uri}: cannot be read: {first_line(error)[:300]}") from error

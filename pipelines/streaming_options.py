@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.command_line import duration
+from pipelines.command_line import add_options, seconds, take_options
 from torchmoji_core.errors import InputError
+from torchmoji_core.options import option
 from transforms.topics import KafkaTopic, PubSubName, Source, is_topic, parse_sink, parse_source
 
 MESSAGE_FORMATS = ("jsonl", "text")
@@ -20,104 +23,99 @@ _BATCH_ONLY = ("if_exists", "direct_num_workers")
 """Options of bounded runs, which mean nothing where there is no end."""
 
 
-@dataclass(frozen=True)
+def _sink(text: str) -> Source:
+    return parse_sink("--publish", text)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, not {text!r}")
+    return key, value
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamOptions:
     """How to read and write messages without end."""
 
     source: Source
     format: str
     """Of a message's payload."""
-    id_attribute: str | None
-    timestamp_attribute: str | None
-    window: float
-    """Seconds of event time whose rows share files."""
-    allowed_lateness: float | None
-    """Seconds by which an event may come before its message; None for any."""
-    max_latency: float
-    """Seconds that a tweet waits for a batch."""
-    shards: int
-    """Of clusters: in how many places tweets wait for others."""
-    commit_every: float
-    """Seconds between two commits of what a local run has written."""
-    max_in_flight: int
-    """Messages of a local run that are read and not yet written."""
-    drain: float
-    """Seconds that a local run has to write what is in flight when it is told to stop."""
-    publish: Source | None
-    consumer_options: tuple[tuple[str, str], ...]
-    producer_options: tuple[tuple[str, str], ...]
-    expansion_service: str | None
-    """host:port of what expands Kafka's transforms; None for one that Beam starts from a jar."""
-    model_watch: str | None
-    model_poll: float
-    """Seconds between two looks for a new model."""
+    window: float = option(
+        3600.0, "rows whose times are in the same window share files, date=/hour=/part-*.parquet", type=seconds
+    )
+    allowed_lateness: float | None = option(
+        None, "what happened longer than that before its message was published is a dead letter (default: nothing is)",
+        type=seconds,
+    )  # fmt: skip
+    max_latency: float = option(1.0, "how long a tweet waits for others, to be scored with them", type=seconds)
+    shards: int = option(
+        4, "in how many places of a cluster tweets wait for others, and so how many workers can score", metavar="N"
+    )
+    commit_every: float = option(10.0, "how often files become part of the data set, in local runs", type=seconds)
+    max_in_flight: int = option(
+        20_000, "messages that are read and not yet written, in local runs; further ones are left where they are",
+        metavar="N",
+    )  # fmt: skip
+    drain: float = option(
+        25.0, "how long a local run may take, when it is told to stop, to write what is in flight; what is not written "
+        "by then is given back", type=seconds,
+    )  # fmt: skip
+    publish: Source | None = option(
+        None, "publish rows too, as JSON without text and vectors: pubsub://projects/PROJECT/topics/NAME or kafka://...",
+        type=_sink, metavar="URI",
+    )  # fmt: skip
+    id_attribute: str | None = option(
+        None, "attribute of messages with the id, where the payload has none (default: a hash of the message's own id)",
+        metavar="NAME",
+    )  # fmt: skip
+    timestamp_attribute: str | None = option(
+        None, "attribute of messages with the event's time, where the payload has none: RFC 3339, or milliseconds "
+        "since 1970 (default: the time of publishing)", metavar="NAME",
+    )  # fmt: skip
+    consumer_options: tuple[tuple[str, str], ...] = option(
+        (), "for Kafka's consumer, group.id=scores for instance; may be repeated", name="consumer_option",
+        action="append", type=_pair, metavar="NAME=VALUE",
+    )  # fmt: skip
+    producer_options: tuple[tuple[str, str], ...] = option(
+        (), "for Kafka's producer; may be repeated", name="producer_option", action="append", type=_pair,
+        metavar="NAME=VALUE",
+    )  # fmt: skip
+    expansion_service: str | None = option(
+        None, "what expands Kafka's transforms (default: a jar that Beam downloads, and runs with Java)",
+        metavar="HOST:PORT",
+    )  # fmt: skip
+    model_watch: str | None = option(
+        None, "bundles that may come while the run lasts: the newest that matches takes over between two batches",
+        metavar="GLOB",
+    )  # fmt: skip
+    model_poll: float = option(60.0, "how often to look for one", type=seconds)
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: naming the option and its valid values.
+        """
+        for name in ("window", "max_latency", "commit_every", "model_poll"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"--{name} must be more than 0")
+        for name in ("shards", "max_in_flight"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}")
 
     @property
     def has_kafka(self) -> bool:
         return isinstance(self.source, KafkaTopic) or isinstance(self.publish, KafkaTopic)
 
 
-# The options' defaults. The parser has none, so that it can be told whether one was given.
-_DEFAULTS = {
-    "window": "1h",
-    "max_latency": "1s",
-    "shards": 4,
-    "commit_every": "10s",
-    "max_in_flight": 20_000,
-    "drain": "25s",
-    "model_poll": "1m",
-}
-_STREAM_OPTIONS = (
-    "window", "allowed_lateness", "max_latency", "shards", "commit_every", "max_in_flight",
-    "drain", "id_attribute", "timestamp_attribute", "publish", "consumer_option", "producer_option",
-    "expansion_service", "model_watch", "model_poll",
-)  # fmt: skip
-
-
-# fmt: off
 def add_streaming_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for endless input."""
-
-    def default(name: str) -> str:
-        return f"(default: {_DEFAULTS[name]})"
-
-    add = parser.add_argument_group("streaming", "Messages of a subscription or a topic, without end.").add_argument
-    add("--streaming", action="store_true",
+    group = parser.add_argument_group("streaming", "Messages of a subscription or a topic, without end.")
+    group.add_argument(
+        "--streaming", action="store_true",
         help="--input is pubsub://projects/PROJECT/subscriptions/NAME or kafka://HOST:PORT[,HOST:PORT]/TOPIC; --format "
-        "is that of messages, jsonl for one JSON object each (default) or text")
-    add("--window", metavar="TIME",
-        help=f"rows whose times are in the same window share files, date=/hour=/part-*.parquet {default('window')}")
-    add("--allowed_lateness", metavar="TIME",
-        help="what happened longer than that before its message was published is a dead letter (default: nothing is)")
-    add("--max_latency", metavar="TIME",
-        help=f"how long a tweet waits for others, to be scored with them {default('max_latency')}")
-    add("--shards", type=int, metavar="N",
-        help="in how many places of a cluster tweets wait for others, and so how many workers can score "
-        f"{default('shards')}")
-    add("--commit_every", metavar="TIME",
-        help=f"how often files become part of the data set, in local runs {default('commit_every')}")
-    add("--max_in_flight", type=int, metavar="N",
-        help="messages that are read and not yet written, in local runs; further ones are left where they are "
-        f"{default('max_in_flight')}")
-    add("--drain", metavar="TIME",
-        help="how long a local run may take, when it is told to stop, to write what is in flight; what is not written "
-        f"by then is given back {default('drain')}")
-    add("--publish", metavar="URI",
-        help="publish rows too, as JSON without text and vectors: pubsub://projects/PROJECT/topics/NAME or kafka://...")
-    add("--id_attribute", metavar="NAME",
-        help="attribute of messages with the id, where the payload has none (default: a hash of the message's own id)")
-    add("--timestamp_attribute", metavar="NAME",
-        help="attribute of messages with the event's time, where the payload has none: RFC 3339, or milliseconds since "
-        "1970 (default: the time of publishing)")
-    add("--consumer_option", action="append", metavar="NAME=VALUE",
-        help="for Kafka's consumer, group.id=scores for instance; may be repeated")
-    add("--producer_option", action="append", metavar="NAME=VALUE", help="for Kafka's producer; may be repeated")
-    add("--expansion_service", metavar="HOST:PORT",
-        help="what expands Kafka's transforms (default: a jar that Beam downloads, and runs with Java)")
-    add("--model_watch", metavar="GLOB",
-        help="bundles that may come while the run lasts: the newest that matches takes over between two batches")
-    add("--model_poll", metavar="TIME", help=f"how often to look for one {default('model_poll')}")
-# fmt: on
+        "is that of messages, jsonl for one JSON object each (default) or text",
+    )  # fmt: skip
+    add_options(group, StreamOptions, are_told=True)
 
 
 def streaming_options(options: argparse.Namespace, defaults: argparse.ArgumentParser) -> StreamOptions | None:
@@ -130,10 +128,11 @@ def streaming_options(options: argparse.Namespace, defaults: argparse.ArgumentPa
     Raises:
         InputError: naming the option at fault and the remedy.
     """
-    given = {name: value for name in _STREAM_OPTIONS if (value := getattr(options, name)) is not None}
+    own = (field.metadata.get("name", field.name) for field in dataclasses.fields(StreamOptions) if field.metadata)
+    given = [name for name in own if hasattr(options, name)]
     if not options.streaming:
         if given:
-            raise InputError(f"--{next(iter(given))} belongs to endless input; add --streaming, or leave it out")
+            raise InputError(f"--{given[0]} belongs to endless input; add --streaming, or leave it out")
         topics = [uri for uri in options.input if is_topic(uri)]
         if topics:
             raise InputError(f"--input {topics[0]} has no end; add --streaming")
@@ -144,7 +143,7 @@ def streaming_options(options: argparse.Namespace, defaults: argparse.ArgumentPa
     return _stream_options(options, given)
 
 
-def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> StreamOptions:
+def _stream_options(options: argparse.Namespace, given: Collection[str]) -> StreamOptions:
     if len(options.input) != 1 or not is_topic(options.input[0]):
         shown = options.input[0] if getattr(options, "_input", None) else "(none given)"
         raise InputError(
@@ -158,24 +157,13 @@ def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> St
         raise InputError(f"--keep_fields {name}: no data tells the type yet; give it, {name}:string for instance")
     if options.format == "text" and (options.keep_fields or options.timestamp_field):
         raise InputError("text messages have no fields: leave out --keep_fields and --timestamp_field")
-    stream = StreamOptions(
+    stream = take_options(
+        StreamOptions,
+        options,
         source=parse_source("--input", options.input[0]),
         format=options.format or "jsonl",
-        id_attribute=options.id_attribute,
-        timestamp_attribute=options.timestamp_attribute,
-        window=_positive("window", given),
-        allowed_lateness=_time("allowed_lateness", given) if "allowed_lateness" in given else None,
-        max_latency=_positive("max_latency", given),
-        shards=_count("shards", given),
-        commit_every=_positive("commit_every", given),
-        max_in_flight=_count("max_in_flight", given),
-        drain=_time("drain", given),
-        publish=parse_sink("--publish", options.publish) if options.publish else None,
-        consumer_options=_pairs("consumer_option", options.consumer_option),
-        producer_options=_pairs("producer_option", options.producer_option),
-        expansion_service=options.expansion_service,
-        model_watch=options.model_watch,
-        model_poll=_positive("model_poll", given),
+        consumer_options=tuple(getattr(options, "consumer_option", ())),
+        producer_options=tuple(getattr(options, "producer_option", ())),
     )
     if options.runner == _LOCAL_RUNNER and "shards" in given:
         raise InputError(f"--shards belongs to clusters, and is nothing on --runner {options.runner}; leave it out")
@@ -185,34 +173,6 @@ def _stream_options(options: argparse.Namespace, given: dict[str, object]) -> St
     if isinstance(stream.source, PubSubName) or isinstance(stream.publish, PubSubName):
         _check_pubsub()
     return stream
-
-
-def _time(name: str, given: dict[str, object]) -> float:
-    return duration(f"--{name}", str(given.get(name, _DEFAULTS.get(name))))
-
-
-def _positive(name: str, given: dict[str, object]) -> float:
-    seconds = _time(name, given)
-    if seconds <= 0:
-        raise InputError(f"--{name} must be more than 0, not {given.get(name)}")
-    return seconds
-
-
-def _count(name: str, given: dict[str, object]) -> int:
-    number = int(str(given.get(name, _DEFAULTS[name])))
-    if number < 1:
-        raise InputError(f"--{name} must be at least 1, not {number}")
-    return number
-
-
-def _pairs(name: str, values: list[str] | None) -> tuple[tuple[str, str], ...]:
-    pairs = []
-    for text in values or ():
-        key, equals, value = text.partition("=")
-        if not key or not equals:
-            raise InputError(f"--{name} must be NAME=VALUE, not {text!r}")
-        pairs.append((key, value))
-    return tuple(pairs)
 
 
 def _check_pubsub() -> None:
@@ -226,12 +186,12 @@ def _check_pubsub() -> None:
 
 def _check_kafka(stream: StreamOptions, runner: str) -> None:
     """What can be said without Beam: who may run Kafka's transforms, and Java."""
-    for option, values, topic in (
+    for name, values, topic in (
         ("consumer_option", stream.consumer_options, stream.source),
         ("producer_option", stream.producer_options, stream.publish),
     ):
         if values and not isinstance(topic, KafkaTopic):
-            raise InputError(f"--{option} belongs to kafka://, and is nothing without it")
+            raise InputError(f"--{name} belongs to kafka://, and is nothing without it")
     if not stream.has_kafka:
         if stream.expansion_service:
             raise InputError("--expansion_service belongs to kafka://, and is nothing without it")

@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines import journal
-from pipelines.command_line import first_line
 from pipelines.data_set import DataSet, Generation, unlisted_files
 from pipelines.journal import Journal
 from pipelines.lock import is_living, read_lock
 from pipelines.manifest import DataFile, Manifest
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, RunError, first_line
 from transforms import metrics, storage
 
 MAX_NAMED = 10

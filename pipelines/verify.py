@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 
-from pipelines.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, duration, end, first_line, run_command
+from pipelines.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, end, run_command, seconds
 from pipelines.logs import LOG_FORMATS, announce
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import RunError, first_line
 
 
 # fmt: off
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         help="allow, where the inputs themselves hold ids more than once (default: %(default)s)")
     result.add_argument("--clean", action="store_true",
         help="first delete what no manifest lists, and what is retired, where it is older than --older_than")
-    result.add_argument("--older_than", default="1d", metavar="TIME",
+    result.add_argument("--older_than", type=seconds, default="1d", metavar="TIME",
         help="readers that began before a commit have so long to finish (default: %(default)s)")
     result.add_argument("--memory_mb", type=int, default=512, metavar="MB",
         help="for comparing ids; more of them go through temporary files (default: %(default)s)")
@@ -38,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     """Verify, after cleaning if asked to. Returns the exit status."""
     options = parser().parse_args(arguments)
-    older_than = duration("--older_than", options.older_than)
 
     from pipelines.cleaning import clean, free_space
     from pipelines.lock import Lock
@@ -48,9 +47,9 @@ def main(arguments: list[str]) -> int:
     output = absolute_directory(options.output)
     try:
         if options.clean:
-            deleted = free_space(output, older_than)
+            deleted = free_space(output, options.older_than)
             with Lock(output):
-                deleted += clean(output, older_than)
+                deleted += clean(output, options.older_than)
             announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
         findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
     except (OSError, RunError) as error:

@@ -39,6 +39,11 @@ class LockHeldError(TorchMojiError):
     """Another run is writing to the same output."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 CONTENT_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
 """What Python and its libraries raise for a value that cannot be used: of the wrong type or form, or out of range."""
 

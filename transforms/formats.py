@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, first_line
 from torchmoji_core.locations import plain
 from transforms.compression import COMPRESSIONS, READ_ERRORS, ExpansionError, Readable, decompress
 from transforms.listing import Glob, with_names_that_exist
@@ -289,7 +289,7 @@ def parquet_rows(file: BinaryIO) -> tuple[int, int]:
         rows = _open_parquet(SourceFile(file))[1].rows
     except _parquet_errors() as error:
         raise_unless_damage(error)
-        raise InputError(f"not a readable Parquet file: {_first_line(error)}") from None
+        raise InputError(f"not a readable Parquet file: {first_line(error)}") from None
     return sum(rows), max(rows, default=0)
 
 
@@ -317,7 +317,7 @@ def _read_parquet(
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
     except errors as error:
         raise_unless_damage(error)
-        yield Damage(start, f"not a readable Parquet file: {_first_line(error)}", b"")
+        yield Damage(start, f"not a readable Parquet file: {first_line(error)}", b"")
         return
     first = 0
     for group, rows_of_group in enumerate(footer.rows):
@@ -339,13 +339,9 @@ def _read_parquet(
                     raise EOFError("they are not there")
         except errors as error:
             raise_unless_damage(error)
-            reason = f"rows {max(position, start)} to {last - 1} cannot be read: {_first_line(error)}"
+            reason = f"rows {max(position, start)} to {last - 1} cannot be read: {first_line(error)}"
             yield Damage(max(position, start), reason, b"")
         first = after
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _parquet_records(batch: Any, position: int) -> Iterator[Record | Damage]:

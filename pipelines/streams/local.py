@@ -20,7 +20,7 @@ from pipelines import journal, report
 from pipelines.adoption import Adopter
 from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.data_set import DataSet
-from pipelines.figures import write_report
+from pipelines.figures import report_so_far
 from pipelines.interrupts import told_to_stop
 from pipelines.logs import announce
 from pipelines.plan import Plan
@@ -166,12 +166,7 @@ class LocalStream:
                 rows=rows,
                 in_flight=figures["in_flight"],
             )
-        if config.report is not None:
-            so_far = figures | {"exit_status": DONE, "started": self._started, "finished": datetime.now(UTC)}
-            try:
-                write_report(config.report, so_far)
-            except OSError as error:
-                _LOGGER.error("--report %s could not be written: %s", config.report, error)
+        report_so_far(config.report, figures | {"exit_status": DONE}, self._started)
 
     def _finish(self, loop: Loop) -> int:
         """Account for every message, and say how it was."""

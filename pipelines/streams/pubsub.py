@@ -12,9 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.command_line import first_line
 from pipelines.streams.sources import Received, SourceUnavailableError
-from torchmoji_core.errors import InputError, RunError, UnavailableError
+from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
 from transforms.publish import to_attributes, to_messages
 from transforms.records import Message
 from transforms.topics import PUBSUB

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from torchmoji_core.errors import InputError, raise_shortage
+from torchmoji_core.errors import InputError, first_line, raise_shortage
 from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.processor import has_bfloat16, has_int8
 
@@ -372,7 +372,7 @@ def fault_of(arithmetic: Arithmetic) -> str | None:
     except (RuntimeError, AttributeError, TypeError, NotImplementedError) as error:
         if "primitive" not in str(error):  # which is what oneDNN says of anything that it has no kernel for
             raise_shortage(error)  # or else rows would be computed otherwise than on a machine that has enough
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return first_line(error)
     expected = 2 * (x @ matrix.t()) + bias
     if sums.shape != expected.shape or not torch.allclose(sums.to(x.dtype), expected, rtol=1e-2, atol=1e-2):
         return "wrong products"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchmoji_core import durable
 from torchmoji_core.checkpoints import check_archive
-from torchmoji_core.errors import InputError, RunError, raise_shortage
+from torchmoji_core.errors import InputError, RunError, first_line, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.model import check_weights
 
@@ -34,7 +34,7 @@ def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str,
         torch.save({"identity": dict(identity), **state}, temporary)
         durable.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
-        raise RunError(f"checkpoint {path}: cannot be written ({str(error).splitlines()[0]})") from None
+        raise RunError(f"checkpoint {path}: cannot be written ({first_line(error)})") from None
 
 
 def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _or_afresh(path: Path, what: str) -> Iterator[None]:
         raise_shortage(error)
         if isinstance(error, InputError) and str(error).startswith("checkpoint "):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         if isinstance(error, KeyError):
             reason = f"{reason} is missing"
         raise InputError(f"checkpoint {path}: {what} ({reason}); delete it to start afresh") from None
