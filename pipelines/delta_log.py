@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from pipelines import manifest
 from pipelines.manifest import DataFile
+from torchmoji_core.stores import address, is_object
 from transforms import storage
 from transforms.fields import DATE, HIVE_NULL, HOUR
 
@@ -220,7 +221,10 @@ def _location(output: str) -> str:
     """
     if re.search("%[0-9a-fA-F]{2}", output):
         raise OSError("its path has a percent sign that the library deltalake takes for an escape")
-    return str(Path(output).absolute()) if storage.is_local(output) else output
+    if not is_object(output):
+        return str(Path(output).absolute()) if storage.is_local(output) else output
+    at = address(output)  # it knows only one form of each; the account is among the settings
+    return f"{at.kind}://{at.bucket}/{at.key}"
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -173,6 +173,7 @@ def test_a_corpus_is_annotated(place: str, tmp_path: Path, run_main: Callable[..
     for _ in range(2):
         finished = run_main(annotate.main, *arguments)
         assert finished.status == 0, finished.err
+    assert storage.exists(f"{place}/out/_delta_log/{0:020}.json"), finished.err
     verified = run_main(verify.main, f"{place}/out")
     assert verified.status == 0, verified.out
     parts = [file.path for file in storage.match([f"{place}/out/**"]) if "/part-" in file.path]
