@@ -21,11 +21,12 @@ from pipelines import report
 from pipelines.annotate_options import AnnotateConfig
 from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.data_set import DataSet, Generation, announce_run, tidy
+from pipelines.identity import differences, identity, listed
 from pipelines.inputs import Inputs, by_reason, list_inputs, named, try_to_open
 from pipelines.logs import announce
-from pipelines.manifest import DataFile, Manifest, identity
+from pipelines.manifest import DataFile, Manifest
 from pipelines.options import ScoreConfig
-from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream, differences, listed
+from pipelines.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream
 from pipelines.rewrite import Rewriter
 from pipelines.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
 from pipelines.selection import Groups, Selection, generation_of, select

@@ -11,23 +11,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pipelines import lock, manifest
 from pipelines.manifest import DataFile, Model
-from pipelines.processes import is_gone, this_process
-from torchmoji_core import __version__
+from pipelines.processes import is_gone
 from torchmoji_core.errors import InputError
 from transforms import storage
 from transforms.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, WrittenFile, journal_directory
 
 if TYPE_CHECKING:
-    from pipelines.options import ScoreConfig
-    from pipelines.plan import Plan
+    pass
 
 RUN = "run.json"
 QUIET_SECONDS = 86_400.0
@@ -106,42 +103,22 @@ class Journal:
         return of_stream and (modified is None or time.time() - modified < QUIET_SECONDS)
 
 
-def identity_of_stream(config: ScoreConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two streams the same command.
-
-    Args:
-        config: what all scoring commands have.
-        options: the streaming options that decide what rows and directories look like, such as the window.
-    """
-    return manifest.identity(config) | {"stream": json.loads(json.dumps(options))}
-
-
-def begin(plan: Plan, started: datetime, options: Mapping[str, Any] | None = None) -> None:
+def begin(output: str, stream: Stream) -> None:
     """Describe a stream in the journal, before it starts.
 
     Args:
-        plan: what it will do.
-        started: when.
-        options: as in `identity_of_stream`.
+        output: where it will write.
+        stream: its description.
 
     Raises:
         InputError, RunError: if the output cannot be written.
     """
-    config, model = plan.config, plan.model
-    stream = Stream(
-        run_id=plan.run_id,
-        started=started.isoformat(timespec="seconds"),
-        code_version=__version__,
-        identity=identity_of_stream(config, options or {}),
-        model=Model(model.name, model.fingerprint, model.arithmetic),
-        process=this_process() if config.is_local else None,
-    )
     content = json.dumps(dataclasses.asdict(stream), ensure_ascii=False, indent=1)
-    path = f"{journal_directory(config.output, stream.run_id)}/{RUN}"
+    path = f"{journal_directory(output, stream.run_id)}/{RUN}"
     try:
         storage.publish(path, content.encode("utf-8", "backslashreplace"), f"{path}.tmp")
     except OSError as error:
-        raise lock.unwritable(config.output, error) from None
+        raise lock.unwritable(output, error) from None
 
 
 def beat(output: str, run_id: str) -> None:

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pipelines.options import ScoreConfig
-from pipelines.redaction import HIDDEN, redact
 from torchmoji_core.errors import InputError, RunError
 from transforms import storage
 from transforms.commit import TEMPORARY
@@ -114,41 +112,6 @@ class Manifest:
     def name(self) -> str:
         """Its file's name."""
         return f"{self.sequence:08}.json"
-
-
-def identity(config: ScoreConfig) -> dict[str, Any]:
-    """What makes two runs the same command: all that decides the rows, but not where they come from or run."""
-    score = config.score
-    return {
-        "inputs": sorted(map(_address, config.inputs)),
-        "format": config.format,
-        "text_field": list(config.fields.text),
-        "id_field": list(config.fields.id),
-        "timestamp_field": config.fields.timestamp,
-        "keep_fields": [f"{kept.name}:{kept.kind}" for kept in config.fields.keep],
-        "partition_by": list(config.fields.partition_by),
-        "model": None if score.model is None else _address(score.model),
-        "precision": score.precision,
-        "outputs": sorted(score.outputs),
-        "top_k": score.top_k,
-        "embedding_type": score.embedding_type,
-    }
-
-
-def _address(text: str) -> str:
-    """A path or URI without credentials, which a URI has before its host or behind a question mark.
-
-    The rest stays as it is, since other directories make another command, even if one is called `token=1`.
-    """
-    scheme, is_uri, place = text.partition("://")
-    if not is_uri:
-        return text
-    place, mark, query = place.partition("?")
-    user, at, path = place.rpartition("@")
-    hidden = f"{scheme}://{HIDDEN}@"
-    if redact(f"{scheme}://{user}{at}") == hidden:  # otherwise the @ is one of the path's
-        return hidden + path + redact(mark + query)
-    return f"{scheme}://{place}{redact(mark + query)}"
 
 
 def names(output: str) -> list[str]:

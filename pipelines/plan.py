@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from pipelines import journal
 from pipelines.data_set import DataSet
+from pipelines.identity import differences, identity, identity_of_stream, listed
 from pipelines.inputs import Inputs, list_inputs, named, try_to_open
-from pipelines.journal import identity_of_stream
-from pipelines.manifest import identity
 from pipelines.options import ScoreConfig
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError, shortage_of
@@ -284,20 +283,6 @@ def _joining(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
     )
 
 
-def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The identity of a data set to which rows were added: its own, so that what began it goes on with it.
-
-    Only its inputs are more, and it tells in what the rows that were added may look otherwise. So a command that
-    replaces its own results does not take these for them.
-    """
-    ours = identity(config)
-    if earlier is None:
-        return ours
-    differing = {*earlier.get("appended", ()), *differences(ours, {**earlier})} - {"inputs", "appended"}
-    inputs = sorted({*earlier.get("inputs", ()), *ours["inputs"]})
-    return {**earlier, "inputs": inputs} | ({"appended": sorted(differing)} if differing else {})
-
-
 def _check_appending(config: ScoreConfig, data_set: DataSet, files: Sequence[InputFile], model: ModelFacts) -> None:
     """Make sure that rows can be added to what is there.
 
@@ -382,7 +367,7 @@ def check_stream(
         config: what all scoring commands have.
         data_set: what is in its output.
         model: what it begins to score with.
-        options: as of `journal.begin`.
+        options: as of `identity_of_stream`.
         models_may_differ: whether models are to be exchanged as it runs, so that the output may hold rows of several.
 
     Raises:
@@ -412,18 +397,3 @@ def check_stream(
             f"output {config.output} was scored by model {str(scored_by)[:12]}, and this one is "
             f"{model.fingerprint[:12]}; give another --output, or --model_watch to have rows of several models in one"
         )
-
-
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Names of the options in which two identities differ."""
-    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-
-
-def listed(names: Iterable[str], theirs: Mapping[str, Any] | None) -> str:
-    """Options, with the value that a data set was begun with where that is one word: a default may have changed since.
-
-    >>> listed(["embedding_type", "outputs"], {"embedding_type": "float16", "outputs": ["top", "text"]})
-    'embedding_type: float16 there, outputs'
-    """
-    values = {name: value for name, value in (theirs or {}).items() if isinstance(value, str | int)}
-    return ", ".join(f"{name}: {values[name]} there" if name in values else name for name in names)

@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +19,15 @@ import apache_beam as beam
 
 from pipelines import data_set, report
 from pipelines.data_set import DataSet
+from pipelines.identity import identity, identity_of_stream
 from pipelines.interrupts import heed_interrupt
+from pipelines.journal import Stream
 from pipelines.local_workers import WORKER_DIED
 from pipelines.logs import announce, quoted
-from pipelines.manifest import DataFile, Input, Manifest, Model, identity
+from pipelines.manifest import DataFile, Input, Manifest, Model
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan
+from pipelines.processes import this_process
 from pipelines.session import WORKER_LOG, Session
 from pipelines.stream_stages import model_updates, publish_scores, read_messages
 from pipelines.watchdog import Watchdog
@@ -198,6 +201,25 @@ def describe_commit(plan: Plan, finished: Finished, target: DataSet, kind: str, 
         dead_letters=finished.dead_letters,
         generation=target.live_generation,
         counts=finished.counts,
+    )
+
+
+def describe_stream(plan: Plan, started: datetime, options: Mapping[str, Any]) -> Stream:
+    """What the journal says of an endless run.
+
+    Args:
+        plan: what it will do.
+        started: when.
+        options: as of `identity_of_stream`.
+    """
+    model = plan.model
+    return Stream(
+        run_id=plan.run_id,
+        started=started.isoformat(timespec="seconds"),
+        code_version=__version__,
+        identity=identity_of_stream(plan.config, options),
+        model=Model(model.name, model.fingerprint, model.arithmetic),
+        process=this_process() if plan.config.is_local else None,
     )
 
 

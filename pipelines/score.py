@@ -53,7 +53,8 @@ def run(plan: Plan, session: Session) -> int:
     """
     from pipelines import report
     from pipelines.data_set import tidy
-    from pipelines.plan import check_output, joined_identity
+    from pipelines.identity import joined_identity
+    from pipelines.plan import check_output
     from pipelines.run import commit, describe_commit, execute, too_many_dead_letters
 
     config, data_set, started = plan.config, session.data_set, datetime.now(UTC)

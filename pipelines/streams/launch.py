@@ -19,7 +19,7 @@ from pipelines.figures import reported
 from pipelines.logs import announce
 from pipelines.options import ScoreConfig
 from pipelines.plan import Plan, check_model, check_stream
-from pipelines.run import build_pipeline, explain
+from pipelines.run import build_pipeline, describe_stream, explain
 from pipelines.runners import cluster_runner, pipeline_options
 from pipelines.streaming_options import StreamOptions
 from pipelines.streams.local import LocalStream, identity
@@ -93,7 +93,7 @@ def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:
     config = plan.config
     pipeline = beam.Pipeline(runner=cluster_runner(config), options=options)
     build_pipeline(pipeline, plan)
-    journal.begin(plan, datetime.now(UTC), identity(stream))
+    journal.begin(config.output, describe_stream(plan, datetime.now(UTC), identity(stream)))
     try:
         result = pipeline.run()
     except Exception as error:

@@ -24,7 +24,7 @@ from pipelines.figures import report_so_far
 from pipelines.interrupts import told_to_stop
 from pipelines.logs import announce
 from pipelines.plan import Plan
-from pipelines.run import explain, too_many_dead_letters, unaccounted
+from pipelines.run import describe_stream, explain, too_many_dead_letters, unaccounted
 from pipelines.streaming_options import StreamOptions
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.loop import Loop, Work
@@ -126,7 +126,8 @@ class LocalStream:
 
     @contextlib.contextmanager
     def _journal(self, loop: Loop) -> Iterator[None]:
-        journal.begin(self._plan, self._started, identity(self._stream))
+        stream = describe_stream(self._plan, self._started, identity(self._stream))
+        journal.begin(self._plan.config.output, stream)
         try:
             yield
         finally:

@@ -26,7 +26,7 @@ from pipelines.inputs import Inputs
 from pipelines.manifest import DIRECTORY, DataFile
 from pipelines.options import parse
 from pipelines.plan import ModelFacts, Plan
-from pipelines.run import Finished
+from pipelines.run import Finished, describe_stream
 from pipelines.selection import select
 from pipelines.session import Session
 from tests.object_store_server import ObjectStoreServer
@@ -217,7 +217,7 @@ def pending(output: str, *names: str) -> str:
     """A stream that has put a file in place for each name."""
     config, _ = parse(["--input", "in", "--output", output, "--model", "models/tiny"])
     plan = Plan(config, (), MODEL).with_new_run(())
-    journal.begin(plan, datetime.now(UTC))
+    journal.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
     for name in names:
         file = put(output, plan.run_id, name)
         final, record = f"{output}/{file.path}", f"{journal_directory(output, plan.run_id)}/{name}.json"

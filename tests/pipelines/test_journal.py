@@ -28,6 +28,7 @@ from pipelines.manifest import Manifest
 from pipelines.options import parse
 from pipelines.plan import Plan, check_model, check_stream
 from pipelines.processes import process_key, this_process
+from pipelines.run import describe_stream
 from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
@@ -84,7 +85,7 @@ def write(plan: Plan, elements: Sequence[object]) -> None:
 def stream(output: Path | str, model: str, elements: Sequence[object]) -> Plan:
     """A stream that has begun, has written so much, and goes on: it lives in this process."""
     plan = make_plan(output, model)
-    journal.begin(plan, datetime.now(UTC))
+    journal.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
     write(plan, elements)
     return plan
 
@@ -489,7 +490,7 @@ def test_a_stream_with_other_options_is_refused_before_it_starts(
     output: Path, model: str, options: list[str], stream_options: dict[str, float], other: str, is_adopted: bool
 ) -> None:
     plan = make_plan(output, model)
-    journal.begin(plan, datetime.now(UTC))
+    journal.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
     if is_adopted:
         write(plan, tweets(0, 1))
         adopted(output)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.manifest import DIRECTORY, DataFile, Input, Manifest, Model, claim, identity, names, read, read_all
+from pipelines.identity import identity
+from pipelines.manifest import DIRECTORY, DataFile, Input, Manifest, Model, claim, names, read, read_all
 from pipelines.options import parse
 from torchmoji_core.errors import InputError
 from transforms import storage
