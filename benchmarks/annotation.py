@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.common import measure_command, report
-from pipelines.data_set import DataSet
-from pipelines.manifest import DataFile, Input, Manifest, Model
-from pipelines.verification import _digest
+from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
+from pipelines.data_set.snapshot import DataSet
+from pipelines.data_set.verification import _digest
 
 WORDS = ["so", "happy", "sad", "rain", "love", "late", "coffee", "today", "never", "again", "friends", "!", "..."]
 NEW_ROWS = 500

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from benchmarks.reference_bundle import save_reference_bundle
-from pipelines.options import SAMPLE
+from pipelines.cli.options import SAMPLE
 from torchmoji_core.bundle import Bundle, load_bundle
 
 TWEETS = Path(__file__).parents[2] / "shared" / "data" / "emoji_tweets.parquet"

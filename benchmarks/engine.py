@@ -23,7 +23,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks.common import reference_bundle, report, texts
-from pipelines.command_line import OneLineParser, run_command
+from pipelines.cli.command_line import OneLineParser, run_command
 from torchmoji_core.batching import BatchLimits, plan_batches
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.inference import available_cores

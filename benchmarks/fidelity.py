@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import reference_bundle, report, texts
-from pipelines.command_line import OneLineParser, run_command
+from pipelines.cli.command_line import OneLineParser, run_command
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import Scores

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from benchmarks.common import report
 from tests.object_store_server import Faults, ObjectStoreServer
-from transforms import storage
+from transforms.storage import files as storage
 
 DIRECTORY = "s3://bench/many"
 SMALL = "s3://bench/small"

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import RESULTS, TWEETS, machine
-from pipelines.command_line import OneLineParser, run_command
+from pipelines.cli.command_line import OneLineParser, run_command
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.memory import keep_freed_memory
@@ -33,7 +33,7 @@ from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot
 from torchmoji_core.training.metrics import confusion_matrix, f1_of, threshold_f1, top_k_accuracy
 from torchmoji_core.training.options import METHODS, FineTuningOptions
 from torchmoji_core.training.prediction import forward
-from transforms.training_data import read_labelled_texts
+from transforms.input.training_data import read_labelled_texts
 
 DATA = TWEETS.parent
 RUNS = RESULTS / "transfer.jsonl"

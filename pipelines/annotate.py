@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.annotate_options import parse
-from pipelines.command_line import end, run_command
+from pipelines.cli.annotate_options import parse
+from pipelines.cli.command_line import end, run_command
 
 
 def main(arguments: list[str]) -> int:
@@ -11,11 +11,11 @@ def main(arguments: list[str]) -> int:
     config, rest = parse(arguments)
 
     if config.every is not None:
-        from pipelines import repetition
+        from pipelines.runs import repetition
 
         return repetition.run(config, config.every, rest)
 
-    from pipelines import annotation
+    from pipelines.runs import annotation
 
     return annotation.run(config, rest)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.command_line import DONE, OneLineParser, end, run_command
-from pipelines.logs import LOG_FORMATS, announce
+from pipelines.cli.command_line import DONE, OneLineParser, end, run_command
+from pipelines.cli.logs import LOG_FORMATS, announce
 from torchmoji_core.errors import InputError
 
 
@@ -34,9 +34,9 @@ def main(arguments: list[str]) -> int:
     if options.target_mb < 1:
         raise InputError(f"--target_mb must be at least 1, not {options.target_mb}")
 
-    from pipelines.compaction import compact
-    from pipelines.lock import Lock
-    from transforms.formats import absolute_directory
+    from pipelines.data_set.compaction import compact
+    from pipelines.data_set.lock import Lock
+    from transforms.input.formats import absolute_directory
 
     output = absolute_directory(options.output)
     with Lock(output):

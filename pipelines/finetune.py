@@ -7,8 +7,8 @@ import json
 import sys
 from typing import Any
 
-from pipelines.command_line import OneLineParser, add_options, end, run_command, take_options
-from pipelines.logs import announce
+from pipelines.cli.command_line import OneLineParser, add_options, end, run_command, take_options
+from pipelines.cli.logs import announce
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.limits import check_threads
 from torchmoji_core.names import check_name
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.bundle import load_bundle
     from torchmoji_core.memory import keep_freed_memory
     from torchmoji_core.training.classifier import ClassifierTraining
-    from transforms.training_data import read_labelled_texts
+    from transforms.input.training_data import read_labelled_texts
 
     keep_freed_memory()
     if options.threads:

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.command_line import OneLineParser, add_options, end, run_command, take_options
-from pipelines.logs import announce
+from pipelines.cli.command_line import OneLineParser, add_options, end, run_command, take_options
+from pipelines.cli.logs import announce
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
     from torchmoji_core.training.pretraining import Pretraining, calibrate, evaluate, teach
     from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
-    from transforms.training_data import EmojiFile
+    from transforms.input.training_data import EmojiFile
 
     training_options = take_options(PretrainingOptions, options)
     check_output(options.output)

@@ -7,16 +7,16 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pipelines.command_line import DONE, TOO_MANY_DEAD_LETTERS, end, run_command
-from pipelines.logs import announce
-from pipelines.options import parse
+from pipelines.cli.command_line import DONE, TOO_MANY_DEAD_LETTERS, end, run_command
+from pipelines.cli.logs import announce
+from pipelines.cli.options import parse
 from torchmoji_core.errors import RunError
 
 if TYPE_CHECKING:
-    from pipelines.data_set import DataSet
-    from pipelines.manifest import Manifest
-    from pipelines.plan import Plan
-    from pipelines.session import Session
+    from pipelines.data_set.manifest import Manifest
+    from pipelines.data_set.snapshot import DataSet
+    from pipelines.runs.plan import Plan
+    from pipelines.runs.session import Session
 
 
 def main(arguments: list[str]) -> int:
@@ -27,9 +27,9 @@ def main(arguments: list[str]) -> int:
 
         return launch.run(config, config.stream, rest)
 
-    from pipelines.data_set import DataSet
-    from pipelines.plan import make_plan
-    from pipelines.session import open_session, open_workshop
+    from pipelines.data_set.snapshot import DataSet
+    from pipelines.runs.plan import make_plan
+    from pipelines.runs.session import open_session, open_workshop
 
     with (
         open_workshop(config, rest) as workshop,
@@ -51,11 +51,11 @@ def run(plan: Plan, session: Session) -> int:
     Raises:
         RunError: if the run fails. What it has written by then is removed.
     """
-    from pipelines import report
-    from pipelines.data_set import tidy
-    from pipelines.identity import joined_identity
-    from pipelines.plan import check_output
-    from pipelines.run import commit, describe_commit, execute, too_many_dead_letters
+    from pipelines.data_set.snapshot import tidy
+    from pipelines.runs import report
+    from pipelines.runs.identity import joined_identity
+    from pipelines.runs.plan import check_output
+    from pipelines.runs.run import commit, describe_commit, execute, too_many_dead_letters
 
     config, data_set, started = plan.config, session.data_set, datetime.now(UTC)
     earlier = data_set.identity

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 
-from pipelines.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, end, run_command, seconds
-from pipelines.logs import LOG_FORMATS, announce
+from pipelines.cli.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, end, run_command, seconds
+from pipelines.cli.logs import LOG_FORMATS, announce
 from torchmoji_core.errors import RunError, first_line
 
 
@@ -39,10 +39,10 @@ def main(arguments: list[str]) -> int:
     """Verify, after cleaning if asked to. Returns the exit status."""
     options = parser().parse_args(arguments)
 
-    from pipelines.cleaning import clean, free_space
-    from pipelines.lock import Lock
-    from pipelines.verification import verify
-    from transforms.formats import absolute_directory
+    from pipelines.data_set.cleaning import clean, free_space
+    from pipelines.data_set.lock import Lock
+    from pipelines.data_set.verification import verify
+    from transforms.input.formats import absolute_directory
 
     output = absolute_directory(options.output)
     try:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ ALLOWED = {
     "pipelines": {"torchmoji_core", "transforms", "pipelines"},
 }
 OURS = set(ALLOWED)
+ROOMS: dict[str, set[str]] = {
+    "transforms/storage": set(),
+    "transforms/input": {"transforms/storage"},
+    "transforms/scoring": {"transforms/storage"},
+    "transforms/output": {"transforms/storage"},
+    "pipelines/cli": set(),
+    "pipelines/data_set": set(),
+    "pipelines/runs": {"pipelines/cli", "pipelines/data_set"},
+    "pipelines/streams": {"pipelines/cli", "pipelines/data_set", "pipelines/runs"},
+}
+"""Folders, and which others of the same package they may import from. No folder imports a command."""
 
 
 def imported(path: Path) -> set[str]:
@@ -40,6 +52,39 @@ def test_imports_go_one_way(package: str) -> None:
         assert names & OURS <= ALLOWED[package], file
         if package == "torchmoji_core":
             assert "apache_beam" not in names, file
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """Our modules, as paths, and which others each imports: also inside functions, and for types alone."""
+    paths = {path.relative_to(ROOT).as_posix() for package in OURS for path in (ROOT / package).rglob("*.py")}
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        found[path] = set()
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            found[path] |= paths & {f"{name.replace('.', '/')}.py" for name in names}
+    return found
+
+
+def test_no_imports_go_round_in_a_circle(imports: dict[str, set[str]]) -> None:
+    TopologicalSorter(imports).prepare()  # raises a CycleError that names the modules
+
+
+def test_folders_are_imported_in_one_direction(imports: dict[str, set[str]]) -> None:
+    commands = {path for path in imports if path.rpartition("/")[0] == "pipelines"}
+    for path, others in imports.items():
+        folder = path.rpartition("/")[0]
+        if folder in ROOMS:
+            package = folder.partition("/")[0]
+            met = {other.rpartition("/")[0] for other in others if other.startswith(package)} & ROOMS.keys()
+            assert met <= ROOMS[folder] | {folder}, path
+            assert not others & commands, path
 
 
 @pytest.mark.parametrize("command", ["score", "convert", "pretrain"])

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transforms.annotate import AnnotateTweets
-    from transforms.batch import BatchByLength
-    from transforms.fields import FieldMapping, KeptField
-    from transforms.hold import HoldOptions, HoldTweets
-    from transforms.messages import MessageFields, ParseMessages, ReadMessages
-    from transforms.model_handler import TorchMojiModelHandler
-    from transforms.model_watch import WatchModels
+    from transforms.input.fields import FieldMapping, KeptField
+    from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
+    from transforms.input.read import ReadTweets
     from transforms.options import ScoreOptions
-    from transforms.publish import PublishScores
-    from transforms.read import ReadTweets
+    from transforms.output.publish import PublishScores
+    from transforms.output.write import WriteDeadLetters, WriteScores
     from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
-    from transforms.score import ScoreBatches
-    from transforms.tokenize import TokenizeTweets
-    from transforms.write import WriteDeadLetters, WriteScores
+    from transforms.scoring.batch import BatchByLength
+    from transforms.scoring.hold import HoldOptions, HoldTweets
+    from transforms.scoring.model_handler import TorchMojiModelHandler
+    from transforms.scoring.model_watch import WatchModels
+    from transforms.scoring.score import ScoreBatches
+    from transforms.scoring.tokenize import TokenizeTweets
 
 __all__ = [
     "AnnotateTweets",

@@ -12,13 +12,13 @@ import apache_beam as beam
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
-from transforms.batch import BatchByLength
-from transforms.hold import HoldOptions, HoldTweets
-from transforms.model_watch import ModelUpdates
 from transforms.options import DEFAULT_OUTPUTS, FINGERPRINT_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Outcome, Tweet
-from transforms.score import ScoreBatches
-from transforms.tokenize import TokenizeTweets
+from transforms.scoring.batch import BatchByLength
+from transforms.scoring.hold import HoldOptions, HoldTweets
+from transforms.scoring.model_watch import ModelUpdates
+from transforms.scoring.score import ScoreBatches
+from transforms.scoring.tokenize import TokenizeTweets
 
 
 class AnnotateTweets(beam.PTransform):

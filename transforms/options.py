@@ -10,7 +10,7 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
 from torchmoji_core.limits import check_threads
 from torchmoji_core.options import option
-from transforms.fields import KeptField
+from transforms.input.fields import KeptField
 
 FINGERPRINT_COLUMN = "fingerprint"
 """Of the model that scored the row; models may change while a stream runs."""

@@ -1,4 +1,4 @@
-"""What waits in a local stream to be scored: the counterpart of `transforms.hold`, which holds tweets on clusters."""
+"""What waits in a local stream to be scored; on clusters `transforms.scoring.hold` holds tweets."""
 
 from __future__ import annotations
 

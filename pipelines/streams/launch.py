@@ -12,19 +12,19 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines import journal
-from pipelines.command_line import DONE
-from pipelines.data_set import DataSet
-from pipelines.figures import reported
-from pipelines.logs import announce
-from pipelines.options import ScoreConfig
-from pipelines.plan import Plan, check_model, check_stream
-from pipelines.run import build_pipeline, describe_stream, explain
-from pipelines.runners import cluster_runner, pipeline_options
-from pipelines.streaming_options import StreamOptions
+from pipelines.cli.command_line import DONE
+from pipelines.cli.logs import announce
+from pipelines.cli.options import ScoreConfig
+from pipelines.cli.streaming_options import StreamOptions
+from pipelines.data_set import journal
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.figures import reported
+from pipelines.runs.plan import Plan, check_model, check_stream
+from pipelines.runs.run import build_pipeline, describe_stream, explain
+from pipelines.runs.runners import cluster_runner, pipeline_options
 from pipelines.streams.local import LocalStream, identity
 from torchmoji_core.errors import RunError
-from transforms.model_watch import ModelWatch
+from transforms.scoring.model_watch import ModelWatch
 
 
 def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:

@@ -16,22 +16,23 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines import journal, report
-from pipelines.adoption import Adopter
-from pipelines.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
-from pipelines.data_set import DataSet
-from pipelines.figures import report_so_far
-from pipelines.interrupts import told_to_stop
-from pipelines.logs import announce
-from pipelines.plan import Plan
-from pipelines.run import describe_stream, explain, too_many_dead_letters, unaccounted
-from pipelines.streaming_options import StreamOptions
+from pipelines.cli.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
+from pipelines.cli.interrupts import told_to_stop
+from pipelines.cli.logs import announce
+from pipelines.cli.streaming_options import StreamOptions
+from pipelines.data_set import journal
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs import report
+from pipelines.runs.figures import report_so_far
+from pipelines.runs.plan import Plan
+from pipelines.runs.run import describe_stream, explain, too_many_dead_letters, unaccounted
+from pipelines.runs.watchdog import Watchdog
+from pipelines.streams.adoption import Adopter
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.loop import Loop, Work
 from pipelines.streams.pubsub import PubSubSource, PubSubTopic
 from pipelines.streams.sources import Source
 from pipelines.streams.stages import Stages
-from pipelines.watchdog import Watchdog
 from torchmoji_core.errors import RunError
 from transforms import metrics
 from transforms.topics import PubSubName

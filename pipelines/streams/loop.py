@@ -23,7 +23,7 @@ from pipelines.streams.stages import Prepared
 from torchmoji_core.errors import RunError
 from transforms import metrics
 from transforms.records import Message
-from transforms.score import ScoredBatch
+from transforms.scoring.score import ScoredBatch
 
 T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines.streams.sources import Received, SourceUnavailableError
 from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
-from transforms.publish import to_attributes, to_messages
+from transforms.output.publish import to_attributes, to_messages
 from transforms.records import Message
 from transforms.topics import PUBSUB
 

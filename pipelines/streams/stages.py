@@ -15,22 +15,22 @@ import pyarrow.compute as pc
 from apache_beam.transforms.window import IntervalWindow
 from apache_beam.utils.timestamp import Timestamp
 
-from pipelines.options import ScoreConfig
-from pipelines.stream_stages import message_fields
-from pipelines.streaming_options import StreamOptions
+from pipelines.cli.options import ScoreConfig
+from pipelines.cli.streaming_options import StreamOptions
+from pipelines.runs.stream_stages import message_fields
 from pipelines.streams.sources import Publisher
 from torchmoji_core.batching import BatchLimits, LengthBuckets
 from transforms import metrics
 from transforms.annotate import check_tweet
-from transforms.batch import tweet_size
-from transforms.commit import commit
-from transforms.loaded_model import load_model
-from transforms.messages import parse_message
-from transforms.model_watch import Lookout, ModelWatch
+from transforms.input.messages import parse_message
+from transforms.output.commit import commit
+from transforms.output.write import DeadLetterFiles, Files, ScoreFiles
 from transforms.records import DeadLetter, Message, TokenizedTweet
-from transforms.score import ScoredBatch, score_batch
-from transforms.tokenize import tokenize
-from transforms.write import DeadLetterFiles, Files, ScoreFiles
+from transforms.scoring.batch import tweet_size
+from transforms.scoring.loaded_model import load_model
+from transforms.scoring.model_watch import Lookout, ModelWatch
+from transforms.scoring.score import ScoredBatch, score_batch
+from transforms.scoring.tokenize import tokenize
 
 Prepared = TokenizedTweet | DeadLetter
 

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.faults
 
 PUBLISHER = """
 import itertools, json, sys
-from pipelines.delta_log import DeltaLog
-from pipelines.manifest import DataFile
+from pipelines.data_set.delta_log import DeltaLog
+from pipelines.data_set.manifest import DataFile
 files = [DataFile(*entry) for entry in json.loads(sys.argv[2])]
 print("begun", flush=True)
 for number in itertools.count(1):  # one file more, one less, all others, none

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from pipelines.data_set import live_files
+from pipelines.data_set.snapshot import live_files
 from tests.fake_pubsub import FakePubSub
 from tests.faults.conftest import FAULTS
 from tests.streams import SUBSCRIPTION, Sender, result_files, rows_in_place, running

@@ -23,10 +23,10 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.token_rules import chunk_tokens
 from torchmoji_core.tokenizer import Tokenizer, chunks
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
-from transforms import compression, formats
-from transforms.fields import FieldMapping, KeptField
-from transforms.formats import FORMATS, Damage, Record, parquet_rows, read_records
-from transforms.read import to_tweets
+from transforms.input import compression, formats
+from transforms.input.fields import FieldMapping, KeptField
+from transforms.input.formats import FORMATS, Damage, Record, parquet_rows, read_records
+from transforms.input.read import to_tweets
 from transforms.records import DeadLetter, Tweet
 
 _RECORD_BYTES, _RAW_KEPT = 4096, 1024

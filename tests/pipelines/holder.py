@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from pipelines.lock import Lock
+from pipelines.data_set.lock import Lock
 from torchmoji_core.errors import LockHeldError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from transforms import storage
+from transforms.storage import files as storage
 
 GUARD = 120
 """Seconds after which a test has hung."""

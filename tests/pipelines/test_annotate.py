@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import data_set, score
-from pipelines.annotate_options import parse
-from pipelines.data_set import DataSet, live_files
+from pipelines import score
+from pipelines.cli.annotate_options import parse
+from pipelines.data_set.snapshot import DataSet, live_files, remove_temporary
+from pipelines.runs import run
 from tests.pipelines.conftest import (
     WORDS,
     Finished,
@@ -471,7 +472,7 @@ def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
 ) -> None:
     corpus(tmp_path / "in", 2, 5)
 
-    remove, interrupts = data_set.remove_temporary, iter([KeyboardInterrupt])
+    remove, interrupts = remove_temporary, iter([KeyboardInterrupt])
 
     def interrupt(output: str, run_id: str) -> None:
         for error in interrupts:
@@ -479,7 +480,7 @@ def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
         remove(output, run_id)
 
     with monkeypatch.context() as patched:
-        patched.setattr(data_set, "remove_temporary", interrupt)
+        patched.setattr(run, "remove_temporary", interrupt)
         assert run_annotate().status == 130
     assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lock.json").exists()
     assert is_sound(run_verify)

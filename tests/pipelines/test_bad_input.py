@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.options import parse
+from pipelines.cli.options import parse
 from tests.pipelines.conftest import Finished, posts, write_lines
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError

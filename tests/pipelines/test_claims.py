@@ -18,24 +18,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import annotate_options, annotation, journal
-from pipelines.annotation import Annotation
-from pipelines.compaction import compact
-from pipelines.data_set import DataSet, adopt, announce_run, announcement, recover
-from pipelines.inputs import Inputs
-from pipelines.manifest import DIRECTORY, DataFile
-from pipelines.options import parse
-from pipelines.plan import ModelFacts, Plan
-from pipelines.run import Finished, describe_stream
-from pipelines.selection import select
-from pipelines.session import Session
+from pipelines.cli import annotate_options
+from pipelines.cli.options import parse
+from pipelines.data_set import journal
+from pipelines.data_set.compaction import compact
+from pipelines.data_set.manifest import DIRECTORY, DataFile
+from pipelines.data_set.snapshot import DataSet, adopt, announce_run, announcement, recover
+from pipelines.runs import annotation
+from pipelines.runs.annotation import Annotation
+from pipelines.runs.inputs import Inputs
+from pipelines.runs.plan import ModelFacts, Plan
+from pipelines.runs.run import Finished, describe_stream
+from pipelines.runs.selection import select
+from pipelines.runs.session import Session
 from tests.object_store_server import ObjectStoreServer
 from tests.pipelines.steps import explore, gate, interleave, suspend_everywhere
 from torchmoji_core.errors import RunError
-from transforms import storage
-from transforms.commit import TEMPORARY, WrittenFile, journal_directory
-from transforms.commit import commit as put_in_place
-from transforms.read import InputFile
+from transforms.input.read import InputFile
+from transforms.output.commit import TEMPORARY, WrittenFile, journal_directory
+from transforms.output.commit import commit as put_in_place
+from transforms.storage import files as storage
 
 MODEL = ModelFacts("tiny", "abc", ("joy",), 8, 30, "fp32")
 CLAIMS = rf"/{DIRECTORY}/"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import score
-from pipelines.data_set import DataSet, live_files
+from pipelines.data_set.snapshot import DataSet, live_files
 from tests.pipelines.conftest import Finished, corpus, posts, read_live, write_lines
 
 Run = Callable[..., Finished]

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import manifest
-from pipelines.data_set import DataSet, discard_run, live_files, recover, unlisted_files
-from pipelines.manifest import DataFile, Input, Manifest, Model
+from pipelines.data_set import manifest
+from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
+from pipelines.data_set.snapshot import DataSet, discard_run, live_files, recover, unlisted_files
 from tests.pipelines.test_manifest import make, write
 from torchmoji_core.errors import InputError
 

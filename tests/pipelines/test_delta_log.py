@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipelines import delta_log
-from pipelines.data_set import DataSet, live_files
-from pipelines.delta_log import APPLICATION, DeltaLog
-from pipelines.manifest import DataFile
+from pipelines.data_set import delta_log
+from pipelines.data_set.delta_log import APPLICATION, DeltaLog
+from pipelines.data_set.manifest import DataFile
+from pipelines.data_set.snapshot import DataSet, live_files
 from tests.pipelines.conftest import Finished, corpus, posts, write_lines
 from tests.pipelines.test_manifest import make
 

@@ -18,16 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipelines import annotate, annotation, run
-from pipelines.data_set import DataSet
-from pipelines.manifest import DataFile
-from pipelines.rewrite import Rewriter
+from pipelines import annotate
+from pipelines.data_set.manifest import DataFile
+from pipelines.data_set.rewrite import Rewriter
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs import annotation, run
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, read_live, read_scores, write_lines
 from tests.transforms.test_listing import NAMES, break_directory
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.files import name_as_text, name_from_text
 from torchmoji_core.inference.scores import valid_unicode
-from transforms import formats, read
+from transforms.input import formats, read
 
 Run = Callable[..., Finished]
 NOBODY = 65534

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import interrupts
-from pipelines.command_line import run_command
+from pipelines.cli import interrupts
+from pipelines.cli.command_line import run_command
 from tests.pipelines.conftest import environment
 
 SLOW = 30.0
@@ -25,7 +25,7 @@ def start(code: str, directory: Path) -> subprocess.Popen[str]:
     script = (
         "import sys, threading, time\n"
         "from pipelines import interrupts\n"
-        "from pipelines.command_line import end, run_command\n"
+        "from pipelines.cli.command_line import end, run_command\n"
         "interrupts.END_SECONDS, interrupts.LAST_SECONDS, interrupts.REPEAT_SECONDS = 1.0, 0.5, 0.2\n"
         "def ready(): print('ready', flush=True)\n"
         "def main(arguments):\n" + textwrap.indent(textwrap.dedent(code), "    ") + "\n"

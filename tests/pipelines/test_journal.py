@@ -21,19 +21,19 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from deltalake import DeltaTable
 
-from pipelines import journal
-from pipelines.adoption import Adopter
-from pipelines.data_set import DataSet, adopt, live_files, recover
-from pipelines.manifest import Manifest
-from pipelines.options import parse
-from pipelines.plan import Plan, check_model, check_stream
-from pipelines.processes import process_key, this_process
-from pipelines.run import describe_stream
+from pipelines.cli.options import parse
+from pipelines.data_set import journal
+from pipelines.data_set.manifest import Manifest
+from pipelines.data_set.processes import process_key, this_process
+from pipelines.data_set.snapshot import DataSet, adopt, live_files, recover
+from pipelines.runs.plan import Plan, check_model, check_stream
+from pipelines.runs.run import describe_stream
+from pipelines.streams.adoption import Adopter
 from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
 from transforms import AnnotateTweets, Tweet, WriteDeadLetters, WriteScores
-from transforms.commit import TEMPORARY
+from transforms.output.commit import TEMPORARY
 
 Run = Callable[..., Finished]
 HOUR = 3600

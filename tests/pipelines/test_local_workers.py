@@ -19,9 +19,9 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from pipelines import annotate, score
-from pipelines.local_workers import LocalRunner
-from pipelines.options import parse
-from pipelines.runners import pipeline_options
+from pipelines.cli.options import parse
+from pipelines.runs.local_workers import LocalRunner
+from pipelines.runs.runners import pipeline_options
 from tests.pipelines.conftest import Finished, corpus, environment
 from tests.sockets import listeners
 from torchmoji_core.errors import InputError, RunError

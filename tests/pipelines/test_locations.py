@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import compact, score, verify
-from pipelines.data_set import live_files
+from pipelines.data_set.snapshot import live_files
 from tests.pipelines.conftest import Finished, posts, write_lines
 from torchmoji_core.errors import InputError
 from torchmoji_core.locations import plain

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.lock import FILE, Lock, read_lock
-from pipelines.processes import process_key
+from pipelines.data_set.lock import FILE, Lock, read_lock
+from pipelines.data_set.processes import process_key
 from tests.pipelines.conftest import Finished, environment, posts, write_lines
 from torchmoji_core.errors import LockHeldError
 
@@ -248,7 +248,7 @@ def test_a_holder_elsewhere_that_beats_lives_though_its_clock_is_hours_off(tmp_p
 def test_a_lock_that_cannot_be_read_is_watched_and_then_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    monkeypatch.setattr("pipelines.lock.DEFAULT_SECONDS", 0.1)
+    monkeypatch.setattr("pipelines.data_set.lock.DEFAULT_SECONDS", 0.1)
     (tmp_path / FILE).write_text(content)
     with Lock(str(tmp_path), FOREVER):
         assert is_held(tmp_path)

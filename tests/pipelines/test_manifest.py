@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.identity import identity
-from pipelines.manifest import DIRECTORY, DataFile, Input, Manifest, Model, claim, names, read, read_all
-from pipelines.options import parse
+from pipelines.cli.options import parse
+from pipelines.data_set.manifest import DIRECTORY, DataFile, Input, Manifest, Model, claim, names, read, read_all
+from pipelines.runs.identity import identity
 from torchmoji_core.errors import InputError
-from transforms import storage
-from transforms.listing import FileFacts
+from transforms.storage import files as storage
+from transforms.storage.listing import FileFacts
 
 
 def make(sequence: int, **values: Any) -> Manifest:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data_set import live_files
+from pipelines.data_set.snapshot import live_files
 from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
 
 PYTHON = Path(__file__).parents[2] / ".venv-readers" / "bin" / "python"

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import repetition
-from pipelines.annotate_options import parse
-from pipelines.data_set import DataSet, live_files
+from pipelines.cli.annotate_options import parse
+from pipelines.data_set.snapshot import DataSet, live_files
+from pipelines.runs import repetition
 from tests.pipelines.conftest import Finished, corpus, posts, read_live, write_lines
 from torchmoji_core.errors import InputError
 

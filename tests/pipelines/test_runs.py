@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import score
-from pipelines.data_set import DataSet
-from pipelines.manifest import DataFile
-from pipelines.options import parse
-from pipelines.plan import make_plan
-from pipelines.run import explain, reconcile
-from pipelines.session import open_session, open_workshop
+from pipelines.cli.options import parse
+from pipelines.data_set.manifest import DataFile
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.plan import make_plan
+from pipelines.runs.run import explain, reconcile
+from pipelines.runs.session import open_session, open_workshop
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import RunError
 

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipelines.data_set import live_files
+from pipelines.data_set.snapshot import live_files
 from tests.pipelines.conftest import Finished, posts, read_dead_letters, read_live, read_scores, write_lines
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
-from transforms.fields import position_id
+from transforms.input.fields import position_id
 
 Score = Callable[..., Finished]
 

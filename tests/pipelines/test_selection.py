@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.annotate_options import AnnotateConfig, parse
-from pipelines.data_set import DataSet
-from pipelines.inputs import Inputs
-from pipelines.manifest import Input, Manifest, Model
-from pipelines.selection import FIRST_BYTES_PER_SECOND, MAX_GROWTH, Groups, Selection, select
+from pipelines.cli.annotate_options import AnnotateConfig, parse
+from pipelines.data_set.manifest import Input, Manifest, Model
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.inputs import Inputs
+from pipelines.runs.selection import FIRST_BYTES_PER_SECOND, MAX_GROWTH, Groups, Selection, select
 from tests.pipelines.test_manifest import make
 from torchmoji_core.errors import InputError
-from transforms.read import InputFile
+from transforms.input.read import InputFile
 
 NOW = 1_700_000_000.0
 MODEL, NEW_MODEL = "abc", "def" * 20

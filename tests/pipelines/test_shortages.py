@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.command_line import FAILED, WRONG_INPUT, exit_status
-from pipelines.run import explain
+from pipelines.cli.command_line import FAILED, WRONG_INPUT, exit_status
+from pipelines.runs.run import explain
 from tests.fake_pubsub import FakePubSub
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, write_lines
 from tests.streams import SUBSCRIPTION, Sender, result_files, running
@@ -21,7 +21,7 @@ from tests.tiny import forge_weights, with_huge_weights
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.engine import Engine
-from transforms import storage
+from transforms.storage import files as storage
 
 ALLOCATION = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from pipelines.data_set import live_files
+from pipelines.data_set.snapshot import live_files
 from pipelines.streams import pubsub
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.conftest import Finished

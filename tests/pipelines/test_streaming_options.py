@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from apache_beam.utils.subprocess_server import JavaJarServer
 
-from pipelines.options import parse
-from pipelines.streaming_options import StreamOptions
+from pipelines.cli.options import parse
+from pipelines.cli.streaming_options import StreamOptions
 from tests.pipelines.conftest import Finished, posts, write_lines
 from tests.pipelines.test_bad_input import assert_refused, assert_unparsable
 from torchmoji_core.errors import InputError

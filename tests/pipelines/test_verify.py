@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import score
-from pipelines.data_set import DataSet, live_files
-from pipelines.lock import Lock
+from pipelines.data_set.lock import Lock
+from pipelines.data_set.snapshot import DataSet, live_files
 from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
 
 Run = Callable[..., Finished]

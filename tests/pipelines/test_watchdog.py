@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.options import parse
-from pipelines.watchdog import Watchdog, stacks
+from pipelines.cli.options import parse
+from pipelines.runs.watchdog import Watchdog, stacks
 from tests.fake_pubsub import FakePubSub
 from tests.pipelines.conftest import environment, posts, write_lines
 from tests.streams import SUBSCRIPTION, URI, Sender
@@ -48,7 +48,7 @@ def test_the_stacks_of_all_threads() -> None:
 
 HANGING = """
 import importlib, sys, time
-from pipelines.command_line import end, run_command
+from pipelines.cli.command_line import end, run_command
 from torchmoji_core.inference.engine import Engine
 
 def hang(self, rows):

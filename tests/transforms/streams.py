@@ -19,7 +19,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from tests.transforms.conftest import Ran, Run
 from transforms import AnnotateTweets, HoldOptions, Tweet, WriteDeadLetters, WriteScores
-from transforms.commit import WrittenFile
+from transforms.output.commit import WrittenFile
 
 WINDOW = 60
 """Seconds."""

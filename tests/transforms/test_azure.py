@@ -25,7 +25,7 @@ from pipelines import annotate, verify
 from tests.pipelines.conftest import Finished, corpus, run_main
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import ChangedError
-from transforms import storage
+from transforms.storage import files as storage
 
 pytestmark = pytest.mark.azure
 __all__ = ["run_main"]  # a fixture

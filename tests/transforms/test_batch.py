@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.transforms.conftest import Run
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
-from transforms.batch import BatchByLength, _Batch
 from transforms.records import TokenizedTweet, Tweet
+from transforms.scoring.batch import BatchByLength, _Batch
 
 
 def tokenized(index: int, length: int) -> TokenizedTweet:

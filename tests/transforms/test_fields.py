@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
-from transforms.fields import (
+from transforms.input.fields import (
     KEPT_TYPES,
     FieldError,
     FieldMapping,

@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchmoji_core.errors import InputError
-from transforms import formats
-from transforms.formats import (
+from transforms.input import formats
+from transforms.input.formats import (
     Damage,
     Record,
     absolute,
@@ -694,8 +694,8 @@ def test_a_column_with_a_literal_dot() -> None:
 
 def test_recursion_never_escapes() -> None:
     """Whatever depth the parser just stands, what comes behind it must stand, too."""
-    from transforms.fields import FieldMapping, KeptField
-    from transforms.read import to_tweets
+    from transforms.input.fields import FieldMapping, KeptField
+    from transforms.input.read import to_tweets
     from transforms.records import DeadLetter, Tweet
 
     limit = sys.getrecursionlimit()

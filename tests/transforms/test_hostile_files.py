@@ -42,10 +42,11 @@ from tests.transforms.forged_parquet import (
     write,
 )
 from torchmoji_core.limits import MAX_EXPANDED_BYTES
-from transforms import compression, formats, metrics
-from transforms.fields import FieldMapping, KeptField
-from transforms.formats import Damage, Record, read_records
-from transforms.read import InputFile, ReadTweets, split_file, to_tweets
+from transforms import metrics
+from transforms.input import compression, formats
+from transforms.input.fields import FieldMapping, KeptField
+from transforms.input.formats import Damage, Record, read_records
+from transforms.input.read import InputFile, ReadTweets, split_file, to_tweets
 from transforms.records import DeadLetter, Tweet
 
 ROOT = Path(__file__).parents[2]
@@ -326,7 +327,7 @@ def peak():
 READ_ALL = f"""{PEAK}
 import json, sys
 from pathlib import Path
-from transforms.formats import Record, read_records
+from transforms.input.formats import Record, read_records
 for path in sorted(Path(sys.argv[1]).iterdir()):
     rows, reasons = 0, []
     with path.open("rb") as file:

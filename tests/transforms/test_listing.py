@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms import storage
-from transforms.formats import absolute
-from transforms.listing import is_glob, list_local, translate, unescape, version, why_not_gone
-from transforms.read import list_files
+from transforms.input.formats import absolute
+from transforms.input.read import list_files
+from transforms.storage import files as storage
+from transforms.storage.listing import is_glob, list_local, translate, unescape, version, why_not_gone
 
 NAMES = [
     b"plain.txt", b"a[1].txt", b"a1.txt", b"star*.txt", b"starry.txt", b"what?.txt", b"whats.txt", b"back\\slash.txt",

@@ -17,9 +17,9 @@ from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import Scores
 from transforms import metrics
-from transforms.model_handler import TorchMojiModelHandler
 from transforms.records import Tweet
-from transforms.tokenize import tokenize
+from transforms.scoring.model_handler import TorchMojiModelHandler
+from transforms.scoring.tokenize import tokenize
 
 TEXTS = [*make_texts(60), "", "  ", "xyzzy"]
 

@@ -19,7 +19,7 @@ from tests.transforms.conftest import Run
 from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.vocabulary import Vocabulary
 from transforms import AnnotateTweets, Tweet
-from transforms.per_process import PerProcess, _places
+from transforms.scoring.per_process import PerProcess, _places
 
 
 def test_copies_have_one_value() -> None:

@@ -21,8 +21,8 @@ import zstandard
 from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.errors import InputError
 from transforms import metrics
-from transforms.fields import FieldMapping, KeptField, position_id
-from transforms.read import (
+from transforms.input.fields import FieldMapping, KeptField, position_id
+from transforms.input.read import (
     FilePart,
     InputFile,
     ReadTweets,
@@ -263,7 +263,7 @@ def test_ids_are_stable_and_unique(run: Run, tmp_path: Path, monkeypatch: pytest
         (tmp_path / f"{name}.txt").write_text("same\n" * 50)
     whole = read(run, tmp_path / "*.txt")
     assert len({tweet.id for tweet in whole["tweets"]}) == 100
-    monkeypatch.setattr("transforms.read.PART_BYTES", 17)
+    monkeypatch.setattr("transforms.input.read.PART_BYTES", 17)
     monkeypatch.chdir(tmp_path)
     again = read(run, "*.txt")
     assert sorted(again["tweets"]) == sorted(whole["tweets"])
@@ -274,7 +274,7 @@ def test_a_big_file_is_read_in_parts(run: Run, tmp_path: Path, monkeypatch: pyte
     rows = rows_of("row", 300)
     path = tmp_path / "big.jsonl"
     path.write_bytes("\ufeff".encode() + jsonl(rows) + b'{"id": "bad"}\n')
-    monkeypatch.setattr("transforms.read.PART_BYTES", 1000)
+    monkeypatch.setattr("transforms.input.read.PART_BYTES", 1000)
     parts = list(split_file(InputFile(str(path), path.stat().st_size), "jsonl"))
     assert len(parts) > 20
     assert sum(part.bytes_ for part in parts) == path.stat().st_size
@@ -290,7 +290,7 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
     rows = rows_of("row", 100)
     path = tmp_path / "big.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
-    monkeypatch.setattr("transforms.read.PART_ROWS", 7)
+    monkeypatch.setattr("transforms.input.read.PART_ROWS", 7)
     assert len(list(split_file(InputFile(str(path), path.stat().st_size), "parquet"))) == 15
     ran = read(run, path)
     assert sorted(ran["tweets"]) == sorted(tweets_of(rows, path))
@@ -298,7 +298,7 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
 
 
 def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.read.PART_BYTES", 10)
+    monkeypatch.setattr("transforms.input.read.PART_BYTES", 10)
     for name, kind in (("x.jsonl.gz", "jsonl"), ("x.csv", "csv")):
         assert list(split_file(InputFile(name, 1000, 7.5), kind)) == [FilePart(name, kind, 0, None, 1000, 7.5)]
 

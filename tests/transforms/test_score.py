@@ -23,12 +23,12 @@ from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from transforms import metrics
-from transforms.fields import KeptField
-from transforms.loaded_model import load_model
+from transforms.input.fields import KeptField
 from transforms.options import OUTPUTS, ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
-from transforms.score import ScoreBatches, _RecordBatchHandler, bisect
-from transforms.tokenize import tokenize
+from transforms.scoring.loaded_model import load_model
+from transforms.scoring.score import ScoreBatches, _RecordBatchHandler, bisect
+from transforms.scoring.tokenize import tokenize
 
 ALL = OUTPUTS
 

@@ -36,17 +36,17 @@ from tests.transforms.conftest import make_texts
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import DISK, FILES, MEMORY, THREADS, RunError, Shortage, raise_shortage, shortage_of
 from torchmoji_core.inference.cache import ScoreCache
-from transforms import storage
-from transforms.batch import _Batch
-from transforms.fields import FieldMapping, KeptField
-from transforms.formats import resolve_format
-from transforms.loaded_model import LoadedModel
+from transforms.input.fields import FieldMapping, KeptField
+from transforms.input.formats import resolve_format
+from transforms.input.read import InputFile, UnreadableInput, _ReadParts, _SplitFiles, split_file, unreadable_path
+from transforms.input.source_file import SourceError, raise_unless_damage
 from transforms.options import OUTPUTS, ScoreOptions
-from transforms.read import InputFile, UnreadableInput, _ReadParts, _SplitFiles, split_file, unreadable_path
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
-from transforms.score import _RecordBatchHandler, bisect
-from transforms.source_file import SourceError, raise_unless_damage
-from transforms.tokenize import _Tokenize
+from transforms.scoring.batch import _Batch
+from transforms.scoring.loaded_model import LoadedModel
+from transforms.scoring.score import _RecordBatchHandler, bisect
+from transforms.scoring.tokenize import _Tokenize
+from transforms.storage import files as storage
 
 OURS = (f"{Path(storage.__file__).parent}{os.sep}", f"{Path(raise_shortage.__code__.co_filename).parent}{os.sep}")
 GOOD = 24

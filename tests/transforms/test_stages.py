@@ -14,21 +14,21 @@ from apache_beam.runners.pipeline_context import PipelineContext
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.transforms.environments import EmbeddedPythonEnvironment
 
-from pipelines.data_set import DataSet
-from pipelines.options import parse
-from pipelines.plan import make_plan
-from pipelines.run import build_pipeline
+from pipelines.cli.options import parse
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.plan import make_plan
+from pipelines.runs.run import build_pipeline
 from tests.transforms.conftest import make_texts
 from torchmoji_core.batching import BatchLimits
 from transforms import WriteDeadLetters, WriteScores, metrics
-from transforms.batch import _Batch
-from transforms.fields import FieldMapping, KeptField
-from transforms.model_handler import TorchMojiModelHandler
+from transforms.input.fields import FieldMapping, KeptField
+from transforms.input.read import _ReadParts, _SplitFiles
 from transforms.options import OUTPUTS, ScoreOptions
-from transforms.read import _ReadParts, _SplitFiles
 from transforms.records import RecordBatchCoder
-from transforms.score import _RecordBatchHandler
-from transforms.tokenize import _Tokenize
+from transforms.scoring.batch import _Batch
+from transforms.scoring.model_handler import TorchMojiModelHandler
+from transforms.scoring.score import _RecordBatchHandler
+from transforms.scoring.tokenize import _Tokenize
 
 LIGHT = 20_000
 """Bytes; a model is larger."""

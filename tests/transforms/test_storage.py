@@ -26,9 +26,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
 from torchmoji_core.errors import ChangedError
-from transforms import storage
-from transforms.listing import FileFacts
-from transforms.read import list_files
+from transforms.input.read import list_files
+from transforms.storage import files as storage
+from transforms.storage.listing import FileFacts
 
 FAULTY = 0.2
 HANG_GUARD = 120
@@ -278,7 +278,7 @@ def test_an_object_that_is_not_what_was_listed_is_not_read(bucket: str) -> None:
 
 RACE = """
 import sys
-from transforms import storage
+from transforms.storage import files as storage
 directory, writer = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()

@@ -14,7 +14,7 @@ from torchmoji_core.bundle import Bundle
 from torchmoji_core.vocabulary import UNKNOWN
 from transforms import metrics
 from transforms.records import TokenizedTweet, Tweet
-from transforms.tokenize import TokenizeTweets, tokenize
+from transforms.scoring.tokenize import TokenizeTweets, tokenize
 
 
 @pytest.mark.parametrize(

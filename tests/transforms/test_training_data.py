@@ -21,8 +21,8 @@ from tests.transforms import forged_parquet as forged
 from tests.transforms.test_hostile_files import PEAK, ROOT
 from torchmoji_core.errors import InputError
 from torchmoji_core.training.labelled_texts import LabelledTexts
-from transforms import training_data
-from transforms.training_data import EmojiFile, read_labelled_texts
+from transforms.input import training_data
+from transforms.input.training_data import EmojiFile, read_labelled_texts
 
 TEXTS = ["so happy", 'a "quoted", text', "two\nlines", "null", "grüße", "again"]
 FORMATS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".ndjson")

@@ -39,14 +39,15 @@ from hypothesis import strategies as st
 from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
-from transforms import WriteDeadLetters, WriteScores, metrics, storage
-from transforms.commit import WrittenFile, commit, committed_files, latencies
+from transforms import WriteDeadLetters, WriteScores, metrics
 from transforms.options import OUTPUTS, PARTITION_COLUMN, ScoreOptions
-from transforms.parts import BYTES_PER_BATCH, ParquetPart, _add_event_times
+from transforms.output.commit import WrittenFile, commit, committed_files, latencies
+from transforms.output.parts import BYTES_PER_BATCH, ParquetPart, _add_event_times
+from transforms.output.write import MAX_OPEN_FILES, ScoreFiles, window_directory
 from transforms.records import DeadLetter, Tweet
-from transforms.score import _RecordBatchHandler
-from transforms.tokenize import tokenize
-from transforms.write import MAX_OPEN_FILES, ScoreFiles, window_directory
+from transforms.scoring.score import _RecordBatchHandler
+from transforms.scoring.tokenize import tokenize
+from transforms.storage import files as storage
 
 HOUR = 3600
 METADATA = {"torchmoji.fingerprint": "abc", "torchmoji.classes": '["😂"]'}
@@ -262,7 +263,7 @@ def test_many_partitions_with_a_few_rows_wait_in_memory_up_to_a_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And then the largest is written, so that files are few: one for each partition here, of few row groups."""
-    monkeypatch.setattr("transforms.write.WAITING_BYTES", 40 * BYTES_PER_BATCH + 20_000)
+    monkeypatch.setattr("transforms.output.write.WAITING_BYTES", 40 * BYTES_PER_BATCH + 20_000)
     files = ScoreFiles(str(tmp_path), "run", 100_000, 4096)
     rows = [(f"{index:05}", f"key={index % 40}") for index in range(8000)]
     for first in range(0, len(rows), 50):
@@ -597,7 +598,7 @@ def test_small_batches_that_wait_take_little_memory(
 ) -> None:
     """However few rows a batch has, it takes kilobytes of which Arrow does not count any; and yet a window's rows are
     not written one by one."""
-    monkeypatch.setattr("transforms.write.WAITING_BYTES", 100 * BYTES_PER_BATCH)
+    monkeypatch.setattr("transforms.output.write.WAITING_BYTES", 100 * BYTES_PER_BATCH)
     files = ScoreFiles(str(tmp_path), "run", 100_000, 4096)
     for index in range(400):
         files.write(timed_batch([index]), IntervalWindow(index % windows, 1000))

@@ -1,4 +1,7 @@
-"""Texts with labels, every fault found and named before any training. `transforms.training_data` reads their files."""
+"""Texts with labels, every fault found and named before any training.
+
+Their files are read by `transforms.input.training_data`.
+"""
 
 from __future__ import annotations
 

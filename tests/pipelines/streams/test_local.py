@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data_set import DataSet, live_files
-from pipelines.options import parse
-from pipelines.plan import Plan, check_model
+from pipelines.cli.options import parse
+from pipelines.data_set.snapshot import DataSet, live_files
+from pipelines.runs.plan import Plan, check_model
 from pipelines.streams.local import LocalStream
 from pipelines.streams.stages import Prepared, Stages
 from tests.pipelines.streams.parts import Clock, ListSource, until
 from torchmoji_core.errors import RunError
 from transforms.records import Message
-from transforms.score import ScoredBatch
+from transforms.scoring.score import ScoredBatch
 
 DRAIN = 25
 

@@ -18,7 +18,7 @@ from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import RunError
 from transforms import metrics
 from transforms.records import DeadLetter, Message, TokenizedTweet, Tweet
-from transforms.score import ScoredBatch
+from transforms.scoring.score import ScoredBatch
 
 
 def options(max_messages: int = 1000, max_bytes: int = 1 << 20, rows: int = 512) -> LoopOptions:

@@ -24,9 +24,9 @@ from apache_beam.transforms.window import FixedWindows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.options import ScoreConfig, parse
-from pipelines.stream_stages import message_fields
-from pipelines.streaming_options import StreamOptions
+from pipelines.cli.options import ScoreConfig, parse
+from pipelines.cli.streaming_options import StreamOptions
+from pipelines.runs.stream_stages import message_fields
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.loop import Loop
 from pipelines.streams.stages import Stages
@@ -36,7 +36,7 @@ from tests.tiny import tiny_bundle
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from transforms import AnnotateTweets, HoldOptions, ParseMessages, WriteDeadLetters, WriteScores, metrics
-from transforms.messages import parse_message
+from transforms.input.messages import parse_message
 from transforms.options import OUTPUTS
 from transforms.records import DeadLetter, Message, TokenizedTweet
 

@@ -1,0 +1,246 @@
+"""The options of `python -m pipelines.score`, most of which other commands share.
+
+Imports neither Beam nor torch, so that --help is fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.cli.command_line import OneLineParser, add_options, names, seconds, take_options
+from pipelines.cli.logs import LOG_FORMATS
+from pipelines.cli.streaming_options import StreamOptions, add_streaming_options, streaming_options
+from torchmoji_core.batching import BatchLimits
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference import available_cores
+from torchmoji_core.locations import plain
+from torchmoji_core.options import option
+from transforms.input.fields import KEPT_TYPES, FieldMapping, KeptField
+from transforms.input.formats import FORMATS, absolute
+from transforms.options import FINGERPRINT_COLUMN, ROWS_PER_FILE, ScoreOptions
+
+SAMPLE = Path(__file__).parents[1] / "sample" / "posts.jsonl"
+LOCAL_RUNNER = "DirectRunner"
+IF_EXISTS = ("rerun", "replace", "append", "fail")
+PROGRESS = ("auto", "bar", "lines", "off")
+_INSTEAD = {
+    "--watch": "python -m pipelines.annotate --every 10s --partition_by date,hour --input DIR",
+    "--resume": "python -m pipelines.annotate, which goes on where it stopped; give it another --output",
+}
+"""What is given in place of options that were."""
+
+
+class _Extend(argparse.Action):
+    """Values of an option that is given several times; the default is not among them."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given = getattr(namespace, f"_{self.dest}", [])
+        setattr(namespace, f"_{self.dest}", [*given, *values])
+        setattr(namespace, self.dest, [*given, *values])
+
+
+def _output(text: str) -> str:
+    output = plain(text)
+    if set(output) & set("*?["):
+        raise InputError(f"--output {text} holds one of the glob characters *?[; give another name")
+    return output.rstrip("/") or "/"
+
+
+def _processes(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise InputError(f"--direct_num_workers must be at least 0, not {number}")
+    return number or available_cores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions:
+    """What is read, beside the `FieldMapping`."""
+
+    inputs: tuple[str, ...] = option(
+        None, "files, directories, globs or URIs, several if wanted", name="input", nargs="+", action=_Extend,
+        metavar="GLOB",
+    )  # fmt: skip
+    format: str | None = option(
+        None, "format of all inputs (default: by their names, less .gz, .bz2, .zst)", choices=FORMATS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written, and when that is too little."""
+
+    output: str = option(None, "directory to write to", type=_output, metavar="DIR")
+    rows_per_file: int = option(ROWS_PER_FILE, "rows at which a new file begins", metavar="N")
+    max_dead_fraction: float = option(
+        0.1, "exit with status 3 if more of what was read than this became dead letters", metavar="F"
+    )
+    if_exists: str = option(
+        "rerun",
+        "if DIR holds results: rerun replaces those of the same command and refuses others, replace replaces all, "
+        "append adds, fail refuses",
+        choices=IF_EXISTS,
+    )
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: naming the option and its valid values.
+        """
+        if not 0 <= self.max_dead_fraction <= 1:
+            raise InputError(f"--max_dead_fraction must lie between 0 and 1, not {self.max_dead_fraction}")
+        if self.rows_per_file < 1:
+            raise InputError(f"--rows_per_file must be at least 1, not {self.rows_per_file}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where it runs, and what it says meanwhile."""
+
+    runner: str = option(LOCAL_RUNNER, "DirectRunner runs on this machine; others are those of Beam")
+    local_workers: int = option(
+        1, "processes of a local run, 0 for one a core", name="direct_num_workers", type=_processes, metavar="N"
+    )
+    stall_timeout: float = option(
+        600.0, "end a local run that makes no progress for so long, with status 1; 0 for never", type=seconds
+    )
+    progress: str = option(
+        "auto", "bar: a progress bar; lines: one every ten seconds; auto: a bar on a terminal", choices=PROGRESS
+    )
+    report: str | None = option(
+        None, "write the run's figures there as JSON and, with the suffix .prom instead, for Prometheus", type=plain,
+        metavar="FILE",
+    )  # fmt: skip
+    log_format: str = option(
+        "text", "json: all output is one JSON object a line, on standard error", choices=LOG_FORMATS
+    )
+    dry_run: bool = option(False, "check everything, print the plan and stop")
+
+    @property
+    def is_local(self) -> bool:
+        return self.runner == LOCAL_RUNNER
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(InputOptions, OutputOptions, RunOptions):
+    """A validated command line."""
+
+    fields: FieldMapping
+    keep_without_type: tuple[str, ...]
+    """Kept fields whose type is to be told from the data."""
+    score: ScoreOptions
+    limits: BatchLimits
+    stream: StreamOptions | None = None
+    """How to read messages; None for files."""
+
+    @property
+    def local_threads(self) -> int:
+        """Threads of Beam in a local run of one process: as many as score at the same time."""
+        return (self.score.threads or 1) if self.local_workers == 1 else 1
+
+
+def score_parser() -> argparse.ArgumentParser:
+    """The options of `pipelines.score`."""
+    result = OneLineParser(
+        prog="python -m pipelines.score",
+        description="Score tweets: emoji distributions and embeddings of texts, to Parquet.",
+        epilog="Other options go to Apache Beam and its runner, e.g. --runner=FlinkRunner --flink_master=HOST:PORT. "
+        "Exit status: 0 done, 1 failed, 2 wrong options or input, 3 too many dead letters, 4 another run is writing to "
+        "the same output.",
+        allow_abbrev=False,
+    )
+    add_shared_options(result, without=("partition_by",), inputs=[str(SAMPLE)], output="./scored")
+    add_streaming_options(result)
+    return result
+
+
+def add_shared_options(result: argparse.ArgumentParser, without: Collection[str] = (), **defaults: Any) -> None:
+    """Add what every command that scores has.
+
+    Args:
+        result: parser to add to.
+        without: fields to leave out.
+        **defaults: instead of its own.
+    """
+    group = result.add_argument_group("input")
+    add_options(group, InputOptions, **defaults)
+    add_options(group, FieldMapping, without, **defaults)
+    group.add_argument(
+        "--keep_fields", default="", metavar="FIELDS",
+        help=f"fields to carry through, name or name:type; types: {', '.join(KEPT_TYPES)} (default: as in the data)",
+    )  # fmt: skip
+    add_options(result.add_argument_group("output"), OutputOptions, without, **defaults)
+    add_options(result.add_argument_group("scores"), ScoreOptions)
+    group = result.add_argument_group("run")
+    add_options(group, RunOptions)
+    add_options(group, BatchLimits)
+
+
+def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
+    """Parse and validate; what is not ours is returned for Beam.
+
+    Raises:
+        InputError: naming the option at fault and its valid values.
+    """
+    parser = score_parser()
+    options, rest = parse_known(parser, arguments)
+    for argument in rest:
+        if instead := _INSTEAD.get(argument.partition("=")[0]):
+            raise InputError(f"{argument.partition('=')[0]} is now another command: {instead}")
+    stream = streaming_options(options, parser)
+    config = score_config(options)
+    if stream is not None:
+        # A row's window is told by its time, so it is always there.
+        outputs = config.score.outputs if stream.model_watch is None else (*config.score.outputs, FINGERPRINT_COLUMN)
+        score = dataclasses.replace(config.score, timestamp=True, outputs=outputs)
+        config = dataclasses.replace(config, stream=stream, score=score)
+    return config, rest
+
+
+def parse_known(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse; what is not ours is returned for Beam.
+
+    Raises:
+        InputError: for a value that is wrong, or one that no option takes.
+    """
+    options, rest = parser.parse_known_args(arguments)
+    stray = [argument for argument in rest if not argument.startswith("-")]
+    if stray and rest[0] == stray[0]:
+        raise InputError(f"argument {stray[0]!r} belongs to no option; inputs are given with --input")
+    return options, rest
+
+
+def score_config(options: argparse.Namespace) -> ScoreConfig:
+    """Validate the shared options.
+
+    Raises:
+        InputError: naming the option at fault and its valid values.
+    """
+    kept = [name.partition(":") for name in names(options.keep_fields)]
+    keep = tuple(KeptField(name, kind or "string") for name, _, kind in kept)
+    fields = take_options(FieldMapping, options, keep=keep)
+    if options.threads is None and options.runner == LOCAL_RUNNER:
+        # One thread a core in all: more threads than cores slow each other down.
+        options.threads = max(1, available_cores() // options.direct_num_workers)
+    score = take_options(
+        ScoreOptions,
+        options,
+        keep=keep,
+        timestamp=fields.timestamp is not None,
+        partitioned=bool(fields.partition_by),
+    )
+    return take_options(
+        ScoreConfig,
+        options,
+        inputs=tuple(absolute(pattern) for pattern in options.input),
+        fields=fields,
+        keep_without_type=tuple(name for name, _, kind in kept if not kind),
+        score=score,
+        limits=take_options(BatchLimits, options),
+    )

@@ -1,0 +1,1 @@
+"""The data set in an output directory: manifests and what they add up to. Knows no command."""

@@ -1,0 +1,231 @@
+"""The journal of a stream: which files an endless run has put in place, until a manifest lists them.
+
+A stream has no end at which a manifest could list its files, and its workers may be anywhere. So each file's record is
+published beside those of the others, in `_journal/<run>/`, by whoever put the file in place, and the run itself is
+described there once, before it starts, by `run.json`. Whoever writes there next adopts what is there
+(`data_set.adopt`): a manifest lists it, and the records are deleted. Until then it is pending, and nobody deletes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipelines.data_set import lock, manifest
+from pipelines.data_set.manifest import DataFile, Model
+from pipelines.data_set.processes import is_gone
+from torchmoji_core.errors import InputError
+from transforms.output.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, WrittenFile, journal_directory
+from transforms.storage import files as storage
+
+if TYPE_CHECKING:
+    pass
+
+RUN = "run.json"
+QUIET_SECONDS = 86_400.0
+"""A file that a stream has not touched for so long will not be put in place any more; see `Stream`."""
+BEAT_SECONDS = 3600.0
+"""How often a stream on one machine shows that it is alive, by writing its `run.json` again."""
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An endless run, as its launcher described it before it started."""
+
+    run_id: str
+    started: str
+    """ISO 8601."""
+    code_version: str
+    identity: dict[str, Any]
+    model: Model
+    """What it scored with at its start."""
+    process: dict[str, Any] | None
+    """Where the run lives and dies with its launcher, what tells that process from others; None on clusters, where
+    nobody but the cluster knows."""
+
+    def has_ended(self, beat: float | None) -> bool:
+        """Whether it is certain that the run will put no file in place any more.
+
+        Args:
+            beat: seconds since 1970 of the last change of its `run.json`, where known.
+        """
+        if self.process is None:
+            return False
+        return is_gone(self.process) or (beat is not None and time.time() - beat > QUIET_SECONDS)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file that was put in place, and that no manifest may list yet."""
+
+    record: str
+    """Path of what says so."""
+    run_id: str
+    file: DataFile
+    is_dead_letters: bool
+    empty: int
+    """Rows without tokens."""
+    model: Model | None
+    """What scored its rows; None of dead letters."""
+
+
+@dataclass
+class Journal:
+    """What is in the journal of an output."""
+
+    streams: dict[str, Stream] = field(default_factory=dict)
+    ended: set[str] = field(default_factory=set)
+    """Runs that had ended for certain before the entries were listed, so that no further ones can follow."""
+    entries: list[Entry] = field(default_factory=list)
+
+    @property
+    def going_on(self) -> set[str]:
+        """Runs that may still put files in place."""
+        return self.streams.keys() - self.ended
+
+    def protects(self, path: str, modified: float | None) -> bool:
+        """Whether a file that no manifest lists may be one that a stream is about to put in place, or to record.
+
+        Args:
+            path: relative to the output.
+            modified: seconds since 1970 of its last change, where known.
+        """
+        name, parts = path.rpartition("/")[2], path.split("/")
+        of_stream = any(
+            name.startswith(f"part-{run_id}-") or parts[:2] == [TEMPORARY, run_id] for run_id in self.going_on
+        )
+        return of_stream and (modified is None or time.time() - modified < QUIET_SECONDS)
+
+
+def begin(output: str, stream: Stream) -> None:
+    """Describe a stream in the journal, before it starts.
+
+    Args:
+        output: where it will write.
+        stream: its description.
+
+    Raises:
+        InputError, RunError: if the output cannot be written.
+    """
+    content = json.dumps(dataclasses.asdict(stream), ensure_ascii=False, indent=1)
+    path = f"{journal_directory(output, stream.run_id)}/{RUN}"
+    try:
+        storage.publish(path, content.encode("utf-8", "backslashreplace"), f"{path}.tmp")
+    except OSError as error:
+        raise lock.unwritable(output, error) from None
+
+
+def beat(output: str, run_id: str) -> None:
+    """Show that a stream is alive.
+
+    Raises:
+        OSError: if that cannot be written.
+    """
+    path = f"{journal_directory(output, run_id)}/{RUN}"
+    storage.publish(path, storage.read_bytes(path), f"{path}.tmp")
+
+
+def end(output: str, run_id: str) -> None:
+    """Take a stream that has ended out of the journal, unless files of it are still to be adopted.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    directory = journal_directory(output, run_id)
+    if not any(_is_record(file.path) for file in storage.match([f"{directory}/*.json"])):
+        storage.delete_directory(directory)
+        storage.remove_empty(f"{output}/{JOURNAL}", deep=False)
+
+
+def read(output: str) -> Journal:
+    """Read the journal of an output.
+
+    Raises:
+        InputError, RunError: if something in it cannot be read, since then nobody can say which files are results.
+    """
+    journal = Journal()
+    try:
+        for found in storage.match([f"{output}/{JOURNAL}/*/{RUN}"]):
+            stream = _read_stream(found.path)
+            if stream is not None:
+                journal.streams[stream.run_id] = stream
+                if stream.has_ended(found.last_updated_in_seconds or None):
+                    journal.ended.add(stream.run_id)
+        # Only now: of a run that had ended before, this is all that there will ever be.
+        records = list(pending_records(output))
+        with ThreadPoolExecutor(_READERS) as threads:
+            entries = [entry for entry in threads.map(_read_entry, records) if entry is not None]
+        for entry in entries:
+            if entry.run_id not in journal.streams:
+                path = f"{journal_directory(output, entry.run_id)}/{RUN}"
+                stream = _read_stream(path)  # it may have begun just now
+                if stream is not None:
+                    journal.streams[stream.run_id] = stream
+                elif storage.exists(entry.record):
+                    raise _unreadable(path, "it is not there")
+        journal.entries = [entry for entry in entries if entry.run_id in journal.streams]
+    except OSError as error:
+        raise manifest.cannot_read(f"output {output}/{JOURNAL}", error) from error
+    return journal
+
+
+def pending_records(output: str) -> Iterator[str]:
+    """Paths of the records that wait to be adopted: one listing, and nothing is read.
+
+    Raises:
+        OSError: if they cannot be listed.
+    """
+    for found in storage.match([f"{output}/{JOURNAL}/*/*.json"]):
+        if _is_record(found.path):
+            yield found.path
+
+
+def _is_record(path: str) -> bool:
+    return path.rpartition("/")[2] != RUN
+
+
+def _read_stream(path: str) -> Stream | None:
+    """None if it is gone: another run has adopted its last files just now."""
+    try:
+        values = json.loads(storage.read_bytes(path))
+        stream = Stream(**values | {"model": Model(**values["model"])})
+        if stream.run_id != path.split("/")[-2] or not isinstance(stream.identity, dict):
+            raise ValueError("of another run")
+        return stream
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read_entry(path: str) -> Entry | None:
+    """None if it is gone, like `_read_stream`."""
+    try:
+        written = WrittenFile(**json.loads(storage.read_bytes(path)))
+        # The output may be called otherwise here than where the stream ran.
+        relative = written.final.removeprefix(written.record.rsplit("/", 3)[0] + "/")
+        if {"", ".", ".."} & set(relative.split("/")):
+            raise ValueError(f"path {relative!r} leaves the output")
+        model = Model(**written.model) if written.model else None
+        file = DataFile(
+            relative, written.rows, written.bytes_, written.sha256, fingerprint=model.fingerprint if model else ""
+        )
+        is_dead_letters = relative.startswith(f"{DEAD_LETTERS}/")
+        return Entry(path, path.split("/")[-2], file, is_dead_letters, written.empty, model)
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str, error: object) -> InputError:
+    return InputError(
+        f"{path}: not an entry of the journal ({error}); restore it from a copy, or move away what is there: the files "
+        "that it is about are no results then"
+    )

@@ -1,0 +1,280 @@
+"""Manifests: the record that every commit leaves, one JSON file each. They say which files are results.
+
+A file that no manifest lists is not part of the data set. Manifests are numbered, and read in that order. A number is
+claimed: its file is put where none is, so of two commits at once one gets it, and the other has to look again. A
+manifest that is a checkpoint holds all that those before it say. `data_set` makes of them what is live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from torchmoji_core.errors import InputError, RunError
+from transforms.output.commit import TEMPORARY
+from transforms.storage import files as storage
+
+DIRECTORY = "_manifests"
+VERSION = 3
+_READABLE = (2, VERSION)
+"""The form before has the same content. Its files are named `00000017-<run>.json`, since numbers were not claimed, and
+`00000017-<run>.checkpoint.json`. Who writes it does not read this one, and so leaves the data set alone."""
+_NAME = re.compile(r"(\d+)(-.*)?\.json")
+_READERS = 16
+_BATCH = 64
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that was read."""
+
+    path: str
+    """Absolute path or URI."""
+    bytes: int
+    modified: float | None
+    """Seconds since 1970 of its last change."""
+    format: str
+    rows: int | None = None
+    """Rows written for it; None where rows do not tell their file."""
+    dead_letters: int | None = None
+
+    def is_unchanged(self, size: int, modified: float | None) -> bool:
+        """Whether a file of that size and time of change is the one that was read."""
+        return (self.bytes, self.modified) == (size, modified)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file that was written."""
+
+    path: str
+    """Relative to the output."""
+    rows: int
+    bytes: int
+    sha256: str
+    sources: dict[str, int] = field(default_factory=dict)
+    """Rows by the file they are from, where rows tell it."""
+    fingerprint: str = ""
+    """Of the model that scored it, where a data set may hold files of several; "" for that of the manifest."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What scored."""
+
+    name: str
+    fingerprint: str
+    arithmetic: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one commit changed."""
+
+    sequence: int
+    run_id: str
+    kind: str
+    """Name of the command: score, annotate, compact; stream for files that were adopted from a stream's journal; fence
+    for one that changes nothing, see `data_set.delete_unlisted`."""
+    status: str
+    started: str
+    """ISO 8601, as is `finished`."""
+    finished: str
+    code_version: str
+    identity: dict[str, Any]
+    model: Model
+    inputs: tuple[Input, ...] = ()
+    files: tuple[DataFile, ...] = ()
+    dead_letters: tuple[DataFile, ...] = ()
+    retired: tuple[str, ...] = ()
+    """Paths of files that are results no longer; they are deleted later."""
+    retired_since: dict[str, str] = field(default_factory=dict)
+    """When, in ISO 8601, of those files of `retired` that were retired by an earlier commit already."""
+    dropped: tuple[str, ...] = ()
+    """Paths of inputs whose rows are results no longer."""
+    generation: int = 0
+    """Files of a generation behind the live one, scored with a new model, are no results until it is complete."""
+    promotes: bool = False
+    """Whether this commit completes its generation, and so retires all files of the others."""
+    checkpoint: bool = False
+    """Whether `inputs`, `files` and `dead_letters` are the whole live data set."""
+    counts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its file's name."""
+        return f"{self.sequence:08}.json"
+
+
+def names(output: str) -> list[str]:
+    """Names of all manifests below an output directory, in the order of their numbers.
+
+    Raises:
+        InputError, RunError: if they cannot be listed, since then nobody can say which files are results.
+    """
+    return [name for _, name, _ in _listed(output)]
+
+
+def _listed(output: str) -> list[tuple[int, str, float]]:
+    """Number, name and time of the last change (seconds since 1970) of each.
+
+    Where a number is missing, perhaps a person has moved its manifest away; or a disk has listed one that appeared
+    meanwhile, and not the one before it that appeared meanwhile, too. So it is asked again until it says the same.
+    """
+    before = None
+    while True:
+        try:
+            found = storage.match([f"{output}/{DIRECTORY}/*.json"])
+        except OSError as error:
+            raise cannot_read(f"output {output}/{DIRECTORY}", error) from error
+        named = [(number(file.path), file.path.rpartition("/")[2], file.last_updated_in_seconds) for file in found]
+        numbers = {sequence for sequence, _, _ in named}
+        if not numbers or len(numbers) == max(numbers) - min(numbers) + 1 or named == before:
+            return sorted(named)
+        before = named
+
+
+def number(path: str) -> int:
+    """The number of a manifest, by its name.
+
+    Raises:
+        InputError: if it is not named like one.
+    """
+    name = _NAME.fullmatch(path.rpartition("/")[2])
+    if name is None:
+        raise InputError(f"{path}: not the name of a manifest; move it away")
+    return int(name[1])
+
+
+def cannot_read(what: str, error: OSError) -> InputError | RunError:
+    """The error of a command that needs what cannot be read: another try may help, or a person must."""
+    kind = RunError if storage.may_pass(error) else InputError
+    return kind(f"{what}: cannot be read ({error})")
+
+
+def superseded(output: str, checkpoint: int, before: float | None = None) -> list[str]:
+    """Names of the manifests that a later checkpoint has made superfluous.
+
+    Args:
+        output: the directory.
+        checkpoint: number of the checkpoint.
+        before: seconds since 1970; only those that were written before. None for all.
+
+    Raises:
+        InputError, RunError: if they cannot be listed.
+    """
+    older = [found for found in _listed(output) if found[0] < checkpoint]
+    return [name for _, name, written in older if before is None or 0 < written < before]
+
+
+def read_all(output: str, wanted: Sequence[str] | None = None) -> list[Manifest]:
+    """Read manifests below an output directory: of those that are wanted, the ones from the last checkpoint on.
+
+    The last ones are read first, so that no name needs to tell which is a checkpoint. One before it may be gone.
+
+    Args:
+        output: the directory.
+        wanted: names in the order of their numbers; None for all.
+
+    Raises:
+        InputError, RunError: if one cannot be read.
+    """
+    left = [f"{output}/{DIRECTORY}/{name}" for name in (names(output) if wanted is None else wanted)][::-1]
+    found: list[Manifest] = []
+    with ThreadPoolExecutor(_READERS) as threads:
+        for first in range(0, len(left), _BATCH):
+            for reading in [threads.submit(read, path) for path in left[first : first + _BATCH]]:
+                found.append(reading.result())
+                if found[-1].checkpoint:
+                    return found[::-1]
+    return found[::-1]
+
+
+def read(path: str) -> Manifest:
+    """Read one manifest.
+
+    Raises:
+        InputError: if it is none.
+        InputError, RunError: from an OSError, if it cannot be read.
+    """
+    try:
+        values = json.loads(storage.read_bytes(path))
+        if values.pop("version") not in _READABLE:
+            raise ValueError(f"of another version than {VERSION}, as a later version of this program may write")
+        manifest = Manifest(
+            **values
+            | {
+                "model": Model(**values["model"]),
+                "inputs": tuple(Input(**entry) for entry in values["inputs"]),
+                "files": tuple(DataFile(**entry) for entry in values["files"]),
+                "dead_letters": tuple(DataFile(**entry) for entry in values["dead_letters"]),
+                "retired": tuple(values["retired"]),
+                "dropped": tuple(values["dropped"]),
+            }
+        )
+        _check(manifest, number(path))
+        return manifest
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path}: not a manifest ({error}); restore it from a copy, or move it away: the inputs that it listed are "
+            "then scored again"
+        ) from None
+
+
+def _check(manifest: Manifest, number: int) -> None:
+    """Manifests name files that may be deleted, so their paths must stay below the output.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if manifest.sequence != number or not isinstance(manifest.identity, dict):
+        raise ValueError("sequence of another file, or identity of another type")
+    for path in (*manifest.retired, *(file.path for file in (*manifest.files, *manifest.dead_letters))):
+        # An empty part is an absolute path, a URI, or the output itself.
+        if {"", ".", ".."} & set(path.split("/")):
+            raise ValueError(f"path {path!r} leaves the output")
+    for time in (manifest.finished, *manifest.retired_since.values()):
+        # What is deleted goes by these times.
+        if datetime.fromisoformat(time).tzinfo is None:
+            raise ValueError(f"time {time!r} without a zone")
+
+
+def claim(output: str, manifest: Manifest) -> bool:
+    """Publish a manifest, unless its number is taken: it is there whole or not at all.
+
+    Returns:
+        Whether it is there.
+
+    Raises:
+        OSError: if that cannot be known.
+    """
+    values = {"version": VERSION} | dataclasses.asdict(manifest)
+    # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
+    content = (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
+    temporary = f"{output}/{TEMPORARY}/{manifest.run_id}/{manifest.name}"
+    path = f"{output}/{DIRECTORY}/{manifest.name}"
+    for _ in range(_TRIES):
+        # Who tidies up after dead runs may take the temporary file for one of theirs.
+        with contextlib.suppress(FileNotFoundError):
+            return storage.create_if_absent(path, content, temporary)
+    return storage.create_if_absent(path, content, temporary)
+
+
+def names_of_runs(output: str) -> Iterator[str]:
+    """The ids of runs that have left something under temporary names."""
+    prefix = f"{output}/{TEMPORARY}/"
+    seen: dict[str, None] = {}
+    for file in storage.match([f"{prefix}**"]):
+        path = file.path[file.path.find(prefix) + len(prefix) :]
+        seen[path.partition("/")[0]] = None
+    yield from seen

@@ -1,0 +1,131 @@
+"""Result files made from result files: some merged into one, or one without the rows of some inputs.
+
+Values are copied bit by bit; nothing is scored. What is made is a result only once a manifest lists it.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.data_set.manifest import DataFile
+from torchmoji_core.errors import RunError
+from torchmoji_core.files import as_text
+from torchmoji_core.inference.scores import valid_unicode
+from transforms.options import RUN_ID
+from transforms.output.commit import TEMPORARY
+from transforms.output.parts import ROWS_PER_GROUP, HashingFile, ParquetPart
+from transforms.storage import files as storage
+
+BATCH_ROWS = 1024
+
+
+class Rewriter:
+    """Writes files of one run below an output."""
+
+    def __init__(self, output: str, run_id: str) -> None:
+        self._output, self._run_id = output, run_id
+
+    def merge(self, files: Sequence[DataFile], without: Collection[str] = ()) -> DataFile | None:
+        """Write the rows of Parquet files of one schema into one new file beside the first of them.
+
+        Args:
+            files: what to read, in this order.
+            without: values of the column `source` whose rows are left out.
+
+        Returns:
+            The new file; None if no row is left.
+
+        Raises:
+            RunError: if a file cannot be read or written, or has not the rows that it should have.
+        """
+        directory = files[0].path.rpartition("/")[0]
+        temporary, final = self._names(directory, ".parquet")
+        part: ParquetPart | None = None
+        try:
+            for file in files:
+                for batch in self._batches(file):
+                    kept = _without(batch, without)
+                    if len(kept):
+                        if part is None:
+                            schema = run_independent(kept.schema)
+                            metadata = schema.metadata | {RUN_ID: self._run_id.encode()}
+                            part = ParquetPart(temporary, final, schema.with_metadata(metadata), ROWS_PER_GROUP)
+                        part.write(kept)
+            if part is None:
+                return None
+            part.close()
+            _put_in_place(temporary, final)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
+        path = final.removeprefix(f"{self._output}/")
+        # A stream's rows are from no file that could change; its files' lists of sources are empty and stay so.
+        sources = dict(part.sources) if any(file.sources for file in files) else {}
+        return DataFile(path, part.rows, part.file.bytes_, part.file.sha256, sources, files[0].fingerprint)
+
+    def dead_letters_without(self, file: DataFile, without: Collection[str]) -> DataFile | None:
+        """Write a file of dead letters anew without those of some inputs.
+
+        Returns:
+            The new file; None if no letter is left.
+
+        Raises:
+            RunError: if it cannot be read or written.
+        """
+        directory = file.path.rpartition("/")[0]
+        temporary, final = self._names(directory, ".jsonl")
+        sources: Counter[str] = Counter()
+        try:
+            with storage.open_raw(f"{self._output}/{file.path}") as lines, storage.create(temporary) as opened:
+                new = HashingFile(opened)
+                for line in lines:
+                    name = json.loads(line)["source"]
+                    # Of names that are no UTF-8, earlier versions had another form in rows and manifests.
+                    former = valid_unicode(name)
+                    source = former if former in file.sources else as_text(name)
+                    if source not in without:
+                        new.write(line)
+                        sources[source] += 1
+            _put_in_place(temporary, final)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{file.path} cannot be rewritten: {error}") from error
+        rows = sum(sources.values())
+        return DataFile(final.removeprefix(f"{self._output}/"), rows, new.bytes_, new.sha256, dict(sources))
+
+    def _names(self, directory: str, suffix: str) -> tuple[str, str]:
+        name = f"part-{self._run_id}-{uuid.uuid4().hex[:12]}{suffix}"
+        final = "/".join(part for part in (self._output, directory, name) if part)
+        return (f"{self._output}/{TEMPORARY}/{self._run_id}/{name}" if storage.can_rename(final) else final), final
+
+    def _batches(self, file: DataFile) -> Iterator[pa.RecordBatch]:
+        path = f"{self._output}/{file.path}"
+        rows = 0
+        with storage.open_raw(path) as opened:
+            for batch in pq.ParquetFile(opened).iter_batches(BATCH_ROWS):
+                rows += len(batch)
+                yield batch
+        if rows != file.rows:
+            raise RunError(f"{path} has {rows} rows, its manifest says {file.rows}; run pipelines.verify")
+
+
+def _put_in_place(temporary: str, final: str) -> None:
+    storage.sync([temporary])
+    if temporary != final:
+        storage.rename(temporary, final)
+
+
+def run_independent(schema: pa.Schema) -> pa.Schema:
+    """A file's schema without the name of its run."""
+    return schema.with_metadata({key: value for key, value in (schema.metadata or {}).items() if key != RUN_ID})
+
+
+def _without(batch: pa.RecordBatch, sources: Collection[str]) -> pa.RecordBatch:
+    if not sources:
+        return batch
+    return batch.filter(pc.invert(pc.is_in(batch.column("source"), pa.array(sorted(sources), pa.string()))))

@@ -1,0 +1,432 @@
+"""Annotation of a growing corpus: what `pipelines.annotate` does.
+
+An input file is the unit of work: files are scored in groups, each group by one run of the pipeline that
+`pipelines.score` runs, and each group is committed by a manifest. What dies is gone on with by the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pipelines.cli.annotate_options import AnnotateConfig
+from pipelines.cli.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
+from pipelines.cli.logs import announce
+from pipelines.cli.options import ScoreConfig
+from pipelines.data_set.manifest import DataFile, Manifest
+from pipelines.data_set.rewrite import Rewriter
+from pipelines.data_set.snapshot import DataSet, Generation, announce_run, tidy
+from pipelines.runs import report
+from pipelines.runs.identity import differences, identity, listed
+from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open
+from pipelines.runs.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream
+from pipelines.runs.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
+from pipelines.runs.selection import Groups, Selection, generation_of, select
+from pipelines.runs.session import Session, open_session, open_workshop
+from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.files import name_as_text
+from transforms.input.read import InputFile, UnreadableInput
+from transforms.storage import files as storage
+
+KIND = "annotate"
+_CHECKERS = 16
+_Rewritten = dict[tuple[str, frozenset[str]], DataFile | None]
+"""Path of a file and sources that were left out of it -> the new one; None if no row was left."""
+
+
+def run(config: AnnotateConfig, rest: list[str]) -> int:
+    """Take the lock, find out what is to be done, and do it. Returns the exit status.
+
+    Args:
+        config: what to do.
+        rest: options for Beam.
+
+    Raises:
+        InputError, RunError, LockHeldError: as their names say.
+    """
+    with (
+        open_workshop(config.score, rest) as workshop,
+        open_session(workshop, DataSet(config.score.output), config.lock_timeout) as session,
+    ):
+        annotation = prepare(config, session, check_model(config.score))
+        announce_plan(annotation)
+        if config.score.dry_run:
+            return DONE
+        clock = time.monotonic()
+        try:
+            annotation.run()
+        finally:
+            session.figures.update(annotation.figures)
+        if annotation.selection.is_empty:
+            announce("nothing_new", "nothing is new: nothing was scored")
+        else:
+            seconds = time.monotonic() - clock
+            report.announce_summary(annotation.counts, seconds, annotation.plan.model.classes, session.figures)
+        for event, said, level, fields in annotation.complaints():
+            announce(event, said, level=level, **fields)
+        if warning := too_many_dead_letters(annotation.counts, config.score):
+            announce("too_many_dead_letters", warning, level=logging.ERROR)
+        status = session.figures["exit_status"] = annotation.status
+        return status
+
+
+def list_all(config: AnnotateConfig, data_set: DataSet) -> Inputs:
+    """List the inputs.
+
+    Raises:
+        InputError: as `list_inputs`.
+    """
+    live, retires = data_set.live.inputs.keys(), config.on_vanished == "retire"
+    return list_inputs(config.score.inputs, config.score.format, live, retires, config.every is not None)
+
+
+def prepare(
+    config: AnnotateConfig, session: Session, model: ModelFacts, stop: threading.Event | None = None
+) -> Annotation:
+    """Find out what is to be done.
+
+    Args:
+        config: the policies.
+        session: where.
+        model: that is to score.
+        stop: ends the work before the next group once it is set; None for none.
+
+    Raises:
+        InputError: for the first thing that is wrong, with its remedy.
+    """
+    found = list_all(config, session.data_set)
+    selection = select(session.data_set, found, config, model.fingerprint, time.time())
+    return Annotation(config, make_plan(config, session.data_set, selection, model), session, selection, stop)
+
+
+def announce_plan(annotation: Annotation) -> None:
+    """Say what will be done, or would be."""
+    plan, selection, figures = annotation.plan, annotation.selection, annotation.session.figures
+    figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint, **selection.figures)
+    every = annotation.config.every
+    said = [*plan.describe(), selection.describe(), *([f"again       every {every:g} s"] if every else [])]
+    announce("plan", said, input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
+    if plan.config.dry_run:
+        announce("dry_run", "dry run: nothing was scored or written")
+
+
+def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, model: ModelFacts) -> Plan:
+    """Check the command against what is there: rows with other columns do not belong into one data set.
+
+    Raises:
+        InputError: for the first thing that is wrong, with its remedy.
+    """
+    score = config.score
+    check_no_stream(data_set)
+    earlier = data_set.identity
+    if earlier is None:
+        score = check_fields(score, selection.work)
+    else:
+        score = as_before(score, earlier)
+        changed = _other_options(score, earlier)
+        if changed:
+            raise InputError(
+                f"output {score.output} holds results of another command (other {listed(changed, earlier)}); "
+                "give the same options as before, or another --output"
+            )
+    # One that cannot be opened waits for the next run; a dead letter would count it as done.
+    return Plan(score, selection.work, model, passed_over=tuple(selection.found.passed_over), strict=True)
+
+
+def _other_options(score: ScoreConfig, earlier: dict[str, Any]) -> list[str]:
+    # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
+    return [name for name in differences(identity(score), earlier) if name not in ("model", "inputs", "appended")]
+
+
+class Complaint(NamedTuple):
+    """Something about an input, or a directory of them, that a person should know."""
+
+    event: str
+    said: str
+    level: int
+    fields: dict[str, Any]
+
+
+class Annotation:
+    """One run over what was selected: group after group, each committed by itself."""
+
+    def __init__(
+        self,
+        config: AnnotateConfig,
+        plan: Plan,
+        session: Session,
+        selection: Selection,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Args:
+        config: the policies.
+        plan: what to do.
+        session: where.
+        selection: the inputs to score or retire.
+        stop: ends the run before the next group once it is set; None for none.
+        """
+        self._stop = stop or threading.Event()
+        self.config, self.plan, self.session, self.selection = config, plan, session, selection
+        self._data_set = session.data_set
+        concerned = (*(file.path for file in selection.work), *selection.retired)
+        self._before = {path: self._scored(self._data_set).inputs.get(path) for path in concerned}
+        """What the data set had of the inputs that are to be scored or retired."""
+        self.counts: Counter[str] = Counter()
+        self.committed = 0
+        """Inputs."""
+        self.left: list[str] = []
+        """Inputs that changed while they were read, and are left to the next run."""
+        self.taken: list[str] = []
+        """Inputs that another run has scored meanwhile."""
+        self.unreadable: dict[str, str] = {}
+        """Inputs that could not be opened, with the reason."""
+
+    def run(self) -> None:
+        """Score and commit everything.
+
+        Raises:
+            RunError: if a group fails. What was committed before stays.
+        """
+        selection = self.selection
+        if selection.retired:
+            self._retire(selection.retired)
+        groups = Groups(selection.work, self.config.commit_every)
+        for group in groups:
+            if self._stop.is_set():
+                break
+            begun = time.monotonic()
+            self._score(group)
+            groups.took(group, time.monotonic() - begun)
+        else:
+            if selection.promotes:
+                self._promote()
+        tidy(self._data_set)
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """For the run's report."""
+        of_inputs = {"inputs_committed": self.committed, "inputs_unreadable": len(self.unreadable)}
+        return self.selection.figures | self.counts | of_inputs
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing that was found is left to the next run."""
+        left = self.left or self.taken or self.unreadable or self.selection.unsettled or self.selection.promotes
+        return not (left or self._stop.is_set() or self.status == FAILED)
+
+    @property
+    def status(self) -> int:
+        """The exit status, if this is all that the command does."""
+        if self.unreadable or self.selection.found.unlisted or self.selection.not_gone:
+            return FAILED
+        return TOO_MANY_DEAD_LETTERS if too_many_dead_letters(self.counts, self.plan.config) else DONE
+
+    def complaints(self) -> Iterator[Complaint]:
+        """What was left out, and why."""
+        for path in self.left:
+            said = f"left to the next run: {path} changed while it was read"
+            yield Complaint("left", said, logging.WARNING, {"path": path})
+        if self.taken:
+            said = (
+                f"another run has scored {len(self.taken):,} input(s) meanwhile, {named(self.taken)}: left as they are"
+            )
+            yield Complaint("scored_meanwhile", said, logging.WARNING, {"inputs": len(self.taken)})
+        for path, reason in self.unreadable.items():
+            said = f"failed: input {path} cannot be opened: {reason}"
+            yield Complaint("unreadable", said, logging.ERROR, {"path": path})
+        for path, reason in self.selection.found.unlisted.items():
+            said = (
+                f"failed: directory {path} cannot be listed: {reason}; nothing of what is in it was scored or retired"
+            )
+            yield Complaint("unlisted", said, logging.ERROR, {"path": path})
+        for reason, paths in by_reason(self.selection.not_gone).items():
+            said = f"not retired: the rows of {len(paths):,} input(s), {named(paths)}: {reason}"
+            yield Complaint("not_retired", said, logging.ERROR, {"inputs": len(paths), "reason": reason})
+
+    def _score(self, group: Sequence[InputFile]) -> None:
+        """Score and commit a group, without the files that cannot be opened or change while they are read."""
+        # Those that can be known beforehand at once: of a run, one ends it, and then the next.
+        opened = try_to_open(group)
+        self.unreadable |= opened.unreadable
+        self.left += sorted(opened.changed)
+        group = [file for file in group if file.path not in opened.unreadable.keys() | opened.changed]
+        while group:
+            plan = self.plan.with_new_run(group)
+            started = datetime.now(UTC)
+            try:
+                finished = execute(plan, self.session)
+            except UnreadableInput as error:
+                out = {error.path}
+                self.unreadable[error.path] = error.reason
+            except RunError:
+                out = self._changed_meanwhile(group)
+                if not out:
+                    raise
+                self.left += sorted(out - self.unreadable.keys())
+            else:
+                out = self._changed_meanwhile(group)
+                if out:
+                    clean_up(plan, self._data_set)
+                    self.left += sorted(out - self.unreadable.keys())
+                else:
+                    out = self.commit(plan, finished, started)
+                    if not out:
+                        return
+            group = [file for file in group if file.path not in out]
+
+    def _changed_meanwhile(self, group: Sequence[InputFile]) -> set[str]:
+        """The files that are not as they were listed: being written, truncated, replaced or gone."""
+
+        def is_changed(file: InputFile) -> bool:
+            try:
+                now = storage.metadata(file.path)
+            except OSError as error:
+                if not storage.is_local(file.path):
+                    raise
+                self.unreadable[file.path] = str(error)
+                return True
+            return now is None or (now.size_in_bytes, now.last_updated_in_seconds or None, now.version) != file[1:]
+
+        with ThreadPoolExecutor(_CHECKERS) as threads:
+            return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}
+
+    def commit(self, plan: Plan, finished: Finished, started: datetime) -> set[str]:
+        """Commit a group, unless another run has listed some of its inputs meanwhile; gives these.
+
+        Raises:
+            RunError: if it cannot be committed.
+        """
+        inputs = {file.path for file in plan.files}
+        changed = {file.path for file in self.selection.changed} & inputs
+        taken: set[str] = set()
+        rewritten: _Rewritten = {}
+
+        def decide(state: DataSet) -> Manifest | None:
+            scored = self._scored(state)
+            taken.update(path for path in inputs if scored.inputs.get(path) not in (None, self._before[path]))
+            if taken:
+                return None
+            self._check(state)
+            retired, files, dead_letters = self._without(state, changed, plan.run_id, rewritten)
+            manifest = describe_commit(plan, finished, state, KIND, started)
+            return dataclasses.replace(
+                manifest,
+                generation=self.selection.generation,
+                files=(*manifest.files, *files),
+                dead_letters=(*manifest.dead_letters, *dead_letters),
+                retired=retired,
+                # Their rows went with those of what changed, so they are new until they are scored.
+                dropped=tuple(sorted(scored.entangled(changed) - inputs)),
+            )
+
+        if commit(plan, self.session, decide):
+            self.counts.update(finished.counts)
+            self.committed += len(inputs)
+        self.taken += sorted(taken)
+        return taken
+
+    def _retire(self, paths: Sequence[str]) -> None:
+        """Commit that the rows of some inputs are results no longer, of those that no other run has dealt with."""
+        plan, started = self.plan.with_new_run(()), datetime.now(UTC)
+        announce_run(self._data_set.output, plan.run_id)
+        rewritten: _Rewritten = {}
+
+        def decide(state: DataSet) -> Manifest | None:
+            scored = self._scored(state)
+            left = {path for path in paths if path in scored.inputs and scored.inputs[path] == self._before[path]}
+            if not left:
+                return None
+            self._check(state)
+            left |= scored.entangled(left)
+            retired, files, dead_letters = self._without(state, left, plan.run_id, rewritten)
+            finished = Finished({}, files, dead_letters, 0.0)
+            manifest = describe_commit(plan, finished, state, KIND, started)
+            return dataclasses.replace(manifest, retired=retired, dropped=tuple(sorted(left)))
+
+        commit(plan, self.session, decide)
+
+    def _scored(self, state: DataSet) -> Generation:
+        """What a state has of the generation that this run adds to."""
+        return state.generations.get(self.selection.generation, Generation())
+
+    def _check(self, state: DataSet) -> None:
+        """Make sure that what another run has made of the data set can be gone on with.
+
+        Raises:
+            RunError: if not.
+        """
+        selection, earlier = self.selection, state.identity
+        ours = (selection.generation, selection.promotes)
+        with contextlib.suppress(InputError):
+            if generation_of(state, self.config, self.plan.model.fingerprint) == ours and not (
+                earlier and _other_options(self.plan.config, earlier)
+            ):
+                return
+        raise RunError(
+            f"another command has written to {state.output} meanwhile, with other options or another model; nothing "
+            "more was committed, so run again"
+        )
+
+    def _without(
+        self, state: DataSet, inputs: Collection[str], run_id: str, rewritten: _Rewritten
+    ) -> tuple[tuple[str, ...], tuple[DataFile, ...], tuple[DataFile, ...]]:
+        """What takes the rows of some inputs out of the data set: files to retire, and files to put in their place.
+
+        Args:
+            state: of the data set.
+            inputs: their paths.
+            run_id: of the run that writes.
+            rewritten: what was made of files when it was asked before, of another state; is added to.
+        """
+        generation = self._scored(state)
+        if not inputs:
+            return (), (), ()
+        sources = frozenset(generation.source(path) for path in inputs) | {name_as_text(path) for path in inputs}
+        retired: list[str] = []
+        new: dict[bool, list[DataFile]] = {False: [], True: []}
+        rewriter = Rewriter(state.output, run_id)
+        for path, file in generation.all_files.items():
+            if not sources & file.sources.keys():
+                continue
+            retired.append(path)
+            is_dead = path in generation.dead_letters
+            if file.sources.keys() <= sources:
+                continue
+            if (path, sources) not in rewritten:
+                rewritten[path, sources] = (
+                    rewriter.dead_letters_without(file, sources) if is_dead else rewriter.merge([file], sources)
+                )
+            left = rewritten[path, sources]
+            new[is_dead] += [left] if left else []
+        return tuple(retired), tuple(new[False]), tuple(new[True])
+
+    def _promote(self) -> None:
+        """Make the new generation the live one, if it has all inputs of the old one that are still wanted."""
+        selection, plan, missing = self.selection, self.plan.with_new_run(()), 0
+
+        def decide(state: DataSet) -> Manifest | None:
+            nonlocal missing
+            if state.live_generation == selection.generation:
+                return None  # another run has done it
+            self._check(state)
+            missing = len(state.live.inputs.keys() - self._scored(state).inputs.keys() - set(selection.found.vanished))
+            if missing:
+                return None
+            manifest = describe_commit(plan, Finished({}, (), (), 0.0), state, KIND, datetime.now(UTC))
+            return dataclasses.replace(manifest, generation=selection.generation, promotes=True)
+
+        commit(plan, self.session, decide)
+        if missing:
+            announce(
+                "not_yet_complete",
+                f"the old results stay until {missing} more file(s) have been scored with the new model",
+                missing=missing,
+            )

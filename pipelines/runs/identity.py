@@ -1,0 +1,84 @@
+"""What makes two runs the same command: recorded with what they write, and compared before more is written there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pipelines.cli.options import ScoreConfig
+from pipelines.cli.redaction import HIDDEN, redact
+
+
+def identity(config: ScoreConfig) -> dict[str, Any]:
+    """What makes two runs the same command: all that decides the rows, but not where they come from or run."""
+    score = config.score
+    return {
+        "inputs": sorted(map(_address, config.inputs)),
+        "format": config.format,
+        "text_field": list(config.fields.text),
+        "id_field": list(config.fields.id),
+        "timestamp_field": config.fields.timestamp,
+        "keep_fields": [f"{kept.name}:{kept.kind}" for kept in config.fields.keep],
+        "partition_by": list(config.fields.partition_by),
+        "model": None if score.model is None else _address(score.model),
+        "precision": score.precision,
+        "outputs": sorted(score.outputs),
+        "top_k": score.top_k,
+        "embedding_type": score.embedding_type,
+    }
+
+
+def _address(text: str) -> str:
+    """A path or URI without credentials, which a URI has before its host or behind a question mark.
+
+    The rest stays as it is, since other directories make another command, even if one is called `token=1`.
+    """
+    scheme, is_uri, place = text.partition("://")
+    if not is_uri:
+        return text
+    place, mark, query = place.partition("?")
+    user, at, path = place.rpartition("@")
+    hidden = f"{scheme}://{HIDDEN}@"
+    if redact(f"{scheme}://{user}{at}") == hidden:  # otherwise the @ is one of the path's
+        return hidden + path + redact(mark + query)
+    return f"{scheme}://{place}{redact(mark + query)}"
+
+
+def identity_of_stream(config: ScoreConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two streams the same command.
+
+    Args:
+        config: what all scoring commands have.
+        options: the streaming options that decide what rows and directories look like, such as the window.
+    """
+    return identity(config) | {"stream": json.loads(json.dumps(options))}
+
+
+def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The identity of a data set to which rows were added: its own, so that what began it goes on with it.
+
+    Only its inputs are more, and it tells in what the rows that were added may look otherwise. So a command that
+    replaces its own results does not take these for them.
+    """
+    ours = identity(config)
+    if earlier is None:
+        return ours
+    differing = {*earlier.get("appended", ()), *differences(ours, {**earlier})} - {"inputs", "appended"}
+    inputs = sorted({*earlier.get("inputs", ()), *ours["inputs"]})
+    return {**earlier, "inputs": inputs} | ({"appended": sorted(differing)} if differing else {})
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Names of the options in which two identities differ."""
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
+def listed(names: Iterable[str], theirs: Mapping[str, Any] | None) -> str:
+    """Options, with the value that a data set was begun with where that is one word: a default may have changed since.
+
+    >>> listed(["embedding_type", "outputs"], {"embedding_type": "float16", "outputs": ["top", "text"]})
+    'embedding_type: float16 there, outputs'
+    """
+    values = {name: value for name, value in (theirs or {}).items() if isinstance(value, str | int)}
+    return ", ".join(f"{name}: {values[name]} there" if name in values else name for name in names)

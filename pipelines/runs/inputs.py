@@ -1,0 +1,176 @@
+"""What the patterns of a command match, what is passed over of it, and what a data set's inputs are that are gone."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from torchmoji_core.errors import ChangedError, InputError, raise_shortage
+from transforms.input.formats import guess_format
+from transforms.input.read import InputFile, list_files
+from transforms.storage import files as storage
+from transforms.storage.listing import Glob, has_directory, is_glob, translate, why_not_gone
+
+MAX_NAMED = 5
+"""Files that a message names of many."""
+_OPENERS = 16
+
+
+@dataclass
+class Inputs:
+    """What was found."""
+
+    files: dict[str, InputFile] = field(default_factory=dict)
+    """By path."""
+    named: set[str] = field(default_factory=set)
+    """Those of the files that a pattern is the name of."""
+    passed_over: list[str] = field(default_factory=list)
+    """What directories and globs have beside: names that tell no format or are hidden, and links to directories."""
+    unlisted: dict[str, str] = field(default_factory=dict)
+    """Directories that could not be listed, with the reason."""
+    vanished: list[str] = field(default_factory=list)
+    """Inputs of the data set that the patterns would match, and that were not listed."""
+    not_gone: dict[str, str] = field(default_factory=dict)
+    """Those of the vanished that need not have been deleted, with the reason."""
+
+    @property
+    def no_files(self) -> set[str]:
+        """Those of the files that are none, or cannot be looked at; opening them will say why."""
+        return {path for path, file in self.files.items() if file.version is None and storage.is_local(path)}
+
+
+def list_inputs(
+    patterns: Sequence[str],
+    format: str | None,
+    live: Collection[str] = (),
+    to_be_retired: bool = False,
+    may_come: bool = False,
+) -> Inputs:
+    """List what the patterns of a command match.
+
+    Args:
+        patterns: paths, directories, globs and URIs.
+        format: of all files, if it is given.
+        live: paths of the inputs that a data set has already.
+        to_be_retired: whether to find out which of those that are not listed are `not_gone`, for one look at each.
+        may_come: whether a glob in a directory that is there may match nothing yet.
+
+    Raises:
+        InputError: if a pattern matches nothing, and never did, or its filesystem cannot be reached.
+    """
+    found = Inputs()
+    vanished: dict[str, None] = {}
+    for pattern in patterns:
+        if pattern.endswith("/"):
+            pattern += "*"  # of an object store: where there are directories, they have become globs
+        matches = translate(pattern).fullmatch
+        ours = {path for path in live if matches(path)}
+        if pattern in live and not ours - {pattern}:
+            # Once the name of a file, which is gone, and so looks like a glob.
+            pattern, ours = Glob(glob.escape(pattern)), {pattern}
+        listed = list_files(pattern)
+        files, passed_over = {}, listed.links
+        for file in listed.files:
+            if listed.is_named or file.path in live or _is_meant(file.path, pattern, format):
+                files[file.path] = file
+            else:
+                passed_over.append(file.path)
+        if not (files or ours or listed.unlisted or (may_come and _is_awaited(pattern))):
+            raise InputError(f"input {pattern}: {_nothing(passed_over)}")
+        found.files |= files
+        found.named |= files.keys() if listed.is_named else set()
+        found.passed_over += passed_over
+        found.unlisted |= listed.unlisted
+        vanished |= dict.fromkeys(ours - files.keys())
+        if not files and is_glob(pattern):
+            reason = f"nothing that {pattern} matches is there; is its filesystem?"
+            found.not_gone |= dict.fromkeys(ours, reason)
+    if not found.files and not vanished:
+        for path, reason in found.unlisted.items():
+            raise InputError(f"input {path}: cannot be listed ({reason}); check its permissions and its filesystem")
+    found.vanished = sorted(vanished.keys() - found.files.keys())
+    found.passed_over = sorted(set(found.passed_over) - found.files.keys())
+    if to_be_retired:
+        reasons = {path: why_not_gone(path) for path in found.vanished if storage.is_local(path)}
+        found.not_gone |= {path: reason for path, reason in reasons.items() if reason}
+    found.not_gone = {path: found.not_gone[path] for path in found.vanished if path in found.not_gone}
+    return found
+
+
+def _is_awaited(pattern: str) -> bool:
+    """Whether files may come that a pattern matches."""
+    return has_directory(pattern) if storage.is_local(pattern) else is_glob(pattern)
+
+
+def _is_meant(path: str, pattern: str, format: str | None) -> bool:
+    """Whether a file is one of those that a directory or a glob is given for: its format is told, or given.
+
+    Names that begin with a dot or an underscore are those of desktops, of what is being written and of what others have
+    put beside it; they are meant by a glob that begins so itself, if they tell their format.
+    """
+    first, asked = (name.rpartition("/")[2][:1] for name in (path, pattern))
+    is_hidden = first in (".", "_")
+    if guess_format(path)[0] is not None:
+        return not is_hidden or first == asked
+    return format is not None and not is_hidden
+
+
+def _nothing(passed_over: Sequence[str]) -> str:
+    if passed_over:
+        return (
+            f"all names begin with . or _, or tell no format ({named(passed_over)}); give --format for all files, or "
+            "one file's own name"
+        )
+    return "no file matches; check the path, and quote globs in the shell"
+
+
+def named(paths: Sequence[str]) -> str:
+    """Some paths of many, for a message."""
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    return f"{', '.join(paths[:MAX_NAMED])}{more}"
+
+
+@dataclass
+class Opened:
+    """What trying to open files gave."""
+
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """With the reason."""
+    changed: set[str] = field(default_factory=set)
+    """Since they were listed, or gone."""
+
+
+def try_to_open(files: Iterable[InputFile]) -> Opened:
+    """Find out which local files cannot be opened: not permitted, no regular file, links that lead nowhere.
+
+    Of files in object stores, which would take a request each, only reading tells.
+    """
+
+    def open_it(file: InputFile) -> OSError | ChangedError | None:
+        try:
+            storage.open_listed(file.path, file.version).close()
+        except (OSError, ChangedError) as error:
+            raise_shortage(error)  # that of the machine is not the file's
+            return error
+        return None
+
+    opened = Opened()
+    local = [file for file in files if storage.is_local(file.path)]
+    with ThreadPoolExecutor(_OPENERS) as threads:
+        for file, error in zip(local, threads.map(open_it, local), strict=True):
+            # What had no version was no regular file when it was listed: a link that leads nowhere, for instance.
+            if isinstance(error, ChangedError) or (isinstance(error, FileNotFoundError) and file.version is not None):
+                opened.changed.add(file.path)
+            elif error is not None:
+                opened.unreadable[file.path] = str(error)
+    return opened
+
+
+def by_reason(paths: Mapping[str, str]) -> dict[str, list[str]]:
+    """Paths with the same reason together."""
+    together: dict[str, list[str]] = {}
+    for path, reason in paths.items():
+        together.setdefault(reason, []).append(path)
+    return together

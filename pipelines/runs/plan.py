@@ -1,0 +1,399 @@
+"""Everything that can be found wrong before work starts: inputs, fields, model, output."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipelines.cli.options import ScoreConfig
+from pipelines.data_set import journal
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.identity import differences, identity, identity_of_stream, listed
+from pipelines.runs.inputs import Inputs, list_inputs, named, try_to_open
+from torchmoji_core.bundle import load_bundle
+from torchmoji_core.errors import InputError, shortage_of
+from transforms.input.fields import FieldError, KeptField, find_text, infer_kind, look_up
+from transforms.input.formats import Record, is_splittable, read_records, resolve_format
+from transforms.input.read import InputFile
+from transforms.input.source_file import SourceError
+from transforms.output.commit import journal_directory
+from transforms.storage.files import is_local, open_raw
+
+SAMPLED_RECORDS, SAMPLED_FILES = 1000, 20
+"""The first records of so many files that have some are looked at before a run, while something is sought."""
+MORE_RECORDS, MORE_FILES = 10, 1000
+"""And those of so many more, spread over the rest, if something has not been found: some files do not tell for all."""
+
+
+class ModelFacts(NamedTuple):
+    """What the launcher needs to know of a model; its weights are loaded again where they are used."""
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    channels: int
+    """Width of an embedding."""
+    maxlen: int
+    arithmetic: str
+    """Precision and library of its products here; on clusters, what was asked for, since each worker chooses."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    config: ScoreConfig
+    """With the types of all kept fields filled in."""
+    files: tuple[InputFile, ...]
+    """The inputs as they were listed, once: what is read, and what the manifest names."""
+    model: ModelFacts
+    run_id: str = ""
+    replaced: int = 0
+    """Files in the output that this run will replace."""
+    passed_over: tuple[str, ...] = ()
+    """What directories and globs have beside inputs."""
+    unreadable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Those of the files that could not be opened, with the reason; each will be a dead letter."""
+    strict: bool = False
+    """Whether an input that cannot be opened fails the run, instead of being a dead letter."""
+
+    def with_new_run(self, files: Sequence[InputFile]) -> Plan:
+        """The plan for a run of its own over some of the files."""
+        run_id = uuid.uuid4().hex[:12]
+        score = dataclasses.replace(self.config.score, run_id=run_id, fingerprint=self.model.fingerprint)
+        config = dataclasses.replace(self.config, score=score)
+        return dataclasses.replace(self, run_id=run_id, config=config, files=tuple(files))
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(file.bytes_ for file in self.files)
+
+    def describe(self) -> list[str]:
+        """The plan in a few lines, for people."""
+        config = self.config
+        paths = [file.path for file in self.files]
+        kinds = sorted({resolve_format(path, config.format) for path in paths})
+        of_kinds = f", format {', '.join(kinds)}" if kinds else ""
+        shown = [f"    {path}" for path in paths[:10]]
+        shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
+        workers = f"{config.local_workers} process(es), {config.score.threads} thread(s) each"
+        return [
+            f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes{of_kinds}",
+            *shown,
+            *self._describe_other_files(),
+            *self.describe_model(),
+            *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
+            f"runner      {config.runner}" + (f", {workers}" if config.is_local else ""),
+        ]
+
+    def _describe_other_files(self) -> list[str]:
+        lines = []
+        if self.unreadable:
+            first, reason = next(iter(self.unreadable.items()))
+            more = f" and {len(self.unreadable) - 1} more" if len(self.unreadable) > 1 else ""
+            lines.append(f"unreadable  {len(self.unreadable)} file(s), a dead letter each: {first} ({reason}){more}")
+        if self.passed_over:
+            count = f"{len(self.passed_over):,} whose names tell no format or begin with . or _"
+            lines.append(f"passed over {count}, or links to directories: {named(self.passed_over)}")
+        return lines
+
+    def describe_model(self) -> list[str]:
+        """The lines about model and output."""
+        config, model = self.config, self.model
+        kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
+        return [
+            f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
+            f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "
+            f"precision {model.arithmetic}",
+            f"output      {config.output}: {', '.join(config.score.outputs)}; "
+            f"embeddings as {config.score.embedding_type}; up to {config.rows_per_file:,} rows a file",
+            *([f"kept        {kept}"] if kept else []),
+        ]
+
+
+def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
+    """Check a configuration against the world.
+
+    Args:
+        config: the command line.
+        data_set: what is in its output.
+
+    Raises:
+        InputError: for the first thing that is wrong, with its remedy.
+    """
+    inputs = list_inputs(config.inputs, config.format)
+    files = tuple(inputs.files[path] for path in sorted(inputs.files))
+    unreadable = _check_readable(inputs)
+    if config.if_exists == "append" and data_set.identity is not None:
+        config = as_before(_joining(config, data_set.identity), data_set.identity)
+    config = check_fields(config, files)
+    model = check_model(config)
+    replaced = check_output(config, data_set, files, model)
+    passed_over = tuple(inputs.passed_over)
+    return Plan(config, files, model, "", replaced, passed_over, unreadable).with_new_run(files)
+
+
+def _check_readable(inputs: Inputs) -> dict[str, str]:
+    """The inputs that cannot be opened.
+
+    Raises:
+        InputError: if one of them was given by its name, or a directory cannot be listed.
+    """
+    for path, reason in inputs.unlisted.items():
+        raise InputError(
+            f"input {path}: cannot be listed ({reason}); check its permissions, or give patterns that leave it out"
+        )
+    unreadable = try_to_open(inputs.files.values()).unreadable
+    for path in sorted(inputs.named & unreadable.keys()):
+        raise InputError(f"input {path}: cannot be read ({unreadable[path]})")
+    return unreadable
+
+
+def check_model(config: ScoreConfig) -> ModelFacts:
+    """Load a model whole, since only then is it known to be sound, and let go of its weights."""
+    from torchmoji_core.inference.arithmetic import choose
+
+    bundle = load_bundle(config.score.model)
+    precision = config.score.precision
+    arithmetic = str(choose(precision)) if config.is_local else precision
+    return ModelFacts(
+        bundle.name, bundle.fingerprint, bundle.classes, bundle.dimensions.channels, bundle.maxlen, arithmetic
+    )
+
+
+def _sample(files: Sequence[InputFile], format: str | None) -> Iterator[Iterator[Record]]:
+    """The first whole records of files: of the first that have some, and then of others all over the rest.
+
+    What cannot be read has none; the run will say what, and where.
+    """
+    waiting = iter(files)
+    sampled = 0
+    for file in waiting:
+        records = _first_records(file, format, SAMPLED_RECORDS)
+        first = next(records, None)
+        if first is not None:
+            yield itertools.chain([first], records)
+            sampled += 1
+        if sampled == SAMPLED_FILES:
+            break
+    rest = list(waiting)
+    for file in rest[:: max(1, -(-len(rest) // MORE_FILES))]:
+        yield _first_records(file, format, MORE_RECORDS)
+
+
+def _first_records(file: InputFile, format: str | None, count: int) -> Iterator[Record]:
+    path = file.path
+    kind = resolve_format(path, format)
+    try:
+        with open_raw(path) as opened:
+            end = min(file.bytes_, 1 << 20) if is_splittable(path, kind) else None
+            records = read_records(opened, path, kind, 0, end)
+            yield from (record for record in itertools.islice(records, count) if isinstance(record, Record))
+    except (OSError, SourceError) as error:
+        cause = error.__cause__ if isinstance(error, SourceError) else error
+        # A store that is down is tried again for minutes: not for each of a thousand files.
+        is_of_file = is_local(path) or isinstance(cause, FileNotFoundError | PermissionError)
+        if not is_of_file or shortage_of(error) is not None:
+            raise InputError(f"input {path}: cannot be read ({error})") from None
+
+
+def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig:
+    """Make sure that the fields are there, and fill in the types of kept ones.
+
+    Raises:
+        InputError: if a file's format is unknown, no record has a text, or a kept field is in none.
+    """
+    mapping = config.fields
+    kinds = {file.path: resolve_format(file.path, config.format) for file in files}
+    with_fields = [file for file in files if kinds[file.path] != "text"]
+    if files and not with_fields and (mapping.keep or mapping.timestamp):
+        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
+    seen: dict[str, None] = {}
+    values: dict[str, list[Any]] = {field.name: [] for field in mapping.keep}
+    reason: FieldError | None = None
+    found = len(with_fields) < len(files)  # a line of text is one
+    for records in _sample(with_fields, config.format):
+        for record in records:
+            if not isinstance(record.value, dict):
+                continue
+            seen.update(dict.fromkeys(record.value))
+            for name in values:
+                values[name].append(look_up(record.value, name))
+            try:
+                find_text(record.value, mapping)
+                found = True
+            except FieldError as error:
+                reason = error
+        if found and all(map(_has_a_value, values.values())):
+            break
+    if not found and reason is None:
+        return config  # nothing readable in the sample: the run will say what and where
+    is_all_seen = len(with_fields) <= SAMPLED_FILES + MORE_FILES
+    if not found and is_all_seen:
+        raise InputError(f"no record has a text ({reason}); give --text_field one of: {', '.join(list(seen)[:20])}")
+    kept = []
+    for field in mapping.keep:
+        is_typed = field.name not in config.keep_without_type
+        if not _has_a_value(values[field.name]) and not (is_typed and not is_all_seen) and seen:
+            raise InputError(f"kept field {field.name!r} is in no record; fields are: {', '.join(list(seen)[:20])}")
+        kept.append(field if is_typed else KeptField(field.name, infer_kind(values[field.name])))
+    return dataclasses.replace(
+        config,
+        fields=dataclasses.replace(mapping, keep=tuple(kept)),
+        score=dataclasses.replace(config.score, keep=tuple(kept)),
+    )
+
+
+def _has_a_value(values: Iterable[Any]) -> bool:
+    return any(value is not None for value in values)
+
+
+def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
+    """With the types of kept fields that were told from the data once, from the first files.
+
+    Args:
+        config: the command line.
+        earlier: identity of the data set that it goes on with.
+    """
+    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
+    keep = tuple(
+        KeptField(field.name, kinds.get(field.name, field.kind)) if field.name in config.keep_without_type else field
+        for field in config.fields.keep
+    )
+    return dataclasses.replace(
+        config,
+        fields=dataclasses.replace(config.fields, keep=keep),
+        score=dataclasses.replace(config.score, keep=keep),
+    )
+
+
+def _joining(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
+    """With what rows need to be found again among those that are there: their directories, and their source."""
+    partition_by = tuple(earlier.get("partition_by", ()))
+    source = ("source",) if "source" in earlier.get("outputs", ()) else ()
+    outputs = (*config.score.outputs, *source)
+    return dataclasses.replace(
+        config,
+        fields=dataclasses.replace(config.fields, partition_by=partition_by),
+        score=dataclasses.replace(config.score, outputs=outputs, partitioned=bool(partition_by)),
+    )
+
+
+def _check_appending(config: ScoreConfig, data_set: DataSet, files: Sequence[InputFile], model: ModelFacts) -> None:
+    """Make sure that rows can be added to what is there.
+
+    Raises:
+        InputError: if they are another model's, would be counted twice, or have a column of another type.
+    """
+    earlier = data_set.identity or {}
+    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
+    types = {f"--keep_fields {field.name}": (field.kind, kinds.get(field.name)) for field in config.fields.keep}
+    types["--embedding_type"] = (str(config.score.embedding_type), earlier.get("embedding_type"))
+    for option, (ours, theirs) in types.items():
+        if theirs not in (None, ours):
+            raise InputError(
+                f"output {data_set.output} has {option} as {theirs}, and this command as {ours}; a column has one "
+                f"type: give {theirs}, or another --output"
+            )
+    live = data_set.live
+    if live.fingerprint not in (None, model.fingerprint):
+        raise InputError(
+            f"output {data_set.output} was scored by model {str(live.fingerprint)[:12]}, and this one is "
+            f"{model.fingerprint[:12]}; rows of two models do not mix: give another --output"
+        )
+    for file in files:
+        known = live.inputs.get(file.path)
+        if known is not None and (known.rows or known.dead_letters):
+            raise InputError(
+                f"input {file.path} is in output {data_set.output} already; leave it out, or score what has changed "
+                "with pipelines.annotate, or give another --output"
+            )
+
+
+def check_no_stream(data_set: DataSet) -> None:
+    """Make sure that no stream is writing there, whose rows are of another kind.
+
+    Raises:
+        InputError: if one may be.
+    """
+    for run_id in sorted(journal.read(data_set.output).going_on):
+        raise InputError(
+            f"output {data_set.output}: a stream may be writing there; stop it first, give another --output, or if it "
+            f"has ended for certain, delete {journal_directory(data_set.output, run_id)}"
+        )
+
+
+def check_output(config: ScoreConfig, data_set: DataSet, files: Sequence[InputFile], model: ModelFacts) -> int:
+    """Settle what happens to results that are there.
+
+    Args:
+        config: the command line.
+        data_set: what is in its output.
+        files: the inputs.
+        model: what scores them.
+
+    Returns:
+        How many files are to be replaced.
+
+    Raises:
+        InputError: if the command does not go with what is there.
+    """
+    if config.if_exists == "append":
+        _check_appending(config, data_set, files, model)
+        return 0
+    check_no_stream(data_set)
+    if not data_set.manifests:
+        return 0
+    if config.if_exists == "fail":
+        raise InputError(f"output {config.output} holds results already; give another --output")
+    if config.if_exists == "rerun" and (changed := differences(identity(config), data_set.identity or {})):
+        raise InputError(
+            f"output {config.output} holds results of another command (other {listed(changed, data_set.identity)}); "
+            "give another --output, or --if_exists replace or append"
+        )
+    return len(data_set.live.all_files)
+
+
+def check_stream(
+    config: ScoreConfig, data_set: DataSet, model: ModelFacts, options: Mapping[str, Any], models_may_differ: bool
+) -> None:
+    """Make sure, before a stream starts, that it continues what is in its output, or that nothing is there.
+
+    Args:
+        config: what all scoring commands have.
+        data_set: what is in its output.
+        model: what it begins to score with.
+        options: as of `identity_of_stream`.
+        models_may_differ: whether models are to be exchanged as it runs, so that the output may hold rows of several.
+
+    Raises:
+        InputError: if the output holds, or another stream is writing there, what other options make.
+    """
+    ours = identity_of_stream(config, options)
+    # Which subscription a row is from does not make it another kind of row; of the model, its fingerprint counts.
+    free = ("inputs", "model", "appended")
+    if changed := [name for name in differences(ours, data_set.identity or ours) if name not in free]:
+        raise InputError(
+            f"output {config.output} holds results of another command (other {listed(changed, data_set.identity)}); "
+            "give the same options as before, or another --output"
+        )
+    found = journal.read(data_set.output)
+    for run_id in sorted(found.going_on | {entry.run_id for entry in found.entries}):
+        stream = found.streams[run_id]
+        if changed := [name for name in differences(ours, stream.identity) if name not in free]:
+            raise InputError(
+                f"output {config.output}: a stream with other {listed(changed, stream.identity)}, started "
+                f"{stream.started}, may be writing there; give the same options or another --output, or if it has "
+                "ended for certain and all its files are committed, delete "
+                f"{journal_directory(data_set.output, run_id)}"
+            )
+    scored_by = data_set.live.fingerprint
+    if not models_may_differ and scored_by not in (None, model.fingerprint):
+        raise InputError(
+            f"output {config.output} was scored by model {str(scored_by)[:12]}, and this one is "
+            f"{model.fingerprint[:12]}; give another --output, or --model_watch to have rows of several models in one"
+        )

@@ -1,0 +1,173 @@
+"""What `pipelines.annotate --every TIME` does: look for what is new, annotate it, wait, until a signal ends it.
+
+A look that finds what the last one has left done costs no more than the listing. Otherwise the lock is taken, and what
+follows is a run of `pipelines.annotate`, so whatever dies is gone on with and every row is there once. The model is
+loaded once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipelines.cli.annotate_options import AnnotateConfig
+from pipelines.cli.command_line import DONE, FAILED, LOCK_HELD, TOO_MANY_DEAD_LETTERS, failure
+from pipelines.cli.interrupts import is_ending, told_to_stop
+from pipelines.cli.logs import announce
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs import report
+from pipelines.runs.annotation import Annotation, announce_plan, list_all, prepare
+from pipelines.runs.figures import report_so_far
+from pipelines.runs.inputs import Inputs
+from pipelines.runs.plan import check_model
+from pipelines.runs.run import too_many_dead_letters
+from pipelines.runs.session import Workshop, open_session, open_workshop
+from torchmoji_core.errors import LockHeldError
+from transforms import metrics
+from transforms.scoring.loaded_model import LoadedModel, load_model
+
+STOP_SECONDS = 5.0
+"""For the group of files that it is at when it is told to stop; then that is left to the next run."""
+
+
+def run(config: AnnotateConfig, every: float, rest: list[str], wait: Callable[[float], object] | None = None) -> int:
+    """Annotate what is there and what comes, until a signal ends it. Returns the exit status.
+
+    Args:
+        config: what to do.
+        every: seconds to wait between two looks.
+        rest: options for Beam.
+        wait: waits for so long; what it returns is true to stop then. None to wait for a signal in the meantime.
+
+    Raises:
+        InputError: if there is no use in trying again; what was committed before stays.
+        RunError: if a run makes no progress.
+        LockHeldError: if another run is writing there, of a dry run only; others wait.
+    """
+    with open_workshop(config.score, rest) as workshop, told_to_stop(STOP_SECONDS) as stop:
+        repetition = _Repetition(config, workshop, stop)
+        status = repetition.look()
+        while not (config.score.dry_run or (wait or stop.wait)(every)):
+            status = repetition.look()
+        repetition.finish()
+        workshop.figures["exit_status"] = status
+        return status
+
+
+class _Repetition:
+    """What is known from one look to the next."""
+
+    def __init__(self, config: AnnotateConfig, workshop: Workshop, stop: threading.Event) -> None:
+        self._config, self._workshop, self._stop = config, workshop, stop
+        self._started, self._clock = datetime.now(UTC), time.monotonic()
+        self._model = check_model(config.score)
+        self._loaded: LoadedModel | None = None
+        """Held, so that every run finds it."""
+        self._data_set = DataSet(config.score.output)
+        self._done: Inputs | None = None
+        """What was found last, if nothing is left to be done with it."""
+        self._is_planned = False
+        self._counts: Counter[str] = Counter()
+        self._committed = 0
+        self._before: set[str] = set()
+        """What was wrong at the last look."""
+        self._wrong: set[str] = set()
+        """What is wrong at this one."""
+        self._suffixes: set[str] = set()
+        """Of names that are passed over, once that has been said."""
+
+    def look(self) -> int:
+        """Look, and do what is to be done. Returns the exit status of a command that ended now.
+
+        Raises:
+            Exception: what does not pass by itself.
+        """
+        config, figures = self._config.score, self._workshop.figures
+        self._before, self._wrong = self._wrong, set()
+        failed: dict[str, str] = {}
+        try:
+            status = self._annotate()
+        except LockHeldError as error:
+            if config.dry_run:
+                raise
+            self._say("lock_held", f"waiting: {error}", logging.WARNING, about="the lock")
+            return LOCK_HELD
+        except Exception as error:
+            reason = failure(error)
+            if reason is None or is_ending():
+                raise
+            status, failed = FAILED, {"error": str(error)}
+            # Whatever it was, nothing is taken as known.
+            self._data_set, self._done = DataSet(config.output), None
+            self._say("failed", f"failed, and tried again: {reason}", logging.ERROR)
+        if status == DONE and too_many_dead_letters(self._counts, config):
+            status = TOO_MANY_DEAD_LETTERS
+        if not config.dry_run:
+            report_so_far(config.report, figures | failed | {"exit_status": status}, self._started)
+        return status
+
+    def _annotate(self) -> int:
+        """Annotate what is new, as a run of its own would. Returns its exit status."""
+        config = self._config
+        if self._done is not None and list_all(config, self._data_set) == self._done:
+            return DONE
+        with open_session(self._workshop, self._data_set, config.lock_timeout) as session:
+            annotation = prepare(config, session, self._model, self._stop)
+            if not self._is_planned:
+                announce_plan(annotation)
+            if config.score.dry_run:
+                return DONE
+            self._hold_model(annotation)
+            clock = time.monotonic()
+            try:
+                annotation.run()
+            finally:
+                self._take_stock(annotation, time.monotonic() - clock)
+        self._done = annotation.selection.found if annotation.is_complete else None
+        return annotation.status
+
+    def _hold_model(self, annotation: Annotation) -> None:
+        config = annotation.plan.config
+        if self._loaded is None and annotation.selection.work and config.is_local and config.local_workers == 1:
+            options = annotation.plan.with_new_run(()).config.score
+            self._loaded = load_model(options.model, options)
+
+    def _take_stock(self, annotation: Annotation, seconds: float) -> None:
+        """Say what was done and what was not, and add it to the figures."""
+        self._counts.update(annotation.counts)
+        self._committed += annotation.committed
+        self._workshop.figures.update(annotation.figures | self._counts, inputs_committed=self._committed)
+        files, counts = annotation.committed, annotation.counts
+        if files:
+            rows, dead = counts[metrics.ROWS_WRITTEN], counts[metrics.DEAD]
+            said = f"committed   {files:,} file(s), {rows:,} rows, {dead:,} dead letters, in {seconds:.1f} s"
+            announce("committed", said, files=files, rows=rows, dead=dead, seconds=round(seconds, 3))
+        for event, said, level, fields in annotation.complaints():
+            self._say(event, said, level, **fields)
+        if warning := too_many_dead_letters(counts, self._config.score):
+            announce("too_many_dead_letters", warning, level=logging.ERROR)
+        for path in annotation.selection.found.passed_over:
+            suffix, is_hidden = PurePosixPath(path).suffix, PurePosixPath(path).name.startswith((".", "_"))
+            if self._is_planned and not is_hidden and suffix not in self._suffixes:
+                announce("passed_over", f"passed over {path}, and others of such names", level=logging.WARNING)
+            self._suffixes.add(suffix)
+        self._is_planned = True
+
+    def _say(self, event: str, said: str, level: int, about: str | None = None, **fields: Any) -> None:
+        """Say once what is wrong, until it is so no longer; what it is about tells that it is the same."""
+        about = about or said
+        if about not in self._before | self._wrong:
+            announce(event, said, level=level, **fields)
+        self._wrong.add(about)
+
+    def finish(self) -> None:
+        """Say what all looks together have done."""
+        if self._is_planned:
+            seconds = time.monotonic() - self._clock
+            report.announce_summary(self._counts, seconds, self._model.classes, self._workshop.figures)

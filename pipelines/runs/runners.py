@@ -1,0 +1,145 @@
+"""From --runner and the options that are not ours to a Beam runner and its pipeline options."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from typing import Any
+
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    SetupOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+from apache_beam.runners.runner import PipelineRunner, create_runner
+
+from pipelines.cli.options import ScoreConfig
+from torchmoji_core.errors import InputError, first_line
+
+_LOGGER = logging.getLogger(__name__)
+_SECRETS = {
+    "s3_access_key_id": "AWS_ACCESS_KEY_ID",
+    "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "s3_session_token": "AWS_SESSION_TOKEN",
+    "azure_connection_string": "AZURE_STORAGE_CONNECTION_STRING",
+}
+"""Options of Beam's whose values are credentials, and the variables that mean the same to the stores' libraries."""
+
+
+def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
+    """Options for Beam.
+
+    Raises:
+        InputError: if Beam refuses a value, or a local run is given an option that neither we nor Beam know. Other
+            runners have options that only their job servers know, so those are passed on.
+    """
+    _check_spelling(rest)
+    unknown = sorted(_parsed(rest, retain_unknown_options=True).keys() - _parsed(rest).keys())
+    if unknown and config.is_local:
+        raise InputError(f"option --{unknown[0]} is unknown, to this program and to Beam; --help lists ours")
+    if unknown:
+        _LOGGER.warning("passed on to %s unchecked: --%s", config.runner, " --".join(unknown))
+    rest = _without_secrets(rest, config)
+    options = PipelineOptions([*rest, f"--runner={config.runner}"])
+    if config.is_local:
+        options.view_as(DirectOptions).direct_num_workers = max(config.local_workers, config.local_threads)
+        if not options.view_as(WorkerOptions).default_sdk_harness_log_level:
+            options.view_as(WorkerOptions).default_sdk_harness_log_level = "ERROR"
+    options.view_as(StandardOptions).streaming = config.stream is not None
+    # All code is in installed modules; nothing of the main session has to travel.
+    options.view_as(SetupOptions).save_main_session = False
+    return options
+
+
+def _check_spelling(rest: list[str]) -> None:
+    """Beam takes `--a-b` for an unknown `--a_b`, and `-a_b` for a value, and passes over both where it knows `--a_b`.
+
+    Raises:
+        InputError: for the first option that is written so, without its value, which may be a secret.
+    """
+    known = _parsed([])
+    for argument in rest:
+        name = argument.partition("=")[0]
+        meant = name.lstrip("-").replace("-", "_")
+        if name.startswith("-") and meant in known and name != f"--{meant}":
+            raise InputError(f"option {name} is unknown, to this program and to Beam; is --{meant} meant?")
+
+
+def _without_secrets(rest: list[str], config: ScoreConfig) -> list[str]:
+    """Take credentials out of the options: those are logged, stored with a job, and shown to whoever may see it.
+
+    In a local run they go where the stores' own libraries look for them, and worker processes inherit them.
+
+    Raises:
+        InputError: on clusters, where only their workers' own environment would be such a place.
+    """
+    given = _parsed(rest)
+    for option, variable in _SECRETS.items():
+        if given.get(option) is None:
+            continue
+        if not config.is_local:
+            raise InputError(
+                f"--{option} would be stored with the job, where others can read it; give the workers a role, or "
+                f"{variable} in their environment and in this one"
+            )
+        os.environ[variable] = str(given[option])
+    kept = []
+    arguments = iter(rest)
+    for argument in arguments:
+        name, equals, _ = argument.removeprefix("--").partition("=")
+        if name not in _SECRETS:
+            kept.append(argument)
+        elif not equals:
+            next(arguments, None)
+    return kept
+
+
+def _parsed(arguments: list[str], retain_unknown_options: bool = False) -> dict[str, Any]:
+    """Beam's options by name, its complaints about values as one line, and none about unknown names."""
+    logger = logging.getLogger("apache_beam.options.pipeline_options")
+    level, complaint = logger.level, io.StringIO()
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options = PipelineOptions(arguments)
+            return options.get_all_options(retain_unknown_options=retain_unknown_options)
+    except SystemExit:
+        raise InputError(complaint.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from None
+    finally:
+        logger.setLevel(level)
+
+
+def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
+    """Beam's in-process runner for a local run, otherwise the one of that name.
+
+    Beam's own DirectRunner would first try to download another engine.
+
+    Args:
+        config: the run.
+        worker_log: file for what worker processes of a local run print; the runner reports their errors by itself.
+
+    Raises:
+        InputError: if Beam has no runner of that name.
+    """
+    if not config.is_local:
+        return cluster_runner(config)
+    from pipelines.runs.local_workers import LocalRunner
+
+    # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
+    return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
+
+
+def cluster_runner(config: ScoreConfig) -> PipelineRunner:
+    """Beam's runner of the given name.
+
+    Raises:
+        InputError: if Beam has none.
+    """
+    try:
+        return create_runner(config.runner)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"--runner {config.runner}: {first_line(error)}") from None

@@ -1,0 +1,91 @@
+"""What a scoring command has while it runs: the runner, the data set, the figures of its report."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineRunner
+
+from pipelines.cli.interrupts import heed_interrupt
+from pipelines.cli.options import ScoreConfig
+from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
+from pipelines.data_set.snapshot import DataSet, recover
+from pipelines.runs.figures import reported
+from pipelines.runs.runners import make_runner, pipeline_options
+from torchmoji_core.errors import InputError, RunError
+
+WORKER_LOG = "workers.log"
+
+
+class Workshop(NamedTuple):
+    """What a scoring command has before it takes the lock. See `open_workshop`."""
+
+    runner: PipelineRunner
+    options: PipelineOptions
+    scratch: str
+    """Local directory for progress counts and the log of worker processes."""
+    figures: dict[str, Any]
+    """For the report."""
+
+
+class Session(NamedTuple):
+    """And while it holds the lock. See `open_session`."""
+
+    runner: PipelineRunner
+    options: PipelineOptions
+    scratch: str
+    figures: dict[str, Any]
+    data_set: DataSet
+    """What the output holds, freed of what runs that died have left."""
+
+
+@contextlib.contextmanager
+def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
+    """Check options and runner, and report how the block ends.
+
+    Args:
+        config: the command line.
+        rest: options for Beam.
+
+    Raises:
+        InputError: for a wrong option.
+    """
+    options = pipeline_options(config, rest)
+    FileSystems.set_options(options)  # an object store's address and keys may be among them
+    with (
+        reported(config.report, config.dry_run, output=config.output) as figures,
+        # An interrupted run has threads that still write there.
+        tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
+    ):
+        yield Workshop(make_runner(config, f"{scratch}/{WORKER_LOG}"), options, scratch, figures)
+
+
+@contextlib.contextmanager
+def open_session(workshop: Workshop, data_set: DataSet, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
+    """Take the lock of the output, and read what is there; give the lock back at the end.
+
+    Args:
+        workshop: what the command has already.
+        data_set: what it knows of the output, to be brought up to date.
+        lock_seconds: see `Lock`.
+
+    Raises:
+        InputError: if the output cannot be written or read.
+        LockHeldError: if another run is writing there.
+    """
+    with Lock(data_set.output, lock_seconds):
+        data_set.refresh()
+        recover(data_set)
+        try:
+            yield Session(*workshop, data_set)
+        except KeyboardInterrupt:
+            heed_interrupt()
+            # The interrupt may have come anywhere, in the middle of cleaning up too.
+            with contextlib.suppress(OSError, InputError, RunError):
+                recover(DataSet.read(data_set.output))
+            raise

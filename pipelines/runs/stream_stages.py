@@ -1,0 +1,126 @@
+"""What a pipeline of messages has that one of files has not, from the options of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.transforms.window import FixedWindows
+from apache_beam.utils.timestamp import Duration
+
+from pipelines.cli.options import ScoreConfig
+from pipelines.cli.streaming_options import StreamOptions
+from torchmoji_core.errors import InputError, first_line
+from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
+from transforms.output.publish import PublishScores
+from transforms.records import Outcome
+from transforms.scoring.model_watch import ModelUpdates, WatchModels
+from transforms.topics import KafkaTopic
+
+JAR_SECONDS = 60.0
+
+
+def read_messages(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions) -> Outcome:
+    """Tweets and dead letters of the source, in their windows.
+
+    Raises:
+        InputError: if the source cannot be used.
+    """
+    reader = ReadMessages(
+        stream.source,
+        dict(stream.consumer_options),
+        stream.id_attribute,
+        stream.timestamp_attribute,
+        expansion_service(stream) if isinstance(stream.source, KafkaTopic) else None,
+    )
+    with _one_line(config.inputs[0]):
+        messages = pipeline | "ReadMessages" >> reader
+    # Which of a cluster's brokers are asked first must not change ids.
+    scope = f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None
+    rules = message_fields(config, stream, scope)
+    parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules)
+    windows = FixedWindows(Duration.of(stream.window))
+    return Outcome(
+        parsed.results | "Windows" >> beam.WindowInto(windows),
+        tuple(letters | "WindowsOfDead" >> beam.WindowInto(windows) for letters in parsed.dead_letters),
+    )
+
+
+def model_updates(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions) -> ModelUpdates:
+    """What brings new models; None without --model_watch."""
+    if stream.model_watch is None:
+        return None
+    return pipeline | "WatchModels" >> WatchModels(
+        stream.model_watch, stream.model_poll, config.score.model, config.score.precision
+    )
+
+
+def message_fields(config: ScoreConfig, stream: StreamOptions, id_scope: str | None = None) -> MessageFields:
+    """Where a message has what a tweet consists of.
+
+    Args:
+        config: the command line.
+        stream: its options for endless input.
+        id_scope: see `MessageFields`.
+    """
+    return MessageFields(
+        config.fields,
+        stream.format,
+        stream.id_attribute,
+        stream.timestamp_attribute,
+        stream.allowed_lateness,
+        id_scope,
+    )
+
+
+def publish_scores(stream: StreamOptions) -> PublishScores:
+    """The sink for rows as messages."""
+    assert stream.publish is not None
+    service = expansion_service(stream) if isinstance(stream.publish, KafkaTopic) else None
+    return PublishScores(stream.publish, dict(stream.producer_options), service)
+
+
+def expansion_service(stream: StreamOptions) -> Any:
+    """What expands Kafka's transforms: the given address, or a jar, which is fetched here.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if stream.expansion_service:
+        host, _, port = stream.expansion_service.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5.0).close()
+        except OSError as error:
+            raise InputError(f"--expansion_service {stream.expansion_service}: nobody answers ({error})") from None
+        return stream.expansion_service
+    from apache_beam.io.kafka import default_io_expansion_service
+    from apache_beam.utils.subprocess_server import JavaJarServer
+
+    service = default_io_expansion_service()
+    before, logger = socket.getdefaulttimeout(), logging.getLogger(JavaJarServer.__module__)
+    socket.setdefaulttimeout(JAR_SECONDS)  # Beam's download has none
+    logger.setLevel(logging.ERROR)  # and warns of itself twice
+    try:
+        JavaJarServer.local_jar(service.path_to_jar)
+    except (OSError, RuntimeError) as error:
+        jar = service.path_to_jar.rpartition("/")[2]
+        raise InputError(
+            f"kafka:// needs {jar}, which cannot be downloaded ({error.__context__ or error}); put it into "
+            f"{JavaJarServer.JAR_CACHE}, or give --expansion_service HOST:PORT"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(before)
+        logger.setLevel(logging.NOTSET)
+    return service
+
+
+@contextlib.contextmanager
+def _one_line(uri: str) -> Any:
+    """Kafka's transforms are expanded by Java while the pipeline is built, which fails in many ways."""
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(f"--input {uri}: cannot be read: {first_line(error)[:300]}") from error

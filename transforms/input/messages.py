@@ -1,0 +1,206 @@
+"""ReadMessages and ParseMessages: what a subscription or a topic delivers -> tweets. Fields are in `fields`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from transforms import metrics
+from transforms.input.fields import (
+    FieldError,
+    FieldMapping,
+    find_id,
+    find_kept,
+    find_text,
+    find_timestamp,
+    position_id,
+    to_microseconds,
+)
+from transforms.input.formats import MAX_RECORD_BYTES, RAW_KEPT, Damage, parse_line
+from transforms.records import DeadLetter, Message, Outcome, Tweet
+from transforms.topics import KafkaTopic, Source
+
+FUTURE_SECONDS = 86_400.0
+"""By how much an event may come after its message: clocks differ, but a window that never comes would hold its tweet
+for ever."""
+_DEAD = "dead"
+
+
+@dataclass(frozen=True)
+class MessageFields:
+    """Where a message has what a tweet consists of."""
+
+    fields: FieldMapping = field(default_factory=FieldMapping)
+    """Of its payload."""
+    format: str = "jsonl"
+    """jsonl: the payload is a JSON object; text: it is the text itself."""
+    id_attribute: str | None = None
+    """Attribute with the id, where the payload has none."""
+    timestamp_attribute: str | None = None
+    """Attribute with the time of the event, where the payload has none: RFC 3339, or milliseconds since 1970."""
+    allowed_lateness: float | None = None
+    """Seconds by which an event may come before its message; None for any."""
+    id_scope: str | None = None
+    """With the position, what ids are hashes of where there is none; None for the source."""
+
+
+class ReadMessages(beam.PTransform):
+    """Read from Pub/Sub or Kafka, for ever: `PubsubMessage`s, or rows of `ReadFromKafka` with metadata."""
+
+    def __init__(
+        self,
+        source: Source,
+        consumer_options: Mapping[str, str] | None = None,
+        id_attribute: str | None = None,
+        timestamp_attribute: str | None = None,
+        expansion_service: Any = None,
+    ) -> None:
+        """Args:
+        source: subscription or topic.
+        consumer_options: for Kafka's consumer.
+        id_attribute: attribute by which Pub/Sub's readers on Dataflow drop messages that were published twice.
+        timestamp_attribute: attribute by which such readers know how far event time is.
+        expansion_service: what expands Kafka's transform, as `ReadFromKafka` takes it; None for Beam's jar.
+        """
+        super().__init__()
+        self._source, self._expansion_service = source, expansion_service
+        self._consumer_options = dict(consumer_options or {})
+        self._attributes = {"id_label": id_attribute, "timestamp_attribute": timestamp_attribute}
+
+    def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[Any]:
+        if isinstance(self._source, KafkaTopic):
+            from apache_beam.io.kafka import ReadFromKafka
+
+            # How far event time is goes by the clock: what comes later than that is not dropped but held.
+            return pbegin | "ReadFromKafka" >> ReadFromKafka(
+                {"bootstrap.servers": self._source.brokers} | self._consumer_options,
+                [self._source.topic],
+                with_metadata=True,
+                commit_offset_in_finalize="group.id" in self._consumer_options,
+                expansion_service=self._expansion_service,
+            )
+        from apache_beam.io.gcp.pubsub import ReadFromPubSub
+
+        return pbegin | "ReadFromPubSub" >> ReadFromPubSub(
+            subscription=self._source.path, with_attributes=True, **self._attributes
+        )
+
+
+def to_message(element: Any) -> Message:
+    """An element of `ReadMessages` as a message."""
+    if isinstance(element, Message):
+        return element
+    return from_pubsub(element) if hasattr(element, "message_id") else from_kafka(element)
+
+
+def from_pubsub(message: Any) -> Message:
+    """A `PubsubMessage` of Beam."""
+    published = message.publish_time
+    if isinstance(published, datetime):
+        micros = to_microseconds(published if published.tzinfo else published.replace(tzinfo=UTC), "publish_time")
+    else:
+        micros = Timestamp.of(published or 0).micros
+    return Message(message.message_id or "", message.data or b"", micros, dict(message.attributes or {}))
+
+
+def from_kafka(record: Any) -> Message:
+    """A row of Beam's `ReadFromKafka` with metadata."""
+    headers = {header.key: bytes(header.value or b"").decode("utf-8", "replace") for header in record.headers or ()}
+    position = f"{record.partition}:{record.offset}"
+    return Message(position, bytes(record.value or b""), int(record.timestamp) * 1000, headers)
+
+
+class ParseMessages(beam.PTransform):
+    """What `ReadMessages` gives, or `Message`s -> an `Outcome` of Tweets, with the event's time as their timestamp,
+    and DeadLetters.
+
+    The id is the payload's, or else the attribute's, or else a hash of source and position: a message that is delivered
+    again gives the same. The time is the payload's, or else the attribute's, or else the one of publishing.
+    """
+
+    def __init__(self, source: str, rules: MessageFields = MessageFields()) -> None:
+        """Args:
+        source: what the tweets are to have as their source.
+        rules: where a message has what.
+        """
+        super().__init__()
+        self._do_fn = _Parse(source, rules)
+
+    def expand(self, messages: beam.PCollection[Any]) -> Outcome:
+        parsed = messages | "Parse" >> beam.ParDo(self._do_fn).with_output_types(Tweet, dead=DeadLetter).with_outputs(
+            _DEAD, main="tweets"
+        )
+        return Outcome(parsed["tweets"], (parsed[_DEAD],))
+
+
+class _Parse(beam.DoFn):
+    def __init__(self, source: str, rules: MessageFields) -> None:
+        self._source, self._rules = source, rules
+
+    def process(self, element: Any) -> Iterator[TimestampedValue | beam.pvalue.TaggedOutput]:
+        parsed = parse_message(to_message(element), self._source, self._rules)
+        if isinstance(parsed, Tweet):
+            yield TimestampedValue(parsed, Timestamp(micros=parsed.timestamp))
+        else:
+            yield beam.pvalue.TaggedOutput(_DEAD, parsed)
+
+
+def parse_message(message: Message, source: str, rules: MessageFields) -> Tweet | DeadLetter:
+    """The tweet of a message, with a timestamp; a dead letter if it is none. Counts what was read."""
+    metrics.counter(metrics.READ).inc()
+    metrics.counter(metrics.BYTES_READ).inc(len(message.data))
+    try:
+        return _to_tweet(message, source, rules)
+    except FieldError as error:
+        return DeadLetter(source, message.position, str(error), message.data[:RAW_KEPT])
+
+
+def _to_tweet(message: Message, source: str, rules: MessageFields) -> Tweet:
+    if len(message.data) > MAX_RECORD_BYTES:
+        raise FieldError(f"message is longer than {MAX_RECORD_BYTES >> 20} MiB")
+    record = parse_line(message.position, message.data, rules.format)
+    if record is None:
+        raise FieldError("empty message")
+    if isinstance(record, Damage):
+        raise FieldError(record.reason)
+    attribute_id = message.attributes.get(rules.id_attribute) if rules.id_attribute else None
+    fields, scope = rules.fields, rules.id_scope or source
+    if isinstance(record.value, str):
+        tweet = Tweet(attribute_id or position_id(scope, message.position), record.value, source=source)
+    else:
+        tweet = Tweet(
+            find_id(record.value, fields, scope, message.position, attribute_id),
+            find_text(record.value, fields),
+            find_timestamp(record.value, fields),
+            find_kept(record.value, fields),
+            source,
+        )
+    if tweet.timestamp is None:
+        tweet = tweet._replace(timestamp=_attribute_time(message, rules))
+    _check_time(tweet.timestamp or 0, message, rules)
+    return tweet
+
+
+def _attribute_time(message: Message, rules: MessageFields) -> int:
+    value = message.attributes.get(rules.timestamp_attribute) if rules.timestamp_attribute else None
+    if value is None:
+        return message.published
+    name = f"attribute {rules.timestamp_attribute}"
+    return to_microseconds(float(value) / 1000 if value.isdecimal() else value, name)
+
+
+def _check_time(timestamp: int, message: Message, rules: MessageFields) -> None:
+    lateness = (message.published - timestamp) / 1e6
+    if rules.allowed_lateness is not None and lateness > rules.allowed_lateness:
+        raise FieldError(
+            f"later than --allowed_lateness {rules.allowed_lateness:g}s: the event was {lateness:,.1f}s before its "
+            "message"
+        )
+    if -lateness > FUTURE_SECONDS:
+        raise FieldError(f"the event is {-lateness:,.0f}s after its message: more than a day in the future")

@@ -1,0 +1,354 @@
+"""ReadTweets: files of any supported format and filesystem -> tweets. Formats are in `formats`, fields in `fields`."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+
+from torchmoji_core.errors import ChangedError, InputError, RunError, raise_shortage
+from torchmoji_core.files import NotRegularError, name_as_text
+from transforms import metrics
+from transforms.input.fields import (
+    FieldError,
+    FieldMapping,
+    find_id,
+    find_kept,
+    find_text,
+    find_timestamp,
+    partition_directory,
+    position_id,
+)
+from transforms.input.formats import (
+    RAW_KEPT,
+    Damage,
+    Record,
+    absolute,
+    guess_format,
+    is_splittable,
+    parquet_rows,
+    read_records,
+    resolve_format,
+)
+from transforms.input.source_file import SourceError
+from transforms.records import DeadLetter, Outcome, Tweet
+from transforms.storage import files as storage
+from transforms.storage import listing
+
+DEAD = "dead"
+PART_BYTES = 4 << 20
+PART_ROWS = 16_384
+BEAT_RECORDS = 1000
+"""How often reading shows that it gets on, where nothing of what is read may come to be scored."""
+PARTS_OF_GROUP = 64
+"""At most: each part of a row group decodes what is before it."""
+_FAULTS_OF_FILES = (
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENOENT, errno.ENOTDIR, errno.ENXIO,
+    errno.EPERM,
+)  # fmt: skip
+"""What the system says of a file that is gone, forbidden or none, as long as nobody changes that."""
+
+
+class InputFile(NamedTuple):
+    """A file as it was listed."""
+
+    path: str
+    bytes_: int
+    modified: float | None = None
+    """Seconds since 1970 of its last change, where the filesystem knows."""
+    version: str | None = None
+    """As of `listing.FileFacts`: what is read must be of it."""
+
+
+class FilePart(NamedTuple):
+    """A part of a file that one worker reads: bytes [start, end) of text, rows [start, end) of Parquet."""
+
+    path: str
+    kind: str
+    start: int
+    end: int | None
+    bytes_: int
+    """Size of the part in the file, for progress; an estimate where parts are rows."""
+    modified: float | None = None
+    version: str | None = None
+
+
+class Listed(NamedTuple):
+    """What a pattern matches."""
+
+    files: list[InputFile]
+    """Sorted by path. Among them may be what cannot be read, a pipe for instance; opening it says so."""
+    is_named: bool
+    """Whether the pattern is the name of one file."""
+    links: list[str]
+    """Links to directories, which are not followed."""
+    unlisted: dict[str, str]
+    """Directories that could not be listed, with the reason; there may be files in them."""
+
+
+def list_files(pattern: str) -> Listed:
+    """The files that a pattern (path, glob, URI) matches; maybe none.
+
+    Raises:
+        InputError: if its filesystem cannot be reached.
+    """
+    pattern = absolute(pattern)
+    try:
+        if not storage.is_local(pattern) and listing.is_glob(pattern) and (named := _object(pattern)):
+            return Listed([_input_file(named)], True, [], {})
+        found = storage.find(pattern)
+    except OSError as error:
+        raise InputError(f"input {pattern}: cannot be listed ({error}); check the address") from None
+    # A directory is no file; one that is called like a file was taken for one by whoever gave the pattern.
+    directories = [InputFile(path, 0) for path in found.directories if guess_format(path)[0]]
+    return Listed(
+        sorted([*map(_input_file, found.files), *directories], key=lambda file: file.path),
+        not listing.is_glob(pattern),
+        found.links,
+        {path: str(error) for path, error in found.unlisted.items()},
+    )
+
+
+def _object(path: str) -> listing.FileFacts | None:
+    """The object whose name holds characters that would make it a glob, if it is there."""
+    if not path.rpartition("/")[2].partition(".")[0].strip("*"):
+        return None
+    try:
+        return storage.metadata(path)
+    except PermissionError:  # who may only list learns in this way that it is not there
+        return None
+
+
+def _input_file(file: listing.FileFacts) -> InputFile:
+    return InputFile(file.path, file.size_in_bytes, file.last_updated_in_seconds or None, file.version)
+
+
+def match_files(patterns: Sequence[str]) -> list[InputFile]:
+    """The files that patterns match, each once, sorted by path.
+
+    Raises:
+        InputError: if a pattern matches nothing, or not all that it matches can be listed.
+    """
+    found: dict[str, InputFile] = {}
+    for pattern in patterns:
+        listed = list_files(pattern)
+        for path, reason in listed.unlisted.items():
+            raise InputError(f"input {pattern}: directory {path} cannot be listed ({reason})")
+        if not listed.files:
+            raise InputError(
+                f"input {absolute(pattern)}: no file matches; check the path, and quote globs in the shell"
+            )
+        found.update({file.path: file for file in listed.files})
+    return [found[path] for path in sorted(found)]
+
+
+def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
+    """Cut a file into parts that can be read in parallel.
+
+    Raises:
+        InputError: if a Parquet file's footer is damaged.
+        OSError, SourceError: if the file cannot be opened, or reading it fails.
+        ChangedError: if it is not what was listed.
+    """
+    path, size, modified, version = file
+    if kind == "parquet":
+        with storage.open_listed(path, version) as opened:
+            rows, largest_group = parquet_rows(opened)
+        step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
+        for start in range(0, rows, step):
+            end = min(start + step, rows)
+            yield FilePart(path, kind, start, end, size * (end - start) // rows, modified, version)
+    elif is_splittable(path, kind):
+        for start in range(0, size, PART_BYTES):
+            end = min(start + PART_BYTES, size)
+            yield FilePart(path, kind, start, end, end - start, modified, version)
+    else:
+        yield FilePart(path, kind, 0, None, size, modified, version)
+
+
+class ReadTweets(beam.PTransform):
+    """Read tweets from files. Gives an `Outcome` of Tweets and DeadLetters; nothing is skipped.
+
+    Each file is cut into parts, and only the parts' names are shuffled, so reading and all that follows runs in
+    parallel with nothing but file names kept in between.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str | InputFile],
+        format: str | None = None,
+        fields: FieldMapping = FieldMapping(),  # noqa: B008
+        progress: str | None = None,
+        strict: bool = False,
+    ) -> None:
+        """Args:
+        inputs: paths, globs or URIs that Beam's filesystems know, or files that have been listed already.
+        format: one of `formats.FORMATS`; None to go by each file's name.
+        fields: where records have their text, id and so on; unused in format text.
+        progress: directory of `metrics.Progress`, in local runs.
+        strict: whether a file that is gone or forbidden is an `UnreadableInput`, instead of one dead letter. One that
+            the system fails to read always is.
+        """
+        super().__init__()
+        self._inputs, self._format, self._fields = list(inputs), format, fields
+        self._progress, self._strict = progress, strict
+
+    def expand(self, pbegin: beam.Pipeline) -> Outcome:
+        split = (
+            pbegin
+            # One element, so that a file which several patterns match is read once.
+            | "Inputs" >> beam.Create([self._inputs], reshuffle=False)
+            | "MatchFiles" >> beam.FlatMap(_match)
+            | "ReshuffleFiles" >> beam.Reshuffle()
+            | "SplitFiles"
+            >> beam.ParDo(_SplitFiles(self._format, self._strict))
+            .with_output_types(Any, dead=DeadLetter)
+            .with_outputs(DEAD, main="parts")
+        )
+        read = (
+            split["parts"]
+            | "ReshuffleParts" >> beam.Reshuffle()
+            | "ReadParts"
+            >> beam.ParDo(_ReadParts(self._fields, self._progress, self._strict))
+            .with_output_types(Tweet, dead=DeadLetter)
+            .with_outputs(DEAD, main="tweets")
+        )
+        return Outcome(read["tweets"], (split[DEAD], read[DEAD]))
+
+
+def _match(inputs: list[str | InputFile]) -> Iterator[InputFile]:
+    found = {file.path: file for file in match_files([pattern for pattern in inputs if isinstance(pattern, str)])}
+    found.update({file.path: file for file in inputs if isinstance(file, InputFile)})
+    for path in sorted(found):
+        metrics.counter(metrics.FILES_READ).inc()
+        yield found[path]
+
+
+class UnreadableInput(RunError):
+    """A file of the input cannot be opened or read on; `unreadable_path` finds its name in what a runner says."""
+
+    def __init__(self, path: str, reason: object) -> None:
+        self.path, self.reason = path, str(reason)
+        super().__init__(f"input {json.dumps(path)} cannot be opened: {reason}")
+
+
+def unreadable_path(message: str) -> str | None:
+    """The file that an `UnreadableInput` was about, from the text of a run's error; None for other errors."""
+    found = re.search(r'UnreadableInput: input ("(?:[^"\\]|\\.)*") cannot be opened', message)
+    return str(json.loads(found[1])) if found else None
+
+
+def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
+    """Raise what has kept a file from being read, unless the file itself is gone, forbidden or no file.
+
+    Disks, networks and stores that fail are no fault of a file: what is in it would be lost for one dead letter.
+
+    Args:
+        path: of the file.
+        error: of opening it, or a `SourceError` of reading it.
+        strict: whether a file that is gone is an error as well.
+
+    Raises:
+        UnreadableInput: about the file.
+        ChangedError: if it is not what was listed any more.
+        Exception: as it came, if it tells of a shortage, which is of the machine and would be met with every file.
+    """
+    raise_shortage(error)
+    cause = error.__cause__ if isinstance(error, SourceError) and error.__cause__ is not None else error
+    if isinstance(cause, ChangedError):
+        raise cause
+    is_gone = isinstance(cause, OSError) and (
+        isinstance(cause, FileNotFoundError | NotRegularError) or cause.errno in _FAULTS_OF_FILES
+    )
+    if strict or not is_gone:
+        reason = f"reading failed: {cause}" if cause is not error else cause
+        raise UnreadableInput(path, reason) from error
+
+
+class _SplitFiles(beam.DoFn):
+    def __init__(self, format: str | None, strict: bool) -> None:
+        self._format, self._strict = format, strict
+
+    def process(self, file: InputFile) -> Iterator[FilePart | beam.pvalue.TaggedOutput]:
+        try:
+            kind = resolve_format(file.path, self._format)
+            if storage.is_local(file.path):
+                # So that one that cannot be opened is so once, and not in each of its parts, of which it may have none.
+                storage.open_listed(file.path, file.version).close()
+            yield from split_file(file, kind)
+        except (InputError, OSError, SourceError) as error:
+            if not isinstance(error, InputError):
+                raise_unless_gone(file.path, error, self._strict)
+            # Unreadable as a whole: one record met, and dead.
+            metrics.counter(metrics.READ).inc()
+            yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(name_as_text(file.path), "0", str(error), b""))
+
+
+class _ReadParts(beam.DoFn):
+    def __init__(self, fields: FieldMapping, progress: str | None, strict: bool) -> None:
+        self._fields, self._strict = fields, strict
+        self._progress_directory = progress
+
+    def setup(self) -> None:
+        self._progress = metrics.Progress(self._progress_directory)
+
+    def process(self, part: FilePart) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
+        read = metrics.counter(metrics.READ)
+        try:
+            with storage.open_listed(part.path, part.version) as file:
+                records = read_records(file, part.path, part.kind, part.start, part.end, self._fields.columns)
+                for number, tweet in enumerate(to_tweets(records, part.path, self._fields, part.modified), 1):
+                    read.inc()
+                    if number % BEAT_RECORDS == 0:
+                        self._progress.add()
+                    if isinstance(tweet, DeadLetter):
+                        yield beam.pvalue.TaggedOutput(DEAD, tweet)
+                    else:
+                        yield tweet
+                storage.check_unchanged(file, part.path, part.version)
+        except (OSError, SourceError) as error:
+            raise_unless_gone(part.path, error, self._strict)
+            # The file was there when it was split and is not now, or access to it was lost.
+            read.inc()
+            yield beam.pvalue.TaggedOutput(
+                DEAD, DeadLetter(name_as_text(part.path), str(part.start), f"cannot be opened: {error}", b"")
+            )
+        metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
+        self._progress.add(bytes_read=part.bytes_)
+
+
+def to_tweets(
+    records: Iterator[Record | Damage], source: str, fields: FieldMapping, modified: float | None = None
+) -> Iterator[Tweet | DeadLetter]:
+    """Records of a file as tweets; those that are none as dead letters."""
+    source_name = name_as_text(source)
+    for record in records:
+        if isinstance(record, Damage):
+            yield DeadLetter(source_name, str(record.position), record.reason, record.raw)
+            continue
+        try:
+            yield _to_tweet(record, source, source_name, fields, modified)
+        except FieldError as error:
+            raw = record.raw or json.dumps(record.value, ensure_ascii=False, default=str).encode("utf-8", "replace")
+            yield DeadLetter(source_name, str(record.position), str(error), raw[:RAW_KEPT])
+
+
+def _to_tweet(record: Record, source: str, source_name: str, fields: FieldMapping, modified: float | None) -> Tweet:
+    value = record.value
+    if isinstance(value, str):
+        partition = partition_directory({}, fields, None, modified) if fields.partition_by else ""
+        kept = (None,) * len(fields.keep)  # a line of text among records with fields
+        return Tweet(position_id(source, record.position), value, None, kept, source_name, partition)
+    timestamp = find_timestamp(value, fields)
+    return Tweet(
+        find_id(value, fields, source, record.position),
+        find_text(value, fields),
+        timestamp,
+        find_kept(value, fields),
+        source_name,
+        partition_directory(value, fields, timestamp, modified) if fields.partition_by else "",
+    )

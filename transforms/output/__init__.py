@@ -1,0 +1,1 @@
+"""Record batches in, files in place out; or messages."""

@@ -1,0 +1,160 @@
+"""Files that a run has written: putting them in place under their final names, and keeping a record of each.
+
+A bundle writes files under temporary names, and only the names come here, each with what is known of its file, to be
+renamed: a failed or repeated bundle leaves nothing under a final name, and rows behind the model are never shuffled.
+Object stores have no rename, but objects appear whole: there a file is written under its final name, and what says that
+it counts is its record.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import apache_beam as beam
+from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
+from apache_beam.transforms.window import GlobalWindows
+
+from torchmoji_core.errors import RunError
+from transforms import metrics
+from transforms.storage import files as storage
+
+TEMPORARY = "_tmp"
+DEAD_LETTERS = "_dead_letters"
+JOURNAL = "_journal"
+"""Names with an underscore are passed over by readers of Parquet directories."""
+
+_COMMIT_KEYS = 64
+"""Bounds how many workers rename files at the same time."""
+
+
+class WrittenFile(NamedTuple):
+    """A closed file under its temporary name, on its way to its final one."""
+
+    temporary: str
+    """Equal to `final` on filesystems without a rename: there a file appears whole when it is closed."""
+    final: str
+    record: str
+    """File beside the temporary ones that says, once it is there, that this file is in place."""
+    rows: int
+    bytes_: int
+    sha256: str
+    sources: dict[str, int]
+    """Rows by the file they are from, where that is known."""
+    event_times: dict[str, int] = {}  # noqa: RUF012 - never changed
+    """Of rows with a timestamp: how many `rows`, the `earliest`, the `latest` and the `sum`, in milliseconds."""
+    empty: int = 0
+    """Rows without tokens, which have no scores."""
+    model: dict[str, str] = {}  # noqa: RUF012 - never changed
+    """Name, fingerprint and arithmetic of what scored the rows, where they have scores."""
+
+
+def committed_directory(output: str, run_id: str) -> str:
+    """Where a run has a record of every file that it has put in place."""
+    return f"{output}/{TEMPORARY}/{run_id}/committed"
+
+
+def journal_directory(output: str, run_id: str) -> str:
+    """Where an endless run has the records of the files that it has put in place and that no manifest lists yet."""
+    return f"{output}/{JOURNAL}/{run_id}"
+
+
+def committed_files(output: str, run_id: str) -> list[WrittenFile]:
+    """The files that a run has put in place, sorted by name.
+
+    Raises:
+        OSError: if their records cannot be read.
+    """
+    records = storage.match([f"{committed_directory(output, run_id)}/*.json"])
+    return [WrittenFile(**json.loads(storage.read_bytes(record.path))) for record in records]
+
+
+class CommitFiles(beam.PTransform):
+    """Put files in place, each in whichever worker its name comes to; gives them on."""
+
+    def __init__(self, count_rows: bool, measure_latency: bool = False, journal: bool = False) -> None:
+        super().__init__()
+        self._count_rows, self._measure_latency, self._journal = count_rows, measure_latency, journal
+
+    def expand(self, files: beam.PCollection[WrittenFile]) -> beam.PCollection[WrittenFile]:
+        # In the global window with a trigger that fires at once: a late window's file must not be dropped here. Nor one
+        # that is written when the input has ended, as held tweets are: the local runner's watermark has by then passed
+        # the global window, hence the lateness. Beam's Reshuffle has none, and keys of which that runner forgets none.
+        window = beam.WindowInto(
+            GlobalWindows(),
+            trigger=Repeatedly(AfterCount(1)),
+            accumulation_mode=AccumulationMode.DISCARDING,
+            allowed_lateness=2 * 24 * 3600,
+        )
+        return (
+            files
+            | "Rewindow" >> window
+            | "Key" >> beam.Map(_commit_key).with_output_types(tuple[int, WrittenFile])
+            | "GroupNames" >> beam.GroupByKey()
+            | "Names" >> beam.FlatMap(_names).with_output_types(WrittenFile)
+            | "Rename" >> beam.Map(commit, self._count_rows, self._measure_latency, self._journal)
+        )
+
+
+def _commit_key(file: WrittenFile) -> tuple[int, WrittenFile]:
+    return zlib.crc32(file.final.encode("utf-8", "surrogatepass")) % _COMMIT_KEYS, file
+
+
+def _names(group: tuple[int, Iterable[WrittenFile]]) -> Iterable[WrittenFile]:
+    return group[1]
+
+
+def commit(
+    file: WrittenFile, count_rows: bool = True, measure_latency: bool = False, journal: bool = False
+) -> WrittenFile:
+    """Give a closed file its final name. Done again after a retry, it finds the work done.
+
+    With a journal, file and record are on the disk on return: a record makes a file count, and messages are
+    acknowledged by it. Without, both count only for a run that is still going on, and directories are brought onto the
+    disk once a commit, before its manifest (`pipelines.data_set.snapshot`).
+
+    Raises:
+        RunError: if the file is under neither name.
+    """
+    try:
+        if file.temporary != file.final and storage.exists(file.temporary):
+            storage.rename(file.temporary, file.final)
+        elif not storage.exists(file.final):
+            raise RunError(
+                f"{file.temporary} is gone before it could be renamed; was the output removed while running?"
+            )
+        if journal:
+            storage.sync(storage.directories(file.final, file.record.rsplit("/", 3)[0]))
+        storage.publish(file.record, json.dumps(file._asdict()).encode(), f"{file.record}.tmp", lasting=journal)
+    except OSError as error:
+        raise RunError(f"{file.final} cannot be put in place: {error}") from error
+    metrics.counter(metrics.FILES_WRITTEN).inc()
+    metrics.counter(metrics.BYTES_WRITTEN).inc(file.bytes_)
+    if count_rows:
+        metrics.counter(metrics.ROWS_WRITTEN).inc(file.rows)
+    if measure_latency:
+        distribution = metrics.distribution(metrics.LATENCY)
+        for latency in latencies(file.event_times, round(1000 * time.time())):
+            distribution.update(latency)
+    return file
+
+
+def latencies(event_times: dict[str, int], now: int) -> Iterator[int]:
+    """One latency for each row of a file: with the number, smallest, largest and sum that the rows' own have.
+
+    That is all that a distribution of Beam's keeps of them, and it need not be kept row by row.
+
+    >>> list(latencies({"rows": 4, "earliest": 10, "latest": 50, "sum": 10 + 20 + 45 + 50}, now=100))
+    [90, 50, 68, 67]
+    """
+    rows = event_times.get("rows", 0)
+    if rows == 0:
+        return
+    ends = [now - event_times["earliest"], now - event_times["latest"]][:rows]
+    yield from ends
+    if rows > 2:
+        each, ones = divmod(rows * now - event_times["sum"] - sum(ends), rows - 2)
+        yield from (each + (index < ones) for index in range(rows - 2))

@@ -1,0 +1,1 @@
+"""Tweets in, record batches of scores out."""

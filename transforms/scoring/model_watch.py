@@ -1,0 +1,386 @@
+"""WatchModels and ModelWatch: models that take the place of the first one while a pipeline runs.
+
+The model to use is the newest bundle that matches a pattern and is fit for the run: by the time of the last change (of
+a .zip, or of a directory's config.json), then by name. A bundle is loaded and verified before it is used or announced.
+One that fails may be half uploaded, so it is looked at once more; if it has not changed by then, it is refused: logged
+and counted once, and not looked at again until it changes.
+
+Runners get models by RunInference's side input, from `WatchModels`. A local stream has a `Lookout`.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+import apache_beam as beam
+from apache_beam.coders import FloatCoder, PickleCoder, StrUtf8Coder
+from apache_beam.ml.inference.base import ModelHandler, ModelMetadata
+from apache_beam.transforms.periodicsequence import PeriodicImpulse, RebaseMode
+from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
+from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
+from apache_beam.transforms.window import GlobalWindows
+
+from torchmoji_core.bundle import load_bundle
+from torchmoji_core.bundle_files import CONFIG, is_remote, local_path
+from torchmoji_core.errors import InputError, raise_shortage
+from transforms import metrics
+from transforms.options import ScoreOptions
+from transforms.scoring.loaded_model import LoadedModel, Traits, load_model, load_successor, traits_of
+from transforms.scoring.per_process import PerProcess
+from transforms.storage import files as storage
+
+E = TypeVar("E")
+R = TypeVar("R")
+_LOGGER = logging.getLogger(__name__)
+_MARK = "#sha256="
+"""Between location and fingerprint in an announcement: a bundle replaced under its name is another model."""
+
+
+@dataclass(frozen=True)
+class ModelWatch:
+    """Where to look for models, and how often."""
+
+    pattern: str
+    """A glob, of .zip files or of bundle directories, on any filesystem that Beam knows."""
+    every_seconds: float = 60
+    clock: Callable[[], float] = time.time
+    """Seconds; to be replaced in tests."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: for a time that is not positive.
+        """
+        if not self.every_seconds > 0:
+            raise InputError(f"models are looked for every {self.every_seconds} seconds; give a positive number")
+
+    def check(self) -> None:
+        """Look once, so that a mistake is noticed before work starts. That nothing matches yet is none.
+
+        Raises:
+            InputError: if the place cannot be looked at.
+        """
+        try:
+            find_bundles(self.pattern)
+        except OSError as error:
+            raise InputError(f"models to watch for: {error}") from None
+
+
+ModelUpdates: TypeAlias = beam.PCollection[ModelMetadata] | None
+
+
+class Found(NamedTuple):
+    """A place that may hold a bundle."""
+
+    location: str
+    changed: float
+    """Seconds since 1970."""
+
+
+class Known(NamedTuple):
+    """What came of a bundle when it was last looked at."""
+
+    state: str
+    """Of its files; see `_state`."""
+    fingerprint: str
+    """Empty if it could not be loaded."""
+    refused: bool = False
+
+
+class Look(NamedTuple):
+    """What a look at all bundles gave."""
+
+    model: LoadedModel | None
+    """To be used from now on, if it is another than before."""
+    location: str
+    refused: tuple[str, ...]
+    """Why bundles are refused that were not before."""
+    known: dict[str, Known]
+    """For the next look."""
+
+
+def find_bundles(pattern: str) -> list[Found]:
+    """What matches a pattern and has the looks of a bundle, newest first. Names that begin with a dot are left out.
+
+    Raises:
+        OSError: if the place cannot be looked at.
+    """
+    if not is_remote(pattern):
+        pattern = str(local_path(pattern))
+    pattern = pattern.rstrip("/")
+    found = []
+    for file in storage.match([pattern, f"{pattern}/{CONFIG}"]):
+        location = file.path.removesuffix(f"/{CONFIG}")
+        is_bundle = location != file.path or location.endswith(".zip")
+        if is_bundle and not location.rpartition("/")[2].startswith("."):
+            found.append(Found(location, file.last_updated_in_seconds))
+    return sorted(found, key=lambda bundle: (bundle.changed, bundle.location), reverse=True)
+
+
+def _state(location: str) -> str:
+    """Sizes and times of a bundle's files; it changes while they are uploaded."""
+    files = storage.match([glob.escape(location) + ("" if location.endswith(".zip") else "/*")])
+    return repr([(file.path, file.size_in_bytes, file.last_updated_in_seconds) for file in files])
+
+
+def look(pattern: str, current: str, known: Mapping[str, Known], load: Callable[[str], LoadedModel]) -> Look:
+    """Look for the newest bundle that can be loaded.
+
+    Args:
+        pattern: see `ModelWatch`.
+        current: fingerprint of the model in use.
+        known: what the look before gave.
+        load: loads and verifies a bundle; any exception means that it is not fit, unless it tells of a shortage.
+
+    Raises:
+        OSError: if the place cannot be looked at.
+        Exception: what `load` raises for lack of memory and the like.
+    """
+    found = find_bundles(pattern)
+    now = {bundle.location: known[bundle.location] for bundle in found if bundle.location in known}
+    refused = []
+    for location, _ in found:
+        before, state = now.get(location), _state(location)
+        unchanged = before is not None and before.state == state
+        if before is not None and unchanged and before.fingerprint == current:
+            break
+        if before is not None and unchanged and before.refused:
+            continue
+        try:
+            model = load(location)
+        except Exception as error:
+            raise_shortage(error)
+            now[location] = Known(state, "", refused=unchanged)
+            if unchanged:
+                refused.append(str(error) or type(error).__name__)
+            continue
+        now[location] = Known(state, model.scorer.fingerprint)
+        if model.scorer.fingerprint == current:
+            break
+        return Look(model, location, tuple(refused), now)
+    return Look(None, "", tuple(refused), now)
+
+
+def successor(announced: str, current: LoadedModel, options: ScoreOptions) -> LoadedModel:
+    """The model that was announced, or the current one if that cannot be used.
+
+    Args:
+        announced: `ModelMetadata.model_id`: a location, and from `WatchModels` with the fingerprint.
+        current: the model in use.
+        options: what to make.
+    """
+    location, _, fingerprint = announced.partition(_MARK)
+    if fingerprint == current.scorer.fingerprint:
+        return current
+    try:
+        model = load_successor(location, current.first, options, fingerprint or None)
+    except Exception as error:
+        _refuse([str(error) or type(error).__name__])
+        return current
+    return _swap(current, model)
+
+
+def _refuse(reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        metrics.counter(metrics.MODELS_REFUSED).inc()
+        _LOGGER.warning("a new model is refused, the one before stays: %s", reason)
+
+
+def _cannot_look(error: Exception) -> None:
+    _LOGGER.warning("cannot look for new models: %s; the one before stays", error)
+
+
+def _swap(current: LoadedModel, model: LoadedModel) -> LoadedModel:
+    """The new model, unless it is the same: that keeps its cache of recent results."""
+    if model.scorer.fingerprint == current.scorer.fingerprint:
+        return current
+    metrics.counter(metrics.MODEL_SWAPS).inc()
+    _LOGGER.info("model %s takes the place of %s", model.scorer.fingerprint[:12], current.scorer.fingerprint[:12])
+    return model
+
+
+class SwappingHandler(ModelHandler[E, R, LoadedModel]):
+    """What handlers of RunInference do about models: load one in each process, and take another when it is announced.
+
+    RunInference announces by `update_model_path`, and then calls `load_model`. That must not raise for what cannot be
+    loaded: at the next batch, RunInference would take it for loaded.
+    """
+
+    def __init__(self, options: ScoreOptions) -> None:
+        super().__init__()
+        self._options = options
+        self._announced: str | None = None
+        self._held: PerProcess[LoadedModel] = PerProcess()
+
+    def load_model(self) -> LoadedModel:
+        with self._held.lock:
+            model = self._held.get(lambda: load_model(self._options.model, self._options))
+            if self._announced:
+                model = self._held.value = successor(self._announced, model, self._options)
+            return model
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._announced = model_path or self._announced
+
+
+class Lookout:
+    """Looks for models and loads them in the background, so that no batch waits; for one process."""
+
+    def __init__(self, watch: ModelWatch, options: ScoreOptions) -> None:
+        self._watch = watch
+        self._options = options
+        self._known: dict[str, Known] = {}
+        self._next = watch.clock()
+        self._pending: Future[Look] | None = None
+        self._thread = ThreadPoolExecutor(1, "models")
+
+    def newest(self, current: LoadedModel) -> LoadedModel:
+        """The model to use for the next batch. Not for several threads at a time.
+
+        Args:
+            current: the model in use.
+        """
+        if self._pending is not None and self._pending.done():
+            current = self._take(self._pending, current)
+            self._pending = None
+        if self._pending is None and self._watch.clock() >= self._next:
+            self._next = self._watch.clock() + self._watch.every_seconds
+            fingerprint, first = current.scorer.fingerprint, current.first
+            self._pending = self._thread.submit(
+                look,
+                self._watch.pattern,
+                fingerprint,
+                self._known,
+                lambda location: load_successor(location, first, self._options),
+            )
+        return current
+
+    def _take(self, pending: Future[Look], current: LoadedModel) -> LoadedModel:
+        try:
+            found = pending.result()
+        except Exception as error:
+            _cannot_look(error)
+            return current
+        self._known = found.known
+        _refuse(found.refused)
+        return current if found.model is None else _swap(current, found.model)
+
+
+class WatchModels(beam.PTransform):
+    """Announce models for `AnnotateTweets(model_updates=...)`: the first one at once, then each that is found.
+
+    >>> updates = pipeline | WatchModels("gs://bucket/models/*.zip", every_seconds=60)
+
+    One worker looks. It takes a runner whose side inputs may change, as those of Dataflow and Flink. Ticks come from an
+    unbounded source and not from a timer behind `beam.Impulse`: that has ended when it has begun, and with it the
+    window in which timers and state live.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        every_seconds: float = 60,
+        model: str | None = None,
+        precision: str = "auto",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Args:
+            pattern: a glob, of .zip files or of bundle directories.
+            every_seconds: time from one look to the next.
+            model: the first one, which decides what others must be like; None for the bundled one.
+            precision: of scoring.
+            clock: seconds; to be replaced in tests.
+
+        Raises:
+            InputError: for a time that is not positive.
+        """
+        super().__init__()
+        self._watch = ModelWatch(pattern, every_seconds, clock)
+        self._options = ScoreOptions(model, precision, cache_mb=0, threads=1)
+
+    def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[ModelMetadata]:
+        return (
+            pbegin
+            | "Ticks" >> PeriodicImpulse(fire_interval=self._watch.every_seconds, rebase=RebaseMode.REBASE_START)
+            | "Announce" >> Announce(self._watch, self._options)
+        )
+
+
+class Announce(beam.PTransform):
+    """Ticks -> models: the first tick announces the first model, so that scoring waits for nothing else.
+
+    Each later one looks, unless it follows too soon, as ticks do after a pause. So there is one announcement at a time,
+    which is what a side input of one value can take.
+    """
+
+    def __init__(self, watch: ModelWatch, options: ScoreOptions) -> None:
+        super().__init__()
+        self._watch = watch
+        self._options = options
+
+    def expand(self, ticks: beam.PCollection[Any]) -> beam.PCollection[ModelMetadata]:
+        return (
+            ticks
+            | "OneKey" >> beam.Map(lambda _: ("models", "")).with_output_types(tuple[str, str])
+            | "Look" >> beam.ParDo(_Announce(self._watch, self._options)).with_output_types(ModelMetadata)
+            # Discarding, so that a side input has one value: the newest.
+            | "Newest"
+            >> beam.WindowInto(
+                GlobalWindows(), trigger=Repeatedly(AfterCount(1)), accumulation_mode=AccumulationMode.DISCARDING
+            )
+        )
+
+
+class _Announce(beam.DoFn):
+    LAST = ReadModifyWriteStateSpec("last", FloatCoder())
+    """When it was looked, by the clock."""
+    CURRENT = ReadModifyWriteStateSpec("current", StrUtf8Coder())
+    """Fingerprint of what was announced."""
+    KNOWN = ReadModifyWriteStateSpec("known", PickleCoder())
+
+    def __init__(self, watch: ModelWatch, options: ScoreOptions) -> None:
+        self._watch = watch
+        self._options = options
+        self._first: PerProcess[tuple[str, Traits]] = PerProcess()
+
+    def process(
+        self,
+        element: tuple[str, str],
+        last: Any = beam.DoFn.StateParam(LAST),
+        current: Any = beam.DoFn.StateParam(CURRENT),
+        known: Any = beam.DoFn.StateParam(KNOWN),
+    ) -> Iterator[ModelMetadata]:
+        now, before = self._watch.clock(), last.read()
+        if before is not None and now < before + self._watch.every_seconds / 2:
+            return
+        last.write(now)
+        if before is None:
+            yield ModelMetadata("", "")
+            return
+        fingerprint, first = self._first.get(self._load_first)
+        try:
+            found = look(
+                self._watch.pattern,
+                current.read() or fingerprint,
+                known.read() or {},
+                lambda location: load_successor(location, first, self._options),
+            )
+        except OSError as error:
+            _cannot_look(error)
+            return
+        known.write(found.known)
+        _refuse(found.refused)
+        if found.model is not None:
+            fingerprint = found.model.scorer.fingerprint
+            current.write(fingerprint)
+            # Without a name: RunInference would put it before the names of its metrics.
+            yield ModelMetadata(f"{found.location}{_MARK}{fingerprint}", "")
+
+    def _load_first(self) -> tuple[str, Traits]:
+        bundle = load_bundle(self._options.model)
+        return bundle.fingerprint, traits_of(bundle)

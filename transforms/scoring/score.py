@@ -1,0 +1,230 @@
+"""ScoreBatches: batches of tokenized tweets -> Arrow record batches, through Beam's RunInference.
+
+RunInference shares one model per process, measures it, and can swap it. What it would do to a batch with one bad row
+(lose the batch) is prevented in the handler, which bisects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.ml.inference.base import RunInference
+
+from torchmoji_core.errors import CONTENT_ERRORS, RunError, raise_shortage
+from torchmoji_core.inference.scores import Scores
+from transforms import metrics
+from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
+from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
+from transforms.scoring.loaded_model import LoadedModel
+from transforms.scoring.model_watch import ModelUpdates, SwappingHandler
+from transforms.scoring.tokenize import tokenize
+
+T = TypeVar("T")
+
+
+class ScoredBatch(NamedTuple):
+    """Result of one batch: record batches of what was scored (one, unless a row failed), dead letters for the rest."""
+
+    parts: tuple[pa.RecordBatch, ...]
+    dead_letters: tuple[DeadLetter, ...]
+
+
+class ScoreBatches(beam.PTransform):
+    """Score batches. Gives an `Outcome` of `pyarrow.RecordBatch`, one row per tweet, and DeadLetters."""
+
+    def __init__(self, options: ScoreOptions = ScoreOptions(), model_updates: ModelUpdates = None) -> None:  # noqa: B008
+        """Args:
+        options: what to score with first, and which columns to make.
+        model_updates: other models, announced while the pipeline runs.
+        """
+        super().__init__()
+        self._options = options
+        self._model_updates = model_updates
+
+    def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
+        handler = _RecordBatchHandler(self._options).with_no_batching()
+        unpacked = (
+            batches
+            | "RunInference" >> RunInference(handler, model_metadata_pcoll=self._model_updates)
+            | "Unpack"
+            >> beam.FlatMap(_unpack)
+            .with_output_types(pa.RecordBatch, dead=DeadLetter)
+            .with_outputs("dead", main="rows")
+        )
+        return Outcome(unpacked["rows"], (unpacked["dead"],))
+
+
+def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+    yield from scored.parts
+    for letter in scored.dead_letters:
+        yield beam.pvalue.TaggedOutput("dead", letter)
+
+
+class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
+    """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, and models per process."""
+
+    def __init__(self, options: ScoreOptions) -> None:
+        """Args:
+        options: what to score with, and which columns to make.
+        """
+        super().__init__(options)
+        self._progress: metrics.Progress | None = None
+
+    def run_inference(
+        self, batch: Sequence[TokenizedTweet], model: LoadedModel, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[ScoredBatch]:
+        scored = score_batch(batch, model, self._options)
+        if self._progress is None:
+            self._progress = metrics.Progress(self._options.progress)
+        self._progress.add(rows=len(batch))
+        return [scored]
+
+    def get_num_bytes(self, batch: Sequence[TokenizedTweet]) -> int:
+        return sum(4 * row.length for row in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return metrics.NAMESPACE
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        if inference_args:
+            raise ValueError("this model takes no inference_args")
+
+
+def score_batch(batch: Sequence[TokenizedTweet], model: LoadedModel, options: ScoreOptions) -> ScoredBatch:
+    """Score one batch, and count what was scored.
+
+    Args:
+        batch: tweets, tokenized for the model that the run was started with.
+        model: what to score them with now.
+        options: which columns to make.
+
+    Raises:
+        RunError, Exception: as `bisect`.
+    """
+
+    def score(rows: list[TokenizedTweet]) -> tuple[list[TokenizedTweet], Scores, pa.RecordBatch]:
+        if not model.reads_as_first:
+            rows = [tokenize(row.tweet, model.scorer.tokenizer, model.scorer.maxlen) for row in rows]
+        scores = model.scorer.score_ids([row.ids for row in rows])
+        return rows, scores, _to_record_batch(rows, scores, model, options)
+
+    def check() -> None:
+        """Score a tweet that is known to be good, and not with results of before."""
+        good = Tweet("", "a", extra=(None,) * len(options.keep))
+        row = tokenize(good, model.scorer.tokenizer, model.scorer.maxlen)
+        _to_record_batch([row], model.scorer.score_ids([row.ids], reuse=False), model, options)
+
+    scored, dead = bisect(list(batch), score, check)
+    for _, (rows, scores, _) in scored:
+        _count(rows, scores)
+    letters = tuple(
+        DeadLetter(
+            row.tweet.source or "score",
+            row.tweet.id,
+            f"cannot be scored: {error}",
+            row.tweet.text.encode("utf-8", "replace"),
+        )
+        for row, error in dead
+    )
+    return ScoredBatch(tuple(part for _, (_, _, part) in scored), letters)
+
+
+def bisect(
+    rows: list[TokenizedTweet], score: Callable[[list[TokenizedTweet]], T], check: Callable[[], object]
+) -> tuple[list[tuple[list[TokenizedTweet], T]], list[tuple[TokenizedTweet, Exception]]]:
+    """Score rows, halving a batch that fails until each failing row stands alone.
+
+    A row is given up only by proof, since a dead letter is committed and nobody scores its tweet again: the error is of
+    a kind that values cause (`CONTENT_ERRORS`), which no lack of memory, threads or files is; the row fails alone; a
+    row that is known to be good does not; and the row fails once more after that. Whatever else is raised is the fault
+    of the machine, the model or the program, and has to end the run.
+
+    Args:
+        rows: of a batch.
+        score: scores some of them.
+        check: raises if rows that are good cannot be scored now.
+
+    Returns:
+        The parts that were scored, and the rows that could not be with their errors.
+
+    Raises:
+        RunError: if the check fails by an error that values cause.
+        Exception: of any other kind, as it came.
+    """
+    scored, suspects = _halve(rows, score)
+    if not suspects:
+        return scored, []
+    try:
+        check()
+    except CONTENT_ERRORS as error:
+        raise RunError(f"a tweet that is known to be good cannot be scored: {error}") from error
+    dead = []
+    for row, _ in suspects:
+        again, failed = _halve([row], score)
+        scored += again
+        dead += failed
+    return scored, dead
+
+
+def _halve(
+    rows: list[TokenizedTweet], score: Callable[[list[TokenizedTweet]], T]
+) -> tuple[list[tuple[list[TokenizedTweet], T]], list[tuple[TokenizedTweet, Exception]]]:
+    if not rows:
+        return [], []
+    try:
+        return [(rows, score(rows))], []
+    except CONTENT_ERRORS as error:
+        raise_shortage(error)
+        if len(rows) == 1:
+            return [], [(rows[0], error)]
+    middle = len(rows) // 2
+    first, second = _halve(rows[:middle], score), _halve(rows[middle:], score)
+    return first[0] + second[0], first[1] + second[1]
+
+
+def _to_record_batch(
+    rows: list[TokenizedTweet], scores: Scores, model: LoadedModel, options: ScoreOptions
+) -> pa.RecordBatch:
+    tweets: list[Tweet] = [row.tweet for row in rows]
+    columns: dict[str, pa.Array] = {"id": pa.array([tweet.id for tweet in tweets], pa.string())}
+    if "text" in options.outputs:
+        columns["text"] = pa.array([tweet.text for tweet in tweets], pa.string())
+    if "source" in options.outputs:
+        columns["source"] = pa.array([tweet.source for tweet in tweets], pa.string())
+    if options.partitioned:
+        columns[PARTITION_COLUMN] = pa.array([tweet.partition for tweet in tweets], pa.string())
+    for index, field in enumerate(options.keep):
+        columns[field.name] = pa.array([tweet.extra[index] for tweet in tweets], field.column.type)
+    if options.timestamp:
+        columns["timestamp"] = pa.array([tweet.timestamp for tweet in tweets], pa.timestamp("us", tz="UTC"))
+    tokens = None
+    if "attention" in options.outputs:
+        tokenizer, maxlen = model.scorer.tokenizer, model.scorer.maxlen
+        tokens = [tokenizer.tokens(tweet.text, maxlen) for tweet in tweets]
+    scored = scores.to_arrow(options.score_outputs, options.top_k, options.embedding_type or "float32", tokens)
+    columns.update(zip(scored.schema.names, scored.columns, strict=True))
+    # Scores know whether ids were cut off only if they saw them; the tokenizing step knows.
+    columns["truncated"] = pa.array([row.truncated for row in rows])
+    if FINGERPRINT_COLUMN in options.outputs:
+        columns[FINGERPRINT_COLUMN] = pa.array([model.scorer.fingerprint] * len(rows), pa.string())
+    return pa.record_batch([columns[name] for name in model.schema.names], schema=model.schema)
+
+
+def _count(rows: list[TokenizedTweet], scores: Scores) -> None:
+    with_tokens = scores.n_tokens > 0
+    metrics.counter(metrics.SCORED).inc(int(with_tokens.sum()))
+    metrics.counter(metrics.EMPTY).inc(int((~with_tokens).sum()))
+    metrics.counter(metrics.TOKENS).inc(int(scores.n_tokens.sum()))
+    metrics.counter(metrics.UNKNOWN).inc(int(scores.n_unknown.sum()))
+    metrics.counter(metrics.REUSED).inc(int(scores.reused.sum()))
+    metrics.counter(metrics.TRUNCATED).inc(sum(row.truncated for row in rows))
+    metrics.counter(metrics.BATCHES).inc()
+    metrics.distribution(metrics.BATCH_ROWS).update(len(rows))
+    metrics.distribution(metrics.BATCH_TOKENS).update(int(scores.n_tokens.sum()))
+    top = np.bincount(scores.probabilities[with_tokens].argmax(axis=1), minlength=len(scores.classes))
+    for index in np.flatnonzero(top):
+        metrics.counter(f"{metrics.TOP_PREFIX}{index}").inc(int(top[index]))

@@ -1,0 +1,1 @@
+"""Files on disks, in object stores and on what Beam knows besides."""
