@@ -86,13 +86,16 @@ def replace(temporary: str | Path, path: str | Path) -> None:
 
 
 def name_if_absent(temporary: str | Path, path: str | Path) -> bool:
-    """Give a closed file another name as well, to stay, unless that is taken: of several at a time, one gets it.
+    """Give a closed file another name, to stay, unless that is taken: of several at a time, one gets it.
+
+    On a filesystem without hard links (FAT, some network and user-space ones) an empty file takes the name, and then
+    the content its place. A process that dies between the two leaves the empty file.
 
     Returns:
-        Whether it has got the name; the temporary one is still there, too.
+        Whether it has got the name; the temporary one may still be there, too.
 
     Raises:
-        OSError: if that cannot be done, as on filesystems without hard links.
+        OSError: if that cannot be done.
     """
     sync([temporary])
     try:
@@ -102,7 +105,11 @@ def name_if_absent(temporary: str | Path, path: str | Path) -> bool:
     except OSError as error:
         if error.errno not in _WITHOUT_LINKS:
             raise
-        raise OSError(error.errno, "no hard links can be made there; use another filesystem", str(path)) from None
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            return False
+        Path(temporary).replace(path)
     sync([Path(path).parent])
     return True
 
