@@ -25,7 +25,7 @@ from pipelines.cli.redaction import redact, redact_all
 
 LOG_FORMATS = ("text", "json")
 
-_ANNOUNCEMENTS = logging.getLogger("pipelines.runs.run")
+_ANNOUNCEMENTS = logging.getLogger("pipelines")
 _UNHEARD = ("apache_beam.runners.", "apache_beam.io.filesystems")
 """Beam's local runner logs what it then raises, and we explain; the other warns of extras that nobody asked for."""
 

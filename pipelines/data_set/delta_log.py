@@ -183,7 +183,7 @@ class DeltaLog:
     def _knows_more(self, table: DeltaTable, number: int) -> bool:
         """Whether the log takes account of a later manifest, which is there: of two at once, another was faster."""
         later = (table.transaction_version(APPLICATION) or 0) > number
-        return later and int(manifest.names(self.output)[-1].partition("-")[0]) > number
+        return later and manifest.number(manifest.names(self.output)[-1]) > number
 
     def _columns(self, paths: Sequence[str]) -> tuple[Schema, list[str]]:
         """All columns of some files, and which of them their directories tell.

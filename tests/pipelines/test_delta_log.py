@@ -21,6 +21,7 @@ from pipelines.data_set.delta_log import APPLICATION, DeltaLog
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.snapshot import DataSet, live_files
 from tests.pipelines.conftest import Finished, corpus, posts, write_lines
+from tests.pipelines.test_data_set import commit
 from tests.pipelines.test_manifest import make
 
 Run = Callable[..., Finished]
@@ -312,12 +313,12 @@ def test_who_knows_less_changes_nothing(tmp_path: Path) -> None:
     files = [put(tmp_path, f"part-{number}.parquet") for number in range(2)]
     data_set = DataSet(str(tmp_path))
     for number, file in enumerate(files, 1):
-        data_set.commit(make(number, files=(file,)))
+        commit(data_set, make(number, files=(file,)))
     publish(tmp_path, *files, number=2)
     publish(tmp_path, files[0], number=1)
     assert ids(tmp_path) == ids_of(*files)
     shutil.rmtree(tmp_path / "_manifests")  # begun anew
-    DataSet(str(tmp_path)).commit(make(1, files=(files[0],)))
+    commit(DataSet(str(tmp_path)), make(1, files=(files[0],)))
     publish(tmp_path, files[0], number=1)
     assert ids(tmp_path) == ids_of(files[0])
 
@@ -330,7 +331,7 @@ def test_another_that_commits_after_the_look_is_noticed(
     files = [put(tmp_path, f"part-{number}.parquet") for number in range(5)]
     data_set = DataSet(str(tmp_path))
     for number in range(1, 5):
-        data_set.commit(make(number, files=(files[number],)))
+        commit(data_set, make(number, files=(files[number],)))
     publish(tmp_path, files[0])
     look, meanwhile = delta_log._listed, [later]
 
