@@ -182,8 +182,9 @@ class DeltaLog:
 
     def _knows_more(self, table: DeltaTable, number: int) -> bool:
         """Whether the log takes account of a later manifest, which is there: of two at once, another was faster."""
-        later = (table.transaction_version(APPLICATION) or 0) > number
-        return later and manifest.number(manifest.names(self.output)[-1]) > number
+        if (table.transaction_version(APPLICATION) or 0) <= number:
+            return False
+        return max(map(manifest.number, manifest.names(self.output)), default=0) > number
 
     def _columns(self, paths: Sequence[str]) -> tuple[Schema, list[str]]:
         """All columns of some files, and which of them their directories tell.

@@ -79,6 +79,8 @@ def start(directory: Path, tiny_model: str, server: FakePubSub) -> Callable[...,
         return subprocess.Popen(
             [sys.executable, "-m", module, *options, *model], cwd=directory, stdout=subprocess.PIPE, text=True,
             stderr=subprocess.STDOUT, env=environment() | {"PUBSUB_EMULATOR_HOST": server.address},
+            # What a shell has started in the background has SIGINT ignored, and would lose it while it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     return start_it
