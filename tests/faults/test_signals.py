@@ -69,6 +69,14 @@ def server() -> Iterator[FakePubSub]:
         yield fake
 
 
+@pytest.fixture(autouse=True)
+def _sigint_is_heard() -> Iterator[None]:
+    """A shell has it ignored in what it starts in the background, and whoever inherits that loses it while starting."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def start(directory: Path, tiny_model: str, server: FakePubSub) -> Callable[..., subprocess.Popen[str]]:
     """Starts a command."""
@@ -79,8 +87,6 @@ def start(directory: Path, tiny_model: str, server: FakePubSub) -> Callable[...,
         return subprocess.Popen(
             [sys.executable, "-m", module, *options, *model], cwd=directory, stdout=subprocess.PIPE, text=True,
             stderr=subprocess.STDOUT, env=environment() | {"PUBSUB_EMULATOR_HOST": server.address},
-            # What a shell has started in the background has SIGINT ignored, and would lose it while it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     return start_it

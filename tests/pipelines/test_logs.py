@@ -361,18 +361,20 @@ def test_a_terminated_run_says_so_and_cleans_up(model: str, tmp_path: Path) -> N
         text=True,
     )
     assert process.stderr is not None
-    assert json.loads(process.stderr.readline())["event"] == "plan"
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("scratch/*/progress-*/*")):  # until its threads are at work
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    events = (json.loads(line).get("event") for line in iter(process.stderr.readline, ""))
     guard = threading.Timer(150, process.kill)
     guard.start()
-    process.send_signal(signal.SIGTERM)
-    events = (json.loads(line)["event"] for line in iter(process.stderr.readline, ""))
-    last = next((event for event in events if event in ("interrupted", "failed", "summary")), "nothing")
-    assert process.wait() == 130
-    guard.cancel()
+    try:
+        assert "plan" in events  # after what libraries may warn of
+        while not list(tmp_path.glob("scratch/*/progress-*/*")):  # until its threads are at work
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        last = next((event for event in events if event in ("interrupted", "failed", "summary")), "nothing")
+        assert process.wait() == 130
+    finally:
+        guard.cancel()
+        process.kill()
     assert last == "interrupted"
     assert not list(tmp_path.glob("out/**/*.parquet"))
     assert json.loads((tmp_path / "report.json").read_text())["exit_status"] == 130
