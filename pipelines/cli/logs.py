@@ -17,6 +17,7 @@ import re
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -114,6 +115,8 @@ def set_up_logging(log_format: str) -> None:
         threading.excepthook, sys.unraisablehook = _say_thread, _say_unraisable
     logging.captureWarnings(False)  # forget whom an earlier set-up has captured them from
     logging.captureWarnings(True)
+    # Some versions of Google's libraries say of each Python how long it has to live, once they are imported.
+    warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)
 
 
 def wanted_format(arguments: list[str]) -> str:
