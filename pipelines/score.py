@@ -51,7 +51,7 @@ def run(plan: Plan, session: Session) -> int:
     Raises:
         RunError: if the run fails. What it has written by then is removed.
     """
-    from pipelines.data_set.snapshot import tidy
+    from pipelines.data_set.recovery import tidy
     from pipelines.runs import report
     from pipelines.runs.identity import joined_identity
     from pipelines.runs.plan import check_output

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 from pipelines.data_set import journal
 from pipelines.data_set.lock import is_living, read_lock
-from pipelines.data_set.snapshot import DataSet, delete_unlisted, recover, unlisted_files, written_files
+from pipelines.data_set.recovery import delete_unlisted, recover
+from pipelines.data_set.snapshot import DataSet, unlisted_files, written_files
 from transforms.storage import files as storage
 
 

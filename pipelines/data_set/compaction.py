@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data_set.manifest import DataFile, Manifest
+from pipelines.data_set.recovery import announce_run, discard_run, recover, tidy
 from pipelines.data_set.rewrite import Rewriter, run_independent
-from pipelines.data_set.snapshot import DataSet, announce_run, discard_run, recover, tidy
+from pipelines.data_set.snapshot import DataSet
 from torchmoji_core import __version__
 from torchmoji_core.errors import InputError, RunError, TorchMojiError
 from transforms.storage import files as storage

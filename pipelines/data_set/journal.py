@@ -3,7 +3,7 @@
 A stream has no end at which a manifest could list its files, and its workers may be anywhere. So each file's record is
 published beside those of the others, in `_journal/<run>/`, by whoever put the file in place, and the run itself is
 described there once, before it starts, by `run.json`. Whoever writes there next adopts what is there
-(`data_set.adopt`): a manifest lists it, and the records are deleted. Until then it is pending, and nobody deletes it.
+(`recovery.adopt`): a manifest lists it, and the records are deleted. Until then it is pending, and nobody deletes it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.data_set import lock, manifest
 from pipelines.data_set.manifest import DataFile, Model
@@ -22,9 +22,6 @@ from pipelines.data_set.processes import is_gone
 from torchmoji_core.errors import InputError
 from transforms.output.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, WrittenFile, journal_directory
 from transforms.storage import files as storage
-
-if TYPE_CHECKING:
-    pass
 
 RUN = "run.json"
 QUIET_SECONDS = 86_400.0

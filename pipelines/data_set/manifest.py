@@ -2,7 +2,7 @@
 
 A file that no manifest lists is not part of the data set. Manifests are numbered, and read in that order. A number is
 claimed: its file is put where none is, so of two commits at once one gets it, and the other has to look again. A
-manifest that is a checkpoint holds all that those before it say. `data_set` makes of them what is live.
+manifest that is a checkpoint holds all that those before it say. `snapshot` makes of them what is live.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Manifest:
     run_id: str
     kind: str
     """Name of the command: score, annotate, compact; stream for files that were adopted from a stream's journal; fence
-    for one that changes nothing, see `data_set.delete_unlisted`."""
+    for one that changes nothing, see `recovery.delete_unlisted`."""
     status: str
     started: str
     """ISO 8601, as is `finished`."""

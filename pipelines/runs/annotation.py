@@ -22,8 +22,9 @@ from pipelines.cli.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set.manifest import DataFile, Manifest
+from pipelines.data_set.recovery import announce_run, tidy
 from pipelines.data_set.rewrite import Rewriter
-from pipelines.data_set.snapshot import DataSet, Generation, announce_run, tidy
+from pipelines.data_set.snapshot import DataSet, Generation
 from pipelines.runs import report
 from pipelines.runs.identity import differences, identity, listed
 from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open

@@ -23,7 +23,8 @@ from pipelines.cli.options import ScoreConfig
 from pipelines.data_set.journal import Stream
 from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
 from pipelines.data_set.processes import this_process
-from pipelines.data_set.snapshot import DataSet, announce_run, discard_run, remove_temporary
+from pipelines.data_set.recovery import announce_run, discard_run, remove_temporary
+from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import report
 from pipelines.runs.identity import identity, identity_of_stream
 from pipelines.runs.local_workers import WORKER_DIED

@@ -14,7 +14,8 @@ from apache_beam.runners.runner import PipelineRunner
 from pipelines.cli.interrupts import heed_interrupt
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
-from pipelines.data_set.snapshot import DataSet, recover
+from pipelines.data_set.recovery import recover
+from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.figures import reported
 from pipelines.runs.runners import make_runner, pipeline_options
 from torchmoji_core.errors import InputError, RunError

@@ -10,7 +10,8 @@ from pipelines.cli.logs import announce
 from pipelines.data_set import journal
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
 from pipelines.data_set.manifest import Manifest
-from pipelines.data_set.snapshot import DataSet, adopt, recover
+from pipelines.data_set.recovery import adopt, recover
+from pipelines.data_set.snapshot import DataSet
 from torchmoji_core.errors import LockHeldError, TorchMojiError
 
 LOG_SHARE = 0.05

@@ -21,7 +21,8 @@ import pytest
 
 from pipelines import score
 from pipelines.cli.annotate_options import parse
-from pipelines.data_set.snapshot import DataSet, live_files, remove_temporary
+from pipelines.data_set.recovery import remove_temporary
+from pipelines.data_set.snapshot import DataSet, live_files
 from pipelines.runs import run
 from tests.pipelines.conftest import (
     WORDS,

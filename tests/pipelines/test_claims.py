@@ -23,7 +23,8 @@ from pipelines.cli.options import parse
 from pipelines.data_set import journal
 from pipelines.data_set.compaction import compact
 from pipelines.data_set.manifest import DIRECTORY, DataFile
-from pipelines.data_set.snapshot import DataSet, adopt, announce_run, announcement, recover
+from pipelines.data_set.recovery import adopt, announce_run, recover
+from pipelines.data_set.snapshot import DataSet, announcement
 from pipelines.runs import annotation
 from pipelines.runs.annotation import Annotation
 from pipelines.runs.inputs import Inputs

@@ -15,7 +15,8 @@ import pytest
 
 from pipelines.data_set import manifest
 from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
-from pipelines.data_set.snapshot import DataSet, discard_run, live_files, recover, unlisted_files
+from pipelines.data_set.recovery import discard_run, recover
+from pipelines.data_set.snapshot import DataSet, live_files, unlisted_files
 from tests.pipelines.test_manifest import make, write
 from torchmoji_core.errors import InputError
 

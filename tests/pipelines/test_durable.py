@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.data_set.snapshot import DataSet, adopt
+from pipelines.data_set.recovery import adopt
+from pipelines.data_set.snapshot import DataSet
 from tests.pipelines.conftest import Finished, corpus, posts, write_lines
 from tests.pipelines.test_journal import stream, tweets
 from tests.tiny import tiny_bundle

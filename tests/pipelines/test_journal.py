@@ -25,7 +25,8 @@ from pipelines.cli.options import parse
 from pipelines.data_set import journal
 from pipelines.data_set.manifest import Manifest
 from pipelines.data_set.processes import process_key, this_process
-from pipelines.data_set.snapshot import DataSet, adopt, live_files, recover
+from pipelines.data_set.recovery import adopt, recover
+from pipelines.data_set.snapshot import DataSet, live_files
 from pipelines.runs.plan import Plan, check_model, check_stream
 from pipelines.runs.run import describe_stream
 from pipelines.streams.adoption import Adopter

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -23,19 +23,6 @@ from tests.streams import SUBSCRIPTION, URI, Sender, result_files, rows_in_place
 
 TOPIC = "projects/my-project/topics/rows"
 Score = Callable[..., Finished]
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePubSub]:
-    with FakePubSub() as fake:
-        fake.subscribe(SUBSCRIPTION)
-        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", fake.address)
-        yield fake
-
-
-@pytest.fixture
-def subscription(server: FakePubSub) -> FakeSubscription:
-    return server.subscriptions[SUBSCRIPTION]
 
 
 def run_until(run_score: Score, act: Callable[[], None], *options: str) -> Finished:

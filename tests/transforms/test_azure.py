@@ -11,7 +11,6 @@ import os
 import random
 import socket
 import subprocess
-import threading
 import time
 import urllib.request
 import uuid
@@ -24,6 +23,7 @@ import pytest
 from pipelines import annotate, verify
 from tests.pipelines.conftest import Finished, corpus, run_main
 from tests.tiny import tiny_bundle
+from tests.transforms.creators import FILES, create_at_once
 from torchmoji_core.errors import ChangedError
 from transforms.storage import files as storage
 
@@ -35,7 +35,6 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Of every Azurite."""
 START_SECONDS = 60
-HANG_GUARD = 120
 
 
 @pytest.fixture(scope="module")
@@ -119,22 +118,8 @@ def test_what_was_replaced_is_not_read(place: str) -> None:
 
 
 def test_of_several_threads_one_creates_a_file(place: str) -> None:
-    writers, names = 6, 15
-    barrier = threading.Barrier(writers)
-    won: list[tuple[str, bytes]] = []
-
-    def create(content: bytes) -> None:
-        for name in map(str, range(names)):
-            barrier.wait(HANG_GUARD)
-            if storage.create_if_absent(f"{place}/{name}", content, ""):
-                won.append((name, content))
-
-    threads = [threading.Thread(target=create, args=(f"writer {number}".encode(),)) for number in range(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANG_GUARD)
-    assert len(won) == names
+    won = create_at_once(place)
+    assert len(won) == FILES
     assert {name: storage.read_bytes(f"{place}/{name}") for name, _ in won} == dict(won)
     assert storage.create_if_absent(f"{place}/0", dict(won)["0"], ""), "an answer that was lost"
 

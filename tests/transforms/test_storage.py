@@ -25,14 +25,13 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
+from tests.transforms.creators import FILES, HANG_GUARD, create_at_once
 from torchmoji_core.errors import ChangedError
 from transforms.input.read import list_files
 from transforms.storage import files as storage
 from transforms.storage.listing import FileFacts
 
 FAULTY = 0.2
-HANG_GUARD = 120
-"""Seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -306,24 +305,10 @@ def files_of(place: str) -> dict[str, bytes]:
 
 
 def test_of_several_threads_one_creates_a_file(server: ObjectStoreServer, place: str) -> None:
-    writers, names = 6, 15
     server.faults = mixed(FAULTY, 20)
-    barrier = threading.Barrier(writers)
-    won: list[tuple[str, bytes]] = []
-
-    def create(content: bytes) -> None:
-        for name in map(str, range(names)):
-            barrier.wait(HANG_GUARD)
-            if storage.create_if_absent(f"{place}/{name}", content, f"{place}/_tmp/{content.decode()}"):
-                won.append((name, content))
-
-    threads = [threading.Thread(target=create, args=(f"writer {number}".encode(),)) for number in range(writers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(HANG_GUARD)
+    won = create_at_once(place)
     server.faults = Faults()
-    assert len(won) == names
+    assert len(won) == FILES
     assert files_of(place) == dict(won), "all of one writer's content, and nothing temporary"
 
 

@@ -22,7 +22,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from torchmoji_core import durable
-from torchmoji_core.errors import ChangedError, UnavailableError
+from torchmoji_core.errors import ChangedError, UnavailableError, first_line
 from torchmoji_core.files import open_regular
 from torchmoji_core.stores import is_object
 from transforms.storage import listing, objects
@@ -58,9 +58,9 @@ def _one_line_errors(path: str) -> Iterator[None]:
         cause = causes[0] if causes else error
         if isinstance(cause, OSError) and not isinstance(cause, BeamIOError):
             raise cause from error
-        raise OSError(f"{path}: {str(cause).splitlines()[0] if str(cause) else type(cause).__name__}") from error
+        raise OSError(f"{path}: {first_line(cause)}") from error
     except (ValueError, ImportError) as error:
-        raise OSError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise OSError(f"{path}: {first_line(error)}") from error
 
 
 def can_rename(path: str) -> bool:
@@ -364,7 +364,7 @@ def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
         Whether the file that is there is this writer's.
 
     Raises:
-        OSError: if that cannot be known, so that the file may be there by now; or if the filesystem has no such thing.
+        OSError: if that cannot be known, so that the file may be there by now.
     """
     if is_object(path):
         return objects.put_if_absent(path, content)

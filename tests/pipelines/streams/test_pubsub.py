@@ -19,18 +19,9 @@ from torchmoji_core.errors import InputError, RunError, is_outage
 from transforms.records import Message
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePubSub]:
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pubsub, "FIRST_PULL_SECONDS", 60.0)  # of tests that have an answer, however slow
-    with FakePubSub() as fake:
-        fake.subscribe(SUBSCRIPTION)
-        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", fake.address)
-        yield fake
-
-
-@pytest.fixture
-def subscription(server: FakePubSub) -> FakeSubscription:
-    return server.subscriptions[SUBSCRIPTION]
 
 
 @pytest.fixture

@@ -1,0 +1,299 @@
+"""What commands leave in an output directory: streams' files that wait to be listed, and what runs that died have left.
+
+Each command that writes begins by recovering: it adopts the one and deletes the other.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from pipelines.data_set import journal, manifest
+from pipelines.data_set.journal import QUIET_SECONDS, Entry, Stream
+from pipelines.data_set.manifest import Manifest, Model
+from pipelines.data_set.processes import is_gone, this_process
+from pipelines.data_set.snapshot import FENCE, DataSet, announcement, run_of, unlisted_files
+from torchmoji_core import __version__
+from transforms import metrics
+from transforms.output.commit import JOURNAL, TEMPORARY, journal_directory
+from transforms.storage import files as storage
+
+RETIRED_SECONDS = 86_400.0
+"""How long a file stays that is a result no longer: readers that began before have so long to finish."""
+FORMER_LIST = "_live.jsonl"
+"""The list of live files that earlier versions wrote."""
+_LOGGER = logging.getLogger(__name__)
+
+
+def adopt(data_set: DataSet) -> list[Manifest]:
+    """List what waits in the journal in manifests, one for each stream and model.
+
+    Several may do so at once, whatever else is done to the data set meanwhile: each file is listed once.
+
+    Args:
+        data_set: what the output holds.
+
+    Returns:
+        The manifests that were committed.
+
+    Raises:
+        InputError: if the journal cannot be read.
+        OSError: if something cannot be written; then what is not listed waits on.
+    """
+    committed: list[Manifest] = []
+    while True:
+        adoption = _Adoption()
+        change = data_set.commit(adoption.decide)
+        # Of what is listed, by whomever, no record is needed; it is deleted by whoever sees that.
+        storage.delete(adoption.listed)
+        if change is None:
+            return committed
+        remove_temporary(data_set.output, change.run_id)
+        committed.append(change)
+        if not adoption.more:
+            return committed
+
+
+class _Adoption:
+    """Makes of a state the manifest that lists the next of the files that wait."""
+
+    def __init__(self) -> None:
+        self.listed: list[str] = []
+        """Records of files that are listed when it is committed."""
+        self.more = False
+        """Whether others wait."""
+
+    def decide(self, data_set: DataSet) -> Manifest | None:
+        # Read after the state: a record that is there now is of a file that is listed in it, or nowhere.
+        found, known = journal.read(data_set.output), data_set.known_files
+        self.listed = [entry.record for entry in found.entries if entry.file.path in known]
+        groups = [
+            (stream, entries)
+            for stream in found.streams.values()
+            for entries in _by_model(
+                entry for entry in found.entries if entry.run_id == stream.run_id and entry.file.path not in known
+            )
+        ]
+        self.more = len(groups) > 1
+        if not groups:
+            return None
+        stream, entries = groups[0]
+        self.listed += [entry.record for entry in entries]
+        return _adoption(data_set, stream, entries)
+
+
+def _by_model(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Dead letters are of no model, so they are with the last one's."""
+    groups: dict[str, list[Entry]] = defaultdict(list)
+    dead = []
+    for entry in entries:
+        if entry.is_dead_letters:
+            dead.append(entry)
+        else:
+            groups[entry.file.fingerprint].append(entry)
+    if dead:
+        groups[next(reversed(groups), "")].extend(dead)
+    return list(groups.values())
+
+
+def _adoption(data_set: DataSet, stream: Stream, entries: Sequence[Entry]) -> Manifest:
+    files = tuple(entry.file for entry in entries if not entry.is_dead_letters)
+    dead_letters = tuple(entry.file for entry in entries if entry.is_dead_letters)
+    rows, dead = sum(file.rows for file in files), sum(file.rows for file in dead_letters)
+    empty = sum(entry.empty for entry in entries)
+    return Manifest(
+        sequence=data_set.next_sequence,
+        run_id=uuid.uuid4().hex[:12],
+        kind="stream",
+        status="done",
+        started=stream.started,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        code_version=stream.code_version,
+        identity=stream.identity,
+        model=next((entry.model for entry in entries if entry.model is not None), stream.model),
+        files=files,
+        dead_letters=dead_letters,
+        generation=data_set.live_generation,
+        counts={
+            metrics.READ: rows + dead,
+            metrics.SCORED: rows - empty,
+            metrics.EMPTY: empty,
+            metrics.DEAD: dead,
+            metrics.ROWS_WRITTEN: rows,
+            metrics.FILES_WRITTEN: len(entries),
+            metrics.BYTES_WRITTEN: sum(entry.file.bytes for entry in entries),
+        },
+    )
+
+
+def announce_run(output: str, run_id: str) -> None:
+    """Say that a run is going to write there, so that whoever comes after it finds what it has left if it dies.
+
+    Temporary files would tell as much where there are any; in object stores files have their final names at once.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path = announcement(output, run_id)
+    storage.publish(path, json.dumps(this_process()).encode(), f"{path}.tmp")
+
+
+def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
+    """Delete files that no manifest lists and no record of a stream names, and see to it that none ever will.
+
+    The runs that wrote them may be suspended, about to commit. So first their announcements go; then a manifest that
+    changes nothing, a fence, takes the number that they were about to take. They look again, and give up.
+
+    Args:
+        data_set: what the output holds.
+        paths: relative to the output.
+
+    Returns:
+        What was deleted.
+
+    Raises:
+        InputError, RunError: if journal or manifests cannot be read.
+        OSError: if something cannot be deleted, or written.
+    """
+    output = data_set.output
+    # No manifest lists what has a temporary name. On a full disk this makes room for the rest.
+    temporary = [path for path in paths if path.startswith(f"{TEMPORARY}/")]
+    placed = [path for path in paths if not path.startswith(f"{TEMPORARY}/")]
+    storage.delete(f"{output}/{path}" for path in temporary)
+    if not placed:
+        return temporary
+    # Before the state: what is adopted in between is met twice and not never.
+    found = journal.read(output)
+    waiting = {entry.file.path for entry in found.entries}
+    # Of streams, it is who adopts that commits, and only what is in the journal.
+    runs = {run_of(path) for path in placed} - found.streams.keys()
+    may_commit = [run_id for run_id in sorted(runs) if not _withdraw(output, run_id)]
+
+    def decide(state: DataSet) -> Manifest | None:
+        placed[:] = [path for path in placed if path not in state.known_files | waiting]
+        return _fence(state) if placed and may_commit else None
+
+    try:
+        fence = data_set.commit(decide)
+    except OSError as error:
+        if not storage.is_full(error):
+            raise
+        fence = None  # there is no room for anybody's manifest
+    storage.delete(f"{output}/{path}" for path in placed)
+    if fence is not None:
+        remove_temporary(output, fence.run_id)
+    return temporary + placed
+
+
+def _withdraw(output: str, run_id: str) -> bool:
+    """Take back a run's announcement, so that it cannot commit once it looks again.
+
+    Returns:
+        Whether it is certain that it has looked for the last time: it is of this process, or one that is gone.
+    """
+    path = announcement(output, run_id)
+    try:
+        process = json.loads(storage.read_bytes(path))
+        # Under another name, it goes on telling whose files these are, until they are deleted.
+        storage.rename(path, f"{path}.withdrawn")
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        process = None
+    return isinstance(process, dict) and (process == this_process() or is_gone(process))
+
+
+def _fence(data_set: DataSet) -> Manifest:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Manifest(
+        sequence=data_set.next_sequence,
+        run_id=uuid.uuid4().hex[:12],
+        kind=FENCE,
+        status="done",
+        started=now,
+        finished=now,
+        code_version=__version__,
+        identity={},
+        model=Model("", "", ""),
+    )
+
+
+def recover(data_set: DataSet) -> list[Manifest]:
+    """Adopt what streams have put in place, and delete what runs that died have left.
+
+    To be called by the holder of the lock, for whom all other runs have died. Of a stream that may be going on, only
+    temporary files are deleted that it has not touched for a day.
+
+    Args:
+        data_set: what the output holds now.
+
+    Returns:
+        The manifests that were committed.
+
+    Raises:
+        InputError, RunError, OSError: as `adopt`.
+    """
+    output = data_set.output
+    found = journal.read(output)
+    dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
+    # Before anything is written, for which there may be no room yet.
+    if dead:
+        waiting = {entry.file.path for entry in found.entries}
+        unlisted = unlisted_files(data_set)
+        delete_unlisted(data_set, [path for path in unlisted if run_of(path) in dead and path not in waiting])
+    for run_id in dead:
+        remove_temporary(output, run_id)
+    committed = adopt(data_set)
+    for run_id in found.going_on:
+        old = [
+            file.path
+            for file in storage.match([f"{output}/{TEMPORARY}/{run_id}/**"])
+            if file.last_updated_in_seconds and time.time() - file.last_updated_in_seconds > QUIET_SECONDS
+        ]
+        storage.delete(old)
+    for run_id in found.ended:
+        storage.delete_directory(journal_directory(output, run_id))
+    storage.remove_empty(f"{output}/{JOURNAL}")
+    storage.delete([f"{output}/{FORMER_LIST}"])
+    data_set.publish()  # perhaps who committed last was killed before that
+    return committed
+
+
+def tidy(data_set: DataSet) -> None:
+    """Delete what was retired a day ago, as every command does that commits; what cannot be deleted is left for later.
+
+    To be called by the holder of the lock.
+    """
+    try:
+        data_set.purge(datetime.now(UTC) - timedelta(seconds=RETIRED_SECONDS))
+    except OSError as error:
+        _LOGGER.warning("retired files of %s could not be deleted: %s", data_set.output, error)
+
+
+def discard_run(data_set: DataSet, run_id: str) -> None:
+    """Delete all files of a run that no manifest lists, in place or under temporary names.
+
+    To be called by whoever runs it, when it is certain that it commits nothing any more.
+
+    Raises:
+        InputError, RunError, OSError: if it cannot be done.
+    """
+    data_set.refresh()
+    paths = unlisted_files(data_set)
+    storage.delete(f"{data_set.output}/{path}" for path in paths if run_of(path) == run_id)
+    remove_temporary(data_set.output, run_id)
+
+
+def remove_temporary(output: str, run_id: str) -> None:
+    """Delete what a run has left under temporary names.
+
+    Raises:
+        OSError: if it cannot be done.
+    """
+    storage.delete_directory(f"{output}/{TEMPORARY}/{run_id}")
+    storage.remove_empty(f"{output}/{TEMPORARY}")
