@@ -12,12 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import pytest
 
-from tests.fake_pubsub import FakePubSub
+from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.processes import ScoreProcess
 
 SUBSCRIPTION = "projects/my-project/subscriptions/posts"
 URI = f"pubsub://{SUBSCRIPTION}"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePubSub]:
+    """A Pub/Sub server with a subscription, which streams of this process read from."""
+    with FakePubSub() as fake:
+        fake.subscribe(SUBSCRIPTION)
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", fake.address)
+        yield fake
+
+
+@pytest.fixture
+def subscription(server: FakePubSub) -> FakeSubscription:
+    """That subscription, as its server sees it."""
+    return server.subscriptions[SUBSCRIPTION]
 
 
 class Stream(ScoreProcess):

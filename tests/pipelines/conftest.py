@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,8 +20,6 @@ from pyarrow import dataset
 from pipelines import annotate, compact, score, verify
 from pipelines.cli.command_line import run_command
 from pipelines.data_set.snapshot import live_files
-from tests.fake_pubsub import FakePubSub, FakeSubscription
-from tests.streams import SUBSCRIPTION
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
 
@@ -111,21 +109,6 @@ def shell_score(model: str, tmp_path: Path) -> Callable[..., Finished]:
         return Finished(finished.returncode, finished.stdout, finished.stderr)
 
     return run
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakePubSub]:
-    """A Pub/Sub server with a subscription, which streams of this process read from."""
-    with FakePubSub() as fake:
-        fake.subscribe(SUBSCRIPTION)
-        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", fake.address)
-        yield fake
-
-
-@pytest.fixture
-def subscription(server: FakePubSub) -> FakeSubscription:
-    """That subscription, as its server sees it."""
-    return server.subscriptions[SUBSCRIPTION]
 
 
 def environment() -> dict[str, str]:

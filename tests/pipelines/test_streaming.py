@@ -19,7 +19,9 @@ from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.conftest import Finished
 from tests.pipelines.streams.parts import until
 from tests.sockets import listeners
-from tests.streams import SUBSCRIPTION, URI, Sender, result_files, rows_in_place, running
+from tests.streams import SUBSCRIPTION, URI, Sender, result_files, rows_in_place, running, server, subscription
+
+__all__ = ["server", "subscription"]  # fixtures
 
 TOPIC = "projects/my-project/topics/rows"
 Score = Callable[..., Finished]

@@ -14,9 +14,11 @@ from pipelines.streams.pubsub import PubSubSource, PubSubTopic, PullSize
 from pipelines.streams.sources import SourceUnavailableError
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.pipelines.streams.parts import until
-from tests.streams import SUBSCRIPTION
+from tests.streams import SUBSCRIPTION, server, subscription
 from torchmoji_core.errors import InputError, RunError, is_outage
 from transforms.records import Message
+
+__all__ = ["server", "subscription"]  # fixtures
 
 
 @pytest.fixture(autouse=True)
