@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.common import TWEETS, report
-from pipelines.cli.command_line import OneLineParser, run_command
+from pipelines.cli.exits import run_command
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.training.metrics import class_f1, expected_calibration_error, macro_f1, top_k_accuracy
 

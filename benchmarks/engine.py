@@ -23,12 +23,13 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
 from benchmarks.common import reference_bundle, report, texts
-from pipelines.cli.command_line import OneLineParser, run_command
+from pipelines.cli.exits import run_command
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.batching import BatchLimits, plan_batches
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.inference import available_cores
-from torchmoji_core.inference.arithmetic import choose
 from torchmoji_core.inference.engine import Engine
+from torchmoji_core.inference.kernels import choose
 from torchmoji_core.lstm import DIRECTIONS
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.model import pack_ids

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import reference_bundle, report, texts
-from pipelines.cli.command_line import OneLineParser, run_command
+from pipelines.cli.exits import run_command
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import Scores

@@ -28,7 +28,8 @@ import torch
 
 from benchmarks.common import report, texts
 from benchmarks.reference_bundle import save_reference_bundle
-from pipelines.cli.command_line import OneLineParser, run_command
+from pipelines.cli.exits import run_command
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.batching import BatchLimits, LengthBuckets
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.inference import available_cores

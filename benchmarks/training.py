@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 
 from benchmarks.common import report
-from pipelines.cli.command_line import OneLineParser, run_command
+from pipelines.cli.exits import run_command
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.lstm import HardSigmoidLSTM
 from torchmoji_core.model import Dimensions, TorchMoji

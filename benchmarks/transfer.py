@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import RESULTS, TWEETS, machine
-from pipelines.cli.command_line import OneLineParser, run_command
+from pipelines.cli.exits import run_command
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.memory import keep_freed_memory

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.cli.annotate_options import parse
-from pipelines.cli.command_line import end, run_command
+from pipelines.cli.exits import end, run_command
 
 
 def main(arguments: list[str]) -> int:

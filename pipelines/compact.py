@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from pipelines.cli.command_line import DONE, OneLineParser, end, run_command
+from pipelines.cli.exits import DONE, end, run_command
 from pipelines.cli.logs import LOG_FORMATS, announce
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.errors import InputError
 
 

@@ -11,8 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pipelines.cli.command_line import OneLineParser, end, run_command
+from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular

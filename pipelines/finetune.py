@@ -7,8 +7,9 @@ import json
 import sys
 from typing import Any
 
-from pipelines.cli.command_line import OneLineParser, add_options, end, run_command, take_options
+from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
+from pipelines.cli.parsing import OneLineParser, add_options, take_options
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.limits import check_threads
 from torchmoji_core.names import check_name

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cli.command_line import OneLineParser, add_options, end, run_command, take_options
+from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
+from pipelines.cli.parsing import OneLineParser, add_options, take_options
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import open_regular

@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pipelines.cli.command_line import DONE, TOO_MANY_DEAD_LETTERS, end, run_command
+from pipelines.cli.exits import DONE, TOO_MANY_DEAD_LETTERS, end, run_command
 from pipelines.cli.logs import announce
 from pipelines.cli.options import parse
 from torchmoji_core.errors import RunError
@@ -15,8 +15,8 @@ from torchmoji_core.errors import RunError
 if TYPE_CHECKING:
     from pipelines.data_set.manifest import Manifest
     from pipelines.data_set.snapshot import DataSet
+    from pipelines.runs.context import RunContext
     from pipelines.runs.plan import Plan
-    from pipelines.runs.session import Session
 
 
 def main(arguments: list[str]) -> int:
@@ -28,38 +28,39 @@ def main(arguments: list[str]) -> int:
         return launch.run(config, config.stream, rest)
 
     from pipelines.data_set.snapshot import DataSet
+    from pipelines.runs.context import open_command, open_run
     from pipelines.runs.plan import make_plan
-    from pipelines.runs.session import open_session, open_workshop
 
     with (
-        open_workshop(config, rest) as workshop,
-        open_session(workshop, DataSet(config.output)) as session,
+        open_command(config, rest) as command,
+        open_run(command, DataSet(config.output)) as context,
     ):
-        plan = make_plan(config, session.data_set)
-        session.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
-        announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **session.figures)
+        plan = make_plan(config, context.data_set)
+        context.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
+        announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **context.figures)
         if config.dry_run:
             announce("dry_run", "dry run: nothing was scored or written")
             return DONE
-        status = session.figures["exit_status"] = run(plan, session)
+        status = context.figures["exit_status"] = run(plan, context)
         return status
 
 
-def run(plan: Plan, session: Session) -> int:
+def run(plan: Plan, context: RunContext) -> int:
     """Run a plan to its end, and make its files the results. Returns the exit status.
 
     Raises:
         RunError: if the run fails. What it has written by then is removed.
     """
     from pipelines.data_set.recovery import tidy
-    from pipelines.runs import report
+    from pipelines.runs import progress
+    from pipelines.runs.accounting import describe_commit, too_many_dead_letters
+    from pipelines.runs.execute import commit, execute
     from pipelines.runs.identity import joined_identity
     from pipelines.runs.plan import check_output
-    from pipelines.runs.run import commit, describe_commit, execute, too_many_dead_letters
 
-    config, data_set, started = plan.config, session.data_set, datetime.now(UTC)
+    config, data_set, started = plan.config, context.data_set, datetime.now(UTC)
     earlier = data_set.identity
-    finished = execute(plan, session)
+    finished = execute(plan, context)
     warning = too_many_dead_letters(finished.counts, config)
 
     def decide(state: DataSet) -> Manifest:
@@ -72,9 +73,9 @@ def run(plan: Plan, session: Session) -> int:
             raise RunError(f"another command has written to {config.output} meanwhile; run again")
         return dataclasses.replace(manifest, identity=joined_identity(config, earlier))
 
-    commit(plan, session, decide)
+    commit(plan, context, decide)
     tidy(data_set)
-    report.announce_summary(finished.counts, finished.seconds, plan.model.classes, session.figures)
+    progress.announce_summary(finished.counts, finished.seconds, plan.model.classes, context.figures)
     if warning:
         announce("too_many_dead_letters", warning, level=logging.ERROR)
         return TOO_MANY_DEAD_LETTERS

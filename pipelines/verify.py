@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 
-from pipelines.cli.command_line import COULD_NOT_TELL, DONE, FAILED, OneLineParser, end, run_command, seconds
+from pipelines.cli.exits import COULD_NOT_TELL, DONE, FAILED, end, run_command
 from pipelines.cli.logs import LOG_FORMATS, announce
+from pipelines.cli.parsing import OneLineParser, seconds
 from torchmoji_core.errors import RunError, first_line
 
 
@@ -39,8 +40,8 @@ def main(arguments: list[str]) -> int:
     """Verify, after cleaning if asked to. Returns the exit status."""
     options = parser().parse_args(arguments)
 
-    from pipelines.data_set.cleaning import clean, free_space
     from pipelines.data_set.lock import Lock
+    from pipelines.data_set.vacuum import clean, free_space
     from pipelines.data_set.verification import verify
     from transforms.input.formats import absolute_directory
 

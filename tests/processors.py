@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference.arithmetic import Arithmetic, choose, fault_of
+from torchmoji_core.inference.kernels import Arithmetic, choose, fault_of
 
 CAPS = {
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},

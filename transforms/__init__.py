@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from transforms.output.write import WriteDeadLetters, WriteScores
     from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
     from transforms.scoring.batch import BatchByLength
-    from transforms.scoring.hold import HoldOptions, HoldTweets
+    from transforms.scoring.buffer import BufferOptions, BufferTweets
     from transforms.scoring.model_handler import TorchMojiModelHandler
-    from transforms.scoring.model_watch import WatchModels
+    from transforms.scoring.model_refresh import WatchModels
     from transforms.scoring.score import ScoreBatches
     from transforms.scoring.tokenize import TokenizeTweets
 
 __all__ = [
     "AnnotateTweets",
     "BatchByLength",
+    "BufferOptions",
+    "BufferTweets",
     "DeadLetter",
     "FieldMapping",
-    "HoldOptions",
-    "HoldTweets",
     "KeptField",
     "MessageFields",
     "Outcome",
@@ -53,8 +53,8 @@ _MODULES = {
     "BatchByLength": "scoring.batch",
     "DeadLetter": "records",
     "FieldMapping": "input.fields",
-    "HoldOptions": "scoring.hold",
-    "HoldTweets": "scoring.hold",
+    "BufferOptions": "scoring.buffer",
+    "BufferTweets": "scoring.buffer",
     "KeptField": "input.fields",
     "MessageFields": "input.messages",
     "Outcome": "records",
@@ -68,7 +68,7 @@ _MODULES = {
     "TokenizedTweet": "records",
     "TorchMojiModelHandler": "scoring.model_handler",
     "Tweet": "records",
-    "WatchModels": "scoring.model_watch",
+    "WatchModels": "scoring.model_refresh",
     "WriteDeadLetters": "output.write",
     "WriteScores": "output.write",
 }

@@ -15,8 +15,8 @@ from torchmoji_core.inference.scores import valid_unicode
 from transforms.options import DEFAULT_OUTPUTS, FINGERPRINT_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.scoring.batch import BatchByLength
-from transforms.scoring.hold import HoldOptions, HoldTweets
-from transforms.scoring.model_watch import ModelUpdates
+from transforms.scoring.buffer import BufferOptions, BufferTweets
+from transforms.scoring.model_refresh import ModelUpdates
 from transforms.scoring.score import ScoreBatches
 from transforms.scoring.tokenize import TokenizeTweets
 
@@ -36,7 +36,7 @@ class AnnotateTweets(beam.PTransform):
         model: str | None = None,
         outputs: Iterable[str] = DEFAULT_OUTPUTS,
         limits: BatchLimits = BatchLimits(),  # noqa: B008
-        hold: HoldOptions | None = None,
+        buffer: BufferOptions | None = None,
         model_updates: ModelUpdates = None,
         options: ScoreOptions | None = None,
         **fields: Any,
@@ -45,8 +45,8 @@ class AnnotateTweets(beam.PTransform):
         model: bundle, by path or URI; None for the bundled one.
         outputs: columns to make.
         limits: of a batch.
-        hold: when tweets go on that are held across bundles, for input that comes in a trickle; None where bundles are
-            large, as those of files are.
+        buffer: when tweets that are held across bundles go on, for input that comes in a trickle; None where bundles
+            are large, as those of files are.
         model_updates: announcements of models that take the place of the first one, as `WatchModels` gives them. Rows
             then have the column fingerprint.
         options: all that `ScoreOptions` has, instead of model, outputs and fields.
@@ -56,7 +56,7 @@ class AnnotateTweets(beam.PTransform):
             InputError: for an unknown value, when the pipeline is built.
         """
         super().__init__()
-        self._limits, self._hold, self._model_updates = limits, hold, model_updates
+        self._limits, self._buffer, self._model_updates = limits, buffer, model_updates
         if options is None:
             options = ScoreOptions(model=model, outputs=tuple(outputs), **fields)
         elif model is not None or fields:
@@ -70,8 +70,8 @@ class AnnotateTweets(beam.PTransform):
             Tweet, dead=DeadLetter
         ).with_outputs("dead", main="tweets")
         tokenized = checked["tweets"] | "TokenizeTweets" >> TokenizeTweets(self._options.model)
-        if self._hold is not None:
-            tokenized = tokenized | "HoldTweets" >> HoldTweets(self._hold, self._limits)
+        if self._buffer is not None:
+            tokenized = tokenized | "BufferTweets" >> BufferTweets(self._buffer, self._limits)
         scored = (
             tokenized
             | "BatchByLength" >> BatchByLength(self._limits)

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 from dataclasses import dataclass
 
-from pipelines.cli.command_line import OneLineParser, add_options, as_time, seconds, take_options
 from pipelines.cli.options import ScoreConfig, add_shared_options, parse_known, score_config
+from pipelines.cli.parsing import OneLineParser, add_options, as_time, seconds, take_options
 from torchmoji_core.errors import InputError
 from torchmoji_core.options import option
 from transforms.input.fields import DATE

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.cli.command_line import OneLineParser, add_options, names, seconds, take_options
 from pipelines.cli.logs import LOG_FORMATS
+from pipelines.cli.parsing import OneLineParser, add_options, names, seconds, take_options
 from pipelines.cli.streaming_options import StreamOptions, add_streaming_options, streaming_options
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError

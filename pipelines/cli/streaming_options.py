@@ -12,10 +12,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cli.command_line import add_options, seconds, take_options
+from pipelines.cli.parsing import add_options, seconds, take_options
 from torchmoji_core.errors import InputError
 from torchmoji_core.options import option
-from transforms.topics import KafkaTopic, PubSubName, Source, is_topic, parse_sink, parse_source
+from transforms.addresses import KafkaTopic, PubSubName, Source, is_topic, parse_sink, parse_source
 
 MESSAGE_FORMATS = ("jsonl", "text")
 _LOCAL_RUNNER = "DirectRunner"

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipelines.data_set.processes import is_gone, is_here, this_process
+from pipelines.data_set.liveness import is_gone, is_here, this_process
 from torchmoji_core.errors import InputError, LockHeldError, RunError
 from transforms.storage import files as storage
 

@@ -13,10 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from pipelines.data_set import journal, manifest
-from pipelines.data_set.journal import QUIET_SECONDS, Entry, Stream
+from pipelines.data_set import manifest, pending
+from pipelines.data_set.liveness import is_gone, this_process
 from pipelines.data_set.manifest import Manifest, Model
-from pipelines.data_set.processes import is_gone, this_process
+from pipelines.data_set.pending import QUIET_SECONDS, Entry, Stream
 from pipelines.data_set.snapshot import FENCE, DataSet, announcement, run_of, unlisted_files
 from torchmoji_core import __version__
 from transforms import metrics
@@ -70,7 +70,7 @@ class _Adoption:
 
     def decide(self, data_set: DataSet) -> Manifest | None:
         # Read after the state: a record that is there now is of a file that is listed in it, or nowhere.
-        found, known = journal.read(data_set.output), data_set.known_files
+        found, known = pending.read(data_set.output), data_set.known_files
         self.listed = [entry.record for entry in found.entries if entry.file.path in known]
         groups = [
             (stream, entries)
@@ -168,7 +168,7 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     if not placed:
         return temporary
     # Before the state: what is adopted in between is met twice and not never.
-    found = journal.read(output)
+    found = pending.read(output)
     waiting = {entry.file.path for entry in found.entries}
     # Of streams, it is who adopts that commits, and only what is in the journal.
     runs = {run_of(path) for path in placed} - found.streams.keys()
@@ -239,7 +239,7 @@ def recover(data_set: DataSet) -> list[Manifest]:
         InputError, RunError, OSError: as `adopt`.
     """
     output = data_set.output
-    found = journal.read(output)
+    found = pending.read(output)
     dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
     # Before anything is written, for which there may be no room yet.
     if dead:

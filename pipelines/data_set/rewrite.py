@@ -20,7 +20,7 @@ from torchmoji_core.files import as_text
 from torchmoji_core.inference.scores import valid_unicode
 from transforms.options import RUN_ID
 from transforms.output.commit import TEMPORARY
-from transforms.output.parts import ROWS_PER_GROUP, HashingFile, ParquetPart
+from transforms.output.file_writers import ROWS_PER_GROUP, HashingFile, ParquetFileWriter
 from transforms.storage import files as storage
 
 BATCH_ROWS = 1024
@@ -47,27 +47,27 @@ class Rewriter:
         """
         directory = files[0].path.rpartition("/")[0]
         temporary, final = self._names(directory, ".parquet")
-        part: ParquetPart | None = None
+        writer: ParquetFileWriter | None = None
         try:
             for file in files:
                 for batch in self._batches(file):
                     kept = _without(batch, without)
                     if len(kept):
-                        if part is None:
+                        if writer is None:
                             schema = run_independent(kept.schema)
                             metadata = schema.metadata | {RUN_ID: self._run_id.encode()}
-                            part = ParquetPart(temporary, final, schema.with_metadata(metadata), ROWS_PER_GROUP)
-                        part.write(kept)
-            if part is None:
+                            writer = ParquetFileWriter(temporary, final, schema.with_metadata(metadata), ROWS_PER_GROUP)
+                        writer.write(kept)
+            if writer is None:
                 return None
-            part.close()
+            writer.close()
             _put_in_place(temporary, final)
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
         path = final.removeprefix(f"{self._output}/")
         # A stream's rows are from no file that could change; its files' lists of sources are empty and stay so.
-        sources = dict(part.sources) if any(file.sources for file in files) else {}
-        return DataFile(path, part.rows, part.file.bytes_, part.file.sha256, sources, files[0].fingerprint)
+        sources = dict(writer.sources) if any(file.sources for file in files) else {}
+        return DataFile(path, writer.rows, writer.file.bytes_, writer.file.sha256, sources, files[0].fingerprint)
 
     def dead_letters_without(self, file: DataFile, without: Collection[str]) -> DataFile | None:
         """Write a file of dead letters anew without those of some inputs.

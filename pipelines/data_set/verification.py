@@ -15,10 +15,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set import journal
-from pipelines.data_set.journal import Journal
+from pipelines.data_set import pending
 from pipelines.data_set.lock import is_living, read_lock
 from pipelines.data_set.manifest import DataFile, Manifest
+from pipelines.data_set.pending import Journal
 from pipelines.data_set.snapshot import DataSet, Generation, unlisted_files
 from torchmoji_core.errors import InputError, RunError, first_line
 from transforms import metrics
@@ -88,7 +88,7 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     findings = Findings(output)
     try:
         # In this order: what is adopted in between is met twice and not never.
-        streams = journal.read(output)
+        streams = pending.read(output)
         data_set = DataSet.read(output)
     except (InputError, RunError) as error:
         _untold_or_problem(error, findings)
@@ -304,7 +304,7 @@ def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings:
 def _check_unlisted(data_set: DataSet, streams: Journal, known: Collection[str], findings: Findings) -> None:
     files = {path: changed for path, changed in unlisted_files(data_set).items() if path not in known}
     # Streams may have begun since, and ended.
-    later = journal.read(data_set.output)
+    later = pending.read(data_set.output)
     going_on = {path for path in files if streams.protects(path, files[path]) or later.protects(path, files[path])}
     if going_on:
         findings.notes.append(f"{len(going_on):,} more file(s) are being written by a stream that may be going on")

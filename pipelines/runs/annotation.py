@@ -18,20 +18,21 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pipelines.cli.annotate_options import AnnotateConfig
-from pipelines.cli.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
+from pipelines.cli.exits import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set.manifest import DataFile, Manifest
 from pipelines.data_set.recovery import announce_run, tidy
 from pipelines.data_set.rewrite import Rewriter
 from pipelines.data_set.snapshot import DataSet, Generation
-from pipelines.runs import report
+from pipelines.runs import progress
+from pipelines.runs.accounting import Finished, describe_commit, too_many_dead_letters
+from pipelines.runs.context import RunContext, open_command, open_run
+from pipelines.runs.execute import clean_up, commit, execute
 from pipelines.runs.identity import differences, identity, listed
 from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open
 from pipelines.runs.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream
-from pipelines.runs.run import Finished, clean_up, commit, describe_commit, execute, too_many_dead_letters
 from pipelines.runs.selection import Groups, Selection, generation_of, select
-from pipelines.runs.session import Session, open_session, open_workshop
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
 from transforms.input.read import InputFile, UnreadableInput
@@ -54,10 +55,10 @@ def run(config: AnnotateConfig, rest: list[str]) -> int:
         InputError, RunError, LockHeldError: as their names say.
     """
     with (
-        open_workshop(config.score, rest) as workshop,
-        open_session(workshop, DataSet(config.score.output), config.lock_timeout) as session,
+        open_command(config.score, rest) as command,
+        open_run(command, DataSet(config.score.output), config.lock_timeout) as context,
     ):
-        annotation = prepare(config, session, check_model(config.score))
+        annotation = prepare(config, context, check_model(config.score))
         announce_plan(annotation)
         if config.score.dry_run:
             return DONE
@@ -65,17 +66,17 @@ def run(config: AnnotateConfig, rest: list[str]) -> int:
         try:
             annotation.run()
         finally:
-            session.figures.update(annotation.figures)
+            context.figures.update(annotation.figures)
         if annotation.selection.is_empty:
             announce("nothing_new", "nothing is new: nothing was scored")
         else:
             seconds = time.monotonic() - clock
-            report.announce_summary(annotation.counts, seconds, annotation.plan.model.classes, session.figures)
+            progress.announce_summary(annotation.counts, seconds, annotation.plan.model.classes, context.figures)
         for event, said, level, fields in annotation.complaints():
             announce(event, said, level=level, **fields)
         if warning := too_many_dead_letters(annotation.counts, config.score):
             announce("too_many_dead_letters", warning, level=logging.ERROR)
-        status = session.figures["exit_status"] = annotation.status
+        status = context.figures["exit_status"] = annotation.status
         return status
 
 
@@ -90,27 +91,27 @@ def list_all(config: AnnotateConfig, data_set: DataSet) -> Inputs:
 
 
 def prepare(
-    config: AnnotateConfig, session: Session, model: ModelFacts, stop: threading.Event | None = None
+    config: AnnotateConfig, context: RunContext, model: ModelFacts, stop: threading.Event | None = None
 ) -> Annotation:
     """Find out what is to be done.
 
     Args:
         config: the policies.
-        session: where.
+        context: where.
         model: that is to score.
         stop: ends the work before the next group once it is set; None for none.
 
     Raises:
         InputError: for the first thing that is wrong, with its remedy.
     """
-    found = list_all(config, session.data_set)
-    selection = select(session.data_set, found, config, model.fingerprint, time.time())
-    return Annotation(config, make_plan(config, session.data_set, selection, model), session, selection, stop)
+    found = list_all(config, context.data_set)
+    selection = select(context.data_set, found, config, model.fingerprint, time.time())
+    return Annotation(config, make_plan(config, context.data_set, selection, model), context, selection, stop)
 
 
 def announce_plan(annotation: Annotation) -> None:
     """Say what will be done, or would be."""
-    plan, selection, figures = annotation.plan, annotation.selection, annotation.session.figures
+    plan, selection, figures = annotation.plan, annotation.selection, annotation.context.figures
     figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint, **selection.figures)
     every = annotation.config.every
     said = [*plan.describe(), selection.describe(), *([f"again       every {every:g} s"] if every else [])]
@@ -163,20 +164,20 @@ class Annotation:
         self,
         config: AnnotateConfig,
         plan: Plan,
-        session: Session,
+        context: RunContext,
         selection: Selection,
         stop: threading.Event | None = None,
     ) -> None:
         """Args:
         config: the policies.
         plan: what to do.
-        session: where.
+        context: where.
         selection: the inputs to score or retire.
         stop: ends the run before the next group once it is set; None for none.
         """
         self._stop = stop or threading.Event()
-        self.config, self.plan, self.session, self.selection = config, plan, session, selection
-        self._data_set = session.data_set
+        self.config, self.plan, self.context, self.selection = config, plan, context, selection
+        self._data_set = context.data_set
         concerned = (*(file.path for file in selection.work), *selection.retired)
         self._before = {path: self._scored(self._data_set).inputs.get(path) for path in concerned}
         """What the data set had of the inputs that are to be scored or retired."""
@@ -263,7 +264,7 @@ class Annotation:
             plan = self.plan.with_new_run(group)
             started = datetime.now(UTC)
             try:
-                finished = execute(plan, self.session)
+                finished = execute(plan, self.context)
             except UnreadableInput as error:
                 out = {error.path}
                 self.unreadable[error.path] = error.reason
@@ -328,7 +329,7 @@ class Annotation:
                 dropped=tuple(sorted(scored.entangled(changed) - inputs)),
             )
 
-        if commit(plan, self.session, decide):
+        if commit(plan, self.context, decide):
             self.counts.update(finished.counts)
             self.committed += len(inputs)
         self.taken += sorted(taken)
@@ -352,7 +353,7 @@ class Annotation:
             manifest = describe_commit(plan, finished, state, KIND, started)
             return dataclasses.replace(manifest, retired=retired, dropped=tuple(sorted(left)))
 
-        commit(plan, self.session, decide)
+        commit(plan, self.context, decide)
 
     def _scored(self, state: DataSet) -> Generation:
         """What a state has of the generation that this run adds to."""
@@ -424,7 +425,7 @@ class Annotation:
             manifest = describe_commit(plan, Finished({}, (), (), 0.0), state, KIND, datetime.now(UTC))
             return dataclasses.replace(manifest, generation=selection.generation, promotes=True)
 
-        commit(plan, self.session, decide)
+        commit(plan, self.context, decide)
         if missing:
             announce(
                 "not_yet_complete",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines.cli.options import ScoreConfig
-from pipelines.data_set import journal
+from pipelines.data_set import pending
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import differences, identity, identity_of_stream, listed
 from pipelines.runs.inputs import Inputs, list_inputs, named, try_to_open
@@ -155,7 +155,7 @@ def _check_readable(inputs: Inputs) -> dict[str, str]:
 
 def check_model(config: ScoreConfig) -> ModelFacts:
     """Load a model whole, since only then is it known to be sound, and let go of its weights."""
-    from torchmoji_core.inference.arithmetic import choose
+    from torchmoji_core.inference.kernels import choose
 
     bundle = load_bundle(config.score.model)
     precision = config.score.precision
@@ -320,7 +320,7 @@ def check_no_stream(data_set: DataSet) -> None:
     Raises:
         InputError: if one may be.
     """
-    for run_id in sorted(journal.read(data_set.output).going_on):
+    for run_id in sorted(pending.read(data_set.output).going_on):
         raise InputError(
             f"output {data_set.output}: a stream may be writing there; stop it first, give another --output, or if it "
             f"has ended for certain, delete {journal_directory(data_set.output, run_id)}"
@@ -381,7 +381,7 @@ def check_stream(
             f"output {config.output} holds results of another command (other {listed(changed, data_set.identity)}); "
             "give the same options as before, or another --output"
         )
-    found = journal.read(data_set.output)
+    found = pending.read(data_set.output)
     for run_id in sorted(found.going_on | {entry.run_id for entry in found.entries}):
         stream = found.streams[run_id]
         if changed := [name for name in differences(ours, stream.identity) if name not in free]:

@@ -17,17 +17,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.cli.annotate_options import AnnotateConfig
-from pipelines.cli.command_line import DONE, FAILED, LOCK_HELD, TOO_MANY_DEAD_LETTERS, failure
+from pipelines.cli.exits import DONE, FAILED, LOCK_HELD, TOO_MANY_DEAD_LETTERS, failure
 from pipelines.cli.interrupts import is_ending, told_to_stop
 from pipelines.cli.logs import announce
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs import report
+from pipelines.runs import progress
+from pipelines.runs.accounting import too_many_dead_letters
 from pipelines.runs.annotation import Annotation, announce_plan, list_all, prepare
-from pipelines.runs.figures import report_so_far
+from pipelines.runs.context import CommandContext, open_command, open_run
 from pipelines.runs.inputs import Inputs
 from pipelines.runs.plan import check_model
-from pipelines.runs.run import too_many_dead_letters
-from pipelines.runs.session import Workshop, open_session, open_workshop
+from pipelines.runs.run_report import report_so_far
 from torchmoji_core.errors import LockHeldError
 from transforms import metrics
 from transforms.scoring.loaded_model import LoadedModel, load_model
@@ -50,21 +50,21 @@ def run(config: AnnotateConfig, every: float, rest: list[str], wait: Callable[[f
         RunError: if a run makes no progress.
         LockHeldError: if another run is writing there, of a dry run only; others wait.
     """
-    with open_workshop(config.score, rest) as workshop, told_to_stop(STOP_SECONDS) as stop:
-        repetition = _Repetition(config, workshop, stop)
+    with open_command(config.score, rest) as command, told_to_stop(STOP_SECONDS) as stop:
+        repetition = _Repetition(config, command, stop)
         status = repetition.look()
         while not (config.score.dry_run or (wait or stop.wait)(every)):
             status = repetition.look()
         repetition.finish()
-        workshop.figures["exit_status"] = status
+        command.figures["exit_status"] = status
         return status
 
 
 class _Repetition:
     """What is known from one look to the next."""
 
-    def __init__(self, config: AnnotateConfig, workshop: Workshop, stop: threading.Event) -> None:
-        self._config, self._workshop, self._stop = config, workshop, stop
+    def __init__(self, config: AnnotateConfig, command: CommandContext, stop: threading.Event) -> None:
+        self._config, self._command, self._stop = config, command, stop
         self._started, self._clock = datetime.now(UTC), time.monotonic()
         self._model = check_model(config.score)
         self._loaded: LoadedModel | None = None
@@ -88,7 +88,7 @@ class _Repetition:
         Raises:
             Exception: what does not pass by itself.
         """
-        config, figures = self._config.score, self._workshop.figures
+        config, figures = self._config.score, self._command.figures
         self._before, self._wrong = self._wrong, set()
         failed: dict[str, str] = {}
         try:
@@ -117,8 +117,8 @@ class _Repetition:
         config = self._config
         if self._done is not None and list_all(config, self._data_set) == self._done:
             return DONE
-        with open_session(self._workshop, self._data_set, config.lock_timeout) as session:
-            annotation = prepare(config, session, self._model, self._stop)
+        with open_run(self._command, self._data_set, config.lock_timeout) as context:
+            annotation = prepare(config, context, self._model, self._stop)
             if not self._is_planned:
                 announce_plan(annotation)
             if config.score.dry_run:
@@ -142,7 +142,7 @@ class _Repetition:
         """Say what was done and what was not, and add it to the figures."""
         self._counts.update(annotation.counts)
         self._committed += annotation.committed
-        self._workshop.figures.update(annotation.figures | self._counts, inputs_committed=self._committed)
+        self._command.figures.update(annotation.figures | self._counts, inputs_committed=self._committed)
         files, counts = annotation.committed, annotation.counts
         if files:
             rows, dead = counts[metrics.ROWS_WRITTEN], counts[metrics.DEAD]
@@ -170,4 +170,4 @@ class _Repetition:
         """Say what all looks together have done."""
         if self._is_planned:
             seconds = time.monotonic() - self._clock
-            report.announce_summary(self._counts, seconds, self._model.classes, self._workshop.figures)
+            progress.announce_summary(self._counts, seconds, self._model.classes, self._command.figures)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from pipelines.cli.command_line import FAILED
+from pipelines.cli.exits import FAILED
 from pipelines.cli.interrupts import abandon, heed_interrupt
 from pipelines.cli.logs import announce, quoted
 from torchmoji_core.errors import RunError

@@ -1,4 +1,4 @@
-"""What waits in a local stream to be scored; on clusters `transforms.scoring.hold` holds tweets."""
+"""What waits in a local stream to be scored; on clusters `transforms.scoring.buffer` holds tweets."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Buffer:
 
     def take(self, now: float) -> Chunk:
         """The messages that have waited longest."""
-        metrics.distribution(metrics.HOLD_WAIT).update(round(1000 * (now - self._waiting[0][0])))
+        metrics.distribution(metrics.BUFFER_WAIT).update(round(1000 * (now - self._waiting[0][0])))
         chunk = Chunk([], [])
         while self._waiting and len(chunk.positions) < CHUNK_ROWS:
             _, position, prepared, size = self._waiting.popleft()

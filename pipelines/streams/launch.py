@@ -12,19 +12,21 @@ import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.cli.command_line import DONE
+from pipelines.cli.exits import DONE
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.data_set import journal
+from pipelines.data_set import pending
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs.figures import reported
+from pipelines.runs.accounting import describe_stream
+from pipelines.runs.explain import explain
+from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
-from pipelines.runs.run import build_pipeline, describe_stream, explain
+from pipelines.runs.run_report import reported
 from pipelines.runs.runners import cluster_runner, pipeline_options
 from pipelines.streams.local import LocalStream, identity
 from torchmoji_core.errors import RunError
-from transforms.scoring.model_watch import ModelWatch
+from transforms.scoring.model_refresh import ModelWatch
 
 
 def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
@@ -93,12 +95,12 @@ def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:
     config = plan.config
     pipeline = beam.Pipeline(runner=cluster_runner(config), options=options)
     build_pipeline(pipeline, plan)
-    journal.begin(config.output, describe_stream(plan, datetime.now(UTC), identity(stream)))
+    pending.begin(config.output, describe_stream(plan, datetime.now(UTC), identity(stream)))
     try:
         result = pipeline.run()
     except Exception as error:
         with contextlib.suppress(OSError):
-            journal.end(config.output, plan.run_id)
+            pending.end(config.output, plan.run_id)
         raise RunError(explain(error, config.output)) from error
     job = getattr(result, "job_id", None)
     job = job() if callable(job) else job

@@ -16,26 +16,27 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from pipelines.cli.command_line import DONE, FAILED, TOO_MANY_DEAD_LETTERS
+from pipelines.cli.exits import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.cli.interrupts import told_to_stop
 from pipelines.cli.logs import announce
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.data_set import journal
+from pipelines.data_set import pending
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs import report
-from pipelines.runs.figures import report_so_far
+from pipelines.runs import progress
+from pipelines.runs.accounting import describe_stream, too_many_dead_letters, unaccounted
+from pipelines.runs.explain import explain
 from pipelines.runs.plan import Plan
-from pipelines.runs.run import describe_stream, explain, too_many_dead_letters, unaccounted
+from pipelines.runs.run_report import report_so_far
 from pipelines.runs.watchdog import Watchdog
-from pipelines.streams.adoption import Adopter
 from pipelines.streams.buffer import LoopOptions
+from pipelines.streams.committer import Adopter
 from pipelines.streams.loop import Loop, Work
 from pipelines.streams.pubsub import PubSubSource, PubSubTopic
 from pipelines.streams.sources import Source
 from pipelines.streams.stages import Stages
 from torchmoji_core.errors import RunError
 from transforms import metrics
-from transforms.topics import PubSubName
+from transforms.addresses import PubSubName
 
 IN_FLIGHT_BYTES = 64 << 20
 """Payloads of messages that are read and not yet written; what is made of them takes several times that."""
@@ -128,7 +129,7 @@ class LocalStream:
     @contextlib.contextmanager
     def _journal(self, loop: Loop) -> Iterator[None]:
         stream = describe_stream(self._plan, self._started, identity(self._stream))
-        journal.begin(self._plan.config.output, stream)
+        pending.begin(self._plan.config.output, stream)
         try:
             yield
         finally:
@@ -176,7 +177,7 @@ class LocalStream:
         if problem := unaccounted(counts):
             raise RunError(f"{problem}; this is a fault of the program, and what was not written is delivered again")
         seconds = self._clock() - self._begun
-        report.announce_summary(counts, seconds, self._plan.model.classes, self._figures)
+        progress.announce_summary(counts, seconds, self._plan.model.classes, self._figures)
         warning = too_many_dead_letters(counts, self._plan.config)
         if warning:
             announce("too_many_dead_letters", warning, level=logging.ERROR)

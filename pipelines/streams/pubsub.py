@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from pipelines.streams.sources import Received, SourceUnavailableError
 from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
+from transforms.addresses import PUBSUB
 from transforms.output.publish import to_attributes, to_messages
 from transforms.records import Message
-from transforms.topics import PUBSUB
 
 PULLED_AT_ONCE = 1000
 """The most that Pub/Sub gives at a time."""

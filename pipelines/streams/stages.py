@@ -17,7 +17,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.runs.stream_stages import message_fields
+from pipelines.runs.graph import message_fields
 from pipelines.streams.sources import Publisher
 from torchmoji_core.batching import BatchLimits, LengthBuckets
 from transforms import metrics
@@ -28,7 +28,7 @@ from transforms.output.write import DeadLetterFiles, Files, ScoreFiles
 from transforms.records import DeadLetter, Message, TokenizedTweet
 from transforms.scoring.batch import tweet_size
 from transforms.scoring.loaded_model import load_model
-from transforms.scoring.model_watch import Lookout, ModelWatch
+from transforms.scoring.model_refresh import Lookout, ModelWatch
 from transforms.scoring.score import ScoredBatch, score_batch
 from transforms.scoring.tokenize import tokenize
 

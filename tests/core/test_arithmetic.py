@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tests.processors import unused
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference import arithmetic as module
-from torchmoji_core.inference.arithmetic import (
+from torchmoji_core.inference import kernels as module
+from torchmoji_core.inference.kernels import (
     ARITHMETICS,
     INT8_STEPS,
     Arithmetic,

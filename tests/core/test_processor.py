@@ -66,7 +66,7 @@ def test_a_torch_that_cannot_list_them_is_asked_one_by_one(monkeypatch: pytest.M
 
 _CHOICES = """
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference.arithmetic import choose
+from torchmoji_core.inference.kernels import choose
 assert str(choose("int8")) == "int8 (emulated)", choose("int8")
 assert choose("auto").precision == "fp32", choose("auto")
 try:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.data_set.processes import process_key, this_process
+from pipelines.data_set.liveness import process_key, this_process
 from tests.faults.conftest import Annotator, remount
 from tests.pipelines.conftest import corpus
 

@@ -56,8 +56,8 @@ def used(directory: Path, model: str) -> int:
     code = (
         "import runpy, sys, atexit, re\n"
         "atexit.register(lambda: print('peak', re.search(r'VmPeak:\\s+(\\d+)', open('/proc/self/status').read())[1]))\n"
-        "import pipelines.cli.command_line\n"
-        "pipelines.cli.command_line.end = sys.exit\n"
+        "import pipelines.cli.exits\n"
+        "pipelines.cli.exits.end = sys.exit\n"
         "runpy.run_module('pipelines.score', run_name='__main__', alter_sys=True)"
     )
     finished = subprocess.run(

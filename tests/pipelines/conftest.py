@@ -18,7 +18,7 @@ from deltalake import DeltaTable
 from pyarrow import dataset
 
 from pipelines import annotate, compact, score, verify
-from pipelines.cli.command_line import run_command
+from pipelines.cli.exits import run_command
 from pipelines.data_set.snapshot import live_files
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle

@@ -23,7 +23,7 @@ from pipelines import score
 from pipelines.cli.annotate_options import parse
 from pipelines.data_set.recovery import remove_temporary
 from pipelines.data_set.snapshot import DataSet, live_files
-from pipelines.runs import run
+from pipelines.runs import execute
 from tests.pipelines.conftest import (
     WORDS,
     Finished,
@@ -481,7 +481,7 @@ def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
         remove(output, run_id)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "remove_temporary", interrupt)
+        patched.setattr(execute, "remove_temporary", interrupt)
         assert run_annotate().status == 130
     assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lock.json").exists()
     assert is_sound(run_verify)

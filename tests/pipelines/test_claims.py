@@ -20,18 +20,18 @@ import pytest
 
 from pipelines.cli import annotate_options
 from pipelines.cli.options import parse
-from pipelines.data_set import journal
+from pipelines.data_set import pending
 from pipelines.data_set.compaction import compact
 from pipelines.data_set.manifest import DIRECTORY, DataFile
 from pipelines.data_set.recovery import adopt, announce_run, recover
 from pipelines.data_set.snapshot import DataSet, announcement
 from pipelines.runs import annotation
+from pipelines.runs.accounting import Finished, describe_stream
 from pipelines.runs.annotation import Annotation
+from pipelines.runs.context import RunContext
 from pipelines.runs.inputs import Inputs
 from pipelines.runs.plan import ModelFacts, Plan
-from pipelines.runs.run import Finished, describe_stream
 from pipelines.runs.selection import select
-from pipelines.runs.session import Session
 from tests.object_store_server import ObjectStoreServer
 from tests.pipelines.steps import explore, gate, interleave, suspend_everywhere
 from torchmoji_core.errors import RunError
@@ -90,8 +90,8 @@ class Annotator:
         found = {path: InputFile(path, size, 5.0) for path in inputs}
         selection = select(data_set, Inputs(found, vanished=[*vanished]), config, MODEL.fingerprint, 1e9)
         plan = annotation.make_plan(config, data_set, selection, MODEL)
-        session = Session(cast(Any, None), cast(Any, None), "", {}, data_set)
-        self.run = Annotation(config, plan, session, selection)
+        context = RunContext(cast(Any, None), cast(Any, None), "", {}, data_set)
+        self.run = Annotation(config, plan, context, selection)
         self.plan = plan.with_new_run(selection.work)
         announce_run(output, self.plan.run_id)
         path = announcement(output, self.plan.run_id)
@@ -124,7 +124,7 @@ def rows(output: str) -> Counter[str]:
         assert hashlib.sha256(content).hexdigest() == file.sha256
         found.update(pq.read_table(io.BytesIO(content)).column("source").to_pylist())
     in_place = {found.path.rpartition("/")[2] for found in storage.match([f"{output}/part-*"])}
-    waiting = {entry.file.path for entry in journal.read(output).entries}
+    waiting = {entry.file.path for entry in pending.read(output).entries}
     assert in_place <= data_set.known_files | waiting, "what was not committed is gone"
     return found
 
@@ -216,11 +216,11 @@ def unless_dead(make: Callable[[], Annotator], refused: list[RunError]) -> Task:
     return commit
 
 
-def pending(output: str, *names: str) -> str:
+def put_by_stream(output: str, *names: str) -> str:
     """A stream that has put a file in place for each name."""
     config, _ = parse(["--input", "in", "--output", output, "--model", "models/tiny"])
     plan = Plan(config, (), MODEL).with_new_run(())
-    journal.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
+    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
     for name in names:
         file = put(output, plan.run_id, name)
         final, record = f"{output}/{file.path}", f"{journal_directory(output, plan.run_id)}/{name}.json"
@@ -233,14 +233,14 @@ def pending(output: str, *names: str) -> str:
 @pytest.mark.usefixtures("stepwise")
 def test_two_that_adopt_list_each_file_once(output: Callable[[], str]) -> None:
     def prepare() -> tuple[list[Task], Callable[[], None]]:
-        place = pending(output(), "x", "y")
+        place = put_by_stream(output(), "x", "y")
         data_sets = [DataSet.read(place) for _ in range(2)]
 
         def check() -> None:
             changes = DataSet.read(place).manifests
             assert [len(change.files) for change in changes] == [2]
             assert rows(place) == Counter(["x", "y"])
-            assert list(journal.pending_records(place)) == []
+            assert list(pending.pending_records(place)) == []
 
         return [lambda data_set=data_set: adopt(data_set) for data_set in data_sets], check  # type: ignore[misc]
 
@@ -250,14 +250,14 @@ def test_two_that_adopt_list_each_file_once(output: Callable[[], str]) -> None:
 @pytest.mark.usefixtures("stepwise")
 def test_files_are_merged_while_a_stream_commits(output: Callable[[], str]) -> None:
     def prepare() -> tuple[list[Task], Callable[[], None]]:
-        place = pending(output(), "x", "y")
+        place = put_by_stream(output(), "x", "y")
         adopt(DataSet.read(place))
-        pending(place, "z")
+        put_by_stream(place, "z")
         data_set = DataSet.read(place)
 
         def check() -> None:
             assert rows(place) == Counter(["x", "y", "z"])
-            assert list(journal.pending_records(place)) == []
+            assert list(pending.pending_records(place)) == []
 
         return [lambda: adopt(data_set), lambda: compact(place, 1 << 20)], check
 
@@ -293,12 +293,12 @@ def test_a_run_that_is_taken_for_dead_has_committed_or_never_will(output: Callab
 def test_a_number_that_is_free_again_is_worth_nothing(output: Callable[[], str]) -> None:
     """While one is suspended, the number that it has in mind is taken, becomes superfluous, and is deleted."""
     for steps in range(8):
-        place = pending(annotated(output(), "/a", "/b", files=2), "x")
+        place = put_by_stream(annotated(output(), "/a", "/b", files=2), "x")
 
         def meanwhile(place: str = place) -> None:
             compact(place, 1 << 20)
             DataSet.read(place).purge()
-            pending(place, "y")
+            put_by_stream(place, "y")
 
         suspended = DataSet.read(place)
         interleave([lambda suspended=suspended: adopt(suspended), meanwhile], [0] * steps + [1] * 1000)  # type: ignore[misc]
@@ -308,7 +308,7 @@ def test_a_number_that_is_free_again_is_worth_nothing(output: Callable[[], str])
 
 
 def journal_of(place: str) -> list[str]:
-    return [path.rpartition("/")[2].removesuffix(".json") for path in journal.pending_records(place)]
+    return [path.rpartition("/")[2].removesuffix(".json") for path in pending.pending_records(place)]
 
 
 # --- in an object store --------------------------------------------------------------------------------------------

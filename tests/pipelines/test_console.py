@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import score
-from pipelines.cli.command_line import run_command
+from pipelines.cli.exits import run_command
 from pipelines.cli.logs import announce, printable, set_up_logging
-from pipelines.runs.report import announce_summary
+from pipelines.runs.progress import announce_summary
 from tests.pipelines.conftest import Finished, environment, posts, write_lines
 from torchmoji_core.errors import InputError
 from transforms import metrics
@@ -34,7 +34,8 @@ SHOWN = r"x\nFORGED: done\r\x1b[2J\x9b1m\x08\u202eevil\u2066\u2028\x85\udcff\x7f
 
 PROGRAM = """
 import logging, os, sys
-from pipelines.cli.command_line import OneLineParser, end, run_command
+from pipelines.cli.parsing import OneLineParser
+from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
 
 def main(arguments):
@@ -150,7 +151,7 @@ def test_a_non_blocking_pipe_gets_all(tmp_path: Path) -> None:
 def test_a_handler_of_a_signal_may_print_in_the_middle_of_a_print() -> None:
     program = """
 import signal
-from pipelines.cli.command_line import end, run_command
+from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
 
 def main(arguments):
@@ -237,7 +238,7 @@ def test_whatever_is_said_a_value_makes_no_line(
 def test_what_nothing_can_catch_is_shown_too() -> None:
     program = """
 import threading
-from pipelines.cli.command_line import end, run_command
+from pipelines.cli.exits import end, run_command
 
 class Hostile:
     def __del__(self):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipelines import convert
-from pipelines.cli.command_line import WRONG_INPUT, run_command
+from pipelines.cli.exits import WRONG_INPUT, run_command
 from tests.tiny import SMALL, State, make_state, torch_file
 from torchmoji_core import checkpoints
 from torchmoji_core.bundle import Bundle, load_bundle

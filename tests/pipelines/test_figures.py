@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.cli.command_line import LOCK_HELD
-from pipelines.runs.figures import check_report, reported, write_report
+from pipelines.cli.exits import LOCK_HELD
+from pipelines.runs.run_report import check_report, reported, write_report
 from tests.pipelines.conftest import Finished, posts, write_lines
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import finetune
-from pipelines.cli.command_line import DONE, WRONG_INPUT, run_command
+from pipelines.cli.exits import DONE, WRONG_INPUT, run_command
 from tests.pipelines.shells import kill_while_training, shell
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import load_bundle

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cli import interrupts
-from pipelines.cli.command_line import run_command
+from pipelines.cli.exits import run_command
 from tests.pipelines.conftest import environment
 
 SLOW = 30.0
@@ -25,7 +25,7 @@ def start(code: str, directory: Path) -> subprocess.Popen[str]:
     script = (
         "import sys, threading, time\n"
         "from pipelines.cli import interrupts\n"
-        "from pipelines.cli.command_line import end, run_command\n"
+        "from pipelines.cli.exits import end, run_command\n"
         "interrupts.END_SECONDS, interrupts.LAST_SECONDS, interrupts.REPEAT_SECONDS = 1.0, 0.5, 0.2\n"
         "def ready(): print('ready', flush=True)\n"
         "def main(arguments):\n" + textwrap.indent(textwrap.dedent(code), "    ") + "\n"
@@ -142,7 +142,7 @@ def test_what_is_told_to_stop_has_time_for_it(code: str, signals: int, status: i
 
 def test_what_has_done_its_work_does_not_wait_for_threads(tmp_path: Path) -> None:
     process = start(
-        "from pipelines.cli import command_line\ncommand_line.LAST_SECONDS = 0.5\nready()\n"
+        "from pipelines.cli import exits\nexits.LAST_SECONDS = 0.5\nready()\n"
         "threading.Thread(target=time.sleep, args=(600,)).start()\nreturn 3",
         tmp_path,
     )

@@ -22,14 +22,14 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from deltalake import DeltaTable
 
 from pipelines.cli.options import parse
-from pipelines.data_set import journal
+from pipelines.data_set import pending
+from pipelines.data_set.liveness import process_key, this_process
 from pipelines.data_set.manifest import Manifest
-from pipelines.data_set.processes import process_key, this_process
 from pipelines.data_set.recovery import adopt, recover
 from pipelines.data_set.snapshot import DataSet, live_files
+from pipelines.runs.accounting import describe_stream
 from pipelines.runs.plan import Plan, check_model, check_stream
-from pipelines.runs.run import describe_stream
-from pipelines.streams.adoption import Adopter
+from pipelines.streams.committer import Adopter
 from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
@@ -86,7 +86,7 @@ def write(plan: Plan, elements: Sequence[object]) -> None:
 def stream(output: Path | str, model: str, elements: Sequence[object]) -> Plan:
     """A stream that has begun, has written so much, and goes on: it lives in this process."""
     plan = make_plan(output, model)
-    journal.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
+    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
     write(plan, elements)
     return plan
 
@@ -352,7 +352,7 @@ def test_a_stream_on_another_machine_that_shows_itself_goes_on(output: Path, mod
     edit_run(plan, process=this_process() | {"host": "another"})
     path = output / "_journal" / plan.run_id / "run.json"
     os.utime(path, (time.time() - 2 * DAY,) * 2)
-    journal.beat(str(output), plan.run_id)
+    pending.beat(str(output), plan.run_id)
     left = leave_behind(plan)
     assert run_compact().status == 0
     assert all(file.exists() for file in (path, *left))
@@ -491,11 +491,11 @@ def test_a_stream_with_other_options_is_refused_before_it_starts(
     output: Path, model: str, options: list[str], stream_options: dict[str, float], other: str, is_adopted: bool
 ) -> None:
     plan = make_plan(output, model)
-    journal.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
+    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
     if is_adopted:
         write(plan, tweets(0, 1))
         adopted(output)
-        journal.end(str(output), plan.run_id)
+        pending.end(str(output), plan.run_id)
     again = make_plan(output, model, *options)
     said = rf"another command \(other {other}\); give" if is_adopted else f"a stream with other {other}, started 20"
     with pytest.raises(InputError, match=said):

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from pipelines.data_set.liveness import process_key
 from pipelines.data_set.lock import FILE, Lock, read_lock
-from pipelines.data_set.processes import process_key
 from tests.pipelines.conftest import Finished, environment, posts, write_lines
 from torchmoji_core.errors import LockHeldError
 

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cli.command_line import run_command
+from pipelines.cli.exits import run_command
 from pipelines.cli.logs import announce, set_up_logging, wanted_format
 from pipelines.cli.redaction import redact, redact_all
 from tests.pipelines.conftest import Finished, environment, posts, write_lines

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipelines import pretrain
-from pipelines.cli.command_line import DONE, WRONG_INPUT
+from pipelines.cli.exits import DONE, WRONG_INPUT
 from tests.pipelines.conftest import Finished
 from tests.pipelines.shells import kill_while_training, shell
 from torchmoji_core.bundle import load_bundle

@@ -19,9 +19,10 @@ from pipelines import score
 from pipelines.cli.options import parse
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.accounting import reconcile
+from pipelines.runs.context import open_command, open_run
+from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
-from pipelines.runs.run import explain, reconcile
-from pipelines.runs.session import open_session, open_workshop
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import RunError
 
@@ -116,11 +117,11 @@ def test_a_file_that_arrives_between_plan_and_pipeline_waits_for_the_next_run(
     corpus(tmp_path / "in", 2, 10)
     command = ["--input", f"{tmp_path}/in/*", "--output", "out"]
     config, rest = parse([*command, "--model", model, "--progress", "off", *runner])
-    with open_workshop(config, rest) as workshop, open_session(workshop, DataSet("out")) as session:
-        plan = make_plan(config, session.data_set)
-        session.figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint)
+    with open_command(config, rest) as opened, open_run(opened, DataSet("out")) as context:
+        plan = make_plan(config, context.data_set)
+        context.figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint)
         corpus(tmp_path / "in", 1, 10, first=2)
-        assert score.run(plan, session) == 0
+        assert score.run(plan, context) == 0
     assert len(read_live(tmp_path / "out")) == 20
     assert run_verify().status == 0
     assert run_score(*command).status == 0

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.cli.command_line import FAILED, WRONG_INPUT, exit_status
-from pipelines.runs.run import explain
+from pipelines.cli.exits import FAILED, WRONG_INPUT, exit_status
+from pipelines.runs.explain import explain
 from tests.fake_pubsub import FakePubSub
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, write_lines
 from tests.streams import SUBSCRIPTION, Sender, result_files, running

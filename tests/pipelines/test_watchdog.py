@@ -48,7 +48,7 @@ def test_the_stacks_of_all_threads() -> None:
 
 HANGING = """
 import importlib, sys, time
-from pipelines.cli.command_line import end, run_command
+from pipelines.cli.exits import end, run_command
 from torchmoji_core.inference.engine import Engine
 
 def hang(self, rows):

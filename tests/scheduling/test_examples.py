@@ -17,7 +17,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.runs.figures import INPUT_STATES, write_report
+from pipelines.runs.run_report import INPUT_STATES, write_report
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "scheduling"

@@ -18,7 +18,7 @@ from apache_beam.testing import test_stream
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from tests.transforms.conftest import Ran, Run
-from transforms import AnnotateTweets, HoldOptions, Tweet, WriteDeadLetters, WriteScores
+from transforms import AnnotateTweets, BufferOptions, Tweet, WriteDeadLetters, WriteScores
 from transforms.output.commit import WrittenFile
 
 WINDOW = 60
@@ -63,7 +63,7 @@ def annotate_stream(
     stream: test_stream.TestStream,
     output: Path,
     model: str,
-    hold: HoldOptions | None,
+    buffer: BufferOptions | None,
     window: float = WINDOW,
     on_file: Callable[[WrittenFile], Any] = lambda file: file,
     **arguments: Any,
@@ -72,7 +72,7 @@ def annotate_stream(
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         tweets = pipeline | stream | beam.WindowInto(FixedWindows(window))
-        outcome = tweets | AnnotateTweets(model, timestamp=True, hold=hold, **arguments)
+        outcome = tweets | AnnotateTweets(model, timestamp=True, buffer=buffer, **arguments)
         files = outcome.results | WriteScores(str(output), "run")
         dead = outcome.dead_letters | WriteDeadLetters(str(output), "run")
         return {"batches": outcome.results, "files": files | beam.Map(on_file), "dead": dead}

@@ -16,12 +16,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from apache_beam.utils.timestamp import Timestamp
 
 from torchmoji_core.errors import InputError
+from transforms.addresses import KafkaTopic, PubSubName, parse_sink, parse_source
 from transforms.input.fields import FieldMapping, KeptField, position_id
 from transforms.input.formats import MAX_RECORD_BYTES, RAW_KEPT
 from transforms.input.messages import MessageFields, ParseMessages, parse_message, to_message
 from transforms.output.publish import to_messages
 from transforms.records import DeadLetter, Message, Tweet
-from transforms.topics import KafkaTopic, PubSubName, parse_sink, parse_source
 
 SOURCE = "pubsub://projects/my-project/subscriptions/posts"
 PUBLISHED = 1_790_000_000_000_000

@@ -29,7 +29,7 @@ from torchmoji_core.model import Dimensions, TorchMoji
 from transforms import AnnotateTweets, Tweet, WatchModels, metrics
 from transforms.options import OUTPUTS, ScoreOptions
 from transforms.scoring.loaded_model import LoadedModel, load_model, load_successor
-from transforms.scoring.model_watch import Announce, Known, Lookout, ModelWatch, find_bundles, look
+from transforms.scoring.model_refresh import Announce, Known, Lookout, ModelWatch, find_bundles, look
 
 OTHER_WORDS = [*reversed(WORDS), "zyxwv"]
 
@@ -310,10 +310,10 @@ Said = Callable[[], list[str]]
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Said:
     """What was logged of models that were refused and that took the place of others, in order."""
-    caplog.set_level(logging.INFO, "transforms.scoring.model_watch")
+    caplog.set_level(logging.INFO, "transforms.scoring.model_refresh")
 
     def messages() -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.name == "transforms.scoring.model_watch"]
+        return [record.getMessage() for record in caplog.records if record.name == "transforms.scoring.model_refresh"]
 
     return messages
 

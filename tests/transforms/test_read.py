@@ -23,9 +23,9 @@ from torchmoji_core.errors import InputError
 from transforms import metrics
 from transforms.input.fields import FieldMapping, KeptField, position_id
 from transforms.input.read import (
-    FilePart,
     InputFile,
     ReadTweets,
+    Split,
     UnreadableInput,
     _ReadParts,
     match_files,
@@ -241,7 +241,7 @@ def test_a_given_format_is_used_for_all_files(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanishes_after_it_was_found(run: Run, tmp_path: Path) -> None:
-    part = FilePart(str(tmp_path / "gone.txt"), "text", 0, 10, 10)
+    part = Split(str(tmp_path / "gone.txt"), "text", 0, 10, 10)
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         read = (
@@ -300,7 +300,7 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
 def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.input.read.PART_BYTES", 10)
     for name, kind in (("x.jsonl.gz", "jsonl"), ("x.csv", "csv")):
-        assert list(split_file(InputFile(name, 1000, 7.5), kind)) == [FilePart(name, kind, 0, None, 1000, 7.5)]
+        assert list(split_file(InputFile(name, 1000, 7.5), kind)) == [Split(name, kind, 0, None, 1000, 7.5)]
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "empty.csv", "empty.jsonl.gz"])

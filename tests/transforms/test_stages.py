@@ -16,8 +16,8 @@ from apache_beam.transforms.environments import EmbeddedPythonEnvironment
 
 from pipelines.cli.options import parse
 from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import make_plan
-from pipelines.runs.run import build_pipeline
 from tests.transforms.conftest import make_texts
 from torchmoji_core.batching import BatchLimits
 from transforms import WriteDeadLetters, WriteScores, metrics

@@ -25,10 +25,10 @@ from tests.transforms.streams import WINDOW, Row, annotate_stream, begin, files_
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
-from transforms import AnnotateTweets, HoldOptions, Tweet, WriteScores, metrics
+from transforms import AnnotateTweets, BufferOptions, Tweet, WriteScores, metrics
 from transforms.options import DEFAULT_OUTPUTS, OUTPUTS
 
-BATCH = HoldOptions(max_latency=1, shards=1, clock=runners_time)
+BATCH = BufferOptions(max_latency=1, shards=1, clock=runners_time)
 DAY = 86_400
 PORTABLE = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
@@ -129,18 +129,18 @@ def test_lengths_are_held_apart_as_far_as_asked(run: Run, model: str, tmp_path: 
     stream = begin()
     for second in range(8):
         stream = stream.add_elements([tweet(second, "rain " * (1 + 20 * (second % 2)))])
-    hold = HoldOptions(max_latency=1, shards=1, bucket_width=10, clock=runners_time)
+    buffer = BufferOptions(max_latency=1, shards=1, bucket_width=10, clock=runners_time)
     ran = annotate_stream(
-        run, stream.advance_watermark_to_infinity(), tmp_path, model, hold, limits=BatchLimits(max_rows=4)
+        run, stream.advance_watermark_to_infinity(), tmp_path, model, buffer, limits=BatchLimits(max_rows=4)
     )
     assert [batch["n_tokens"].to_pylist() for batch in ran["batches"]] in ([[1] * 4, [21] * 4], [[21] * 4, [1] * 4])
 
 
 def test_shards_share_the_tweets_equally(run: Run, model: str, tmp_path: Path) -> None:
     stream = begin().add_elements([tweet(second) for second in range(12)])
-    hold = HoldOptions(max_latency=1, shards=3, clock=runners_time)
+    buffer = BufferOptions(max_latency=1, shards=3, clock=runners_time)
     ran = annotate_stream(
-        run, stream.advance_watermark_to_infinity(), tmp_path, model, hold, limits=BatchLimits(max_rows=4)
+        run, stream.advance_watermark_to_infinity(), tmp_path, model, buffer, limits=BatchLimits(max_rows=4)
     )
     assert [len(batch) for batch in ran["batches"]] == [4, 4, 4]
 
@@ -150,35 +150,37 @@ def test_bundles_of_one_tweet_go_to_all_shards(run: Run, model: str, tmp_path: P
     stream = begin()
     for second in range(25):
         stream = stream.add_elements([tweet(second)])
-    hold = HoldOptions(max_latency=1, shards=10, clock=runners_time)
-    annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, hold, limits=BatchLimits(max_rows=13))
+    buffer = BufferOptions(max_latency=1, shards=10, clock=runners_time)
+    annotate_stream(
+        run, stream.advance_watermark_to_infinity(), tmp_path, model, buffer, limits=BatchLimits(max_rows=13)
+    )
     assert len(files_of(tmp_path)) == 1, "all went at the end"
 
 
 # --- windows -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hold", [BATCH, None], ids=["hold", "no hold"])
-def test_windows_that_close_together(hold: HoldOptions | None, run: Run, model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffer", [BATCH, None], ids=["buffer", "no buffer"])
+def test_windows_that_close_together(buffer: BufferOptions | None, run: Run, model: str, tmp_path: Path) -> None:
     """In one bundle, of which Beam's Parquet sink makes files that do not open, that have each other's rows, or that
     have lost what was in the window's file before the last batch."""
     seconds = [second for index in range(8) for second in (index, 60 + index, 3600 + index, DAY + index)]
     stream = begin().add_elements([tweet(second) for second in seconds]).advance_watermark_to(2 * DAY)
     limits = BatchLimits(max_rows=3, max_waiting=1000)
-    ran = annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, hold, limits=limits)
+    ran = annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, buffer, limits=limits)
     assert len(ran["batches"]) >= 12
     files = files_of(tmp_path)
     assert sorted(row["id"] for rows in files for row in rows) == sorted(map(str, seconds))
     assert len(files) == 4
 
 
-@pytest.mark.parametrize("hold", [BATCH, None], ids=["hold", "no hold"])
-def test_nothing_is_too_late(hold: HoldOptions | None, run: Run, model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("buffer", [BATCH, None], ids=["buffer", "no buffer"])
+def test_nothing_is_too_late(buffer: BufferOptions | None, run: Run, model: str, tmp_path: Path) -> None:
     """Years behind the watermark, or met when the watermark has reached the end."""
     stream = begin().add_elements([tweet(5000 * DAY)]).advance_watermark_to(9000 * DAY)
     for second in (1, 2, 70, 4000 * DAY):
         stream = stream.add_elements([tweet(second)]).advance_processing_time(0.1)
-    annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, hold)
+    annotate_stream(run, stream.advance_watermark_to_infinity(), tmp_path, model, buffer)
     assert sorted(row["id"] for rows in files_of(tmp_path) for row in rows) == sorted(
         f"{second:g}" for second in (5000 * DAY, 1, 2, 70, 4000 * DAY)
     )
@@ -209,7 +211,7 @@ def test_no_rows_are_shuffled_behind_the_model(model: str, tmp_path: Path) -> No
     that hold them, and names of files are."""
     pipeline = beam.Pipeline()
     tweets = pipeline | begin().add_elements([tweet(1)]) | beam.WindowInto(FixedWindows(WINDOW))
-    outcome = tweets | AnnotateTweets(model, hold=BATCH)
+    outcome = tweets | AnnotateTweets(model, buffer=BATCH)
     outcome.results | WriteScores(str(tmp_path), "run")
     transforms = pipeline.to_runner_api().components.transforms.values()
     barriers = {t.unique_name for t in transforms if t.spec.urn == common_urns.primitives.GROUP_BY_KEY.urn}
@@ -218,7 +220,7 @@ def test_no_rows_are_shuffled_behind_the_model(model: str, tmp_path: Path) -> No
     payloads = {
         t.unique_name: proto_utils.parse_Bytes(t.spec.payload, beam_runner_api_pb2.ParDoPayload) for t in par_dos
     }
-    assert [name for name, payload in payloads.items() if payload.state_specs] == ["AnnotateTweets/HoldTweets/Hold"]
+    assert [name for name, payload in payloads.items() if payload.state_specs] == ["AnnotateTweets/BufferTweets/Hold"]
 
 
 # --- the same as in batch mode ---------------------------------------------------------------------------------------
@@ -234,10 +236,10 @@ CORPUS = [
     )
 ]
 Event = tuple[str, Any]
-HOLDS = st.one_of(
+BUFFERS = st.one_of(
     st.none(),
     st.builds(
-        HoldOptions,
+        BufferOptions,
         max_latency=st.floats(0.1, 5),
         shards=st.integers(1, 3),
         bucket_width=st.sampled_from([1, 16, 100]),
@@ -277,12 +279,14 @@ def rows_by_id(output: Path) -> dict[str, Row]:
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # an example takes a second, shrinking one minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(events=EVENTS, hold=HOLDS, max_rows=st.sampled_from([1, 3, 512]))
-@example(events=[("tweets", list(range(40))), ("watermark", 500), ("tweets", list(range(40)))], hold=BATCH, max_rows=3)
-@example(events=[("tweets", [0]), ("clock", 1), ("tweets", [0]), ("watermark", 1)], hold=BATCH, max_rows=512)
+@given(events=EVENTS, buffer=BUFFERS, max_rows=st.sampled_from([1, 3, 512]))
+@example(
+    events=[("tweets", list(range(40))), ("watermark", 500), ("tweets", list(range(40)))], buffer=BATCH, max_rows=3
+)
+@example(events=[("tweets", [0]), ("clock", 1), ("tweets", [0]), ("watermark", 1)], buffer=BATCH, max_rows=512)
 def test_any_order_of_events_gives_the_rows_of_batch_mode(
     events: list[Event],
-    hold: HoldOptions | None,
+    buffer: BufferOptions | None,
     max_rows: int,
     batch_output: Path,
     run: Run,
@@ -302,7 +306,7 @@ def test_any_order_of_events_gives_the_rows_of_batch_mode(
             stream = stream.advance_processing_time(value)
     output = tmp_path_factory.mktemp("stream")
     limits = BatchLimits(max_rows=max_rows)
-    annotate_stream(run, stream.advance_watermark_to_infinity(), output, model, hold, limits=limits, outputs=OUTPUTS)
+    annotate_stream(run, stream.advance_watermark_to_infinity(), output, model, buffer, limits=limits, outputs=OUTPUTS)
     rows, batch_rows = [row for file in files_of(output) for row in file], rows_by_id(batch_output)
     assert Counter(row["id"] for row in rows) == expected
     for row in rows:
@@ -317,7 +321,7 @@ def test_a_hold_on_portable_runners(options: list[str], model: str, batch_output
     """Their timers fire at once or late, state and keys travel as bytes; the rows are the same."""
     pipeline = beam.Pipeline(options=PipelineOptions(options))
     tweets = pipeline | beam.Create(CORPUS) | beam.WindowInto(FixedWindows(WINDOW))
-    outcome = tweets | AnnotateTweets(model, timestamp=True, outputs=OUTPUTS, hold=HoldOptions())
+    outcome = tweets | AnnotateTweets(model, timestamp=True, outputs=OUTPUTS, buffer=BufferOptions())
     outcome.results | WriteScores(str(tmp_path), "run")
     result = pipeline.run()
     result.wait_until_finish()
@@ -327,7 +331,7 @@ def test_a_hold_on_portable_runners(options: list[str], model: str, batch_output
     found = result.metrics().query()["distributions"]
     distributions = {metric.key.metric.name: metric.result for metric in found}
     assert distributions[metrics.HELD_ROWS].sum == len(rows)
-    assert distributions[metrics.HOLD_WAIT].count == distributions[metrics.HELD_ROWS].count
+    assert distributions[metrics.BUFFER_WAIT].count == distributions[metrics.HELD_ROWS].count
     assert distributions[metrics.EVENT_LAG].count == len(rows)
     assert distributions[metrics.EVENT_LAG].min > 50 * 365 * DAY * 1000, "of the seventies"
 
@@ -345,12 +349,12 @@ def test_how_long_tweets_are_held_and_how_many(run: Run, model: str) -> None:
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         tweets = pipeline | beam.Create([tweet(second) for second in range(5)], reshuffle=False)
-        outcome = tweets | AnnotateTweets(model, hold=HoldOptions(shards=1, clock=ticking))
+        outcome = tweets | AnnotateTweets(model, buffer=BufferOptions(shards=1, clock=ticking))
         return {"batches": outcome.results}
 
     ran = run(build)
     assert [len(batch) for batch in ran["batches"]] == [5]
-    wait = ran.distributions[metrics.HOLD_WAIT]
+    wait = ran.distributions[metrics.BUFFER_WAIT]
     assert wait.count == 1
     assert wait.min == 1000
     rows = ran.distributions[metrics.HELD_ROWS]
@@ -372,10 +376,10 @@ def test_how_long_tweets_are_held_and_how_many(run: Run, model: str) -> None:
 )
 def test_options_are_checked_when_the_pipeline_is_built(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        HoldOptions(**arguments)
+        BufferOptions(**arguments)
 
 
 def test_windows_that_a_timestamp_does_not_tell_are_refused() -> None:
     tweets = beam.Pipeline() | beam.Create(CORPUS) | beam.WindowInto(SlidingWindows(60, 30))
     with pytest.raises(InputError, match="held in FixedWindows or GlobalWindows, not in SlidingWindows"):
-        tweets | AnnotateTweets("unused", hold=HoldOptions())
+        tweets | AnnotateTweets("unused", buffer=BufferOptions())

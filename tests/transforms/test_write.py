@@ -42,7 +42,7 @@ from torchmoji_core.errors import InputError, RunError
 from transforms import WriteDeadLetters, WriteScores, metrics
 from transforms.options import OUTPUTS, PARTITION_COLUMN, ScoreOptions
 from transforms.output.commit import WrittenFile, commit, committed_files, latencies
-from transforms.output.parts import BYTES_PER_BATCH, ParquetPart, _add_event_times
+from transforms.output.file_writers import BYTES_PER_BATCH, ParquetFileWriter, _add_event_times
 from transforms.output.write import MAX_OPEN_FILES, ScoreFiles, window_directory
 from transforms.records import DeadLetter, Tweet
 from transforms.scoring.score import _RecordBatchHandler
@@ -268,7 +268,7 @@ def test_many_partitions_with_a_few_rows_wait_in_memory_up_to_a_bound(
     rows = [(f"{index:05}", f"key={index % 40}") for index in range(8000)]
     for first in range(0, len(rows), 50):
         files.write(partitioned(rows[first : first + 50]), GlobalWindow())
-        assert sum(part.waiting_bytes for part in files._parts.values()) <= 40 * BYTES_PER_BATCH + 20_000
+        assert sum(part.waiting_bytes for part in files._writers.values()) <= 40 * BYTES_PER_BATCH + 20_000
     for _, file in files.close():
         commit(file)
     assert rows_of(tmp_path) == rows
@@ -602,7 +602,7 @@ def test_small_batches_that_wait_take_little_memory(
     files = ScoreFiles(str(tmp_path), "run", 100_000, 4096)
     for index in range(400):
         files.write(timed_batch([index]), IntervalWindow(index % windows, 1000))
-        waiting = [part._waiting for part in files._parts.values() if isinstance(part, ParquetPart)]
+        waiting = [part._waiting for part in files._writers.values() if isinstance(part, ParquetFileWriter)]
         assert sum(map(len, waiting)) <= 100
     closed = [file for _, file in files.close()]
     assert sum(file.rows for file in closed) == 400

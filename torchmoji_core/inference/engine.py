@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchmoji_core.inference.arithmetic import choose
+from torchmoji_core.inference.kernels import choose
 from torchmoji_core.inference.network import Direction, Layer, Network, compiled
 from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid
 from torchmoji_core.model import dimensions_of

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from torchmoji_core.errors import raise_shortage
-from torchmoji_core.inference.arithmetic import Encoding, Weight
+from torchmoji_core.inference.kernels import Encoding, Weight
 
 _LOGGER = logging.getLogger(__name__)
 

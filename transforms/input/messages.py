@@ -12,6 +12,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms import metrics
+from transforms.addresses import KafkaTopic, Source
 from transforms.input.fields import (
     FieldError,
     FieldMapping,
@@ -24,7 +25,6 @@ from transforms.input.fields import (
 )
 from transforms.input.formats import MAX_RECORD_BYTES, RAW_KEPT, Damage, parse_line
 from transforms.records import DeadLetter, Message, Outcome, Tweet
-from transforms.topics import KafkaTopic, Source
 
 FUTURE_SECONDS = 86_400.0
 """By how much an event may come after its message: clocks differ, but a window that never comes would hold its tweet

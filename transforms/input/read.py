@@ -64,7 +64,7 @@ class InputFile(NamedTuple):
     """As of `listing.FileFacts`: what is read must be of it."""
 
 
-class FilePart(NamedTuple):
+class Split(NamedTuple):
     """A part of a file that one worker reads: bytes [start, end) of text, rows [start, end) of Parquet."""
 
     path: str
@@ -146,7 +146,7 @@ def match_files(patterns: Sequence[str]) -> list[InputFile]:
     return [found[path] for path in sorted(found)]
 
 
-def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
+def split_file(file: InputFile, kind: str) -> Iterator[Split]:
     """Cut a file into parts that can be read in parallel.
 
     Raises:
@@ -161,13 +161,13 @@ def split_file(file: InputFile, kind: str) -> Iterator[FilePart]:
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
             end = min(start + step, rows)
-            yield FilePart(path, kind, start, end, size * (end - start) // rows, modified, version)
+            yield Split(path, kind, start, end, size * (end - start) // rows, modified, version)
     elif is_splittable(path, kind):
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield FilePart(path, kind, start, end, end - start, modified, version)
+            yield Split(path, kind, start, end, end - start, modified, version)
     else:
-        yield FilePart(path, kind, 0, None, size, modified, version)
+        yield Split(path, kind, 0, None, size, modified, version)
 
 
 class ReadTweets(beam.PTransform):
@@ -273,7 +273,7 @@ class _SplitFiles(beam.DoFn):
     def __init__(self, format: str | None, strict: bool) -> None:
         self._format, self._strict = format, strict
 
-    def process(self, file: InputFile) -> Iterator[FilePart | beam.pvalue.TaggedOutput]:
+    def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
         try:
             kind = resolve_format(file.path, self._format)
             if storage.is_local(file.path):
@@ -296,7 +296,7 @@ class _ReadParts(beam.DoFn):
     def setup(self) -> None:
         self._progress = metrics.Progress(self._progress_directory)
 
-    def process(self, part: FilePart) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
+    def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
         read = metrics.counter(metrics.READ)
         try:
             with storage.open_listed(part.path, part.version) as file:

@@ -13,8 +13,8 @@ import apache_beam as beam
 import pyarrow as pa
 
 from transforms import metrics
+from transforms.addresses import KafkaTopic, Source
 from transforms.options import PARTITION_COLUMN
-from transforms.topics import KafkaTopic, Source
 
 LEFT_OUT = ("text", "probabilities", "embedding", "attention", PARTITION_COLUMN)
 """Who listens to a topic wants to be told, not to be sent kilobytes a row; they are in the files, under the same id."""

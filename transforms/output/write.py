@@ -32,7 +32,13 @@ from transforms.output.commit import (
     committed_directory,
     journal_directory,
 )
-from transforms.output.parts import ROWS_PER_GROUP, Background, JsonLinesPart, ParquetPart, Part
+from transforms.output.file_writers import (
+    ROWS_PER_GROUP,
+    Background,
+    FileWriter,
+    JsonLinesFileWriter,
+    ParquetFileWriter,
+)
 from transforms.records import DeadLetter
 from transforms.storage import files as storage
 
@@ -68,7 +74,7 @@ class WriteScores(beam.PTransform):
         measure_latency: whether the column timestamp is of events that have just happened, as in streaming runs; then
             the time from each to its file being in place goes to the distribution `metrics.LATENCY`.
         journal: whether the records of files go to the journal, to be adopted while the run goes on
-            (`pipelines.data_set.journal`), since an endless run has no end at which they could be listed.
+            (`pipelines.data_set.pending`), since an endless run has no end at which they could be listed.
 
         Raises:
             InputError: if a number of rows is below 1.
@@ -149,13 +155,13 @@ class Files:
         self._output, self._run_id, self._rows_per_file = output, run_id, rows_per_file
         self._records = (journal_directory if journal else committed_directory)(output, run_id)
         # In the order of their last use.
-        self._parts: dict[_Key, Part] = {}
+        self._writers: dict[_Key, FileWriter] = {}
         self._closed: list[tuple[Any, WrittenFile]] = []
         scheme_has_rename = storage.can_rename(output)
         self._max_open = MAX_OPEN_FILES if scheme_has_rename else MAX_OPEN_UPLOADS
         self._temporary = f"{output}/{TEMPORARY}/{run_id}" if scheme_has_rename else None
 
-    def open_part(self, temporary: str, final: str, element: Any) -> Part:
+    def open_writer(self, temporary: str, final: str, element: Any) -> FileWriter:
         raise NotImplementedError
 
     def partitions(self, element: Any) -> Iterable[tuple[str, Any]]:
@@ -179,24 +185,24 @@ class Files:
         schema = self.schema(element)
         for partition, rows in self.partitions(element):
             self._write(_Key(window, partition, schema), rows)
-        while sum(part.waiting_bytes for part in self._parts.values()) > WAITING_BYTES:
-            max(self._parts.values(), key=lambda part: part.waiting_bytes).shrink()
-        opened = [key for key, part in self._parts.items() if part.is_open]
+        while sum(writer.waiting_bytes for writer in self._writers.values()) > WAITING_BYTES:
+            max(self._writers.values(), key=lambda writer: writer.waiting_bytes).shrink()
+        opened = [key for key, writer in self._writers.items() if writer.is_open]
         for key in opened[: max(0, len(opened) - self._max_open)]:
             self._close(key)
 
     def _write(self, key: _Key, element: Any) -> None:
         while element is not None:
-            part = self._parts.pop(key, None)
-            if part is None:
+            writer = self._writers.pop(key, None)
+            if writer is None:
                 unique = f"{self._run_id}-{uuid.uuid4().hex[:12]}{self.suffix}"
                 directories = (self._output, self.directory, window_directory(key.window), key.partition)
                 final = "/".join(name for name in (*directories, f"part-{unique}") if name)
-                part = self.open_part(f"{self._temporary}/{unique}" if self._temporary else final, final, element)
-            self._parts[key] = part
-            first, element = self.split(element, self._rows_per_file - part.rows)
-            part.write(first)
-            if part.rows >= self._rows_per_file:
+                writer = self.open_writer(f"{self._temporary}/{unique}" if self._temporary else final, final, element)
+            self._writers[key] = writer
+            first, element = self.split(element, self._rows_per_file - writer.rows)
+            writer.write(first)
+            if writer.rows >= self._rows_per_file:
                 self._close(key)
 
     def close(self) -> list[tuple[Any, WrittenFile]]:
@@ -205,35 +211,35 @@ class Files:
         Raises:
             RunError, OSError: if a file cannot be written.
         """
-        for key in list(self._parts):
+        for key in list(self._writers):
             self._close(key)
         # All at once, which takes little longer than one, and before any can get its name.
         storage.sync(file.temporary for _, file in self._closed)
         return self._closed
 
     def _close(self, key: _Key) -> None:
-        part = self._parts.pop(key)
-        part.close()
-        written = part.file.bytes_
+        writer = self._writers.pop(key)
+        writer.close()
+        written = writer.file.bytes_
         try:
-            size = storage.size(part.temporary)
+            size = storage.size(writer.temporary)
         except OSError as error:
             raise RunError(
-                f"{part.temporary} is gone before it could be renamed; was the output removed while running?"
+                f"{writer.temporary} is gone before it could be renamed; was the output removed while running?"
             ) from error
         if size != written:
-            raise RunError(f"{part.temporary} has {size} bytes, but {written} were written; is the disk full?")
+            raise RunError(f"{writer.temporary} has {size} bytes, but {written} were written; is the disk full?")
         file = WrittenFile(
-            temporary=part.temporary,
-            final=part.final,
-            record=f"{self._records}/{part.final.rpartition('/')[2]}.json",
-            rows=part.rows,
+            temporary=writer.temporary,
+            final=writer.final,
+            record=f"{self._records}/{writer.final.rpartition('/')[2]}.json",
+            rows=writer.rows,
             bytes_=written,
-            sha256=part.file.sha256,
-            sources=dict(part.sources),
-            event_times=part.event_times,
-            empty=part.empty,
-            model=part.model,
+            sha256=writer.file.sha256,
+            sources=dict(writer.sources),
+            event_times=writer.event_times,
+            empty=writer.empty,
+            model=writer.model,
         )
         self._closed.append((key.window, file))
 
@@ -276,8 +282,8 @@ class ScoreFiles(Files):
         finally:
             self._background.shutdown()
 
-    def open_part(self, temporary: str, final: str, element: pa.RecordBatch) -> Part:
-        return ParquetPart(temporary, final, element.schema, self._rows_per_group, self._background)
+    def open_writer(self, temporary: str, final: str, element: pa.RecordBatch) -> FileWriter:
+        return ParquetFileWriter(temporary, final, element.schema, self._rows_per_group, self._background)
 
     def partitions(self, element: pa.RecordBatch) -> Iterable[tuple[str, pa.RecordBatch]]:
         if PARTITION_COLUMN not in element.schema.names:
@@ -310,8 +316,8 @@ class DeadLetterFiles(Files):
     def __init__(self, output: str, run_id: str, journal: bool = False) -> None:
         super().__init__(output, run_id, ROWS_PER_FILE, journal)
 
-    def open_part(self, temporary: str, final: str, element: DeadLetter) -> Part:
-        return JsonLinesPart(temporary, final)
+    def open_writer(self, temporary: str, final: str, element: DeadLetter) -> FileWriter:
+        return JsonLinesFileWriter(temporary, final)
 
     def split(self, element: DeadLetter, rows: int) -> tuple[DeadLetter, None]:
         return element, None

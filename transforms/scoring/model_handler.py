@@ -17,7 +17,7 @@ from transforms import metrics
 from transforms.options import ScoreOptions
 from transforms.records import TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import LoadedModel
-from transforms.scoring.model_watch import SwappingHandler
+from transforms.scoring.model_refresh import SwappingHandler
 
 
 class Prediction(TypedDict):

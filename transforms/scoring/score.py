@@ -20,7 +20,7 @@ from transforms import metrics
 from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import LoadedModel
-from transforms.scoring.model_watch import ModelUpdates, SwappingHandler
+from transforms.scoring.model_refresh import ModelUpdates, SwappingHandler
 from transforms.scoring.tokenize import tokenize
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from pipelines.cli.options import ScoreConfig, parse
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.runs.stream_stages import message_fields
+from pipelines.runs.graph import message_fields
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.loop import Loop
 from pipelines.streams.stages import Stages
@@ -35,7 +35,7 @@ from tests.pipelines.streams.parts import Clock, ListSource, until
 from tests.tiny import tiny_bundle
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
-from transforms import AnnotateTweets, HoldOptions, ParseMessages, WriteDeadLetters, WriteScores, metrics
+from transforms import AnnotateTweets, BufferOptions, ParseMessages, WriteDeadLetters, WriteScores, metrics
 from transforms.input.messages import parse_message
 from transforms.options import OUTPUTS
 from transforms.records import DeadLetter, Message, TokenizedTweet
@@ -122,7 +122,9 @@ def run_graph(config: ScoreConfig, stream: StreamOptions, bundles: Sequence[Sequ
     messages = pipeline | events.advance_watermark_to_infinity()
     parsed = messages | ParseMessages(SOURCE, message_fields(config, stream))
     tweets = parsed.results | beam.WindowInto(FixedWindows(stream.window))
-    scored = tweets | AnnotateTweets(**vars(config.score) | {"hold": HoldOptions(stream.max_latency, stream.shards)})
+    scored = tweets | AnnotateTweets(
+        **vars(config.score) | {"buffer": BufferOptions(stream.max_latency, stream.shards)}
+    )
     scored.results | WriteScores(config.output, "run", journal=True)
     (*parsed.dead_letters, *scored.dead_letters) | WriteDeadLetters(config.output, "run", journal=True)
     pipeline.run().wait_until_finish()
@@ -154,7 +156,7 @@ def test_loop_graph_and_batch_give_equal_rows(model: str, batch_rows: dict[str, 
     assert counts[metrics.SCORED] + counts[metrics.EMPTY] == counts[metrics.ROWS_WRITTEN] == len(batch_rows)
     figures = loop.tally.figures()
     assert figures["latency_ms_count"] == figures["event_lag_ms_count"] == len(batch_rows)
-    assert figures["held_rows_count"] == figures["hold_wait_ms_count"] and figures["held_rows_max"] <= len(MESSAGES)
+    assert figures["held_rows_count"] == figures["buffer_wait_ms_count"] and figures["held_rows_max"] <= len(MESSAGES)
 
 
 @pytest.fixture(scope="module")

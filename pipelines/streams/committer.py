@@ -7,7 +7,7 @@ import logging
 import time
 
 from pipelines.cli.logs import announce
-from pipelines.data_set import journal
+from pipelines.data_set import pending
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
 from pipelines.data_set.manifest import Manifest
 from pipelines.data_set.recovery import adopt, recover
@@ -32,7 +32,7 @@ class Adopter:
         lock_seconds: see `Lock`.
         """
         self._data_set, self._run_id, self._lock_seconds = data_set, run_id, lock_seconds
-        self._next_beat = time.monotonic() + journal.BEAT_SECONDS
+        self._next_beat = time.monotonic() + pending.BEAT_SECONDS
         self._log_is_due, self._next_log = False, 0.0
         self._has_recovered = False
         """Whether what streams have left that died before was looked for; once is enough."""
@@ -58,16 +58,16 @@ class Adopter:
         """
         committed = self._adopt(is_last=True)
         if has_ended:
-            journal.end(self._data_set.output, self._run_id)
+            pending.end(self._data_set.output, self._run_id)
         return committed
 
     def _adopt(self, is_last: bool) -> list[Manifest]:
         output = self._data_set.output
         if time.monotonic() >= self._next_beat:
-            journal.beat(output, self._run_id)
-            self._next_beat = time.monotonic() + journal.BEAT_SECONDS
+            pending.beat(output, self._run_id)
+            self._next_beat = time.monotonic() + pending.BEAT_SECONDS
         log_is_due = self._log_is_due and (is_last or time.monotonic() >= self._next_log)
-        if self._has_recovered and not log_is_due and next(journal.pending_records(output), None) is None:
+        if self._has_recovered and not log_is_due and next(pending.pending_records(output), None) is None:
             return []
         committed: list[Manifest] = []
         if not self._has_recovered:

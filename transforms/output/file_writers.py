@@ -27,7 +27,7 @@ BYTES_PER_BATCH = 12 << 10
 """What a record batch takes in memory besides its content, however few its rows are. Arrow does not count it."""
 
 
-class Part(ABC):
+class FileWriter(ABC):
     """One file being written. It is opened when there is something to write."""
 
     def __init__(self, temporary: str, final: str) -> None:
@@ -130,7 +130,7 @@ class Background:
         self._thread.shutdown()
 
 
-class ParquetPart(Part):
+class ParquetFileWriter(FileWriter):
     """A Parquet file being written, one row group at a time."""
 
     def __init__(
@@ -234,7 +234,7 @@ def _add_event_times(event_times: dict[str, int], column: pa.Array) -> dict[str,
     }
 
 
-class JsonLinesPart(Part):
+class JsonLinesFileWriter(FileWriter):
     """A file of dead letters being written, one line each."""
 
     def write(self, element: DeadLetter) -> None:

@@ -1,8 +1,9 @@
-"""What a pipeline of messages has that one of files has not, from the options of the command line."""
+"""The whole job as a graph of Beam's, from the options of the command line: files or messages in, files out."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import socket
 from typing import Any
@@ -13,12 +14,58 @@ from apache_beam.utils.timestamp import Duration
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
-from torchmoji_core.errors import InputError, first_line
+from pipelines.runs.plan import Plan
+from torchmoji_core.errors import (
+    InputError,
+    first_line,
+)
+from transforms import AnnotateTweets, BufferOptions, ReadTweets, WriteDeadLetters, WriteScores
+from transforms.addresses import KafkaTopic
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
 from transforms.output.publish import PublishScores
 from transforms.records import Outcome
-from transforms.scoring.model_watch import ModelUpdates, WatchModels
-from transforms.topics import KafkaTopic
+from transforms.scoring.model_refresh import ModelUpdates, WatchModels
+
+
+def build_pipeline(
+    pipeline: beam.Pipeline,
+    plan: Plan,
+    progress: str | None = None,
+) -> None:
+    """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
+
+    Endless input differs in its source and its windows, in what holds tweets until there are enough for a batch, and in
+    that what is written goes to the journal, for there is no end at which it could be committed.
+
+    Args:
+        pipeline: an empty one.
+        plan: what to do.
+        progress: directory of `metrics.Progress`.
+
+    Raises:
+        InputError: if a source or sink cannot be used.
+    """
+    config, stream = plan.config, plan.config.stream
+    for_streams: dict[str, Any] = {}
+    if stream is None:
+        read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.format, config.fields, progress, plan.strict)
+    else:
+        read = read_messages(pipeline, config, stream)
+        for_streams = {
+            "buffer": BufferOptions(stream.max_latency, stream.shards),
+            "model_updates": model_updates(pipeline, config, stream),
+        }
+    score = dataclasses.replace(config.score, progress=progress)
+    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(options=score, limits=config.limits, **for_streams)
+    is_stream = stream is not None
+    annotated.results | "WriteScores" >> WriteScores(
+        config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
+    )
+    dead = (*read.dead_letters, *annotated.dead_letters)
+    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    if stream is not None and stream.publish is not None:
+        annotated.results | "PublishScores" >> publish_scores(stream)
+
 
 JAR_SECONDS = 60.0
 

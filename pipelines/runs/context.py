@@ -16,15 +16,15 @@ from pipelines.cli.options import ScoreConfig
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
 from pipelines.data_set.recovery import recover
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs.figures import reported
+from pipelines.runs.run_report import reported
 from pipelines.runs.runners import make_runner, pipeline_options
 from torchmoji_core.errors import InputError, RunError
 
 WORKER_LOG = "workers.log"
 
 
-class Workshop(NamedTuple):
-    """What a scoring command has before it takes the lock. See `open_workshop`."""
+class CommandContext(NamedTuple):
+    """What a scoring command has before it takes the lock. See `open_command`."""
 
     runner: PipelineRunner
     options: PipelineOptions
@@ -34,8 +34,8 @@ class Workshop(NamedTuple):
     """For the report."""
 
 
-class Session(NamedTuple):
-    """And while it holds the lock. See `open_session`."""
+class RunContext(NamedTuple):
+    """And while it holds the lock. See `open_run`."""
 
     runner: PipelineRunner
     options: PipelineOptions
@@ -46,7 +46,7 @@ class Session(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
+def open_command(config: ScoreConfig, rest: list[str]) -> Iterator[CommandContext]:
     """Check options and runner, and report how the block ends.
 
     Args:
@@ -63,15 +63,15 @@ def open_workshop(config: ScoreConfig, rest: list[str]) -> Iterator[Workshop]:
         # An interrupted run has threads that still write there.
         tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
     ):
-        yield Workshop(make_runner(config, f"{scratch}/{WORKER_LOG}"), options, scratch, figures)
+        yield CommandContext(make_runner(config, f"{scratch}/{WORKER_LOG}"), options, scratch, figures)
 
 
 @contextlib.contextmanager
-def open_session(workshop: Workshop, data_set: DataSet, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[Session]:
+def open_run(command: CommandContext, data_set: DataSet, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[RunContext]:
     """Take the lock of the output, and read what is there; give the lock back at the end.
 
     Args:
-        workshop: what the command has already.
+        command: what the command has already.
         data_set: what it knows of the output, to be brought up to date.
         lock_seconds: see `Lock`.
 
@@ -83,7 +83,7 @@ def open_session(workshop: Workshop, data_set: DataSet, lock_seconds: float = DE
         data_set.refresh()
         recover(data_set)
         try:
-            yield Session(*workshop, data_set)
+            yield RunContext(*command, data_set)
         except KeyboardInterrupt:
             heed_interrupt()
             # The interrupt may have come anywhere, in the middle of cleaning up too.

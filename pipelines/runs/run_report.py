@@ -20,7 +20,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
-from pipelines.cli.command_line import DONE, LOCK_HELD, exit_status
+from pipelines.cli.exits import DONE, LOCK_HELD, exit_status
 from pipelines.cli.logs import printable
 from pipelines.cli.redaction import redact_all
 from torchmoji_core import durable
@@ -61,7 +61,7 @@ _STREAM_GAUGES = {
     "latency_ms_mean": (f"{_STREAM}_latency_mean_seconds", "From a row's time to its file being in place.", 1e-3),
     "latency_ms_max": (f"{_STREAM}_latency_max_seconds", "The longest of those times.", 1e-3),
     "event_lag_ms_mean": (f"{_STREAM}_event_lag_mean_seconds", "From a tweet's time to its arrival.", 1e-3),
-    "hold_wait_ms_mean": (f"{_STREAM}_hold_wait_mean_seconds", "How long tweets were held for a batch.", 1e-3),
+    "buffer_wait_ms_mean": (f"{_STREAM}_buffer_wait_mean_seconds", "How long tweets were held for a batch.", 1e-3),
     "batch_rows_mean": (f"{_STREAM}_batch_mean_rows", "How full the model's batches were.", 1.0),
     "model_swaps": (f"{_STREAM}_model_swaps", "Models that took the place of another.", 1.0),
     "models_refused": (f"{_STREAM}_models_refused", "Bundles that were found and not taken.", 1.0),

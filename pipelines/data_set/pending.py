@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.data_set import lock, manifest
+from pipelines.data_set.liveness import is_gone
 from pipelines.data_set.manifest import DataFile, Model
-from pipelines.data_set.processes import is_gone
 from torchmoji_core.errors import InputError
 from transforms.output.commit import DEAD_LETTERS, JOURNAL, TEMPORARY, WrittenFile, journal_directory
 from transforms.storage import files as storage

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from pipelines.data_set import journal
+from pipelines.data_set import pending
 from pipelines.data_set.lock import is_living, read_lock
 from pipelines.data_set.recovery import delete_unlisted, recover
 from pipelines.data_set.snapshot import DataSet, unlisted_files, written_files
@@ -39,7 +39,7 @@ def clean(output: str, older_than: float) -> list[str]:
 
 def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_than: float) -> list[str]:
     """Delete unlisted and retired files, and superfluous manifests, of some age."""
-    streams = journal.read(data_set.output)
+    streams = pending.read(data_set.output)
     waiting = {entry.file.path for entry in streams.entries}
     now = time.time()
     old = [
@@ -77,7 +77,7 @@ def free_space(output: str, older_than: float) -> list[str]:
     holder = read_lock(output)
     if holder is not None and is_living(holder):
         return []  # the lock will say whose it is
-    streams_before = journal.read(output)
+    streams_before = pending.read(output)
     data_set = DataSet.read(output)
     known = data_set.known_files | {entry.file.path for entry in streams_before.entries}
     unlisted = {path: modified for path, modified in found.items() if path not in known}

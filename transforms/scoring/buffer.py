@@ -1,4 +1,4 @@
-"""HoldTweets: what lets an endless trickle be scored in batches.
+"""BufferTweets: what lets an endless trickle be scored in batches.
 
 A stateful stage in front of `BatchByLength`, for runners whose bundles are of a few tweets. It holds tweets across
 bundles, then lets many of them go in one. Where bundles are large it is not needed, and `AnnotateTweets` leaves it out.
@@ -36,7 +36,7 @@ _Keyed = tuple[bytes, _Block]
 
 
 @dataclass(frozen=True)
-class HoldOptions:
+class BufferOptions:
     """When held tweets go on to the model."""
 
     max_latency: float = 1.0
@@ -60,14 +60,14 @@ class HoldOptions:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
-class HoldTweets(beam.PTransform):
+class BufferTweets(beam.PTransform):
     """Hold tweets until there are enough for a batch. Every tweet comes out once.
 
     Timestamps and windows come out as they went in, and no tweet is too late: state and timers are in the global
     window, where Beam drops nothing. What is held under one key is bounded by `limits`; the order is not kept.
     """
 
-    def __init__(self, options: HoldOptions = HoldOptions(), limits: BatchLimits = BatchLimits()) -> None:  # noqa: B008
+    def __init__(self, options: BufferOptions = BufferOptions(), limits: BatchLimits = BatchLimits()) -> None:  # noqa: B008
         """Args:
         options: when tweets go on.
         limits: of a batch, and of what is held under one key.
@@ -99,7 +99,7 @@ class _Key(beam.DoFn):
     Those of one key go on together, in a block: to read and write state costs far more than to look at a tweet.
     """
 
-    def __init__(self, options: HoldOptions, limits: BatchLimits) -> None:
+    def __init__(self, options: BufferOptions, limits: BatchLimits) -> None:
         self._options, self._limits = options, limits
 
     def start_bundle(self) -> None:
@@ -151,7 +151,7 @@ class _Hold(beam.DoFn):
     CLOCK = TimerSpec("clock", TimeDomain.REAL_TIME)
     WATERMARK = TimerSpec("watermark", TimeDomain.WATERMARK)
 
-    def __init__(self, options: HoldOptions, limits: BatchLimits) -> None:
+    def __init__(self, options: BufferOptions, limits: BatchLimits) -> None:
         self._options, self._limits = options, limits
 
     def process(
@@ -206,6 +206,6 @@ class _Hold(beam.DoFn):
         released = [*itertools.chain.from_iterable(blocks.read()), *arrived]
         blocks.clear()
         metrics.distribution(metrics.HELD_ROWS).update(len(released))
-        metrics.distribution(metrics.HOLD_WAIT).update(round(1000 * (self._options.clock() - held.since)))
+        metrics.distribution(metrics.BUFFER_WAIT).update(round(1000 * (self._options.clock() - held.since)))
         for tweet, timestamp in released:
             yield TimestampedValue(tweet, Timestamp(micros=timestamp))

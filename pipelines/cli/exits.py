@@ -1,0 +1,107 @@
+"""How commands end: exit statuses, and errors in one line. Imports no Beam."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+from pipelines.cli import console
+from pipelines.cli.interrupts import INTERRUPTED, interruptible
+from pipelines.cli.logs import announce, set_up_logging, wanted_format
+from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, first_line, is_outage, shortage_of
+
+DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LOCK_HELD, COULD_NOT_TELL = range(6)
+LAST_SECONDS = 10.0
+"""For what threads still do when a command has done its work; then the process ends without them."""
+
+
+def run_command(main: Callable[[list[str]], int]) -> int:
+    """Run a command's main; a user's mistake ends in one line on standard error and an exit status.
+
+    SIGTERM, SIGINT and SIGHUP end it within seconds (`interrupts`).
+
+    Returns:
+        main's status, or the `exit_status` of its error; 141 if a dry run's output had no reader.
+    """
+    console.secure_streams()
+    arguments = sys.argv[1:]
+    set_up_logging(wanted_format(arguments))
+    try:
+        with interruptible():
+            return told(main(arguments), is_all="--dry_run" in arguments)
+    except InputError as error:
+        status = exit_status(error)
+        event = "error" if status == WRONG_INPUT else "failed"
+        announce(event, f"{event}: {error}", level=logging.ERROR)
+        return status
+    except LockHeldError as error:
+        announce("lock_held", f"not started: {error}", level=logging.WARNING)
+        return exit_status(error)
+    except KeyboardInterrupt as error:
+        announce("interrupted", "interrupted", level=logging.ERROR)
+        return exit_status(error)
+    except Exception as error:
+        reason = failure(error)
+        if reason is not None:
+            announce("failed", f"failed: {reason}", level=logging.ERROR)
+        else:
+            announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
+        return exit_status(error)
+
+
+def told(status: int, is_all: bool) -> int:
+    """The exit status of what has succeeded, after a word on output that was lost.
+
+    Args:
+        status: of the work.
+        is_all: whether the output is all there is of it.
+    """
+    if is_all and status == DONE and console.is_unread():
+        return console.BROKEN_PIPE
+    fault = console.lost_output(sys.stdout)
+    if fault is not None and fault.errno != errno.EPIPE:
+        announce("output_lost", f"not all could be written to standard output: {fault.strerror}", level=logging.WARNING)
+    return status
+
+
+def failure(error: Exception) -> str | None:
+    """What has failed, in one line, if the same may succeed another time; None for wrong options and our own faults.
+
+    A store or disk may fail at any point, and a machine run short.
+    """
+    if exit_status(error) != FAILED:
+        return None
+    shortage = None if isinstance(error, TorchMojiError) else shortage_of(error)
+    if isinstance(error, TorchMojiError | OSError):
+        return f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
+    return f"{shortage.what}; {shortage.remedy}" if shortage else None
+
+
+def exit_status(error: BaseException) -> int:
+    """2 for wrong options or input, 4 where another run writes, 130 when interrupted, 1 for everything else.
+
+    A file or model that cannot be read for lack of memory, or because a store is down, is not wrong: trying again may
+    help.
+    """
+    if isinstance(error, InputError):
+        return FAILED if is_outage(error) or shortage_of(error) is not None else WRONG_INPUT
+    if isinstance(error, LockHeldError):
+        return LOCK_HELD
+    return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
+
+
+def end(status: int) -> NoReturn:
+    """End the process. After a run that did not come to its end, threads of Beam may wait for ever; so not for them."""
+    for stream in (sys.stdout, sys.stderr):
+        console.lost_output(stream)
+    if status in (FAILED, INTERRUPTED):
+        os._exit(status)
+    last = threading.Timer(LAST_SECONDS, os._exit, (status,))
+    last.daemon = True
+    last.start()
+    sys.exit(status)

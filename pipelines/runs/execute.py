@@ -1,0 +1,150 @@
+"""One bounded run of the pipeline: run it, account for every record, make its files results or remove them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import apache_beam as beam
+
+from pipelines.cli.interrupts import heed_interrupt
+from pipelines.data_set.manifest import Manifest
+from pipelines.data_set.recovery import announce_run, discard_run, remove_temporary
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs import progress
+from pipelines.runs.accounting import Finished, data_file, is_dead, reconcile
+from pipelines.runs.context import WORKER_LOG, RunContext
+from pipelines.runs.explain import explain
+from pipelines.runs.graph import build_pipeline
+from pipelines.runs.plan import Plan
+from pipelines.runs.watchdog import Watchdog
+from torchmoji_core.errors import (
+    RunError,
+    TorchMojiError,
+)
+from transforms import metrics
+from transforms.input.read import UnreadableInput, unreadable_path
+from transforms.output.commit import committed_files
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def execute(plan: Plan, context: RunContext) -> Finished:
+    """Run a plan to its end and account for every record.
+
+    Args:
+        plan: what to do.
+        context: where.
+
+    Raises:
+        RunError: if the run fails, or its counts do not add up. What it has written by then is removed.
+        UnreadableInput: if an input of a strict plan cannot be opened.
+    """
+    config = plan.config
+    clock = time.monotonic()
+    mode = config.progress if config.is_local else "off"
+    counts_directory = Path(context.scratch, f"progress-{plan.run_id}")
+    counts_directory.mkdir()
+    try:
+        with (
+            progress.ProgressDisplay(str(counts_directory), plan.input_bytes, mode),
+            _watchdog(plan, context, str(counts_directory)),
+            _worker_log(plan, context.scratch),
+        ):
+            announce_run(config.output, plan.run_id)
+            pipeline = beam.Pipeline(runner=context.runner, options=context.options)
+            build_pipeline(pipeline, plan, str(counts_directory) if config.is_local else None)
+            result = pipeline.run()
+            result.wait_until_finish()
+        counts = progress.counters(result)
+        written = [data_file(config.output, file) for file in committed_files(config.output, plan.run_id)]
+        reconcile(counts, written)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            heed_interrupt()
+        clean_up(plan, context.data_set)
+        if isinstance(error, UnreadableInput) or not isinstance(error, Exception):
+            raise
+        path = unreadable_path(str(error))
+        if path is not None:
+            reason = str(error).partition("cannot be opened: ")[2].partition(" [while running")[0]
+            raise UnreadableInput(path, reason.splitlines()[0]) from error
+        raise RunError(explain(error, config.output, Path(context.scratch, WORKER_LOG))) from error
+    finally:
+        shutil.rmtree(counts_directory, ignore_errors=True)
+    files = tuple(file for file in written if not is_dead(file))
+    dead_letters = tuple(file for file in written if is_dead(file))
+    return Finished(counts, files, dead_letters, time.monotonic() - clock)
+
+
+def commit(plan: Plan, context: RunContext, decide: Callable[[DataSet], Manifest | None]) -> bool:
+    """Make a run's files results, or remove them.
+
+    Args:
+        plan: what was to be done.
+        context: where.
+        decide: as of `DataSet.commit`.
+
+    Returns:
+        Whether they are results; if not, nothing was left to be done.
+
+    Raises:
+        RunError: if the manifest cannot be written.
+        InputError, RunError: as `DataSet.commit`, and what `decide` raises.
+    """
+    target = context.data_set
+    decided = 0
+
+    def counted(state: DataSet) -> Manifest | None:
+        nonlocal decided
+        decided += 1
+        return decide(state)
+
+    try:
+        change = target.commit(counted)
+    except BaseException as error:
+        # If the manifest is there, the files are results, whatever came after.
+        clean_up(plan, target)
+        if isinstance(error, OSError):
+            raise RunError(explain(error, target.output)) from error
+        raise
+    if change is not None and decided == 1:
+        remove_temporary(target.output, plan.run_id)
+    else:
+        clean_up(plan, target)  # what was written for a state that was no more
+    target.publish()
+    return change is not None
+
+
+def clean_up(plan: Plan, target: DataSet) -> None:
+    """Remove what a run has written and no manifest lists. Where that cannot be done, the next command does it."""
+    try:
+        discard_run(target, plan.run_id)
+    except (OSError, TorchMojiError) as error:  # the output may be gone, and the first error is the one to report
+        _LOGGER.warning("could not clean up %s: %s", target.output, error)
+
+
+def _watchdog(plan: Plan, context: RunContext, progress: str) -> Watchdog:
+    """What ends a local run that does not get on; clusters have their own."""
+    dump = getattr(context.runner, "dump_stacks", lambda: None)
+    return Watchdog(
+        lambda: metrics.Progress.state(progress),
+        plan.config.stall_timeout if plan.config.is_local else 0.0,
+        dump,
+        Path(context.scratch, WORKER_LOG),
+    )
+
+
+@contextlib.contextmanager
+def _worker_log(plan: Plan, scratch: str) -> Iterator[None]:
+    """What the threads of a local run print goes where processes print it: Beam prints every error that it raises."""
+    if not plan.config.is_local:
+        yield
+        return
+    file = Path(scratch, WORKER_LOG)
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as log, contextlib.redirect_stderr(log):
+        yield

@@ -1,0 +1,68 @@
+"""What a run has failed of, in one line: from its error, or from what worker processes say of theirs."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from pipelines.cli.logs import announce, quoted
+from pipelines.runs.local_workers import WORKER_DIED
+from torchmoji_core.errors import (
+    DISK,
+    FILE_SIZE,
+    FILES,
+    MEMORY,
+    THREADS,
+    TorchMojiError,
+    first_line,
+    shortage_of,
+)
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def _names_of_errors(kind: type[OSError]) -> list[str]:
+    return [kind.__name__, *(name for each in kind.__subclasses__() for name in _names_of_errors(each))]
+
+
+_STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(OSError)))}): (.*)"
+"""The end of a traceback, in text, of what a store or a disk has refused."""
+
+
+_REMEDIES = {
+    DISK: "disk full while writing {output}; free space and run again, nothing was left under a final name",
+    FILE_SIZE: "a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit",
+    MEMORY: f"{MEMORY.what}; lower --max_batch_tokens, --threads or --direct_num_workers, or {MEMORY.remedy}",
+    THREADS: f"{THREADS.what}; lower --threads or --direct_num_workers, or {THREADS.remedy}",
+    FILES: f"{FILES.what}; {FILES.remedy}",
+}
+"""By what a failed run was short of."""
+
+
+def explain(error: BaseException, output: str, worker_log: Path | None = None) -> str:
+    """One line for a failed run; what is not foreseen is logged with its traceback as well.
+
+    Worker processes hand over their errors as text only, so it is the text that is searched.
+    """
+    text = str(error)
+    shortage = shortage_of(error) or shortage_of(text)
+    if shortage is not None:
+        return _REMEDIES[shortage].format(output=output)
+    if "Channel closed prematurely" in text or WORKER_DIED in text:
+        return (
+            "a worker process died: killed, or out of memory; run again, with a lower --max_batch_tokens or "
+            "--direct_num_workers if memory was short"
+        )
+    ours = re.search(r"torchmoji_core\.errors\.\w+: (.*)", text)
+    if ours or isinstance(error, TorchMojiError):
+        return (ours[1] if ours else text).partition(" [while running")[0]
+    if isinstance(error, OSError):
+        return first_line(error)
+    # The last one is the cause of the others.
+    if of_storage := re.findall(_STORAGE_ERROR, text):
+        return str(of_storage[-1]).partition(" [while running")[0]
+    _LOGGER.error("the run failed", exc_info=error)
+    if worker_log is not None and worker_log.exists() and (log := worker_log.read_text("utf-8", "replace")):
+        announce("workers_log", ["the workers' last words:", *quoted(log[-2000:])], level=logging.ERROR)
+    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
