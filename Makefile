@@ -34,13 +34,13 @@ test-lowest: .venv-lowest/installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 test-azure: .venv/installed-dev .venv/azurite/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/test_azure.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
 
 test-readers: .venv/installed-dev .venv-readers/installed
-	$(BIN)/python -m pytest tests/pipelines/test_readers.py
+	$(BIN)/python -m pytest tests/pipelines/data_set/test_readers.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -84,7 +84,7 @@ _ON_KERNELS = "(same_bits and not 4096) or last_bit or formulas or listed_precis
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="variables for x86-64")
 @pytest.mark.parametrize("cap", CAPS)
 def test_the_kernels_of_older_processors_keep_the_same_promises(cap: str, tmp_path: Path) -> None:
-    files = ["tests/core/test_arithmetic.py", "tests/core/test_engine.py", "tests/core/test_scorer.py"]
+    files = ["tests/core/test_kernels.py", "tests/core/test_engine.py", "tests/core/test_scorer.py"]
     command = [sys.executable, "-c", _CHOICES, *files, "-k", _ON_KERNELS, "-p", "no:cacheprovider", "-p", "no:xdist"]
     finished = subprocess.run(
         [*command, "--basetemp", str(tmp_path / "inner"), "-o", "addopts=-q --import-mode=importlib"],

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 
 from tests.faults.conftest import Annotator
 from tests.pipelines.conftest import environment
-from tests.pipelines.test_delta_log import ids, ids_of, publish, put
+from tests.pipelines.data_set.test_delta_log import ids, ids_of, publish, put
 
 pytestmark = pytest.mark.faults
 

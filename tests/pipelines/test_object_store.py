@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from pipelines import annotate, compact, score, verify
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_scores, write_lines
-from tests.pipelines.test_journal import stream, tweets
+from tests.pipelines.data_set.test_pending import stream, tweets
 
 BUCKET = "data"
 ROWS = 3_000

@@ -14,7 +14,7 @@ All inputs of the LSTMs' products lie in [-1, 1], and the engine keeps them halv
 fixed scale, 1/254, with zero at 128: no calibration, and a row's result cannot depend on its neighbours. A weight
 channel has the scale max|w| / 127.
 
-Every arithmetic gives a row the same bits whatever rows stand beside it (tests/core/test_arithmetic.py).
+Every arithmetic gives a row the same bits whatever rows stand beside it (tests/core/test_kernels.py).
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pipelines.data_set.manifest import Input, Manifest, Model
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.inputs import Inputs
 from pipelines.runs.selection import FIRST_BYTES_PER_SECOND, MAX_GROWTH, Groups, Selection, select
-from tests.pipelines.test_manifest import make
+from tests.pipelines.data_set.test_manifest import make
 from torchmoji_core.errors import InputError
 from transforms.input.read import InputFile
 

@@ -17,7 +17,7 @@ from pipelines.data_set import manifest
 from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
 from pipelines.data_set.recovery import discard_run, recover
 from pipelines.data_set.snapshot import DataSet, live_files, unlisted_files
-from tests.pipelines.test_manifest import make, write
+from tests.pipelines.data_set.test_manifest import make, write
 from torchmoji_core.errors import InputError
 
 

@@ -21,8 +21,8 @@ from pipelines.data_set.delta_log import APPLICATION, DeltaLog
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.snapshot import DataSet, live_files
 from tests.pipelines.conftest import Finished, corpus, posts, write_lines
-from tests.pipelines.test_data_set import commit
-from tests.pipelines.test_manifest import make
+from tests.pipelines.data_set.test_manifest import make
+from tests.pipelines.data_set.test_snapshot import commit
 
 Run = Callable[..., Finished]
 READERS: dict[str, Callable[[str], list[dict[str, Any]]]] = {

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.transforms import forged_parquet as forged
-from tests.transforms.test_hostile_files import PEAK, ROOT
+from tests.transforms.input.test_hostile_files import PEAK, ROOT
 from torchmoji_core.errors import InputError
 from torchmoji_core.training.labelled_texts import LabelledTexts
 from transforms.input import training_data
@@ -250,7 +250,7 @@ def test_a_pipe_is_no_data(tmp_path: Path, name: str) -> None:
 TRAIN = f"""{PEAK}
 import sys
 from pathlib import Path
-from tests.transforms.test_training_data import EmojiFile, InputError, read, training_data
+from tests.transforms.input.test_training_data import EmojiFile, InputError, read, training_data
 training_data.MAX_KEPT_BYTES = 32 << 20
 for path in sorted(Path(sys.argv[1]).iterdir()):
     for load in (lambda: read(path), lambda: list(EmojiFile(path).batches(["text", "emojis"]))):

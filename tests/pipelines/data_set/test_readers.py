@@ -15,7 +15,7 @@ import pytest
 from pipelines.data_set.snapshot import live_files
 from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
 
-PYTHON = Path(__file__).parents[2] / ".venv-readers" / "bin" / "python"
+PYTHON = Path(__file__).parents[3] / ".venv-readers" / "bin" / "python"
 if not PYTHON.exists():
     pytest.skip("these readers are not installed here: make test-readers", allow_module_level=True)
 

@@ -24,7 +24,7 @@ from pipelines.data_set.rewrite import Rewriter
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import accounting, annotation
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, read_live, read_scores, write_lines
-from tests.transforms.test_listing import NAMES, break_directory
+from tests.transforms.storage.test_listing import NAMES, break_directory
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.files import name_as_text, name_from_text
 from torchmoji_core.inference.scores import valid_unicode

@@ -14,7 +14,7 @@ import pytest
 from pipelines.data_set.recovery import adopt
 from pipelines.data_set.snapshot import DataSet
 from tests.pipelines.conftest import Finished, corpus, posts, write_lines
-from tests.pipelines.test_journal import stream, tweets
+from tests.pipelines.data_set.test_pending import stream, tweets
 from tests.tiny import tiny_bundle
 from torchmoji_core import durable
 from torchmoji_core.training.checkpointing import save_checkpoint

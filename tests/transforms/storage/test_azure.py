@@ -30,7 +30,7 @@ from transforms.storage import files as storage
 pytestmark = pytest.mark.azure
 __all__ = ["run_main"]  # a fixture
 
-AZURITE = Path(__file__).parents[2] / ".venv/azurite/node_modules/.bin/azurite-blob"
+AZURITE = Path(__file__).parents[3] / ".venv/azurite/node_modules/.bin/azurite-blob"
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Of every Azurite."""

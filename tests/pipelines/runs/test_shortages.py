@@ -142,7 +142,7 @@ def test_a_stream_whose_scoring_fails_ends_and_gives_its_messages_back(bundle: B
     )
     bundle.save(tmp_path / "good")
     dataclasses.replace(bundle, name="huge", state=with_huge_weights(bundle)).save(tmp_path / "huge")
-    site = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[2])])
+    site = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[3])])
     for name, said, variables in (
         ("good", "failed: out of memory", {"PYTHONPATH": site}),
         ("huge", "failed: the model huge gives scores that are no finite numbers", {}),

@@ -49,7 +49,7 @@ from transforms.input.formats import Damage, Record, read_records
 from transforms.input.read import InputFile, ReadTweets, split_file, to_tweets
 from transforms.records import DeadLetter, Tweet
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "zst": zstandard.compress}
 
 
