@@ -11,13 +11,16 @@ import contextlib
 import dataclasses
 import json
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.files import name_as_text
+from torchmoji_core.inference.scores import valid_unicode
 from transforms.output.commit import TEMPORARY
 from transforms.storage import files as storage
 
@@ -82,7 +85,7 @@ class Manifest:
     sequence: int
     run_id: str
     kind: str
-    """Name of the command: score, annotate, compact; stream for files that were adopted from a stream's journal; fence
+    """Name of the command: score, annotate, compact; stream for pending files of one; fence
     for one that changes nothing, see `recovery.delete_unlisted`."""
     status: str
     started: str
@@ -112,6 +115,16 @@ class Manifest:
     def name(self) -> str:
         """Its file's name."""
         return f"{self.sequence:08}.json"
+
+
+def now() -> str:
+    """This moment as manifests and locks have it: ISO 8601 in UTC, of whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def new_run_id() -> str:
+    """What tells a run from all others: twelve hexadecimal digits."""
+    return uuid.uuid4().hex[:12]
 
 
 def names(output: str) -> list[str]:
@@ -221,7 +234,6 @@ def read(path: str) -> Manifest:
             }
         )
         _check(manifest, number(path))
-        return manifest
     except OSError as error:
         raise cannot_read(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -229,6 +241,16 @@ def read(path: str) -> Manifest:
             f"{path}: not a manifest ({error}); restore it from a copy, or move it away: the inputs that it listed are "
             "then scored again"
         ) from None
+    sources = {source for file in (*manifest.files, *manifest.dead_letters) for source in file.sources}
+    for entry in manifest.inputs:
+        # Early versions had U+FFFD for what is no UTF-8, so rows of two such files may have the same source.
+        text = name_as_text(entry.path)
+        if text != entry.path and text not in sources and valid_unicode(entry.path) in sources:
+            raise InputError(
+                f"{path}: of an early version, whose rows do not tell {entry.path} from other names that are no UTF-8; "
+                "score its inputs again, into another output"
+            )
+    return manifest
 
 
 def _check(manifest: Manifest, number: int) -> None:

@@ -7,17 +7,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pipelines.data_set import manifest
 from pipelines.data_set.delta_log import DeltaLog
-from pipelines.data_set.manifest import DataFile, Input, Manifest
+from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
+from torchmoji_core import __version__
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.files import name_as_text
-from torchmoji_core.inference.scores import valid_unicode
 from torchmoji_core.locations import plain
 from transforms.output.commit import DEAD_LETTERS, TEMPORARY
 from transforms.storage import files as storage
@@ -46,11 +45,8 @@ class Generation:
     files: dict[str, DataFile] = field(default_factory=dict)
     dead_letters: dict[str, DataFile] = field(default_factory=dict)
     fingerprint: str | None = None
-    _sources: set[str] | None = None
-    """Of all files, once they have been asked for."""
 
     def apply(self, change: Manifest) -> None:
-        self._sources = None
         for path in change.retired:
             self.files.pop(path, None)
             self.dead_letters.pop(path, None)
@@ -64,26 +60,6 @@ class Generation:
     @property
     def all_files(self) -> dict[str, DataFile]:
         return self.files | self.dead_letters
-
-    def source(self, path: str) -> str:
-        """What rows of an input have as their source.
-
-        Names that are no UTF-8 had U+FFFD for what is not, in what was written before they had a text of their own.
-        """
-        text = name_as_text(path)
-        if text == path:
-            return text
-        if self._sources is None:
-            self._sources = {source for file in self.all_files.values() for source in file.sources}
-        former = valid_unicode(path)
-        return former if former in self._sources and text not in self._sources else text
-
-    def entangled(self, paths: Collection[str]) -> set[str]:
-        """Other inputs whose rows cannot be told from those of some, since they have the same source."""
-        sources = {self.source(path) for path in paths if name_as_text(path) != path or "\ufffd" in path}
-        if not sources:
-            return set()
-        return {path for path in self.inputs.keys() - set(paths) if self.source(path) in sources}
 
 
 class DataSet:
@@ -187,6 +163,29 @@ class DataSet:
             known |= generation.all_files.keys()
         return known
 
+    def next_manifest(self, kind: str, **fields: Any) -> Manifest:
+        """What is to follow this state. All manifests are made here, in a function that is given to `commit`.
+
+        Args:
+            kind: as of `Manifest`.
+            **fields: other fields. Those that are missing are what the data set has now, of a run that begins and ends
+                now, and changes nothing.
+        """
+        last = self.manifests[-1].model if self.manifests else Model("", "", "")
+        values: dict[str, Any] = {
+            "sequence": self.next_sequence,
+            "run_id": manifest.new_run_id(),
+            "kind": kind,
+            "status": "done",
+            "started": manifest.now(),
+            "finished": manifest.now(),
+            "code_version": __version__,
+            "identity": self.identity or {},
+            "model": dataclasses.replace(last, fingerprint=self.live.fingerprint or last.fingerprint),
+            "generation": self.live_generation,
+        }
+        return Manifest(**values | fields)
+
     def commit(self, decide: Callable[[DataSet], Manifest | None]) -> Manifest | None:
         """Publish a change as the next manifest, and take it up. On return it is on the disk, and so are its files.
 
@@ -212,7 +211,7 @@ class DataSet:
             if change is None:
                 return None
             own = {file.path for file in (*change.files, *change.dead_letters) if run_of(file.path) == change.run_id}
-            if own and not storage.exists(announcement(self.output, change.run_id)):
+            if own and not storage.exists(registration(self.output, change.run_id)):
                 raise RunError(
                     f"another command has taken this run for dead, and writes to {self.output}; nothing more was "
                     "committed, so run again"
@@ -235,7 +234,7 @@ class DataSet:
         """
         kept = {file.path for file in (*change.files, *change.dead_letters)}
         # Not those that are deleted already: their names would be carried along for ever.
-        retired = sorted((self.known_files - kept) & result_files(self.output).keys())
+        retired = sorted((self.known_files - kept) & written_files(self.output, temporary=False).keys())
         since = {path: self.retired[path] for path in retired if path in self.retired}
         return dataclasses.replace(change, retired=tuple(retired), retired_since=since, checkpoint=True)
 
@@ -258,7 +257,7 @@ class DataSet:
             for path, time in self.retired.items()
             if path not in kept and (before is None or datetime.fromisoformat(time) < before)
         ]
-        there = result_files(self.output).keys() if due else ()
+        there = written_files(self.output, temporary=False).keys() if due else ()
         paths = [path for path in due if path in there]
         if self.manifests and self.manifests[0].checkpoint:
             last = self.manifests[0].sequence
@@ -280,20 +279,11 @@ def unlisted_files(data_set: DataSet) -> dict[str, float | None]:
         Path relative to the output -> seconds since 1970 of its last change, where known.
     """
     known = data_set.known_files
-    return {path: changed for path, changed in _files(data_set.output, temporary=True).items() if path not in known}
+    return {path: changed for path, changed in written_files(data_set.output).items() if path not in known}
 
 
-def result_files(output: str) -> dict[str, float | None]:
-    """Files below an output that are named as results, listed or not; values as of `unlisted_files`."""
-    return _files(output, temporary=False)
-
-
-def written_files(output: str) -> dict[str, float | None]:
-    """Files below an output that are named as results or as temporary ones; values as of `unlisted_files`."""
-    return _files(output, temporary=True)
-
-
-def _files(output: str, temporary: bool) -> dict[str, float | None]:
+def written_files(output: str, temporary: bool = True) -> dict[str, float | None]:
+    """Files below an output that are named as results, listed or not, and temporary ones; as of `unlisted_files`."""
     prefix = f"{output}/"
     files = {}
     for file in storage.match([f"{output}/**"]):
@@ -305,7 +295,7 @@ def _files(output: str, temporary: bool) -> dict[str, float | None]:
     return files
 
 
-def announcement(output: str, run_id: str) -> str:
+def registration(output: str, run_id: str) -> str:
     """The file that says that a run may write and commit."""
     return f"{output}/{TEMPORARY}/{run_id}/{RUN}"
 

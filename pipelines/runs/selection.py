@@ -123,17 +123,9 @@ def select(data_set: DataSet, found: Inputs, config: AnnotateConfig, fingerprint
             changed.append(file)
     retired = tuple(path for path in vanished if path not in not_gone)
     retired = retired if config.on_vanished == "retire" and not promotes else ()
-    for path in sorted(generation.entangled([*(file.path for file in changed), *retired])):
-        if path not in listed:
-            raise InputError(
-                f"rows of input {path} cannot be told from those of another that has changed or is gone, since names "
-                "that are no UTF-8 could have the same source; put it back, or give --on_vanished retire"
-            )
-        if all(file.path != path for file in (*new, *changed)):
-            changed.append(listed[path])
     return Selection(
         new=tuple(new),
-        changed=tuple(sorted(changed)),
+        changed=tuple(changed),
         retired=retired,
         unchanged=unchanged,
         skipped=skipped,

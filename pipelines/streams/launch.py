@@ -1,12 +1,11 @@
 """What `pipelines.score --streaming` does: check, plan, and then run the local loop, or submit a job to a cluster.
 
-That job goes on by itself; its files wait in the journal for the next command that writes there.
+That job goes on by itself; its files are pending until the next command that writes there.
 """
 
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -24,7 +23,7 @@ from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
 from pipelines.runs.run_report import reported
 from pipelines.runs.runners import cluster_runner, pipeline_options
-from pipelines.streams.local import LocalStream, identity
+from pipelines.streams.local import LocalStream
 from torchmoji_core.errors import RunError
 from transforms.scoring.model_refresh import ModelWatch
 
@@ -67,7 +66,7 @@ def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> 
     model = check_model(config)
     if stream.model_watch is not None:
         ModelWatch(stream.model_watch, stream.model_poll).check()
-    check_stream(config, data_set, model, identity(stream), models_may_differ=stream.model_watch is not None)
+    check_stream(config, stream, data_set, model)
     return Plan(config, (), model).with_new_run(())
 
 
@@ -95,7 +94,7 @@ def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:
     config = plan.config
     pipeline = beam.Pipeline(runner=cluster_runner(config), options=options)
     build_pipeline(pipeline, plan)
-    pending.begin(config.output, describe_stream(plan, datetime.now(UTC), identity(stream)))
+    pending.begin(config.output, describe_stream(plan))
     try:
         result = pipeline.run()
     except Exception as error:

@@ -25,11 +25,11 @@ from pipelines.cli.options import parse
 from pipelines.data_set import pending
 from pipelines.data_set.liveness import process_key, this_process
 from pipelines.data_set.manifest import Manifest
-from pipelines.data_set.recovery import adopt, recover
+from pipelines.data_set.recovery import commit_pending, recover
 from pipelines.data_set.snapshot import DataSet, live_files
 from pipelines.runs.accounting import describe_stream
 from pipelines.runs.plan import Plan, check_model, check_stream
-from pipelines.streams.committer import Adopter
+from pipelines.streams.committer import Committer
 from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
@@ -63,7 +63,8 @@ def tweets(first: int, number: int) -> list[Tweet]:
 
 
 def make_plan(output: Path | str, model: str, *options: str) -> Plan:
-    arguments = ["--model", model, "--output", str(output), "--outputs", "top,source", *options]
+    source = ["--streaming", "--input", "pubsub://projects/my-project/subscriptions/posts"]
+    arguments = [*source, "--model", model, "--output", str(output), "--outputs", "top,source", *options]
     config, _ = parse(arguments)
     return Plan(config, (), check_model(config)).with_new_run(())
 
@@ -83,10 +84,10 @@ def write(plan: Plan, elements: Sequence[object]) -> None:
         dead | WriteDeadLetters(output, run_id, journal=True)
 
 
-def stream(output: Path | str, model: str, elements: Sequence[object]) -> Plan:
+def stream(output: Path | str, model: str, elements: Sequence[object], *options: str) -> Plan:
     """A stream that has begun, has written so much, and goes on: it lives in this process."""
-    plan = make_plan(output, model)
-    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
+    plan = make_plan(output, model, *options)
+    pending.begin(plan.config.output, describe_stream(plan))
     write(plan, elements)
     return plan
 
@@ -110,7 +111,7 @@ def records(output: Path) -> list[Path]:
 
 def adopted(output: Path) -> list[Manifest]:
     data_set = DataSet.read(str(output))
-    committed = adopt(data_set)
+    committed = commit_pending(data_set)
     data_set.publish()
     return committed
 
@@ -374,19 +375,19 @@ def test_a_stream_commits_as_it_goes(
     output: Path, model: str, run_verify: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = stream(output, model, tweets(0, 3))
-    adopter = Adopter(DataSet.read(str(output)), plan.run_id)
+    committer = Committer(DataSet.read(str(output)), plan.run_id)
     damage = output / "_manifests" / "damage.json"
     damage.parent.mkdir()
     damage.touch()
-    assert adopter.adopt() == adopter.adopt() == []
+    assert committer.commit() == committer.commit() == []
     said = capsys.readouterr().err
     assert said.count("waits to be committed") == 1, "each reason once"
     damage.unlink()
-    (first,) = adopter.adopt()
-    assert adopter.adopt() == [], "nothing is new"
+    (first,) = committer.commit()
+    assert committer.commit() == [], "nothing is new"
     assert len(DeltaTable(output).file_uris()) == 1
     write(plan, tweets(12, 3))
-    (last,) = adopter.finish()
+    (last,) = committer.finish()
     assert first.counts["read"] + last.counts["read"] == 6
     assert len(DeltaTable(output).file_uris()) == len(live_files(str(output))) == 2
     assert not (output / "_journal").exists()
@@ -399,14 +400,14 @@ def test_a_stream_commits_while_another_command_holds_the_output(output: Path, m
     left = leave_behind(dead)
     kill(dead)
     plan = stream(output, model, tweets(3, 3))
-    adopter = Adopter(DataSet.read(str(output)), plan.run_id)
+    committer = Committer(DataSet.read(str(output)), plan.run_id)
     with held(output):
-        assert len(adopter.adopt()) == 2
+        assert len(committer.commit()) == 2
         assert all(path.exists() for path in left)
     write(plan, tweets(6, 1))
-    assert len(adopter.adopt()) == 1
+    assert len(committer.commit()) == 1
     assert not any(path.exists() for path in left)
-    assert adopter.finish() == []
+    assert committer.finish() == []
     assert len(ids(output)) == 7
     assert not (output / "_journal").exists()
     assert run_verify().status == 0
@@ -415,11 +416,11 @@ def test_a_stream_commits_while_another_command_holds_the_output(output: Path, m
 def test_files_are_merged_while_a_stream_goes_on(output: Path, model: str, run_verify: Run, run_compact: Run) -> None:
     """What it commits meanwhile is in the checkpoint that a compaction ends with."""
     plan = stream(output, model, tweets(0, 2))
-    adopter, stop = Adopter(DataSet.read(str(output)), plan.run_id), threading.Event()
+    committer, stop = Committer(DataSet.read(str(output)), plan.run_id), threading.Event()
 
     def go_on() -> None:
         while not stop.wait(0.01):
-            adopter.adopt()
+            committer.commit()
 
     thread = threading.Thread(target=go_on)
     thread.start()
@@ -431,7 +432,7 @@ def test_files_are_merged_while_a_stream_goes_on(output: Path, model: str, run_v
     finally:
         stop.set()
         thread.join()
-    adopter.finish()
+    committer.finish()
     assert ids(output) == [f"id-{index}" for index in range(8)]
     assert run_compact().status == 0
     assert len(live_files(str(output))) == 2, "of two hours"
@@ -470,28 +471,33 @@ def test_what_others_commit_is_taken_up(output: Path, model: str, run_compact: R
 # --- the same command ----------------------------------------------------------------------------------------------
 
 
+def check(plan: Plan) -> None:
+    assert plan.config.stream is not None
+    check_stream(plan.config, plan.config.stream, DataSet.read(plan.config.output), plan.model)
+
+
 def test_a_stream_continues_what_the_same_command_began(output: Path, model: str, run_score: Run) -> None:
     stream(output, model, tweets(0, 3))
     again = make_plan(output, model)
-    check_stream(again.config, DataSet.read(str(output)), again.model, {}, models_may_differ=False)
+    check(again)
     adopted(output)
-    check_stream(again.config, DataSet.read(str(output)), again.model, {}, models_may_differ=False)
+    check(again)
 
 
 @pytest.mark.parametrize("is_adopted", [False, True])
 @pytest.mark.parametrize(
-    ("options", "stream_options", "other"),
+    ("options", "other"),
     [
-        (["--top_k", "3"], {}, "top_k: 5 there"),
-        (["--outputs", "text"], {}, "outputs"),
-        ([], {"window": 300.0}, "stream"),
+        (["--top_k", "3"], "top_k: 5 there"),
+        (["--outputs", "text"], "outputs"),
+        (["--window", "5m"], "stream"),
     ],
 )
 def test_a_stream_with_other_options_is_refused_before_it_starts(
-    output: Path, model: str, options: list[str], stream_options: dict[str, float], other: str, is_adopted: bool
+    output: Path, model: str, options: list[str], other: str, is_adopted: bool
 ) -> None:
     plan = make_plan(output, model)
-    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
+    pending.begin(plan.config.output, describe_stream(plan))
     if is_adopted:
         write(plan, tweets(0, 1))
         adopted(output)
@@ -499,17 +505,18 @@ def test_a_stream_with_other_options_is_refused_before_it_starts(
     again = make_plan(output, model, *options)
     said = rf"another command \(other {other}\); give" if is_adopted else f"a stream with other {other}, started 20"
     with pytest.raises(InputError, match=said):
-        check_stream(again.config, DataSet.read(str(output)), again.model, stream_options, models_may_differ=False)
+        check(again)
 
 
-def test_another_model_is_refused_unless_models_may_differ(output: Path, model: str, other_model: str) -> None:
-    stream(output, model, tweets(0, 1))
-    adopted(output)
-    again = make_plan(output, other_model)
-    data_set = DataSet.read(str(output))
+def test_another_model_is_refused_unless_models_may_differ(tmp_path: Path, model: str, other_model: str) -> None:
+    changing = ("--model_watch", "models/*")
+    for options in ((), changing):
+        output = tmp_path / f"of-{len(options)}"
+        stream(output, model, tweets(0, 1), *options)
+        adopted(output)
+    check(make_plan(output, other_model, *changing))
     with pytest.raises(InputError, match="was scored by model"):
-        check_stream(again.config, data_set, again.model, {}, models_may_differ=False)
-    check_stream(again.config, data_set, again.model, {}, models_may_differ=True)
+        check(make_plan(tmp_path / "of-0", other_model))
 
 
 def test_results_of_files_are_no_streams(output: Path, model: str, run_score: Run) -> None:
@@ -518,7 +525,7 @@ def test_results_of_files_are_no_streams(output: Path, model: str, run_score: Ru
     assert run_score("--input", source, "--output", output).status == 0
     plan = make_plan(output, model)
     with pytest.raises(InputError, match=r"another command \(other .*stream\)"):
-        check_stream(plan.config, DataSet.read(str(output)), plan.model, {}, models_may_differ=False)
+        check(plan)
 
 
 def test_recovery_of_an_output_without_streams_makes_nothing(tmp_path: Path) -> None:
