@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.files import name_as_text
-from torchmoji_core.inference.scores import valid_unicode
 from transforms.output.commit import TEMPORARY
 from transforms.storage import files as storage
 
@@ -234,6 +232,7 @@ def read(path: str) -> Manifest:
             }
         )
         _check(manifest, number(path))
+        return manifest
     except OSError as error:
         raise cannot_read(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -241,16 +240,6 @@ def read(path: str) -> Manifest:
             f"{path}: not a manifest ({error}); restore it from a copy, or move it away: the inputs that it listed are "
             "then scored again"
         ) from None
-    sources = {source for file in (*manifest.files, *manifest.dead_letters) for source in file.sources}
-    for entry in manifest.inputs:
-        # Early versions had U+FFFD for what is no UTF-8, so rows of two such files may have the same source.
-        text = name_as_text(entry.path)
-        if text != entry.path and text not in sources and valid_unicode(entry.path) in sources:
-            raise InputError(
-                f"{path}: of an early version, whose rows do not tell {entry.path} from other names that are no UTF-8; "
-                "score its inputs again, into another output"
-            )
-    return manifest
 
 
 def _check(manifest: Manifest, number: int) -> None:

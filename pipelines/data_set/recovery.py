@@ -162,7 +162,8 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     may_commit = [run_id for run_id in sorted(runs) if not _unregister(output, run_id)]
 
     def decide(state: DataSet) -> Manifest | None:
-        placed[:] = [path for path in placed if path not in state.known_files | waiting]
+        known = state.known_files | waiting
+        placed[:] = [path for path in placed if path not in known]
         return state.next_manifest(FENCE) if placed and may_commit else None
 
     try:
@@ -215,9 +216,7 @@ def recover(data_set: DataSet) -> list[Manifest]:
     dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
     # Before anything is written, for which there may be no room yet.
     if dead:
-        waiting = {entry.file.path for entry in found.entries}
-        unlisted = unlisted_files(data_set)
-        delete_unlisted(data_set, [path for path in unlisted if run_of(path) in dead and path not in waiting])
+        delete_unlisted(data_set, [path for path in unlisted_files(data_set) if run_of(path) in dead])
     for run_id in dead:
         remove_temporary(output, run_id)
     committed = commit_pending(data_set)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from pipelines.data_set.manifest import DataFile
 from torchmoji_core.errors import RunError
 from torchmoji_core.files import as_text
+from torchmoji_core.inference.scores import valid_unicode
 from transforms.options import RUN_ID
 from transforms.output.commit import TEMPORARY
 from transforms.output.file_writers import ROWS_PER_GROUP, HashingFile, ParquetFileWriter
@@ -84,7 +85,10 @@ class Rewriter:
             with storage.open_raw(f"{self._output}/{file.path}") as lines, storage.create(temporary) as opened:
                 new = HashingFile(opened)
                 for line in lines:
-                    source = as_text(json.loads(line)["source"])
+                    name = json.loads(line)["source"]
+                    # Of names that are no UTF-8, earlier versions had another form in rows and manifests.
+                    former = valid_unicode(name)
+                    source = former if former in file.sources else as_text(name)
                     if source not in without:
                         new.write(line)
                         sources[source] += 1

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,8 @@ from pipelines.data_set.delta_log import DeltaLog
 from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
 from torchmoji_core import __version__
 from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.files import name_as_text
+from torchmoji_core.inference.scores import valid_unicode
 from torchmoji_core.locations import plain
 from transforms.output.commit import DEAD_LETTERS, TEMPORARY
 from transforms.storage import files as storage
@@ -45,8 +47,11 @@ class Generation:
     files: dict[str, DataFile] = field(default_factory=dict)
     dead_letters: dict[str, DataFile] = field(default_factory=dict)
     fingerprint: str | None = None
+    _sources: set[str] | None = None
+    """Of all files, once they have been asked for."""
 
     def apply(self, change: Manifest) -> None:
+        self._sources = None
         for path in change.retired:
             self.files.pop(path, None)
             self.dead_letters.pop(path, None)
@@ -60,6 +65,26 @@ class Generation:
     @property
     def all_files(self) -> dict[str, DataFile]:
         return self.files | self.dead_letters
+
+    def source(self, path: str) -> str:
+        """What rows of an input have as their source.
+
+        Names that are no UTF-8 had U+FFFD for what is not, in what was written before they had a text of their own.
+        """
+        text = name_as_text(path)
+        if text == path:
+            return text
+        if self._sources is None:
+            self._sources = {source for file in self.all_files.values() for source in file.sources}
+        former = valid_unicode(path)
+        return former if former in self._sources and text not in self._sources else text
+
+    def entangled(self, paths: Collection[str]) -> set[str]:
+        """Other inputs whose rows cannot be told from those of some, since they have the same source."""
+        sources = {self.source(path) for path in paths if name_as_text(path) != path or "\ufffd" in path}
+        if not sources:
+            return set()
+        return {path for path in self.inputs.keys() - set(paths) if self.source(path) in sources}
 
 
 class DataSet:
@@ -191,6 +216,9 @@ class DataSet:
 
         Whoever finds the manifest's number taken has decided upon a state that is no more: it reads what others have
         committed meanwhile, and decides again. So it does not matter how long anybody is suspended, and where.
+
+            A and B have read 16, and each decides what 17 shall be
+            A creates 00000017.json; B finds it there, reads it, and decides what 18 shall be
 
         Args:
             decide: makes of the state that is there the change that it calls for, as the next number; None if nothing

@@ -51,15 +51,11 @@ def _vacuum(output: str, older_than: float) -> list[str]:
 def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_than: float) -> list[str]:
     """Delete unlisted and retired files, and superfluous manifests, of some age."""
     streams = pending.read(data_set.output)
-    waiting = {entry.file.path for entry in streams.entries}
     now = time.time()
     old = [
         path
         for path, modified in unlisted.items()
-        if modified is not None
-        and now - modified >= older_than
-        and path not in waiting
-        and not streams.protects(path, modified)
+        if modified is not None and now - modified >= older_than and not streams.protects(path, modified)
     ]
     # First what no fence needs to be written for, since the disk may be full.
     purged = data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))
@@ -76,8 +72,6 @@ def _vacuum_without_lock(output: str, older_than: float) -> list[str]:
     holder = read_lock(output)
     if holder is not None and is_living(holder):
         return []  # the lock will say whose it is
-    streams_before = pending.read(output)
     data_set = DataSet.read(output)
-    known = data_set.known_files | {entry.file.path for entry in streams_before.entries}
-    unlisted = {path: modified for path, modified in found.items() if path not in known}
-    return _delete_old(data_set, unlisted, older_than)
+    known = data_set.known_files
+    return _delete_old(data_set, {path: at for path, at in found.items() if path not in known}, older_than)

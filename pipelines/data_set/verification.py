@@ -22,7 +22,6 @@ from pipelines.data_set.manifest import DataFile, Manifest
 from pipelines.data_set.pending import Pending
 from pipelines.data_set.snapshot import DataSet, Generation, unlisted_files
 from torchmoji_core.errors import InputError, RunError, first_line
-from torchmoji_core.files import name_as_text
 from transforms import metrics
 from transforms.storage import files as storage
 
@@ -197,7 +196,7 @@ def _check_inputs(generation: Generation, findings: Findings) -> None:
         expected: Counter[str] = Counter()
         for entry in generation.inputs.values():
             count = entry.rows if what == "rows" else entry.dead_letters
-            expected[name_as_text(entry.path)] += count or 0
+            expected[generation.source(entry.path)] += count or 0
         for path in sorted(counted.keys() | expected.keys()):
             if counted[path] != expected[path]:
                 findings.problems.append(

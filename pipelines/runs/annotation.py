@@ -277,6 +277,8 @@ class Annotation:
                 files=(*finished.files, *files),
                 dead_letters=(*finished.dead_letters, *dead_letters),
                 retired=retired,
+                # Their rows went with those of what changed, so they are new until they are scored.
+                dropped=tuple(sorted(scored.entangled(changed) - inputs)),
             )
 
         if commit(plan, self.context, decide):
@@ -297,6 +299,7 @@ class Annotation:
             if not left:
                 return None
             self._check(state)
+            left |= scored.entangled(left)
             retired, files, dead_letters = self._without(state, left, plan.run_id, rewritten)
             finished = Finished({}, files, dead_letters, 0.0)
             return describe_commit(plan, finished, state, KIND, started, retired=retired, dropped=tuple(sorted(left)))
@@ -339,7 +342,7 @@ class Annotation:
         generation = self._scored(state)
         if not inputs:
             return (), (), ()
-        sources = frozenset(map(name_as_text, inputs))
+        sources = frozenset(generation.source(path) for path in inputs) | {name_as_text(path) for path in inputs}
         retired: list[str] = []
         new: dict[bool, list[DataFile]] = {False: [], True: []}
         rewriter = Rewriter(state.output, run_id)

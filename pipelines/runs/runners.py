@@ -122,20 +122,11 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
     Raises:
         InputError: if Beam has no runner of that name.
     """
-    if not config.is_local:
-        return cluster_runner(config)
-    from pipelines.runs.local_workers import LocalRunner
+    if config.is_local:
+        from pipelines.runs.local_workers import LocalRunner
 
-    # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
-    return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
-
-
-def cluster_runner(config: ScoreConfig) -> PipelineRunner:
-    """Beam's runner of the given name.
-
-    Raises:
-        InputError: if Beam has none.
-    """
+        # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
+        return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
     try:
         return create_runner(config.runner)
     except (ValueError, ImportError) as error:

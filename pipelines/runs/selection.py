@@ -123,9 +123,17 @@ def select(data_set: DataSet, found: Inputs, config: AnnotateConfig, fingerprint
             changed.append(file)
     retired = tuple(path for path in vanished if path not in not_gone)
     retired = retired if config.on_vanished == "retire" and not promotes else ()
+    for path in sorted(generation.entangled([*(file.path for file in changed), *retired])):
+        if path not in listed:
+            raise InputError(
+                f"rows of input {path} cannot be told from those of another that has changed or is gone, since names "
+                "that are no UTF-8 could have the same source; put it back, or give --on_vanished retire"
+            )
+        if all(file.path != path for file in (*new, *changed)):
+            changed.append(listed[path])
     return Selection(
         new=tuple(new),
-        changed=tuple(changed),
+        changed=tuple(sorted(changed)),
         retired=retired,
         unchanged=unchanged,
         skipped=skipped,
@@ -161,7 +169,11 @@ def generation_of(data_set: DataSet, config: AnnotateConfig, fingerprint: str) -
 class Groups:
     """Cuts work into groups of files that are scored and committed together, each of about as much time.
 
-    How fast files are scored is known only from the groups before, so the first is small.
+    How fast files are scored is known only from the groups before, so the first is small. With 30 seconds a group:
+
+        the first has 30 s * 64 kB/s = 1.9 MB, and takes 3 s: in 30 s there would have been 19 MB
+        the second has 7.7 MB, four times as much at most; it takes 12 s
+        the third has the 19 MB
     """
 
     def __init__(self, work: Sequence[InputFile], seconds: float) -> None:

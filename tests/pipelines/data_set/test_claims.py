@@ -43,7 +43,7 @@ MODEL = ModelFacts("tiny", "abc", ("joy",), 8, 30, "fp32")
 CLAIMS = rf"/{DIRECTORY}/"
 """Before which two are suspended: listing manifests, claiming a number, deleting manifests."""
 ANNOUNCEMENTS = rf"/{TEMPORARY}/\w+/run\.json$"
-"""Looking whether one is announced still, and taking the announcement back."""
+"""Looking whether one is registered still, and taking the registration back."""
 RECORDS = r"/_journal/\*/\*\.json|/_journal/\w+/\w\.json"
 """Listing what streams have put in place, and deleting the records of that."""
 ELSEWHERE = {"host": "another", "pid": 1, "process": ["boot", "pid:[1]", "5"]}
@@ -230,7 +230,7 @@ def put_by_stream(output: str, *names: str) -> str:
 
 @with_steps(RECORDS)
 @pytest.mark.usefixtures("stepwise")
-def test_two_that_adopt_list_each_file_once(output: Callable[[], str]) -> None:
+def test_two_that_commit_what_is_pending_list_each_file_once(output: Callable[[], str]) -> None:
     def prepare() -> tuple[list[Task], Callable[[], None]]:
         place = put_by_stream(output(), "x", "y")
         data_sets = [DataSet.read(place) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Streams' files: pending in the journal, adopted by anyone, each once, and lost by nobody."""
+"""Files of streams: pending at first, then committed by anyone, each once, and lost by nobody."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def records(output: Path) -> list[Path]:
     return sorted(path for path in output.glob("_journal/*/*.json") if path.name != "run.json")
 
 
-def adopted(output: Path) -> list[Manifest]:
+def committed(output: Path) -> list[Manifest]:
     data_set = DataSet.read(str(output))
     committed = commit_pending(data_set)
     data_set.publish()
@@ -133,28 +133,28 @@ def leave_behind(plan: Plan) -> list[Path]:
     return left
 
 
-# --- adoption ------------------------------------------------------------------------------------------------------
+# --- commits -------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_stream_has_written_becomes_results_by_adoption(output: Path, model: str, run_verify: Run) -> None:
+def test_what_a_stream_has_written_becomes_results_by_a_commit(output: Path, model: str, run_verify: Run) -> None:
     plan = stream(output, model, [*tweets(0, 20), 42])
     assert live_files(str(output)) == []
     pending = run_verify()
     assert pending.status == 0
     assert "20 rows in 4 file(s), 1 dead letters" in pending.out
-    assert "5 of these files are in the journal" in pending.out
-    (change,) = adopted(output)
+    assert "5 of these files are pending" in pending.out
+    (change,) = committed(output)
     assert ids(output) == sorted(f"id-{index}" for index in range(20))
     assert (change.kind, change.model.fingerprint) == ("stream", plan.model.fingerprint)
     counts = {name: change.counts[name] for name in ("read", "scored", "empty", "dead", "rows_written")}
     assert counts == {"read": 21, "scored": 18, "empty": 2, "dead": 1, "rows_written": 20}
     assert records(output) == []
     finished = run_verify()
-    assert (finished.status, "journal" in finished.out) == (0, False)
+    assert (finished.status, "pending" in finished.out) == (0, False)
     assert "20 rows in 4 file(s), 1 dead letters" in finished.out
 
 
-def test_every_command_that_writes_adopts_and_no_reader_does(
+def test_every_command_that_writes_commits_what_is_pending_and_no_reader_does(
     output: Path, model: str, run_verify: Run, run_compact: Run
 ) -> None:
     stream(output, model, tweets(0, 6))
@@ -172,7 +172,7 @@ def test_the_directory_may_be_called_otherwise_where_the_stream_runs(
     monkeypatch.chdir(tmp_path)
     stream("out", model, tweets(0, 3))
     monkeypatch.chdir("/")
-    assert len(adopted(output)) == 1
+    assert len(committed(output)) == 1
     assert ids(output) == ["id-0", "id-1", "id-2"]
     monkeypatch.chdir(tmp_path)
     assert run_verify().status == 0
@@ -187,7 +187,7 @@ def test_each_model_has_its_manifest_and_its_files(
     for first in (3, 10):
         write(dataclasses.replace(other, run_id=plan.run_id), tweets(first, 2))
     write(plan, [*tweets(5, 1), "dead letters are of no model", 42])
-    changes = adopted(output)
+    changes = committed(output)
     assert {change.model.fingerprint for change in changes} == {plan.model.fingerprint, other.model.fingerprint}
     assert len(changes) == 2
     assert sum(change.counts["dead"] for change in changes) == 1
@@ -208,13 +208,13 @@ def test_who_dies_before_the_records_are_deleted_has_listed_the_files_once(
 ) -> None:
     plan = stream(output, model, [*tweets(0, 20), 42])
     shutil.copytree(output / "_journal", tmp_path / "copy")
-    assert len(adopted(output)) == 1
+    assert len(committed(output)) == 1
     shutil.copytree(tmp_path / "copy", output / "_journal", dirs_exist_ok=True)
     before = run_verify()
     assert "20 rows in 4 file(s), 1 dead letters" in before.out
     assert before.status == 0
     write(plan, tweets(20, 3))
-    (change,) = adopted(output)
+    (change,) = committed(output)
     assert change.counts["read"] == 3
     assert records(output) == []
     assert len(ids(output)) == 23
@@ -229,13 +229,11 @@ def test_a_recorded_file_that_is_gone_is_not_passed_over(output: Path, model: st
         finished = run_verify()
         assert finished.status == 1
         assert f"{path.name}: listed, but not there" in finished.out
-        assert ("in the journal" in finished.out) == waits
-        adopted(output)
+        assert ("are pending" in finished.out) == waits
+        committed(output)
 
 
-def test_a_recorded_file_that_has_changed_is_found_before_its_adoption(
-    output: Path, model: str, run_verify: Run
-) -> None:
+def test_a_recorded_file_that_has_changed_is_found_before_its_commit(output: Path, model: str, run_verify: Run) -> None:
     stream(output, model, [*tweets(0, 3), 42])
     (path,) = output.glob("date=*/hour=*/*.parquet")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -249,7 +247,7 @@ def test_a_recorded_file_that_has_changed_is_found_before_its_adoption(
 
 def test_an_id_that_is_pending_and_listed_is_there_twice(output: Path, model: str, run_verify: Run) -> None:
     plan = stream(output, model, tweets(0, 2))
-    adopted(output)
+    committed(output)
     write(plan, tweets(1, 1))
     finished = run_verify()
     assert finished.status == 1
@@ -261,7 +259,7 @@ def test_an_id_that_is_pending_and_listed_is_there_twice(output: Path, model: st
     [
         (lambda output: next(output.glob("_journal/*/run.json")).unlink(), "run.json: not an entry of the journal"),
         (lambda output: next(output.glob("_journal/*/run.json")).write_text("{}"), "run.json: not an entry"),
-        (lambda output: records(output)[0].write_text("{"), "not an entry of the journal"),
+        (lambda output: records(output)[0].write_text("{"), "not the record of a pending file"),
         (
             lambda output: records(output)[0].write_text(
                 records(output)[0].read_text().replace("date=1970-01-01", "../..")
@@ -305,7 +303,7 @@ def test_what_a_stream_is_writing_is_left_alone(
     assert run_annotate().status == 2, "other columns"
     assert all(path.exists() for path in left)
     write(plan, tweets(3, 1))
-    assert len(adopted(output)) == 1
+    assert len(committed(output)) == 1
     assert len(ids(output)) == 4
 
 
@@ -325,12 +323,12 @@ def test_on_a_cluster_a_stream_ends_with_nobody_knowing_and_a_day_is_waited(
     assert run_verify("--clean").status == 0
     assert (young.exists(), in_place.exists()) == (True, False)
     write(plan, tweets(3, 1))  # it goes on after all
-    adopted(output)
+    committed(output)
     assert len(ids(output)) == 4
 
 
 @pytest.mark.parametrize("how", ["killed", "silent for a day"])
-def test_what_a_dead_stream_has_left_is_adopted_or_deleted_at_once(
+def test_what_a_dead_stream_has_left_is_committed_or_deleted_at_once(
     output: Path, model: str, run_verify: Run, run_compact: Run, how: str
 ) -> None:
     plan = stream(output, model, tweets(0, 3))
@@ -457,7 +455,7 @@ def test_what_others_commit_is_taken_up(output: Path, model: str, run_compact: R
     data_set = DataSet.read(str(output))
     for first in (3, 4):
         write(plan, tweets(first, 1))
-        adopted(output)
+        committed(output)
         data_set.refresh()
         assert vars(data_set) == vars(DataSet.read(str(output)))
     assert run_compact().status == 0
@@ -480,11 +478,11 @@ def test_a_stream_continues_what_the_same_command_began(output: Path, model: str
     stream(output, model, tweets(0, 3))
     again = make_plan(output, model)
     check(again)
-    adopted(output)
+    committed(output)
     check(again)
 
 
-@pytest.mark.parametrize("is_adopted", [False, True])
+@pytest.mark.parametrize("is_committed", [False, True])
 @pytest.mark.parametrize(
     ("options", "other"),
     [
@@ -494,16 +492,16 @@ def test_a_stream_continues_what_the_same_command_began(output: Path, model: str
     ],
 )
 def test_a_stream_with_other_options_is_refused_before_it_starts(
-    output: Path, model: str, options: list[str], other: str, is_adopted: bool
+    output: Path, model: str, options: list[str], other: str, is_committed: bool
 ) -> None:
     plan = make_plan(output, model)
     pending.begin(plan.config.output, describe_stream(plan))
-    if is_adopted:
+    if is_committed:
         write(plan, tweets(0, 1))
-        adopted(output)
+        committed(output)
         pending.end(str(output), plan.run_id)
     again = make_plan(output, model, *options)
-    said = rf"another command \(other {other}\); give" if is_adopted else f"a stream with other {other}, started 20"
+    said = rf"another command \(other {other}\); give" if is_committed else f"a stream with other {other}, started 20"
     with pytest.raises(InputError, match=said):
         check(again)
 
@@ -513,7 +511,7 @@ def test_another_model_is_refused_unless_models_may_differ(tmp_path: Path, model
     for options in ((), changing):
         output = tmp_path / f"of-{len(options)}"
         stream(output, model, tweets(0, 1), *options)
-        adopted(output)
+        committed(output)
     check(make_plan(output, other_model, *changing))
     with pytest.raises(InputError, match="was scored by model"):
         check(make_plan(tmp_path / "of-0", other_model))

@@ -19,6 +19,8 @@ import pytest
 import torch
 
 from pipelines import annotate
+from pipelines.data_set.manifest import DataFile
+from pipelines.data_set.rewrite import Rewriter
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import accounting, annotation
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, read_live, read_scores, write_lines
@@ -113,17 +115,57 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         yield patched
 
 
-def test_data_sets_that_cannot_tell_their_inputs_apart_are_refused(
+def test_data_sets_of_earlier_versions_are_gone_on_with(
     tmp_path: Path, run_annotate: Run, run_verify: Run, as_before: pytest.MonkeyPatch
 ) -> None:
-    for number, name in enumerate((b"latin\xe9.jsonl", b"latin\xe8.jsonl", b"plain.jsonl")):
-        one_post(path_of(tmp_path / "in", name), f"{number}")
+    path = path_of(tmp_path / "in", b"latin\xe9.jsonl")
+    one_post(path, "old")
+    one_post(tmp_path / "in" / "other.jsonl", "other")
     assert run_annotate().status == 0
     as_before.undo()
-    for finished in (run_annotate(), run_verify()):
-        assert finished.status != 0 and "00000001.json: of an early version" in finished.err + finished.out
-        assert "score its inputs again, into another output" in finished.err + finished.out
-    assert len(list(tmp_path.glob("out/**/*.parquet"))) == 1
+    assert_sound(run_verify)
+    finished = run_annotate()
+    assert "nothing is new" in finished.out
+    write_lines(path, [{"id": "newer", "text": "so late"}])
+    assert run_annotate().status == 0
+    assert ids(tmp_path / "out") == ["newer", "other"]
+    assert_sound(run_verify)
+
+
+def test_inputs_that_an_earlier_version_could_not_tell_apart_are_scored_together(
+    tmp_path: Path, run_annotate: Run, run_verify: Run, as_before: pytest.MonkeyPatch
+) -> None:
+    paths = [path_of(tmp_path / "in", name) for name in (b"latin\xe9.jsonl", b"latin\xe8.jsonl", b"plain.jsonl")]
+    for number, path in enumerate(paths):
+        one_post(path, f"{number}")
+        assert run_annotate().status == 0
+    as_before.undo()
+    write_lines(paths[0], [{"id": "0-new", "text": "so late"}])
+    paths[1].rename(tmp_path / "away")
+    finished = run_annotate()
+    assert finished.status == 2
+    assert "cannot be told from those of another" in finished.err
+    assert ids(tmp_path / "out") == ["0", "1", "2"]
+    (tmp_path / "away").rename(paths[1])
+    assert run_annotate("--commit_every", "0.000001s").status == 0
+    assert ids(tmp_path / "out") == ["0-new", "1", "2"]
+    assert_sound(run_verify)
+    paths[1].unlink()
+    assert run_annotate("--on_vanished", "retire").status == 0
+    assert ids(tmp_path / "out") == ["0-new", "2"]
+    assert_sound(run_verify)
+
+
+def test_dead_letters_of_earlier_versions_keep_the_source_of_their_rows(tmp_path: Path) -> None:
+    names = ["/in/latin\udce9.jsonl", "/in/latin\udcff\udcff.jsonl", "/in/plain.jsonl"]
+    sources = {valid_unicode(name): 1 for name in names}
+    content = b"".join(json.dumps({"source": name}).encode() + b"\n" for name in names)
+    (tmp_path / "old.jsonl").write_bytes(content)
+    old = DataFile("old.jsonl", 3, len(content), "", sources)
+    new = Rewriter(str(tmp_path), "run").dead_letters_without(old, {valid_unicode(names[1]), name_as_text(names[1])})
+    assert new is not None
+    assert new.sources == {valid_unicode(names[0]): 1, names[2]: 1}
+    assert (tmp_path / new.path).read_bytes().splitlines() == content.splitlines()[::2]
 
 
 def test_a_named_file_is_no_glob(tmp_path: Path, run_score: Run, annotate_of: Run) -> None:
