@@ -223,6 +223,6 @@ def _read_entry(path: str) -> PendingFile | None:
 
 def _unreadable(path: str, error: object) -> InputError:
     return InputError(
-        f"{path}: not the record of a pending file ({error}); restore it from a copy, or move away what is there: the "
+        f"{path}: not what a stream writes ({error}); restore it from a copy, or move away what is there: the "
         "files that it is about are no results then"
     )

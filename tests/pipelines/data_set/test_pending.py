@@ -257,9 +257,12 @@ def test_an_id_that_is_pending_and_listed_is_there_twice(output: Path, model: st
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda output: next(output.glob("_journal/*/run.json")).unlink(), "run.json: not an entry of the journal"),
-        (lambda output: next(output.glob("_journal/*/run.json")).write_text("{}"), "run.json: not an entry"),
-        (lambda output: records(output)[0].write_text("{"), "not the record of a pending file"),
+        (lambda output: next(output.glob("_journal/*/run.json")).unlink(), "run.json: not what a stream writes"),
+        (
+            lambda output: next(output.glob("_journal/*/run.json")).write_text("{}"),
+            "run.json: not what a stream writes",
+        ),
+        (lambda output: records(output)[0].write_text("{"), "not what a stream writes"),
         (
             lambda output: records(output)[0].write_text(
                 records(output)[0].read_text().replace("date=1970-01-01", "../..")
@@ -268,7 +271,7 @@ def test_an_id_that_is_pending_and_listed_is_there_twice(output: Path, model: st
         ),
     ],
 )
-def test_a_journal_that_cannot_be_read_stops_all_who_write(
+def test_records_that_cannot_be_read_stop_all_who_write(
     output: Path, model: str, run_verify: Run, run_compact: Run, damage: Callable[[Path], object], said: str
 ) -> None:
     stream(output, model, tweets(0, 3))
