@@ -10,14 +10,9 @@ def main(arguments: list[str]) -> int:
     """Parse and run. Returns the exit status."""
     config, rest = parse(arguments)
 
-    if config.every is not None:
-        from pipelines.runs import repetition
+    from pipelines.runs import repetition
 
-        return repetition.run(config, config.every, rest)
-
-    from pipelines.runs import annotation
-
-    return annotation.run(config, rest)
+    return repetition.run(config, rest)
 
 
 if __name__ == "__main__":

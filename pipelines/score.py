@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.exits import DONE, TOO_MANY_DEAD_LETTERS, end, run_command
 from pipelines.cli.logs import announce
@@ -27,14 +25,10 @@ def main(arguments: list[str]) -> int:
 
         return launch.run(config, config.stream, rest)
 
-    from pipelines.data_set.snapshot import DataSet
-    from pipelines.runs.context import open_command, open_run
+    from pipelines.runs.context import locked, open_context
     from pipelines.runs.plan import make_plan
 
-    with (
-        open_command(config, rest) as command,
-        open_run(command, DataSet(config.output)) as context,
-    ):
+    with open_context(config, rest) as context, locked(context):
         plan = make_plan(config, context.data_set)
         context.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **context.figures)
@@ -51,30 +45,31 @@ def run(plan: Plan, context: RunContext) -> int:
     Raises:
         RunError: if the run fails. What it has written by then is removed.
     """
-    from pipelines.data_set.recovery import tidy
+    from pipelines.data_set.manifest import now
+    from pipelines.data_set.recovery import delete_retired
     from pipelines.runs import progress
     from pipelines.runs.accounting import describe_commit, too_many_dead_letters
     from pipelines.runs.execute import commit, execute
     from pipelines.runs.identity import joined_identity
     from pipelines.runs.plan import check_output
 
-    config, data_set, started = plan.config, context.data_set, datetime.now(UTC)
+    config, data_set, started = plan.config, context.data_set, now()
     earlier = data_set.identity
     finished = execute(plan, context)
     warning = too_many_dead_letters(finished.counts, config)
 
     def decide(state: DataSet) -> Manifest:
         replaced = check_output(config, state, plan.files, plan.model)
-        manifest = describe_commit(plan, finished, state, "score", started)
-        manifest = dataclasses.replace(manifest, status="too many dead letters" if warning else "done")
-        if config.if_exists != "append":
-            return state.as_checkpoint(manifest) if replaced else manifest
-        if state.identity != earlier:
-            raise RunError(f"another command has written to {config.output} meanwhile; run again")
-        return dataclasses.replace(manifest, identity=joined_identity(config, earlier))
+        changes: dict[str, Any] = {"status": "too many dead letters"} if warning else {}
+        if config.if_exists == "append":
+            if state.identity != earlier:
+                raise RunError(f"another command has written to {config.output} meanwhile; run again")
+            changes["identity"] = joined_identity(config, earlier)
+        manifest = describe_commit(plan, finished, state, "score", started, **changes)
+        return state.as_checkpoint(manifest) if replaced else manifest
 
     commit(plan, context, decide)
-    tidy(data_set)
+    delete_retired(data_set)
     progress.announce_summary(finished.counts, finished.seconds, plan.model.classes, context.figures)
     if warning:
         announce("too_many_dead_letters", warning, level=logging.ERROR)

@@ -37,20 +37,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Verify, after cleaning if asked to. Returns the exit status."""
+    """Verify, after a vacuum if asked to. Returns the exit status."""
     options = parser().parse_args(arguments)
 
-    from pipelines.data_set.lock import Lock
-    from pipelines.data_set.vacuum import clean, free_space
+    from pipelines.data_set.vacuum import vacuum
     from pipelines.data_set.verification import verify
     from transforms.input.formats import absolute_directory
 
     output = absolute_directory(options.output)
     try:
         if options.clean:
-            deleted = free_space(output, options.older_than)
-            with Lock(output):
-                deleted += clean(output, options.older_than)
+            deleted = vacuum(output, options.older_than)
             announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
         findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
     except (OSError, RunError) as error:

@@ -28,11 +28,6 @@ SAMPLE = Path(__file__).parents[1] / "sample" / "posts.jsonl"
 LOCAL_RUNNER = "DirectRunner"
 IF_EXISTS = ("rerun", "replace", "append", "fail")
 PROGRESS = ("auto", "bar", "lines", "off")
-_INSTEAD = {
-    "--watch": "python -m pipelines.annotate --every 10s --partition_by date,hour --input DIR",
-    "--resume": "python -m pipelines.annotate, which goes on where it stopped; give it another --output",
-}
-"""What is given in place of options that were."""
 
 
 class _Extend(argparse.Action):
@@ -190,9 +185,6 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
     """
     parser = score_parser()
     options, rest = parse_known(parser, arguments)
-    for argument in rest:
-        if instead := _INSTEAD.get(argument.partition("=")[0]):
-            raise InputError(f"{argument.partition('=')[0]} is now another command: {instead}")
     stream = streaming_options(options, parser)
     config = score_config(options)
     if stream is not None:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set.manifest import DataFile, Manifest
-from pipelines.data_set.recovery import announce_run, discard_run, recover, tidy
+from pipelines.data_set.manifest import DataFile, Manifest, new_run_id, now
+from pipelines.data_set.recovery import commit_run, delete_retired, delete_uncommitted, recover, register_run
 from pipelines.data_set.rewrite import Rewriter, run_independent
 from pipelines.data_set.snapshot import DataSet
-from torchmoji_core import __version__
-from torchmoji_core.errors import InputError, RunError, TorchMojiError
+from torchmoji_core.errors import InputError, RunError
 from transforms.storage import files as storage
 
 
@@ -50,23 +45,21 @@ def compact(output: str, target_bytes: int, dry_run: bool = False) -> str:
     if dry_run:
         return f"dry run: {merged:,} of {len(live.files):,} file(s) would become {len(groups):,}"
     if not groups and len(data_set.manifests) == 1:
-        tidy(data_set)
+        delete_retired(data_set)
         return f"nothing to do: {len(live.files):,} file(s), none to be merged"
     compaction = _Compaction(output)
     try:
-        announce_run(output, compaction.run_id)
+        register_run(output, compaction.run_id)
         compaction.merge(groups)
-        data_set.commit(compaction.decide)
+        commit_run(data_set, compaction.run_id, compaction.decide)
     except BaseException as error:
-        with contextlib.suppress(OSError, TorchMojiError):  # what cannot be done now, the next command does
-            discard_run(data_set, compaction.run_id)
+        delete_uncommitted(data_set, compaction.run_id)
         if isinstance(error, OSError):
             raise RunError(f"{output} cannot be compacted: {error}") from error
         raise
-    data_set.publish()
-    # Also what was merged in vain, because another command has retired its rows meanwhile.
-    discard_run(data_set, compaction.run_id)
-    tidy(data_set)
+    if compaction.made < len(groups):  # another command has retired rows that were merged in vain
+        delete_uncommitted(data_set, compaction.run_id)
+    delete_retired(data_set)
     return (
         f"merged      {compaction.merged:,} file(s) into {compaction.made:,}, {compaction.manifests:,} manifest(s) "
         f"into 1; {len(data_set.live.files):,} file(s) now. The old ones stay for readers until pipelines.verify "
@@ -88,8 +81,7 @@ class _Compaction:
     """Makes new files of old ones, and of any state in which those are live the checkpoint with the new ones."""
 
     def __init__(self, output: str) -> None:
-        self._output, self._started = output, datetime.now(UTC)
-        self.run_id = uuid.uuid4().hex[:12]
+        self._output, self._started, self.run_id = output, now(), new_run_id()
         self._new: list[tuple[Sequence[DataFile], DataFile]] = []
         self.merged = self.made = self.manifests = 0
         """Of what `decide` has made last."""
@@ -111,25 +103,18 @@ class _Compaction:
             OSError: if the output cannot be listed.
         """
         _check(data_set)
-        live, last = data_set.live, data_set.manifests[-1]
+        live = data_set.live
         new = [(group, file) for group, file in self._new if all(live.files.get(old.path) == old for old in group)]
         merged = {old.path for group, _ in new for old in group}
         self.merged, self.made, self.manifests = len(merged), len(new), len(data_set.manifests)
         return data_set.as_checkpoint(
-            Manifest(
-                sequence=data_set.next_sequence,
+            data_set.next_manifest(
+                "compact",
                 run_id=self.run_id,
-                kind="compact",
-                status="done",
-                started=self._started.isoformat(timespec="seconds"),
-                finished=datetime.now(UTC).isoformat(timespec="seconds"),
-                code_version=__version__,
-                identity=last.identity,
-                model=dataclasses.replace(last.model, fingerprint=live.fingerprint or last.model.fingerprint),
+                started=self._started,
                 inputs=tuple(live.inputs.values()),
                 files=(*(file for path, file in live.files.items() if path not in merged), *(file for _, file in new)),
                 dead_letters=tuple(live.dead_letters.values()),
-                generation=data_set.live_generation,
             )
         )
 

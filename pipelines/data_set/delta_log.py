@@ -111,12 +111,7 @@ class DeltaLog:
             _NoTableError: if the files cannot be one table.
         """
         from deltalake.exceptions import CommitFailedError
-        from deltalake.transaction import (
-            CommitProperties,
-            RemoveAction,
-            Transaction,
-            create_table_with_add_actions,
-        )
+        from deltalake.transaction import CommitProperties, RemoveAction, Transaction, create_table_with_add_actions
 
         location, options = _location(self.output), storage.settings(self.output)
         table = self._open(location, options)

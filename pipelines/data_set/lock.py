@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from pipelines.data_set.liveness import is_gone, is_here, this_process
+from pipelines.data_set.manifest import now
 from torchmoji_core.errors import InputError, LockHeldError, RunError
 from transforms.storage import files as storage
 
@@ -43,7 +44,7 @@ class Lock:
         """
         self._output, self._seconds = output, seconds
         self._content = this_process() | {
-            "id": uuid.uuid4().hex, "command": Path(sys.argv[0]).stem, "started": _now(), "seconds": seconds
+            "id": uuid.uuid4().hex, "command": Path(sys.argv[0]).stem, "started": now(), "seconds": seconds
         }  # fmt: skip
         self._path, self._temporary = f"{output}/{FILE}", f"{output}/_lock-{self._content['id']}.tmp"
         self._existed = True
@@ -110,7 +111,7 @@ class Lock:
         return (read_lock(self._output) or {}).get("id") == self._content["id"]
 
     def _beaten(self) -> bytes:
-        return json.dumps(self._content | {"beat": _now(), "beats": time.monotonic()}).encode()
+        return json.dumps(self._content | {"beat": now(), "beats": time.monotonic()}).encode()
 
     def _beat(self) -> None:
         while not self._stop.wait(self._seconds / _BEATS):
@@ -162,7 +163,3 @@ def is_living(holder: dict[str, Any]) -> bool:
 def _seconds(holder: dict[str, Any]) -> float:
     seconds = holder.get("seconds")
     return float(seconds) if isinstance(seconds, int | float) else DEFAULT_SECONDS
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -11,10 +11,11 @@ import contextlib
 import dataclasses
 import json
 import re
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from torchmoji_core.errors import InputError, RunError
@@ -82,7 +83,7 @@ class Manifest:
     sequence: int
     run_id: str
     kind: str
-    """Name of the command: score, annotate, compact; stream for files that were adopted from a stream's journal; fence
+    """Name of the command: score, annotate, compact; stream for pending files of one; fence
     for one that changes nothing, see `recovery.delete_unlisted`."""
     status: str
     started: str
@@ -112,6 +113,16 @@ class Manifest:
     def name(self) -> str:
         """Its file's name."""
         return f"{self.sequence:08}.json"
+
+
+def now() -> str:
+    """This moment as manifests and locks have it: ISO 8601 in UTC, of whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def new_run_id() -> str:
+    """What tells a run from all others: twelve hexadecimal digits."""
+    return uuid.uuid4().hex[:12]
 
 
 def names(output: str) -> list[str]:

@@ -1,9 +1,9 @@
-"""The journal of a stream: which files an endless run has put in place, until a manifest lists them.
+"""Pending files: those that an endless run has put in place, until a manifest lists them.
 
-A stream has no end at which a manifest could list its files, and its workers may be anywhere. So each file's record is
-published beside those of the others, in `_journal/<run>/`, by whoever put the file in place, and the run itself is
-described there once, before it starts, by `run.json`. Whoever writes there next adopts what is there
-(`recovery.adopt`): a manifest lists it, and the records are deleted. Until then it is pending, and nobody deletes it.
+A stream has no end at which a manifest could list its files, and its workers may be anywhere. So whoever puts a file in
+place publishes a record of it in `_journal/<run>/`. The run itself is described there once, before it starts, by
+`run.json`. Whoever writes there next lists the files in a manifest (`recovery.commit_pending`), and deletes the
+records. Until then nobody deletes the files.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PendingFile:
     """A file that was put in place, and that no manifest may list yet."""
 
     record: str
@@ -73,13 +73,13 @@ class Entry:
 
 
 @dataclass
-class Journal:
-    """What is in the journal of an output."""
+class Pending:
+    """What waits in an output, and the streams that have put it there."""
 
     streams: dict[str, Stream] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
     """Runs that had ended for certain before the entries were listed, so that no further ones can follow."""
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[PendingFile] = field(default_factory=list)
 
     @property
     def going_on(self) -> set[str]:
@@ -101,7 +101,7 @@ class Journal:
 
 
 def begin(output: str, stream: Stream) -> None:
-    """Describe a stream in the journal, before it starts.
+    """Describe a stream, before it starts.
 
     Args:
         output: where it will write.
@@ -129,7 +129,7 @@ def beat(output: str, run_id: str) -> None:
 
 
 def end(output: str, run_id: str) -> None:
-    """Take a stream that has ended out of the journal, unless files of it are still to be adopted.
+    """Delete the description of a stream that has ended, unless files of it are still pending.
 
     Raises:
         OSError: if that cannot be done.
@@ -140,40 +140,40 @@ def end(output: str, run_id: str) -> None:
         storage.remove_empty(f"{output}/{JOURNAL}", deep=False)
 
 
-def read(output: str) -> Journal:
-    """Read the journal of an output.
+def read(output: str) -> Pending:
+    """Read the descriptions of streams, and the records of their files, of an output.
 
     Raises:
-        InputError, RunError: if something in it cannot be read, since then nobody can say which files are results.
+        InputError, RunError: if one cannot be read, since then nobody can say which files are results.
     """
-    journal = Journal()
+    waiting = Pending()
     try:
         for found in storage.match([f"{output}/{JOURNAL}/*/{RUN}"]):
             stream = _read_stream(found.path)
             if stream is not None:
-                journal.streams[stream.run_id] = stream
+                waiting.streams[stream.run_id] = stream
                 if stream.has_ended(found.last_updated_in_seconds or None):
-                    journal.ended.add(stream.run_id)
+                    waiting.ended.add(stream.run_id)
         # Only now: of a run that had ended before, this is all that there will ever be.
         records = list(pending_records(output))
         with ThreadPoolExecutor(_READERS) as threads:
             entries = [entry for entry in threads.map(_read_entry, records) if entry is not None]
         for entry in entries:
-            if entry.run_id not in journal.streams:
+            if entry.run_id not in waiting.streams:
                 path = f"{journal_directory(output, entry.run_id)}/{RUN}"
                 stream = _read_stream(path)  # it may have begun just now
                 if stream is not None:
-                    journal.streams[stream.run_id] = stream
+                    waiting.streams[stream.run_id] = stream
                 elif storage.exists(entry.record):
                     raise _unreadable(path, "it is not there")
-        journal.entries = [entry for entry in entries if entry.run_id in journal.streams]
+        waiting.entries = [entry for entry in entries if entry.run_id in waiting.streams]
     except OSError as error:
         raise manifest.cannot_read(f"output {output}/{JOURNAL}", error) from error
-    return journal
+    return waiting
 
 
 def pending_records(output: str) -> Iterator[str]:
-    """Paths of the records that wait to be adopted: one listing, and nothing is read.
+    """Paths of the records of pending files: one listing, and nothing is read.
 
     Raises:
         OSError: if they cannot be listed.
@@ -188,7 +188,7 @@ def _is_record(path: str) -> bool:
 
 
 def _read_stream(path: str) -> Stream | None:
-    """None if it is gone: another run has adopted its last files just now."""
+    """None if it is gone: another run has just committed its last files."""
     try:
         values = json.loads(storage.read_bytes(path))
         stream = Stream(**values | {"model": Model(**values["model"])})
@@ -201,7 +201,7 @@ def _read_stream(path: str) -> Stream | None:
         raise _unreadable(path, error) from None
 
 
-def _read_entry(path: str) -> Entry | None:
+def _read_entry(path: str) -> PendingFile | None:
     """None if it is gone, like `_read_stream`."""
     try:
         written = WrittenFile(**json.loads(storage.read_bytes(path)))
@@ -214,7 +214,7 @@ def _read_entry(path: str) -> Entry | None:
             relative, written.rows, written.bytes_, written.sha256, fingerprint=model.fingerprint if model else ""
         )
         is_dead_letters = relative.startswith(f"{DEAD_LETTERS}/")
-        return Entry(path, path.split("/")[-2], file, is_dead_letters, written.empty, model)
+        return PendingFile(path, path.split("/")[-2], file, is_dead_letters, written.empty, model)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -223,6 +223,6 @@ def _read_entry(path: str) -> Entry | None:
 
 def _unreadable(path: str, error: object) -> InputError:
     return InputError(
-        f"{path}: not an entry of the journal ({error}); restore it from a copy, or move away what is there: the files "
-        "that it is about are no results then"
+        f"{path}: not what a stream writes ({error}); restore it from a copy, or move away what is there: the "
+        "files that it is about are no results then"
     )

@@ -1,6 +1,6 @@
-"""What commands leave in an output directory: streams' files that wait to be listed, and what runs that died have left.
+"""How what a run has written becomes part of the data set, or is deleted; also for runs that died, and for streams.
 
-Each command that writes begins by recovering: it adopts the one and deletes the other.
+Each command that writes begins by recovering: it commits pending files, and deletes what runs that died have left.
 """
 
 from __future__ import annotations
@@ -8,30 +8,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from pipelines.data_set import manifest, pending
 from pipelines.data_set.liveness import is_gone, this_process
-from pipelines.data_set.manifest import Manifest, Model
-from pipelines.data_set.pending import QUIET_SECONDS, Entry, Stream
-from pipelines.data_set.snapshot import FENCE, DataSet, announcement, run_of, unlisted_files
-from torchmoji_core import __version__
+from pipelines.data_set.manifest import Manifest
+from pipelines.data_set.pending import QUIET_SECONDS, PendingFile, Stream
+from pipelines.data_set.snapshot import FENCE, DataSet, registration, run_of, unlisted_files
+from torchmoji_core.errors import TorchMojiError
 from transforms import metrics
 from transforms.output.commit import JOURNAL, TEMPORARY, journal_directory
 from transforms.storage import files as storage
 
 RETIRED_SECONDS = 86_400.0
 """How long a file stays that is a result no longer: readers that began before have so long to finish."""
-FORMER_LIST = "_live.jsonl"
-"""The list of live files that earlier versions wrote."""
 _LOGGER = logging.getLogger(__name__)
 
 
-def adopt(data_set: DataSet) -> list[Manifest]:
-    """List what waits in the journal in manifests, one for each stream and model.
+def commit_pending(data_set: DataSet) -> list[Manifest]:
+    """List pending files in manifests, one for each stream and model.
 
     Several may do so at once, whatever else is done to the data set meanwhile: each file is listed once.
 
@@ -42,36 +39,18 @@ def adopt(data_set: DataSet) -> list[Manifest]:
         The manifests that were committed.
 
     Raises:
-        InputError: if the journal cannot be read.
-        OSError: if something cannot be written; then what is not listed waits on.
+        InputError: if a record of a pending file cannot be read.
+        OSError: if something cannot be written; then what is not listed stays pending.
     """
     committed: list[Manifest] = []
-    while True:
-        adoption = _Adoption()
-        change = data_set.commit(adoption.decide)
-        # Of what is listed, by whomever, no record is needed; it is deleted by whoever sees that.
-        storage.delete(adoption.listed)
-        if change is None:
-            return committed
-        remove_temporary(data_set.output, change.run_id)
-        committed.append(change)
-        if not adoption.more:
-            return committed
+    listed: list[str] = []  # records of files that some manifest lists, once the next one is there
+    more = True
 
-
-class _Adoption:
-    """Makes of a state the manifest that lists the next of the files that wait."""
-
-    def __init__(self) -> None:
-        self.listed: list[str] = []
-        """Records of files that are listed when it is committed."""
-        self.more = False
-        """Whether others wait."""
-
-    def decide(self, data_set: DataSet) -> Manifest | None:
+    def decide(state: DataSet) -> Manifest | None:
+        nonlocal listed, more
         # Read after the state: a record that is there now is of a file that is listed in it, or nowhere.
-        found, known = pending.read(data_set.output), data_set.known_files
-        self.listed = [entry.record for entry in found.entries if entry.file.path in known]
+        found, known = pending.read(state.output), state.known_files
+        listed = [entry.record for entry in found.entries if entry.file.path in known]
         groups = [
             (stream, entries)
             for stream in found.streams.values()
@@ -79,17 +58,26 @@ class _Adoption:
                 entry for entry in found.entries if entry.run_id == stream.run_id and entry.file.path not in known
             )
         ]
-        self.more = len(groups) > 1
+        more = len(groups) > 1
         if not groups:
             return None
         stream, entries = groups[0]
-        self.listed += [entry.record for entry in entries]
-        return _adoption(data_set, stream, entries)
+        listed += [entry.record for entry in entries]
+        return _manifest_of(state, stream, entries)
+
+    while more:
+        change = data_set.commit(decide)
+        # Of what is listed, by whomever, no record is needed; it is deleted by whoever sees that.
+        storage.delete(listed)
+        if change is not None:
+            remove_temporary(data_set.output, change.run_id)
+            committed.append(change)
+    return committed
 
 
-def _by_model(entries: Iterable[Entry]) -> list[list[Entry]]:
+def _by_model(entries: Iterable[PendingFile]) -> list[list[PendingFile]]:
     """Dead letters are of no model, so they are with the last one's."""
-    groups: dict[str, list[Entry]] = defaultdict(list)
+    groups: dict[str, list[PendingFile]] = defaultdict(list)
     dead = []
     for entry in entries:
         if entry.is_dead_letters:
@@ -101,24 +89,19 @@ def _by_model(entries: Iterable[Entry]) -> list[list[Entry]]:
     return list(groups.values())
 
 
-def _adoption(data_set: DataSet, stream: Stream, entries: Sequence[Entry]) -> Manifest:
+def _manifest_of(data_set: DataSet, stream: Stream, entries: Sequence[PendingFile]) -> Manifest:
     files = tuple(entry.file for entry in entries if not entry.is_dead_letters)
     dead_letters = tuple(entry.file for entry in entries if entry.is_dead_letters)
     rows, dead = sum(file.rows for file in files), sum(file.rows for file in dead_letters)
     empty = sum(entry.empty for entry in entries)
-    return Manifest(
-        sequence=data_set.next_sequence,
-        run_id=uuid.uuid4().hex[:12],
-        kind="stream",
-        status="done",
+    return data_set.next_manifest(
+        "stream",
         started=stream.started,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
         code_version=stream.code_version,
         identity=stream.identity,
         model=next((entry.model for entry in entries if entry.model is not None), stream.model),
         files=files,
         dead_letters=dead_letters,
-        generation=data_set.live_generation,
         counts={
             metrics.READ: rows + dead,
             metrics.SCORED: rows - empty,
@@ -131,23 +114,27 @@ def _adoption(data_set: DataSet, stream: Stream, entries: Sequence[Entry]) -> Ma
     )
 
 
-def announce_run(output: str, run_id: str) -> None:
-    """Say that a run is going to write there, so that whoever comes after it finds what it has left if it dies.
+def register_run(output: str, run_id: str) -> None:
+    """Say that a run is going to write there, so that the next command finds what it has left if it dies.
 
     Temporary files would tell as much where there are any; in object stores files have their final names at once.
 
     Raises:
         OSError: if it cannot be written.
     """
-    path = announcement(output, run_id)
+    path = registration(output, run_id)
     storage.publish(path, json.dumps(this_process()).encode(), f"{path}.tmp")
 
 
 def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     """Delete files that no manifest lists and no record of a stream names, and see to it that none ever will.
 
-    The runs that wrote them may be suspended, about to commit. So first their announcements go; then a manifest that
+    The runs that wrote them may be suspended, about to commit. So first their registrations go; then a manifest that
     changes nothing, a fence, takes the number that they were about to take. They look again, and give up.
+
+        a run decides to commit as 17, and is suspended
+        here: its registration goes, 17 becomes a fence, its files are deleted
+        the run wakes: 17 is taken, it looks again, is not registered any more, and fails
 
     Args:
         data_set: what the output holds.
@@ -157,7 +144,7 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
         What was deleted.
 
     Raises:
-        InputError, RunError: if journal or manifests cannot be read.
+        InputError, RunError: if manifests, or records of pending files, cannot be read.
         OSError: if something cannot be deleted, or written.
     """
     output = data_set.output
@@ -167,16 +154,17 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     storage.delete(f"{output}/{path}" for path in temporary)
     if not placed:
         return temporary
-    # Before the state: what is adopted in between is met twice and not never.
+    # Before the state: what is committed in between is met twice and not never.
     found = pending.read(output)
     waiting = {entry.file.path for entry in found.entries}
-    # Of streams, it is who adopts that commits, and only what is in the journal.
+    # A stream does not commit its files itself: whoever does, commits only what is pending.
     runs = {run_of(path) for path in placed} - found.streams.keys()
-    may_commit = [run_id for run_id in sorted(runs) if not _withdraw(output, run_id)]
+    may_commit = [run_id for run_id in sorted(runs) if not _unregister(output, run_id)]
 
     def decide(state: DataSet) -> Manifest | None:
-        placed[:] = [path for path in placed if path not in state.known_files | waiting]
-        return _fence(state) if placed and may_commit else None
+        known = state.known_files | waiting
+        placed[:] = [path for path in placed if path not in known]
+        return state.next_manifest(FENCE) if placed and may_commit else None
 
     try:
         fence = data_set.commit(decide)
@@ -190,13 +178,13 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     return temporary + placed
 
 
-def _withdraw(output: str, run_id: str) -> bool:
-    """Take back a run's announcement, so that it cannot commit once it looks again.
+def _unregister(output: str, run_id: str) -> bool:
+    """Take back a run's registration, so that it cannot commit once it looks again.
 
     Returns:
         Whether it is certain that it has looked for the last time: it is of this process, or one that is gone.
     """
-    path = announcement(output, run_id)
+    path = registration(output, run_id)
     try:
         process = json.loads(storage.read_bytes(path))
         # Under another name, it goes on telling whose files these are, until they are deleted.
@@ -208,23 +196,8 @@ def _withdraw(output: str, run_id: str) -> bool:
     return isinstance(process, dict) and (process == this_process() or is_gone(process))
 
 
-def _fence(data_set: DataSet) -> Manifest:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Manifest(
-        sequence=data_set.next_sequence,
-        run_id=uuid.uuid4().hex[:12],
-        kind=FENCE,
-        status="done",
-        started=now,
-        finished=now,
-        code_version=__version__,
-        identity={},
-        model=Model("", "", ""),
-    )
-
-
 def recover(data_set: DataSet) -> list[Manifest]:
-    """Adopt what streams have put in place, and delete what runs that died have left.
+    """Commit pending files, and delete what runs that died have left.
 
     To be called by the holder of the lock, for whom all other runs have died. Of a stream that may be going on, only
     temporary files are deleted that it has not touched for a day.
@@ -236,19 +209,17 @@ def recover(data_set: DataSet) -> list[Manifest]:
         The manifests that were committed.
 
     Raises:
-        InputError, RunError, OSError: as `adopt`.
+        InputError, RunError, OSError: as `commit_pending`.
     """
     output = data_set.output
     found = pending.read(output)
     dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
     # Before anything is written, for which there may be no room yet.
     if dead:
-        waiting = {entry.file.path for entry in found.entries}
-        unlisted = unlisted_files(data_set)
-        delete_unlisted(data_set, [path for path in unlisted if run_of(path) in dead and path not in waiting])
+        delete_unlisted(data_set, [path for path in unlisted_files(data_set) if run_of(path) in dead])
     for run_id in dead:
         remove_temporary(output, run_id)
-    committed = adopt(data_set)
+    committed = commit_pending(data_set)
     for run_id in found.going_on:
         old = [
             file.path
@@ -259,12 +230,11 @@ def recover(data_set: DataSet) -> list[Manifest]:
     for run_id in found.ended:
         storage.delete_directory(journal_directory(output, run_id))
     storage.remove_empty(f"{output}/{JOURNAL}")
-    storage.delete([f"{output}/{FORMER_LIST}"])
     data_set.publish()  # perhaps who committed last was killed before that
     return committed
 
 
-def tidy(data_set: DataSet) -> None:
+def delete_retired(data_set: DataSet) -> None:
     """Delete what was retired a day ago, as every command does that commits; what cannot be deleted is left for later.
 
     To be called by the holder of the lock.
@@ -275,18 +245,54 @@ def tidy(data_set: DataSet) -> None:
         _LOGGER.warning("retired files of %s could not be deleted: %s", data_set.output, error)
 
 
-def discard_run(data_set: DataSet, run_id: str) -> None:
-    """Delete all files of a run that no manifest lists, in place or under temporary names.
+def commit_run(data_set: DataSet, run_id: str, decide: Callable[[DataSet], Manifest | None]) -> Manifest | None:
+    """Make a run's files results, delete those of them that no manifest lists, and bring the Delta log up to date.
 
-    To be called by whoever runs it, when it is certain that it commits nothing any more.
+    Args:
+        data_set: what the output holds.
+        run_id: of the run.
+        decide: as of `DataSet.commit`.
+
+    Returns:
+        What was committed; None if nothing was left to be done.
 
     Raises:
-        InputError, RunError, OSError: if it cannot be done.
+        InputError, RunError, OSError: as `DataSet.commit`, and what `decide` raises.
     """
-    data_set.refresh()
-    paths = unlisted_files(data_set)
-    storage.delete(f"{data_set.output}/{path}" for path in paths if run_of(path) == run_id)
-    remove_temporary(data_set.output, run_id)
+    states = 0
+
+    def counted(state: DataSet) -> Manifest | None:
+        nonlocal states
+        states += 1
+        return decide(state)
+
+    try:
+        change = data_set.commit(counted)
+    except BaseException:
+        # If the manifest is there, the files are results, whatever came after.
+        delete_uncommitted(data_set, run_id)
+        raise
+    if change is not None and states == 1:
+        remove_temporary(data_set.output, run_id)
+    else:
+        delete_uncommitted(data_set, run_id)  # what was written for a state that was no more
+    data_set.publish()
+    return change
+
+
+def delete_uncommitted(data_set: DataSet, run_id: str) -> None:
+    """Delete all files of a run that no manifest lists, in place or under temporary names.
+
+    To be called by whoever runs it, when it is certain that it commits nothing any more. What cannot be deleted now is
+    a warning, and the next command does it: the output may be gone, and an earlier error is the one to report.
+    """
+    try:
+        data_set.refresh()
+        paths = unlisted_files(data_set)
+        storage.delete(f"{data_set.output}/{path}" for path in paths if run_of(path) == run_id)
+        remove_temporary(data_set.output, run_id)
+    except (OSError, TorchMojiError) as error:
+        _LOGGER.warning("could not clean up %s: %s", data_set.output, error)
 
 
 def remove_temporary(output: str, run_id: str) -> None:

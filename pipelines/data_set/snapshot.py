@@ -14,7 +14,8 @@ from typing import Any
 
 from pipelines.data_set import manifest
 from pipelines.data_set.delta_log import DeltaLog
-from pipelines.data_set.manifest import DataFile, Input, Manifest
+from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
+from torchmoji_core import __version__
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
 from torchmoji_core.inference.scores import valid_unicode
@@ -187,11 +188,37 @@ class DataSet:
             known |= generation.all_files.keys()
         return known
 
+    def next_manifest(self, kind: str, **fields: Any) -> Manifest:
+        """What is to follow this state. All manifests are made here, in a function that is given to `commit`.
+
+        Args:
+            kind: as of `Manifest`.
+            **fields: other fields. Those that are missing are what the data set has now, of a run that begins and ends
+                now, and changes nothing.
+        """
+        last = self.manifests[-1].model if self.manifests else Model("", "", "")
+        values: dict[str, Any] = {
+            "sequence": self.next_sequence,
+            "run_id": manifest.new_run_id(),
+            "kind": kind,
+            "status": "done",
+            "started": manifest.now(),
+            "finished": manifest.now(),
+            "code_version": __version__,
+            "identity": self.identity or {},
+            "model": dataclasses.replace(last, fingerprint=self.live.fingerprint or last.fingerprint),
+            "generation": self.live_generation,
+        }
+        return Manifest(**values | fields)
+
     def commit(self, decide: Callable[[DataSet], Manifest | None]) -> Manifest | None:
         """Publish a change as the next manifest, and take it up. On return it is on the disk, and so are its files.
 
         Whoever finds the manifest's number taken has decided upon a state that is no more: it reads what others have
         committed meanwhile, and decides again. So it does not matter how long anybody is suspended, and where.
+
+            A and B have read 16, and each decides what 17 shall be
+            A creates 00000017.json; B finds it there, reads it, and decides what 18 shall be
 
         Args:
             decide: makes of the state that is there the change that it calls for, as the next number; None if nothing
@@ -212,7 +239,7 @@ class DataSet:
             if change is None:
                 return None
             own = {file.path for file in (*change.files, *change.dead_letters) if run_of(file.path) == change.run_id}
-            if own and not storage.exists(announcement(self.output, change.run_id)):
+            if own and not storage.exists(registration(self.output, change.run_id)):
                 raise RunError(
                     f"another command has taken this run for dead, and writes to {self.output}; nothing more was "
                     "committed, so run again"
@@ -235,7 +262,7 @@ class DataSet:
         """
         kept = {file.path for file in (*change.files, *change.dead_letters)}
         # Not those that are deleted already: their names would be carried along for ever.
-        retired = sorted((self.known_files - kept) & result_files(self.output).keys())
+        retired = sorted((self.known_files - kept) & written_files(self.output, temporary=False).keys())
         since = {path: self.retired[path] for path in retired if path in self.retired}
         return dataclasses.replace(change, retired=tuple(retired), retired_since=since, checkpoint=True)
 
@@ -258,7 +285,7 @@ class DataSet:
             for path, time in self.retired.items()
             if path not in kept and (before is None or datetime.fromisoformat(time) < before)
         ]
-        there = result_files(self.output).keys() if due else ()
+        there = written_files(self.output, temporary=False).keys() if due else ()
         paths = [path for path in due if path in there]
         if self.manifests and self.manifests[0].checkpoint:
             last = self.manifests[0].sequence
@@ -280,20 +307,11 @@ def unlisted_files(data_set: DataSet) -> dict[str, float | None]:
         Path relative to the output -> seconds since 1970 of its last change, where known.
     """
     known = data_set.known_files
-    return {path: changed for path, changed in _files(data_set.output, temporary=True).items() if path not in known}
+    return {path: changed for path, changed in written_files(data_set.output).items() if path not in known}
 
 
-def result_files(output: str) -> dict[str, float | None]:
-    """Files below an output that are named as results, listed or not; values as of `unlisted_files`."""
-    return _files(output, temporary=False)
-
-
-def written_files(output: str) -> dict[str, float | None]:
-    """Files below an output that are named as results or as temporary ones; values as of `unlisted_files`."""
-    return _files(output, temporary=True)
-
-
-def _files(output: str, temporary: bool) -> dict[str, float | None]:
+def written_files(output: str, temporary: bool = True) -> dict[str, float | None]:
+    """Files below an output that are named as results, listed or not, and temporary ones; as of `unlisted_files`."""
     prefix = f"{output}/"
     files = {}
     for file in storage.match([f"{output}/**"]):
@@ -305,7 +323,7 @@ def _files(output: str, temporary: bool) -> dict[str, float | None]:
     return files
 
 
-def announcement(output: str, run_id: str) -> str:
+def registration(output: str, run_id: str) -> str:
     """The file that says that a run may write and commit."""
     return f"{output}/{TEMPORARY}/{run_id}/{RUN}"
 

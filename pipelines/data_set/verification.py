@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from pipelines.data_set import pending
 from pipelines.data_set.lock import is_living, read_lock
 from pipelines.data_set.manifest import DataFile, Manifest
-from pipelines.data_set.pending import Journal
+from pipelines.data_set.pending import Pending
 from pipelines.data_set.snapshot import DataSet, Generation, unlisted_files
 from torchmoji_core.errors import InputError, RunError, first_line
 from transforms import metrics
@@ -40,9 +41,8 @@ class Findings:
     dead_letters: int = 0
     inputs: int = 0
     manifests: int = 0
-    retired: int = 0
     waiting: int = 0
-    """Files in the journal of a stream, which are checked like the others."""
+    """Pending files of streams, which are checked like the others."""
     problems: list[str] = field(default_factory=list)
     """What is certainly wrong."""
     untold: list[str] = field(default_factory=list)
@@ -87,7 +87,7 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     """
     findings = Findings(output)
     try:
-        # In this order: what is adopted in between is met twice and not never.
+        # In this order: what is committed in between is met twice and not never.
         streams = pending.read(output)
         data_set = DataSet.read(output)
     except (InputError, RunError) as error:
@@ -105,8 +105,7 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     findings.waiting = len(waiting)
     if waiting:
         findings.notes.append(
-            f"{len(waiting):,} of these files are in the journal of a stream and wait to be listed in a manifest, "
-            "which the next command does that writes there"
+            f"{len(waiting):,} of these files are pending: the next command that writes there lists them in a manifest"
         )
     _check_sequence(data_set, findings)
     for change in data_set.manifests:
@@ -115,11 +114,11 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
         _check_inputs(generation, findings)
         if number != data_set.live_generation:
             findings.notes.append(f"a rescoring with another model has {len(generation.files)} file(s) so far")
-        parquet = partial(_check_parquet, output, generation.fingerprint)
+        parquet = partial(_check_parquet, generation.fingerprint)
         _check_all(parquet, generation.files.values(), findings)
-        _check_all(partial(_check_jsonl, output), generation.dead_letters.values(), findings)
-    for is_dead, check in ((False, partial(_check_parquet, output, None)), (True, partial(_check_jsonl, output))):
-        _check_all(check, [entry.file for entry in waiting if entry.is_dead_letters == is_dead], findings)
+        _check_all(_check_jsonl, generation.dead_letters.values(), findings)
+    _check_all(partial(_check_parquet, None), [entry.file for entry in waiting if not entry.is_dead_letters], findings)
+    _check_all(_check_jsonl, [entry.file for entry in waiting if entry.is_dead_letters], findings)
     if ids_must_be_unique:
         try:
             _check_ids(output, files, memory_mb, findings)
@@ -139,10 +138,19 @@ def _untold_or_problem(error: InputError | RunError, findings: Findings) -> None
     (findings.untold if is_untold else findings.problems).append(str(error))
 
 
-def _check_all(check: Callable[[DataFile], list[str]], files: Iterable[DataFile], findings: Findings) -> None:
+def _check_all(check: Callable[[str, DataFile], list[str]], files: Iterable[DataFile], findings: Findings) -> None:
+    """Check content, several at a time, and what is right for files of their kind.
+
+    Args:
+        check: gives problems of a file, by its whole path and what its manifest says.
+        files: what to check.
+        findings: are added to.
+    """
+
     def checked(file: DataFile) -> tuple[list[str], list[str]]:
+        path = f"{findings.output}/{file.path}"
         try:
-            return check(file), []
+            return _check_content(path, file) or check(path, file), []
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return [f"{file.path}: listed, but not there"], []
         except OSError as error:
@@ -205,24 +213,17 @@ def _digest(path: str) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _check_content(output: str, file: DataFile) -> list[str]:
-    """Size and digest.
-
-    Raises:
-        OSError: if it is not there, or cannot be read.
-    """
-    size, digest = _digest(f"{output}/{file.path}")
+def _check_content(path: str, file: DataFile) -> list[str]:
+    """Size and digest."""
+    size, digest = _digest(path)
     if size != file.bytes:
         return [f"{file.path}: has {size} bytes, its manifest says {file.bytes}"]
     return [] if digest == file.sha256 else [f"{file.path}: its content is not what was written (SHA-256 differs)"]
 
 
-def _check_parquet(output: str, fingerprint: str | None, file: DataFile) -> list[str]:
-    problems = _check_content(output, file)
-    if problems:
-        return problems
+def _check_parquet(fingerprint: str | None, path: str, file: DataFile) -> list[str]:
     try:
-        with storage.open_raw(f"{output}/{file.path}") as opened:
+        with storage.open_raw(path) as opened:
             parquet = pq.ParquetFile(opened)
             rows = parquet.metadata.num_rows
             scored_by = (parquet.schema_arrow.metadata or {}).get(b"torchmoji.fingerprint", b"").decode()
@@ -234,8 +235,9 @@ def _check_parquet(output: str, fingerprint: str | None, file: DataFile) -> list
     except pa.ArrowException as error:
         return [f"{file.path}: not readable as Parquet ({first_line(error)})"]
     except OSError as error:
-        _digest(f"{output}/{file.path}")  # raises if it is the store or the disk that fails, and not Arrow
+        _digest(path)  # raises if it is the store or the disk that fails, and not Arrow
         return [f"{file.path}: not readable as Parquet ({first_line(error)})"]
+    problems = []
     if rows != file.rows:
         problems.append(f"{file.path}: has {rows} rows, its manifest says {file.rows}")
     if sources != file.sources:
@@ -246,12 +248,9 @@ def _check_parquet(output: str, fingerprint: str | None, file: DataFile) -> list
     return problems
 
 
-def _check_jsonl(output: str, file: DataFile) -> list[str]:
-    problems = _check_content(output, file)
-    if problems:
-        return problems
+def _check_jsonl(path: str, file: DataFile) -> list[str]:
     rows = 0
-    with storage.open_raw(f"{output}/{file.path}") as opened:
+    with storage.open_raw(path) as opened:
         for rows, line in enumerate(opened, 1):
             try:
                 json.loads(line)
@@ -276,14 +275,8 @@ def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings:
                 findings.untold.append(f"{file.path}: its ids cannot be read ({first_line(error)})")
 
     with tempfile.TemporaryDirectory(prefix="torchmoji-verify-", ignore_cleanup_errors=True) as scratch:
-        connection = duckdb.connect(
-            config={
-                "memory_limit": f"{memory_mb}MB",
-                "temp_directory": scratch,
-                "preserve_insertion_order": False,
-                "threads": 2,
-            }
-        )
+        bounds: dict[str, Any] = {"memory_limit": f"{memory_mb}MB", "temp_directory": scratch, "threads": 2}
+        connection = duckdb.connect(config=bounds | {"preserve_insertion_order": False})
         connection.register("rows", pa.RecordBatchReader.from_batches(schema, ids()))
         query = f"SELECT id, count(*) AS times FROM rows GROUP BY id HAVING times > 1 ORDER BY id LIMIT {MAX_NAMED + 1}"
         try:
@@ -301,7 +294,7 @@ def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings:
         findings.problems.append("more ids are there several times")
 
 
-def _check_unlisted(data_set: DataSet, streams: Journal, known: Collection[str], findings: Findings) -> None:
+def _check_unlisted(data_set: DataSet, streams: Pending, known: Collection[str], findings: Findings) -> None:
     files = {path: changed for path, changed in unlisted_files(data_set).items() if path not in known}
     # Streams may have begun since, and ended.
     later = pending.read(data_set.output)
@@ -313,8 +306,6 @@ def _check_unlisted(data_set: DataSet, streams: Journal, known: Collection[str],
     if unlisted and holder is not None and is_living(holder):
         findings.notes.append(f"{len(unlisted)} file(s) that no manifest lists yet belong to a run that goes on")
         unlisted = []
-    live = data_set.live.all_files
-    findings.retired = sum(path not in live for path in data_set.retired)
     for path in unlisted[:MAX_NAMED]:
         findings.problems.append(f"{path}: no manifest lists it; --clean deletes it once it is old enough")
     if len(unlisted) > MAX_NAMED:

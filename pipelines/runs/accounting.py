@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set.liveness import this_process
-from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
+from pipelines.data_set.manifest import DataFile, Input, Manifest, Model, now
 from pipelines.data_set.pending import Stream
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs.identity import identity, identity_of_stream
+from pipelines.runs.identity import identity
 from pipelines.runs.plan import Plan
 from torchmoji_core import __version__
-from torchmoji_core.errors import (
-    RunError,
-)
+from torchmoji_core.errors import RunError
 from torchmoji_core.files import name_as_text
 from transforms import metrics
 from transforms.input.formats import resolve_format
@@ -35,15 +32,18 @@ class Finished:
     seconds: float
 
 
-def describe_commit(plan: Plan, finished: Finished, target: DataSet, kind: str, started: datetime) -> Manifest:
+def describe_commit(
+    plan: Plan, finished: Finished, state: DataSet, kind: str, started: str, **changes: Any
+) -> Manifest:
     """The manifest of a finished run.
 
     Args:
         plan: what was to be done.
         finished: what was done.
-        target: the data set that it is for.
+        state: of the data set that it is to follow.
         kind: name of the command.
-        started: when.
+        started: when, as `manifest.now` says it.
+        **changes: further fields, or others than follow from that.
     """
     rows: Counter[str] = Counter()
     dead_letters: Counter[str] = Counter()
@@ -52,18 +52,12 @@ def describe_commit(plan: Plan, finished: Finished, target: DataSet, kind: str, 
     for file in finished.dead_letters:
         dead_letters.update(file.sources)
     tells_source = "source" in plan.config.score.outputs
-    model = plan.model
-    return Manifest(
-        sequence=target.next_sequence,
-        run_id=plan.run_id,
-        kind=kind,
-        status="done",
-        started=started.isoformat(timespec="seconds"),
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        code_version=__version__,
-        identity=identity(plan.config),
-        model=Model(model.name, model.fingerprint, model.arithmetic),
-        inputs=tuple(
+    fields = {
+        "run_id": plan.run_id,
+        "started": started,
+        "identity": identity(plan.config),
+        "model": _model(plan),
+        "inputs": tuple(
             Input(
                 file.path,
                 file.bytes_,
@@ -74,30 +68,27 @@ def describe_commit(plan: Plan, finished: Finished, target: DataSet, kind: str, 
             )
             for file in plan.files
         ),
-        files=finished.files,
-        dead_letters=finished.dead_letters,
-        generation=target.live_generation,
-        counts=finished.counts,
-    )
+        "files": finished.files,
+        "dead_letters": finished.dead_letters,
+        "counts": finished.counts,
+    }
+    return state.next_manifest(kind, **fields | changes)
 
 
-def describe_stream(plan: Plan, started: datetime, options: Mapping[str, Any]) -> Stream:
-    """What the journal says of an endless run.
-
-    Args:
-        plan: what it will do.
-        started: when.
-        options: as of `identity_of_stream`.
-    """
-    model = plan.model
+def describe_stream(plan: Plan) -> Stream:
+    """What is said of an endless run before it starts, beside its pending files."""
     return Stream(
         run_id=plan.run_id,
-        started=started.isoformat(timespec="seconds"),
+        started=now(),
         code_version=__version__,
-        identity=identity_of_stream(plan.config, options),
-        model=Model(model.name, model.fingerprint, model.arithmetic),
+        identity=identity(plan.config),
+        model=_model(plan),
         process=this_process() if plan.config.is_local else None,
     )
+
+
+def _model(plan: Plan) -> Model:
+    return Model(plan.model.name, plan.model.fingerprint, plan.model.arithmetic)
 
 
 def too_many_dead_letters(counts: dict[str, int], config: ScoreConfig) -> str | None:

@@ -7,31 +7,27 @@ An input file is the unit of work: files are scored in groups, each group by one
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pipelines.cli.annotate_options import AnnotateConfig
 from pipelines.cli.exits import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.cli.logs import announce
-from pipelines.cli.options import ScoreConfig
-from pipelines.data_set.manifest import DataFile, Manifest
-from pipelines.data_set.recovery import announce_run, tidy
+from pipelines.data_set.manifest import DataFile, Manifest, now
+from pipelines.data_set.recovery import delete_retired, delete_uncommitted, register_run
 from pipelines.data_set.rewrite import Rewriter
 from pipelines.data_set.snapshot import DataSet, Generation
-from pipelines.runs import progress
 from pipelines.runs.accounting import Finished, describe_commit, too_many_dead_letters
-from pipelines.runs.context import RunContext, open_command, open_run
-from pipelines.runs.execute import clean_up, commit, execute
-from pipelines.runs.identity import differences, identity, listed
+from pipelines.runs.context import RunContext
+from pipelines.runs.execute import commit, execute
+from pipelines.runs.identity import check_goes_on, other_options
 from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open
-from pipelines.runs.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream
+from pipelines.runs.plan import ModelFacts, Plan, as_before, check_fields, check_no_stream
 from pipelines.runs.selection import Groups, Selection, generation_of, select
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
@@ -42,42 +38,6 @@ KIND = "annotate"
 _CHECKERS = 16
 _Rewritten = dict[tuple[str, frozenset[str]], DataFile | None]
 """Path of a file and sources that were left out of it -> the new one; None if no row was left."""
-
-
-def run(config: AnnotateConfig, rest: list[str]) -> int:
-    """Take the lock, find out what is to be done, and do it. Returns the exit status.
-
-    Args:
-        config: what to do.
-        rest: options for Beam.
-
-    Raises:
-        InputError, RunError, LockHeldError: as their names say.
-    """
-    with (
-        open_command(config.score, rest) as command,
-        open_run(command, DataSet(config.score.output), config.lock_timeout) as context,
-    ):
-        annotation = prepare(config, context, check_model(config.score))
-        announce_plan(annotation)
-        if config.score.dry_run:
-            return DONE
-        clock = time.monotonic()
-        try:
-            annotation.run()
-        finally:
-            context.figures.update(annotation.figures)
-        if annotation.selection.is_empty:
-            announce("nothing_new", "nothing is new: nothing was scored")
-        else:
-            seconds = time.monotonic() - clock
-            progress.announce_summary(annotation.counts, seconds, annotation.plan.model.classes, context.figures)
-        for event, said, level, fields in annotation.complaints():
-            announce(event, said, level=level, **fields)
-        if warning := too_many_dead_letters(annotation.counts, config.score):
-            announce("too_many_dead_letters", warning, level=logging.ERROR)
-        status = context.figures["exit_status"] = annotation.status
-        return status
 
 
 def list_all(config: AnnotateConfig, data_set: DataSet) -> Inputs:
@@ -133,19 +93,9 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
         score = check_fields(score, selection.work)
     else:
         score = as_before(score, earlier)
-        changed = _other_options(score, earlier)
-        if changed:
-            raise InputError(
-                f"output {score.output} holds results of another command (other {listed(changed, earlier)}); "
-                "give the same options as before, or another --output"
-            )
+        check_goes_on(score, earlier)
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
     return Plan(score, selection.work, model, passed_over=tuple(selection.found.passed_over), strict=True)
-
-
-def _other_options(score: ScoreConfig, earlier: dict[str, Any]) -> list[str]:
-    # Inputs come and go in a growing corpus; of the model, its fingerprint counts and not where it is.
-    return [name for name in differences(identity(score), earlier) if name not in ("model", "inputs", "appended")]
 
 
 class Complaint(NamedTuple):
@@ -210,7 +160,7 @@ class Annotation:
         else:
             if selection.promotes:
                 self._promote()
-        tidy(self._data_set)
+        delete_retired(self._data_set)
 
     @property
     def figures(self) -> dict[str, int]:
@@ -261,8 +211,7 @@ class Annotation:
         self.left += sorted(opened.changed)
         group = [file for file in group if file.path not in opened.unreadable.keys() | opened.changed]
         while group:
-            plan = self.plan.with_new_run(group)
-            started = datetime.now(UTC)
+            plan, started = self.plan.with_new_run(group), now()
             try:
                 finished = execute(plan, self.context)
             except UnreadableInput as error:
@@ -276,7 +225,7 @@ class Annotation:
             else:
                 out = self._changed_meanwhile(group)
                 if out:
-                    clean_up(plan, self._data_set)
+                    delete_uncommitted(self._data_set, plan.run_id)
                     self.left += sorted(out - self.unreadable.keys())
                 else:
                     out = self.commit(plan, finished, started)
@@ -300,7 +249,7 @@ class Annotation:
         with ThreadPoolExecutor(_CHECKERS) as threads:
             return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}
 
-    def commit(self, plan: Plan, finished: Finished, started: datetime) -> set[str]:
+    def commit(self, plan: Plan, finished: Finished, started: str) -> set[str]:
         """Commit a group, unless another run has listed some of its inputs meanwhile; gives these.
 
         Raises:
@@ -318,12 +267,15 @@ class Annotation:
                 return None
             self._check(state)
             retired, files, dead_letters = self._without(state, changed, plan.run_id, rewritten)
-            manifest = describe_commit(plan, finished, state, KIND, started)
-            return dataclasses.replace(
-                manifest,
+            return describe_commit(
+                plan,
+                finished,
+                state,
+                KIND,
+                started,
                 generation=self.selection.generation,
-                files=(*manifest.files, *files),
-                dead_letters=(*manifest.dead_letters, *dead_letters),
+                files=(*finished.files, *files),
+                dead_letters=(*finished.dead_letters, *dead_letters),
                 retired=retired,
                 # Their rows went with those of what changed, so they are new until they are scored.
                 dropped=tuple(sorted(scored.entangled(changed) - inputs)),
@@ -337,8 +289,8 @@ class Annotation:
 
     def _retire(self, paths: Sequence[str]) -> None:
         """Commit that the rows of some inputs are results no longer, of those that no other run has dealt with."""
-        plan, started = self.plan.with_new_run(()), datetime.now(UTC)
-        announce_run(self._data_set.output, plan.run_id)
+        plan, started = self.plan.with_new_run(()), now()
+        register_run(self._data_set.output, plan.run_id)
         rewritten: _Rewritten = {}
 
         def decide(state: DataSet) -> Manifest | None:
@@ -350,8 +302,7 @@ class Annotation:
             left |= scored.entangled(left)
             retired, files, dead_letters = self._without(state, left, plan.run_id, rewritten)
             finished = Finished({}, files, dead_letters, 0.0)
-            manifest = describe_commit(plan, finished, state, KIND, started)
-            return dataclasses.replace(manifest, retired=retired, dropped=tuple(sorted(left)))
+            return describe_commit(plan, finished, state, KIND, started, retired=retired, dropped=tuple(sorted(left)))
 
         commit(plan, self.context, decide)
 
@@ -369,7 +320,7 @@ class Annotation:
         ours = (selection.generation, selection.promotes)
         with contextlib.suppress(InputError):
             if generation_of(state, self.config, self.plan.model.fingerprint) == ours and not (
-                earlier and _other_options(self.plan.config, earlier)
+                earlier and other_options(self.plan.config, earlier)
             ):
                 return
         raise RunError(
@@ -422,8 +373,8 @@ class Annotation:
             missing = len(state.live.inputs.keys() - self._scored(state).inputs.keys() - set(selection.found.vanished))
             if missing:
                 return None
-            manifest = describe_commit(plan, Finished({}, (), (), 0.0), state, KIND, datetime.now(UTC))
-            return dataclasses.replace(manifest, generation=selection.generation, promotes=True)
+            nothing = Finished({}, (), (), 0.0)
+            return describe_commit(plan, nothing, state, KIND, now(), generation=selection.generation, promotes=True)
 
         commit(plan, self.context, decide)
         if missing:

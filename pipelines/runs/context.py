@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -23,8 +24,9 @@ from torchmoji_core.errors import InputError, RunError
 WORKER_LOG = "workers.log"
 
 
-class CommandContext(NamedTuple):
-    """What a scoring command has before it takes the lock. See `open_command`."""
+@dataclass
+class RunContext:
+    """What a scoring command has while it runs. See `open_context`."""
 
     runner: PipelineRunner
     options: PipelineOptions
@@ -32,21 +34,12 @@ class CommandContext(NamedTuple):
     """Local directory for progress counts and the log of worker processes."""
     figures: dict[str, Any]
     """For the report."""
-
-
-class RunContext(NamedTuple):
-    """And while it holds the lock. See `open_run`."""
-
-    runner: PipelineRunner
-    options: PipelineOptions
-    scratch: str
-    figures: dict[str, Any]
     data_set: DataSet
-    """What the output holds, freed of what runs that died have left."""
+    """What the output holds, as it was when it was `locked` last; empty before."""
 
 
 @contextlib.contextmanager
-def open_command(config: ScoreConfig, rest: list[str]) -> Iterator[CommandContext]:
+def open_context(config: ScoreConfig, rest: list[str]) -> Iterator[RunContext]:
     """Check options and runner, and report how the block ends.
 
     Args:
@@ -63,27 +56,28 @@ def open_command(config: ScoreConfig, rest: list[str]) -> Iterator[CommandContex
         # An interrupted run has threads that still write there.
         tempfile.TemporaryDirectory(prefix="torchmoji-", ignore_cleanup_errors=True) as scratch,
     ):
-        yield CommandContext(make_runner(config, f"{scratch}/{WORKER_LOG}"), options, scratch, figures)
+        runner = make_runner(config, f"{scratch}/{WORKER_LOG}")
+        yield RunContext(runner, options, scratch, figures, DataSet(config.output))
 
 
 @contextlib.contextmanager
-def open_run(command: CommandContext, data_set: DataSet, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[RunContext]:
-    """Take the lock of the output, and read what is there; give the lock back at the end.
+def locked(context: RunContext, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[None]:
+    """Take the lock of the output, read what is there, and free it of what runs that died have left.
 
     Args:
-        command: what the command has already.
-        data_set: what it knows of the output, to be brought up to date.
+        context: of the command; its data set is brought up to date.
         lock_seconds: see `Lock`.
 
     Raises:
         InputError: if the output cannot be written or read.
         LockHeldError: if another run is writing there.
     """
+    data_set = context.data_set
     with Lock(data_set.output, lock_seconds):
         data_set.refresh()
         recover(data_set)
         try:
-            yield RunContext(*command, data_set)
+            yield
         except KeyboardInterrupt:
             heed_interrupt()
             # The interrupt may have come anywhere, in the middle of cleaning up too.

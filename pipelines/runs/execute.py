@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import apache_beam as beam
 
 from pipelines.cli.interrupts import heed_interrupt
 from pipelines.data_set.manifest import Manifest
-from pipelines.data_set.recovery import announce_run, discard_run, remove_temporary
+from pipelines.data_set.recovery import commit_run, delete_uncommitted, register_run
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import progress
 from pipelines.runs.accounting import Finished, data_file, is_dead, reconcile
@@ -22,15 +21,10 @@ from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan
 from pipelines.runs.watchdog import Watchdog
-from torchmoji_core.errors import (
-    RunError,
-    TorchMojiError,
-)
+from torchmoji_core.errors import RunError
 from transforms import metrics
 from transforms.input.read import UnreadableInput, unreadable_path
 from transforms.output.commit import committed_files
-
-_LOGGER = logging.getLogger(__name__)
 
 
 def execute(plan: Plan, context: RunContext) -> Finished:
@@ -55,7 +49,7 @@ def execute(plan: Plan, context: RunContext) -> Finished:
             _watchdog(plan, context, str(counts_directory)),
             _worker_log(plan, context.scratch),
         ):
-            announce_run(config.output, plan.run_id)
+            register_run(config.output, plan.run_id)
             pipeline = beam.Pipeline(runner=context.runner, options=context.options)
             build_pipeline(pipeline, plan, str(counts_directory) if config.is_local else None)
             result = pipeline.run()
@@ -66,7 +60,7 @@ def execute(plan: Plan, context: RunContext) -> Finished:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             heed_interrupt()
-        clean_up(plan, context.data_set)
+        delete_uncommitted(context.data_set, plan.run_id)
         if isinstance(error, UnreadableInput) or not isinstance(error, Exception):
             raise
         path = unreadable_path(str(error))
@@ -96,36 +90,10 @@ def commit(plan: Plan, context: RunContext, decide: Callable[[DataSet], Manifest
         RunError: if the manifest cannot be written.
         InputError, RunError: as `DataSet.commit`, and what `decide` raises.
     """
-    target = context.data_set
-    decided = 0
-
-    def counted(state: DataSet) -> Manifest | None:
-        nonlocal decided
-        decided += 1
-        return decide(state)
-
     try:
-        change = target.commit(counted)
-    except BaseException as error:
-        # If the manifest is there, the files are results, whatever came after.
-        clean_up(plan, target)
-        if isinstance(error, OSError):
-            raise RunError(explain(error, target.output)) from error
-        raise
-    if change is not None and decided == 1:
-        remove_temporary(target.output, plan.run_id)
-    else:
-        clean_up(plan, target)  # what was written for a state that was no more
-    target.publish()
-    return change is not None
-
-
-def clean_up(plan: Plan, target: DataSet) -> None:
-    """Remove what a run has written and no manifest lists. Where that cannot be done, the next command does it."""
-    try:
-        discard_run(target, plan.run_id)
-    except (OSError, TorchMojiError) as error:  # the output may be gone, and the first error is the one to report
-        _LOGGER.warning("could not clean up %s: %s", target.output, error)
+        return commit_run(context.data_set, plan.run_id, decide) is not None
+    except OSError as error:
+        raise RunError(explain(error, context.data_set.output)) from error
 
 
 def _watchdog(plan: Plan, context: RunContext, progress: str) -> Watchdog:

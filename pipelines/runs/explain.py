@@ -8,16 +8,7 @@ from pathlib import Path
 
 from pipelines.cli.logs import announce, quoted
 from pipelines.runs.local_workers import WORKER_DIED
-from torchmoji_core.errors import (
-    DISK,
-    FILE_SIZE,
-    FILES,
-    MEMORY,
-    THREADS,
-    TorchMojiError,
-    first_line,
-    shortage_of,
-)
+from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, TorchMojiError, first_line, shortage_of
 
 _LOGGER = logging.getLogger(__name__)
 

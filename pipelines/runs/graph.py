@@ -15,10 +15,7 @@ from apache_beam.utils.timestamp import Duration
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
 from pipelines.runs.plan import Plan
-from torchmoji_core.errors import (
-    InputError,
-    first_line,
-)
+from torchmoji_core.errors import InputError, first_line
 from transforms import AnnotateTweets, BufferOptions, ReadTweets, WriteDeadLetters, WriteScores
 from transforms.addresses import KafkaTopic
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
@@ -27,15 +24,11 @@ from transforms.records import Outcome
 from transforms.scoring.model_refresh import ModelUpdates, WatchModels
 
 
-def build_pipeline(
-    pipeline: beam.Pipeline,
-    plan: Plan,
-    progress: str | None = None,
-) -> None:
+def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = None) -> None:
     """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
 
     Endless input differs in its source and its windows, in what holds tweets until there are enough for a batch, and in
-    that what is written goes to the journal, for there is no end at which it could be committed.
+    that what is written is pending at first, for there is no end at which it could be committed.
 
     Args:
         pipeline: an empty one.

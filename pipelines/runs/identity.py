@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.redaction import HIDDEN, redact
+from torchmoji_core.errors import InputError
 
 
 def identity(config: ScoreConfig) -> dict[str, Any]:
     """What makes two runs the same command: all that decides the rows, but not where they come from or run."""
-    score = config.score
+    score, stream = config.score, config.stream
+    of_stream = {"stream": {"window": stream.window}} if stream is not None else {}
     return {
         "inputs": sorted(map(_address, config.inputs)),
         "format": config.format,
@@ -26,7 +27,7 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
         "outputs": sorted(score.outputs),
         "top_k": score.top_k,
         "embedding_type": score.embedding_type,
-    }
+    } | of_stream
 
 
 def _address(text: str) -> str:
@@ -45,16 +46,6 @@ def _address(text: str) -> str:
     return f"{scheme}://{place}{redact(mark + query)}"
 
 
-def identity_of_stream(config: ScoreConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two streams the same command.
-
-    Args:
-        config: what all scoring commands have.
-        options: the streaming options that decide what rows and directories look like, such as the window.
-    """
-    return identity(config) | {"stream": json.loads(json.dumps(options))}
-
-
 def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
     """The identity of a data set to which rows were added: its own, so that what began it goes on with it.
 
@@ -67,6 +58,36 @@ def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> d
     differing = {*earlier.get("appended", ()), *differences(ours, {**earlier})} - {"inputs", "appended"}
     inputs = sorted({*earlier.get("inputs", ()), *ours["inputs"]})
     return {**earlier, "inputs": inputs} | ({"appended": sorted(differing)} if differing else {})
+
+
+def other_options(config: ScoreConfig, earlier: Mapping[str, Any]) -> list[str]:
+    """Names of the options that keep a command from going on with a data set.
+
+    Inputs come and go, and from which subscription a row is makes it no other row; of the model, its fingerprint counts
+    and not where it is.
+
+    Args:
+        config: the command line.
+        earlier: identity of the data set, or of a stream that writes there.
+    """
+    return [name for name in differences(identity(config), {**earlier}) if name not in ("appended", "inputs", "model")]
+
+
+def check_goes_on(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> None:
+    """Make sure that a command goes on with a data set: rows with other columns do not belong into one.
+
+    Args:
+        config: the command line.
+        earlier: identity of the data set; None of an empty one.
+
+    Raises:
+        InputError: naming the options that are others.
+    """
+    if earlier is not None and (changed := other_options(config, earlier)):
+        raise InputError(
+            f"output {config.output} holds results of another command (other {listed(changed, earlier)}); "
+            "give the same options as before, or another --output"
+        )
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ this process may read, and take elements from anyone.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +71,7 @@ class LocalRunner(fn_runner.FnApiRunner):
 
             def manage(environments: Any, provision_info: Any) -> _Threads | _Processes:
                 if self._processes:
-                    values = self._options.get_all_options(drop_default=True, retain_unknown_options=True)
-                    start = functools.partial(_start_process, _write_options(directory, values), self._worker_log)
-                    self._workers = _Processes(environments, provision_info, directory, start)
+                    self._workers = _Processes(environments, provision_info, directory, self._options, self._worker_log)
                 else:
                     self._workers = _Threads(environments, provision_info)
                 return self._workers
@@ -208,26 +205,28 @@ def _private_directory() -> Iterator[str]:
     raise InputError("no directory for the sockets of worker processes; set TMPDIR to a short path that is writable")
 
 
-def _write_options(directory: str, values: dict[str, Any]) -> str:
-    path = Path(directory, "options.json")
-    path.write_text(json.dumps(values, default=str))
-    return str(path)
-
-
 class _Processes(_Workers):
     def __init__(
-        self,
-        environments: Any,
-        provision_info: Any,
-        directory: str,
-        start: Callable[[str, str], subprocess.Popen[bytes]],
+        self, environments: Any, provision_info: Any, directory: str, options: PipelineOptions, log: str
     ) -> None:
         super().__init__(environments, provision_info)
-        self._server = _Server(self, directory)
-        self._start = start
+        self._server, self._log = _Server(self, directory), log
+        self._options = Path(directory, "options.json")
+        values = options.get_all_options(drop_default=True, retain_unknown_options=True)
+        self._options.write_text(json.dumps(values, default=str))
 
     def make(self) -> _ProcessWorker:
-        return _ProcessWorker(self._server, self.state_servicer, self._job_provision_info, self._start)
+        return _ProcessWorker(self, self._server, self.state_servicer, self._job_provision_info)
+
+    def start(self, worker_id: str) -> subprocess.Popen[bytes]:
+        """Start a process, which ends when its standard input does: at the latest with this process."""
+        control = self._server.address("control").url
+        command = [sys.executable, "-m", "pipelines.runs.worker_process", control, worker_id, str(self._options)]
+        with Path(self._log).open("ab") as printed:
+            # In a group of its own, so that Ctrl-C comes here alone, and we tell it.
+            return subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=printed, stderr=printed, process_group=0, close_fds=True
+            )
 
     def signal(self, number: int) -> None:
         """Send a signal to all processes."""
@@ -281,24 +280,12 @@ class _Server:
             server.stop(0)
 
 
-def _start_process(options: str, log: str, control: str, worker_id: str) -> subprocess.Popen[bytes]:
-    """Start a worker process, which ends when its standard input does: at the latest with this process."""
-    command = [sys.executable, "-m", "pipelines.runs.worker_process", control, worker_id, options]
-    with Path(log).open("ab") as printed:
-        # In a group of its own, so that Ctrl-C comes here alone, and we tell it.
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=printed, stderr=printed, process_group=0, close_fds=True
-        )
-
-
 class _ProcessWorker(worker_handlers.GrpcWorkerHandler):
     """Starts a worker process and waits for its end; if that is a death, what it was asked fails."""
 
-    def __init__(
-        self, server: _Server, state: Any, provision_info: Any, start: Callable[[str, str], subprocess.Popen[bytes]]
-    ) -> None:
+    def __init__(self, processes: _Processes, server: _Server, state: Any, provision_info: Any) -> None:
         super().__init__(state, provision_info, server)
-        self._server, self._start = server, start
+        self._processes, self._server = processes, server
         self._is_ending = threading.Event()
 
     def control_api_service_descriptor(self) -> Any:
@@ -313,7 +300,7 @@ class _ProcessWorker(worker_handlers.GrpcWorkerHandler):
     def start_worker(self) -> None:
         """Start the process, with a thread that waits for it."""
         try:
-            self._process = self._start(self._server.address("control").url, self.worker_id)
+            self._process = self._processes.start(self.worker_id)
         except OSError as error:
             raise RunError(f"a worker process cannot be started: {error.strerror or error}") from error
         threading.Thread(target=self._wait_for_it, name="worker", daemon=True).start()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipelines.cli.options import ScoreConfig
+from pipelines.cli.streaming_options import StreamOptions
 from pipelines.data_set import pending
+from pipelines.data_set.manifest import new_run_id
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs.identity import differences, identity, identity_of_stream, listed
+from pipelines.runs.identity import check_goes_on, differences, identity, listed, other_options
 from pipelines.runs.inputs import Inputs, list_inputs, named, try_to_open
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError, shortage_of
@@ -63,7 +64,7 @@ class Plan:
 
     def with_new_run(self, files: Sequence[InputFile]) -> Plan:
         """The plan for a run of its own over some of the files."""
-        run_id = uuid.uuid4().hex[:12]
+        run_id = new_run_id()
         score = dataclasses.replace(self.config.score, run_id=run_id, fingerprint=self.model.fingerprint)
         config = dataclasses.replace(self.config, score=score)
         return dataclasses.replace(self, run_id=run_id, config=config, files=tuple(files))
@@ -358,41 +359,31 @@ def check_output(config: ScoreConfig, data_set: DataSet, files: Sequence[InputFi
     return len(data_set.live.all_files)
 
 
-def check_stream(
-    config: ScoreConfig, data_set: DataSet, model: ModelFacts, options: Mapping[str, Any], models_may_differ: bool
-) -> None:
+def check_stream(config: ScoreConfig, stream: StreamOptions, data_set: DataSet, model: ModelFacts) -> None:
     """Make sure, before a stream starts, that it continues what is in its output, or that nothing is there.
 
     Args:
-        config: what all scoring commands have.
+        config: the command line.
+        stream: its options for endless input. Where they let models change, the output may hold rows of several.
         data_set: what is in its output.
         model: what it begins to score with.
-        options: as of `identity_of_stream`.
-        models_may_differ: whether models are to be exchanged as it runs, so that the output may hold rows of several.
 
     Raises:
         InputError: if the output holds, or another stream is writing there, what other options make.
     """
-    ours = identity_of_stream(config, options)
-    # Which subscription a row is from does not make it another kind of row; of the model, its fingerprint counts.
-    free = ("inputs", "model", "appended")
-    if changed := [name for name in differences(ours, data_set.identity or ours) if name not in free]:
-        raise InputError(
-            f"output {config.output} holds results of another command (other {listed(changed, data_set.identity)}); "
-            "give the same options as before, or another --output"
-        )
+    check_goes_on(config, data_set.identity)
     found = pending.read(data_set.output)
     for run_id in sorted(found.going_on | {entry.run_id for entry in found.entries}):
-        stream = found.streams[run_id]
-        if changed := [name for name in differences(ours, stream.identity) if name not in free]:
+        other = found.streams[run_id]
+        if changed := other_options(config, other.identity):
             raise InputError(
-                f"output {config.output}: a stream with other {listed(changed, stream.identity)}, started "
-                f"{stream.started}, may be writing there; give the same options or another --output, or if it has "
+                f"output {config.output}: a stream with other {listed(changed, other.identity)}, started "
+                f"{other.started}, may be writing there; give the same options or another --output, or if it has "
                 "ended for certain and all its files are committed, delete "
                 f"{journal_directory(data_set.output, run_id)}"
             )
     scored_by = data_set.live.fingerprint
-    if not models_may_differ and scored_by not in (None, model.fingerprint):
+    if stream.model_watch is None and scored_by not in (None, model.fingerprint):
         raise InputError(
             f"output {config.output} was scored by model {str(scored_by)[:12]}, and this one is "
             f"{model.fingerprint[:12]}; give another --output, or --model_watch to have rows of several models in one"

@@ -1,8 +1,7 @@
-"""What `pipelines.annotate --every TIME` does: look for what is new, annotate it, wait, until a signal ends it.
+"""What `pipelines.annotate` does: look for what is new and annotate it; with --every TIME wait, and look again.
 
-A look that finds what the last one has left done costs no more than the listing. Otherwise the lock is taken, and what
-follows is a run of `pipelines.annotate`, so whatever dies is gone on with and every row is there once. The model is
-loaded once.
+A look that finds what the last one has left done costs no more than the listing. Otherwise the lock is taken, so
+whatever dies is gone on with, and every row is there once. The model is loaded once.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import progress
 from pipelines.runs.accounting import too_many_dead_letters
 from pipelines.runs.annotation import Annotation, announce_plan, list_all, prepare
-from pipelines.runs.context import CommandContext, open_command, open_run
+from pipelines.runs.context import RunContext, locked, open_context
 from pipelines.runs.inputs import Inputs
-from pipelines.runs.plan import check_model
+from pipelines.runs.plan import ModelFacts, check_model
 from pipelines.runs.run_report import report_so_far
 from torchmoji_core.errors import LockHeldError
 from transforms import metrics
@@ -36,43 +35,46 @@ STOP_SECONDS = 5.0
 """For the group of files that it is at when it is told to stop; then that is left to the next run."""
 
 
-def run(config: AnnotateConfig, every: float, rest: list[str], wait: Callable[[float], object] | None = None) -> int:
-    """Annotate what is there and what comes, until a signal ends it. Returns the exit status.
+def run(config: AnnotateConfig, rest: list[str], wait: Callable[[float], object] | None = None) -> int:
+    """Annotate what is there and, with --every, what comes until a signal ends it. Returns the exit status.
 
     Args:
         config: what to do.
-        every: seconds to wait between two looks.
         rest: options for Beam.
-        wait: waits for so long; what it returns is true to stop then. None to wait for a signal in the meantime.
+        wait: waits for so many seconds; what it returns is true to stop then. None to wait for a signal meanwhile.
 
     Raises:
         InputError: if there is no use in trying again; what was committed before stays.
-        RunError: if a run makes no progress.
-        LockHeldError: if another run is writing there, of a dry run only; others wait.
+        RunError: if a run makes no progress; without --every, if it fails.
+        LockHeldError: if another run is writing there; with --every only of a dry run, others wait.
     """
-    with open_command(config.score, rest) as command, told_to_stop(STOP_SECONDS) as stop:
-        repetition = _Repetition(config, command, stop)
-        status = repetition.look()
-        while not (config.score.dry_run or (wait or stop.wait)(every)):
-            status = repetition.look()
-        repetition.finish()
-        command.figures["exit_status"] = status
+    with open_context(config.score, rest) as context:
+        if config.every is None or config.score.dry_run:
+            looks = _Looks(config, context, threading.Event())
+            status = looks.annotate()
+        else:
+            with told_to_stop(STOP_SECONDS) as stop:
+                looks = _Looks(config, context, stop)
+                status = looks.look()
+                while not (wait or stop.wait)(config.every):
+                    status = looks.look()
+        looks.finish()
+        context.figures["exit_status"] = status
         return status
 
 
-class _Repetition:
+class _Looks:
     """What is known from one look to the next."""
 
-    def __init__(self, config: AnnotateConfig, command: CommandContext, stop: threading.Event) -> None:
-        self._config, self._command, self._stop = config, command, stop
+    def __init__(self, config: AnnotateConfig, context: RunContext, stop: threading.Event) -> None:
+        self._config, self._context, self._stop = config, context, stop
         self._started, self._clock = datetime.now(UTC), time.monotonic()
-        self._model = check_model(config.score)
+        self._model: ModelFacts | None = None
         self._loaded: LoadedModel | None = None
         """Held, so that every run finds it."""
-        self._data_set = DataSet(config.score.output)
         self._done: Inputs | None = None
         """What was found last, if nothing is left to be done with it."""
-        self._is_planned = False
+        self._is_planned = self._had_work = False
         self._counts: Counter[str] = Counter()
         self._committed = 0
         self._before: set[str] = set()
@@ -83,19 +85,17 @@ class _Repetition:
         """Of names that are passed over, once that has been said."""
 
     def look(self) -> int:
-        """Look, and do what is to be done. Returns the exit status of a command that ended now.
+        """As `annotate`, and what may pass is said, and left to the next look.
 
         Raises:
             Exception: what does not pass by itself.
         """
-        config, figures = self._config.score, self._command.figures
+        config, figures = self._config.score, self._context.figures
         self._before, self._wrong = self._wrong, set()
         failed: dict[str, str] = {}
         try:
-            status = self._annotate()
+            status = self.annotate()
         except LockHeldError as error:
-            if config.dry_run:
-                raise
             self._say("lock_held", f"waiting: {error}", logging.WARNING, about="the lock")
             return LOCK_HELD
         except Exception as error:
@@ -104,25 +104,30 @@ class _Repetition:
                 raise
             status, failed = FAILED, {"error": str(error)}
             # Whatever it was, nothing is taken as known.
-            self._data_set, self._done = DataSet(config.output), None
+            self._context.data_set, self._done = DataSet(config.output), None
             self._say("failed", f"failed, and tried again: {reason}", logging.ERROR)
         if status == DONE and too_many_dead_letters(self._counts, config):
             status = TOO_MANY_DEAD_LETTERS
-        if not config.dry_run:
-            report_so_far(config.report, figures | failed | {"exit_status": status}, self._started)
+        report_so_far(config.report, figures | failed | {"exit_status": status}, self._started)
         return status
 
-    def _annotate(self) -> int:
-        """Annotate what is new, as a run of its own would. Returns its exit status."""
-        config = self._config
-        if self._done is not None and list_all(config, self._data_set) == self._done:
+    def annotate(self) -> int:
+        """Annotate what is new. Returns the exit status of a command that ends then.
+
+        Raises:
+            Exception: whatever fails.
+        """
+        config, context = self._config, self._context
+        if self._done is not None and list_all(config, context.data_set) == self._done:
             return DONE
-        with open_run(self._command, self._data_set, config.lock_timeout) as context:
+        with locked(context, config.lock_timeout):
+            self._model = self._model or check_model(config.score)
             annotation = prepare(config, context, self._model, self._stop)
             if not self._is_planned:
                 announce_plan(annotation)
             if config.score.dry_run:
                 return DONE
+            self._had_work |= not annotation.selection.is_empty
             self._hold_model(annotation)
             clock = time.monotonic()
             try:
@@ -133,8 +138,11 @@ class _Repetition:
         return annotation.status
 
     def _hold_model(self, annotation: Annotation) -> None:
+        """Keep the model for further looks, where they use it in this process."""
         config = annotation.plan.config
-        if self._loaded is None and annotation.selection.work and config.is_local and config.local_workers == 1:
+        if self._config.every is None or self._loaded is not None or not annotation.selection.work:
+            return
+        if config.is_local and config.local_workers == 1:
             options = annotation.plan.with_new_run(()).config.score
             self._loaded = load_model(options.model, options)
 
@@ -142,9 +150,9 @@ class _Repetition:
         """Say what was done and what was not, and add it to the figures."""
         self._counts.update(annotation.counts)
         self._committed += annotation.committed
-        self._command.figures.update(annotation.figures | self._counts, inputs_committed=self._committed)
+        self._context.figures.update(annotation.figures | self._counts, inputs_committed=self._committed)
         files, counts = annotation.committed, annotation.counts
-        if files:
+        if files and self._config.every is not None:
             rows, dead = counts[metrics.ROWS_WRITTEN], counts[metrics.DEAD]
             said = f"committed   {files:,} file(s), {rows:,} rows, {dead:,} dead letters, in {seconds:.1f} s"
             announce("committed", said, files=files, rows=rows, dead=dead, seconds=round(seconds, 3))
@@ -168,6 +176,8 @@ class _Repetition:
 
     def finish(self) -> None:
         """Say what all looks together have done."""
-        if self._is_planned:
+        if self._had_work and self._model is not None:
             seconds = time.monotonic() - self._clock
-            progress.announce_summary(self._counts, seconds, self._model.classes, self._command.figures)
+            progress.announce_summary(self._counts, seconds, self._model.classes, self._context.figures)
+        elif self._is_planned:
+            announce("nothing_new", "nothing is new: nothing was scored")

@@ -133,7 +133,7 @@ def report_so_far(path: str | None, figures: Mapping[str, Any], started: datetim
 
 
 def write_report(path: str, figures: Mapping[str, Any]) -> None:
-    """Write both files, each under a temporary name that is then renamed: whole or not at all.
+    """Write both files, each whole or not at all.
 
     Args:
         path: of the JSON file; the other has the suffix .prom instead.
@@ -160,8 +160,8 @@ def write_report(path: str, figures: Mapping[str, Any]) -> None:
         "last_success": figures["finished"].isoformat(timespec="milliseconds") if successful else kept,
     }
     report = redact_all(report)
-    _write_whole(file, (json.dumps(report, indent=1) + "\n").encode())
-    _write_whole(_prometheus_file(file), generate_latest(_Metrics(report)))
+    durable.write_atomically(file, (json.dumps(report, indent=1) + "\n").encode())
+    durable.write_atomically(_prometheus_file(file), generate_latest(_Metrics(report)))
 
 
 class _Metrics(Collector):
@@ -253,19 +253,3 @@ def _has_our_metrics(file: Path) -> bool:
 
 def _prometheus_file(file: Path) -> Path:
     return file.with_suffix(".prom")
-
-
-def _write_whole(file: Path, content: bytes) -> None:
-    """Write a file under another name, then give it its own, unless that is another's by now.
-
-    Raises:
-        OSError: if it cannot be done.
-    """
-    temporary = durable.unused_name(file)
-    try:
-        with temporary.open("xb") as opened:
-            opened.write(content)
-        _check_ours(file)
-        durable.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipelines.cli.options import ScoreConfig
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.errors import InputError, first_line
 
 _LOGGER = logging.getLogger(__name__)
@@ -77,24 +78,20 @@ def _without_secrets(rest: list[str], config: ScoreConfig) -> list[str]:
     Raises:
         InputError: on clusters, where only their workers' own environment would be such a place.
     """
-    given = _parsed(rest)
-    for option, variable in _SECRETS.items():
-        if given.get(option) is None:
+    secrets = OneLineParser(add_help=False, allow_abbrev=False)
+    for option in _SECRETS:
+        secrets.add_argument(f"--{option}")
+    given, kept = secrets.parse_known_args(rest)
+    for option, value in vars(given).items():
+        variable = _SECRETS[option]
+        if value is None:
             continue
         if not config.is_local:
             raise InputError(
                 f"--{option} would be stored with the job, where others can read it; give the workers a role, or "
                 f"{variable} in their environment and in this one"
             )
-        os.environ[variable] = str(given[option])
-    kept = []
-    arguments = iter(rest)
-    for argument in arguments:
-        name, equals, _ = argument.removeprefix("--").partition("=")
-        if name not in _SECRETS:
-            kept.append(argument)
-        elif not equals:
-            next(arguments, None)
+        os.environ[variable] = value
     return kept
 
 
@@ -125,20 +122,11 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
     Raises:
         InputError: if Beam has no runner of that name.
     """
-    if not config.is_local:
-        return cluster_runner(config)
-    from pipelines.runs.local_workers import LocalRunner
+    if config.is_local:
+        from pipelines.runs.local_workers import LocalRunner
 
-    # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
-    return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
-
-
-def cluster_runner(config: ScoreConfig) -> PipelineRunner:
-    """Beam's runner of the given name.
-
-    Raises:
-        InputError: if Beam has none.
-    """
+        # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
+        return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
     try:
         return create_runner(config.runner)
     except (ValueError, ImportError) as error:

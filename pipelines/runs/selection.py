@@ -169,7 +169,11 @@ def generation_of(data_set: DataSet, config: AnnotateConfig, fingerprint: str) -
 class Groups:
     """Cuts work into groups of files that are scored and committed together, each of about as much time.
 
-    How fast files are scored is known only from the groups before, so the first is small.
+    How fast files are scored is known only from the groups before, so the first is small. With 30 seconds a group:
+
+        the first has 30 s * 64 kB/s = 1.9 MB, and takes 3 s: in 30 s there would have been 19 MB
+        the second has 7.7 MB, four times as much at most; it takes 12 s
+        the third has the 19 MB
     """
 
     def __init__(self, work: Sequence[InputFile], seconds: float) -> None:

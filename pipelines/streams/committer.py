@@ -1,4 +1,4 @@
-"""Adoption by a stream that goes on: what it has put in place becomes results every few seconds."""
+"""Commits of a stream that goes on: what it has put in place becomes results every few seconds."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import time
 
 from pipelines.cli.logs import announce
 from pipelines.data_set import pending
-from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
+from pipelines.data_set.lock import Lock
 from pipelines.data_set.manifest import Manifest
-from pipelines.data_set.recovery import adopt, recover
+from pipelines.data_set.recovery import commit_pending, recover
 from pipelines.data_set.snapshot import DataSet
 from torchmoji_core.errors import LockHeldError, TorchMojiError
 
@@ -18,63 +18,62 @@ LOG_SHARE = 0.05
 """Of a stream's time that may go into the Delta log, which every publication reads; it is late rather than dear."""
 
 
-class Adopter:
+class Committer:
     """Commits what a stream of this process has put in place, whenever it is asked to.
 
     `pipelines.compact` and `pipelines.verify --clean` can work on the same output at the same time. Only to delete what
     streams have left that died before, the lock is taken once, if it is free.
     """
 
-    def __init__(self, data_set: DataSet, run_id: str, lock_seconds: float = DEFAULT_SECONDS) -> None:
+    def __init__(self, data_set: DataSet, run_id: str) -> None:
         """Args:
         data_set: what the output holds.
         run_id: of the stream.
-        lock_seconds: see `Lock`.
         """
-        self._data_set, self._run_id, self._lock_seconds = data_set, run_id, lock_seconds
+        self._data_set, self._run_id = data_set, run_id
         self._next_beat = time.monotonic() + pending.BEAT_SECONDS
         self._log_is_due, self._next_log = False, 0.0
         self._has_recovered = False
         """Whether what streams have left that died before was looked for; once is enough."""
         self._said: type[Exception] | None = None
 
-    def adopt(self) -> list[Manifest]:
+    def commit(self) -> list[Manifest]:
         """Commit what waits; if that cannot be done now, say so once and leave it to the next time."""
         try:
-            return self._adopt(is_last=False)
+            return self._commit(is_last=False)
         except (TorchMojiError, OSError) as error:
-            self._say(error, "what was written waits to be committed")
+            if self._said is not type(error):  # every kind of reason once, until things are well again
+                announce("commit_waits", f"what was written waits to be committed: {error}", level=logging.WARNING)
+            self._said = type(error)
             return []
 
     def finish(self, has_ended: bool = True) -> list[Manifest]:
         """Commit what is left when the stream has ended.
 
         Args:
-            has_ended: whether nothing of the run can put a file in place any more, so that it may be taken out of the
-                journal. Otherwise that is left to the next command, which sees that this process is gone.
+            has_ended: whether nothing of the run can put a file in place any more, so that its description may be
+                deleted. Otherwise that is left to the next command, which sees that this process is gone.
 
         Raises:
-            TorchMojiError, OSError: if it cannot be committed; it waits in the journal.
+            TorchMojiError, OSError: if it cannot be committed; it stays pending.
         """
-        committed = self._adopt(is_last=True)
+        committed = self._commit(is_last=True)
         if has_ended:
             pending.end(self._data_set.output, self._run_id)
         return committed
 
-    def _adopt(self, is_last: bool) -> list[Manifest]:
+    def _commit(self, is_last: bool) -> list[Manifest]:
         output = self._data_set.output
         if time.monotonic() >= self._next_beat:
             pending.beat(output, self._run_id)
             self._next_beat = time.monotonic() + pending.BEAT_SECONDS
-        log_is_due = self._log_is_due and (is_last or time.monotonic() >= self._next_log)
-        if self._has_recovered and not log_is_due and next(pending.pending_records(output), None) is None:
-            return []
         committed: list[Manifest] = []
         if not self._has_recovered:
-            with contextlib.suppress(LockHeldError), Lock(output, self._lock_seconds):
+            with contextlib.suppress(LockHeldError), Lock(output):
                 committed += recover(self._data_set)
                 self._has_recovered = True
-        committed += adopt(self._data_set)
+        if next(pending.pending_records(output), None) is not None:
+            committed += commit_pending(self._data_set)
         self._log_is_due |= bool(committed)
         if self._log_is_due and (is_last or time.monotonic() >= self._next_log):
             begun = time.monotonic()
@@ -83,9 +82,3 @@ class Adopter:
             self._next_log = time.monotonic() + (time.monotonic() - begun) / LOG_SHARE
         self._said = None
         return committed
-
-    def _say(self, error: Exception, text: str) -> None:
-        """Every kind of reason once, until things are well again."""
-        if self._said is not type(error):
-            announce("adoption_waits", f"{text}: {error}", level=logging.WARNING)
-        self._said = type(error)

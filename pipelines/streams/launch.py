@@ -1,16 +1,13 @@
 """What `pipelines.score --streaming` does: check, plan, and then run the local loop, or submit a job to a cluster.
 
-That job goes on by itself; its files wait in the journal for the next command that writes there.
+That job goes on by itself; its files are pending until the next command that writes there.
 """
 
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
 
 import apache_beam as beam
-from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from pipelines.cli.exits import DONE
 from pipelines.cli.logs import announce
@@ -19,12 +16,11 @@ from pipelines.cli.streaming_options import StreamOptions
 from pipelines.data_set import pending
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.accounting import describe_stream
+from pipelines.runs.context import RunContext, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
-from pipelines.runs.run_report import reported
-from pipelines.runs.runners import cluster_runner, pipeline_options
-from pipelines.streams.local import LocalStream, identity
+from pipelines.streams.local import LocalStream
 from torchmoji_core.errors import RunError
 from transforms.scoring.model_refresh import ModelWatch
 
@@ -40,20 +36,16 @@ def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
     Raises:
         InputError, RunError: as their names say.
     """
-    options = pipeline_options(config, rest)
-    FileSystems.set_options(options)  # an object store's address and keys may be among them
-    with reported(config.report, config.dry_run, output=config.output) as figures:
-        data_set = DataSet.read(config.output)
+    with open_context(config, rest) as context:
+        data_set, figures = context.data_set, context.figures
+        data_set.refresh()
         plan = make_plan(config, stream, data_set)
         figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", describe(plan, stream), **figures)
         if config.dry_run:
             announce("dry_run", "dry run: nothing was read or written")
             return DONE
-        if config.is_local:
-            status = LocalStream(plan, stream, data_set, figures).run()
-        else:
-            status = submit(plan, stream, options)
+        status = LocalStream(plan, stream, data_set, figures).run() if config.is_local else submit(plan, context)
         figures["exit_status"] = status
         return status
 
@@ -67,7 +59,7 @@ def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> 
     model = check_model(config)
     if stream.model_watch is not None:
         ModelWatch(stream.model_watch, stream.model_poll).check()
-    check_stream(config, data_set, model, identity(stream), models_may_differ=stream.model_watch is not None)
+    check_stream(config, stream, data_set, model)
     return Plan(config, (), model).with_new_run(())
 
 
@@ -85,17 +77,17 @@ def describe(plan: Plan, stream: StreamOptions) -> list[str]:
     ]
 
 
-def submit(plan: Plan, stream: StreamOptions, options: PipelineOptions) -> int:
+def submit(plan: Plan, context: RunContext) -> int:
     """Hand the job to a cluster, and leave it there. Returns the exit status.
 
     Raises:
-        InputError: if there is no such runner, or a source or sink cannot be used.
+        InputError: if a source or sink cannot be used.
         RunError: if it does not take the job.
     """
     config = plan.config
-    pipeline = beam.Pipeline(runner=cluster_runner(config), options=options)
+    pipeline = beam.Pipeline(runner=context.runner, options=context.options)
     build_pipeline(pipeline, plan)
-    pending.begin(config.output, describe_stream(plan, datetime.now(UTC), identity(stream)))
+    pending.begin(config.output, describe_stream(plan))
     try:
         result = pipeline.run()
     except Exception as error:

@@ -1,7 +1,7 @@
 """A stream that this process reads, until it is told to stop.
 
 What it has written becomes part of the data set every few seconds. A message is acknowledged before that, as soon as
-its rows are in files that are in place and in the journal: so a command that holds the output for an hour, as a large
+its rows are in files that are in place and pending: so a command that holds the output for an hour, as a large
 compaction may, holds up the listing of files, but no message.
 """
 
@@ -29,7 +29,7 @@ from pipelines.runs.plan import Plan
 from pipelines.runs.run_report import report_so_far
 from pipelines.runs.watchdog import Watchdog
 from pipelines.streams.buffer import LoopOptions
-from pipelines.streams.committer import Adopter
+from pipelines.streams.committer import Committer
 from pipelines.streams.loop import Loop, Work
 from pipelines.streams.pubsub import PubSubSource, PubSubTopic
 from pipelines.streams.sources import Source
@@ -44,11 +44,6 @@ DRAIN_MARGIN = 2.0
 """Seconds to give back messages after --drain; what is not given back by then comes again when its deadline is over."""
 _TICK_SECONDS = 0.1
 _LOGGER = logging.getLogger(__name__)
-
-
-def identity(stream: StreamOptions) -> dict[str, Any]:
-    """The streaming options that decide what rows and directories look like."""
-    return {"window": stream.window}
 
 
 class LocalStream:
@@ -70,7 +65,7 @@ class LocalStream:
         clock: seconds; to be replaced in tests.
         """
         self._plan, self._stream, self._figures, self._clock = plan, stream, figures, clock
-        self._adopter = Adopter(data_set, plan.run_id)
+        self._committer = Committer(data_set, plan.run_id)
         self._started, self._begun = datetime.now(UTC), clock()
 
     def run(self) -> int:
@@ -93,7 +88,7 @@ class LocalStream:
         config, stream = self._plan.config, self._stream
         options = LoopOptions(stream.max_in_flight, IN_FLIGHT_BYTES, stream.max_latency, config.limits)
         loop = Loop(source, work, options, self._clock)
-        with self._journal(loop):
+        with self._described(loop):
             gc.freeze()  # modules and models are not looked through again with every collection, which was felt
             loop.start()
             announce("reading", f"reading {source.uri}; stop with Ctrl-C or SIGTERM", run_id=self._plan.run_id)
@@ -127,14 +122,13 @@ class LocalStream:
         return Watchdog(lambda: loop.written if loop.unwritten else object(), timeout)
 
     @contextlib.contextmanager
-    def _journal(self, loop: Loop) -> Iterator[None]:
-        stream = describe_stream(self._plan, self._started, identity(self._stream))
-        pending.begin(self._plan.config.output, stream)
+    def _described(self, loop: Loop) -> Iterator[None]:
+        pending.begin(self._plan.config.output, describe_stream(self._plan))
         try:
             yield
         finally:
             # A thread that has not ended may still put files in place.
-            self._adopter.finish(has_ended=not loop.is_running)
+            self._committer.finish(has_ended=not loop.is_running)
 
     def _attend(self, loop: Loop, stop: threading.Event) -> None:
         """Commit and report again and again, until the loop has ended or the time for that is over."""
@@ -149,7 +143,7 @@ class LocalStream:
             if deadline is not None and now >= deadline:
                 return
             if now >= next_commit:
-                self._adopter.adopt()
+                self._committer.commit()
                 self._look(loop)
                 self._report()
                 next_commit = self._clock() + self._stream.commit_every

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -47,9 +47,10 @@ _LOGGER = logging.getLogger(__name__)
 class PubSubSource:
     """A subscription. It is looked at once when it is made, so that what is wrong with it is said at once."""
 
-    def __init__(self, subscription: str) -> None:
+    def __init__(self, subscription: str, clock: Callable[[], float] = time.monotonic) -> None:
         """Args:
             subscription: projects/P/subscriptions/S.
+            clock: seconds; to be replaced in tests.
 
         Raises:
             InputError: if it is not there, or we may not read it.
@@ -59,9 +60,12 @@ class PubSubSource:
         from google.cloud import pubsub
 
         self.uri = PUBSUB + subscription
-        self._subscription, self._errors = subscription, exceptions
+        self._subscription, self._errors, self._clock = subscription, exceptions, clock
         self._stopped = threading.Event()
-        self._size = PullSize()
+        self._at_once, self._more_at = PULLED_AT_ONCE, math.inf
+        """How many messages are asked for, and when all are again: fewer after a response that was too large."""
+        self._tries_for_one = 0
+        """How often in a row not even one could be received."""
         self._has_few = False
         self._first: list[Received] = []
         """What the look at the subscription gave."""
@@ -90,7 +94,9 @@ class PubSubSource:
         if self._has_few and self._stopped.wait(LINGER_SECONDS):
             return []
         self._has_few = False
-        count = min(count, self._size.get(time.monotonic()))
+        if self._clock() >= self._more_at:
+            self._at_once, self._more_at = PULLED_AT_ONCE, math.inf
+        count = min(count, self._at_once)
         try:
             received = self._request_messages(count, PULL_SECONDS)
         except self._errors.DeadlineExceeded:
@@ -103,7 +109,7 @@ class PubSubSource:
                 if count > 1:
                     return []
             raise self._explained(error) from error
-        self._size.fitted()
+        self._tries_for_one = 0
         self._has_few = len(received) < FEW
         return received
 
@@ -151,8 +157,9 @@ class PubSubSource:
             count,
             first_line(error),
         )
-        self._size.refused(count, time.monotonic())
-        if self._size.tries_for_one >= TRIES_FOR_ONE:
+        self._at_once, self._more_at = max(1, count // 4), self._clock() + CALM_SECONDS
+        self._tries_for_one = self._tries_for_one + 1 if count == 1 else 0
+        if self._tries_for_one >= TRIES_FOR_ONE:
             raise RunError(
                 f"{self.uri} has a message that cannot be received ({first_line(error)}); remove it there, for "
                 "instance by seeking the subscription to a time after it"
@@ -180,33 +187,6 @@ def _received(item: Any) -> Received:
     published = message.publish_time
     micros = published.seconds * 1_000_000 + published.nanos // 1000
     return Received(Message(message.message_id, message.data, micros, dict(message.attributes)), item.ack_id)
-
-
-class PullSize:
-    """How many messages to ask for: fewer after a response that was too large, down to one, and more again later."""
-
-    def __init__(self) -> None:
-        self._size = PULLED_AT_ONCE
-        self._grow_at = math.inf
-        self.tries_for_one = 0
-        """How often in a row not even one could be received."""
-
-    def get(self, now: float) -> int:
-        """Messages to ask for, at a time of a clock that only goes forward."""
-        if now >= self._grow_at:
-            self._size = min(4 * self._size, PULLED_AT_ONCE)
-            self._grow_at = now + CALM_SECONDS
-        return self._size
-
-    def fitted(self) -> None:
-        """Note that a response was received."""
-        self.tries_for_one = 0
-
-    def refused(self, count: int, now: float) -> None:
-        """Note that so many messages were too large."""
-        self.tries_for_one = self.tries_for_one + 1 if count == 1 else 0
-        self._size = max(1, count // 4)
-        self._grow_at = now + CALM_SECONDS
 
 
 class PubSubTopic:

@@ -46,8 +46,6 @@ def assert_unparsable(arguments: str, expected: str) -> None:
         ("--max_dead_fraction 2", "--max_dead_fraction"),
         ("--threads 0", "threads"),
         ("--direct_num_workers -1", "--direct_num_workers"),
-        ("--watch in", "--watch is now another command: python -m pipelines.annotate --every 10s"),
-        ("--resume", "--resume is now another command: python -m pipelines.annotate"),
         ("in.jsonl", "--input"),
         ("--output out[1]", "glob characters"),
     ],

@@ -91,7 +91,7 @@ def go_down(
         server.faults = Faults()
         said = f"after {point} of {total} requests: {finished.err}"
         assert "Traceback" not in finished.err, said
-        # The last requests only tidy up.
+        # The last requests only clean up.
         assert finished.status in ((5,) if command == "verify" else (0, 1) if point > 0.8 * total else (1,)), said
         if command == "verify":
             assert "could not tell" in finished.out + finished.err
@@ -175,7 +175,7 @@ def test_annotate_goes_on_where_it_stopped(server: ObjectStoreServer, tmp_path: 
     assert not list(stored.glob("_lock.json*"))
 
 
-def test_what_a_stream_has_written_is_adopted(
+def test_what_a_stream_has_written_is_committed(
     server: ObjectStoreServer, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in server.environment.items():
@@ -184,7 +184,7 @@ def test_what_a_stream_has_written_is_adopted(
     stream(output, model, [*tweets(0, 10), 42])
     pending = run("verify", server, tmp_path, output)
     assert pending.status == 0, pending.out + pending.err
-    assert "3 of these files are in the journal" in pending.out
+    assert "3 of these files are pending" in pending.out
     server.faults = mixed(0.2, seed=4)
     finished = run("compact", server, tmp_path, output)
     server.faults = Faults()

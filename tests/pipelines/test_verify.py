@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from pipelines import score
 from pipelines.data_set.lock import Lock
 from pipelines.data_set.snapshot import DataSet, live_files
 from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
+from transforms.storage import files as storage
+from transforms.storage.listing import FileFacts
 
 Run = Callable[..., Finished]
 
@@ -305,6 +307,21 @@ def test_merged_files_have_bounded_row_groups_and_the_metadata_of_their_parts(da
         name: value for name, value in before.items() if name != b"torchmoji.run_id"
     }
     assert after[b"torchmoji.run_id"].decode() == DataSet.read(str(data_set)).manifests[-1].run_id
+
+
+def test_merging_lists_the_output_once(data_set: Path, run_compact: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an object store, a listing of many files takes long."""
+    listed: list[str] = []
+    match = storage.match
+
+    def counted(patterns: Iterable[str]) -> list[FileFacts]:
+        wanted = list(patterns)
+        listed.extend(wanted)
+        return match(wanted)
+
+    monkeypatch.setattr(storage, "match", counted)
+    assert run_compact().out.startswith("merged      3 file(s) into 1")
+    assert listed.count(f"{data_set}/**") == 1
 
 
 def test_who_holds_the_lock_keeps_others_out(

@@ -10,7 +10,6 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +21,9 @@ from pipelines.cli import annotate_options
 from pipelines.cli.options import parse
 from pipelines.data_set import pending
 from pipelines.data_set.compaction import compact
-from pipelines.data_set.manifest import DIRECTORY, DataFile
-from pipelines.data_set.recovery import adopt, announce_run, recover
-from pipelines.data_set.snapshot import DataSet, announcement
+from pipelines.data_set.manifest import DIRECTORY, DataFile, now
+from pipelines.data_set.recovery import commit_pending, recover, register_run
+from pipelines.data_set.snapshot import DataSet, registration
 from pipelines.runs import annotation
 from pipelines.runs.accounting import Finished, describe_stream
 from pipelines.runs.annotation import Annotation
@@ -44,7 +43,7 @@ MODEL = ModelFacts("tiny", "abc", ("joy",), 8, 30, "fp32")
 CLAIMS = rf"/{DIRECTORY}/"
 """Before which two are suspended: listing manifests, claiming a number, deleting manifests."""
 ANNOUNCEMENTS = rf"/{TEMPORARY}/\w+/run\.json$"
-"""Looking whether one is announced still, and taking the announcement back."""
+"""Looking whether one is registered still, and taking the registration back."""
 RECORDS = r"/_journal/\*/\*\.json|/_journal/\w+/\w\.json"
 """Listing what streams have put in place, and deleting the records of that."""
 ELSEWHERE = {"host": "another", "pid": 1, "process": ["boot", "pid:[1]", "5"]}
@@ -93,8 +92,8 @@ class Annotator:
         context = RunContext(cast(Any, None), cast(Any, None), "", {}, data_set)
         self.run = Annotation(config, plan, context, selection)
         self.plan = plan.with_new_run(selection.work)
-        announce_run(output, self.plan.run_id)
-        path = announcement(output, self.plan.run_id)
+        register_run(output, self.plan.run_id)
+        path = registration(output, self.plan.run_id)
         storage.publish(path, json.dumps(ELSEWHERE).encode(), f"{path}.tmp", lasting=False)
         scored = [file.path for file in selection.work]
         written = tuple(put(output, self.plan.run_id, *scored[part::files]) for part in range(files) if scored)
@@ -102,7 +101,7 @@ class Annotator:
 
     def commit(self) -> set[str]:
         """Gives the inputs that another has listed meanwhile."""
-        return self.run.commit(self.plan, self.finished, datetime.now(UTC))
+        return self.run.commit(self.plan, self.finished, now())
 
 
 def annotated(output: str, *inputs: str, files: int = 1) -> str:
@@ -220,7 +219,7 @@ def put_by_stream(output: str, *names: str) -> str:
     """A stream that has put a file in place for each name."""
     config, _ = parse(["--input", "in", "--output", output, "--model", "models/tiny"])
     plan = Plan(config, (), MODEL).with_new_run(())
-    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
+    pending.begin(plan.config.output, describe_stream(plan))
     for name in names:
         file = put(output, plan.run_id, name)
         final, record = f"{output}/{file.path}", f"{journal_directory(output, plan.run_id)}/{name}.json"
@@ -231,7 +230,7 @@ def put_by_stream(output: str, *names: str) -> str:
 
 @with_steps(RECORDS)
 @pytest.mark.usefixtures("stepwise")
-def test_two_that_adopt_list_each_file_once(output: Callable[[], str]) -> None:
+def test_two_that_commit_what_is_pending_list_each_file_once(output: Callable[[], str]) -> None:
     def prepare() -> tuple[list[Task], Callable[[], None]]:
         place = put_by_stream(output(), "x", "y")
         data_sets = [DataSet.read(place) for _ in range(2)]
@@ -242,7 +241,7 @@ def test_two_that_adopt_list_each_file_once(output: Callable[[], str]) -> None:
             assert rows(place) == Counter(["x", "y"])
             assert list(pending.pending_records(place)) == []
 
-        return [lambda data_set=data_set: adopt(data_set) for data_set in data_sets], check  # type: ignore[misc]
+        return [lambda data_set=data_set: commit_pending(data_set) for data_set in data_sets], check  # type: ignore[misc]
 
     assert suspend_everywhere(prepare) > 10
 
@@ -251,7 +250,7 @@ def test_two_that_adopt_list_each_file_once(output: Callable[[], str]) -> None:
 def test_files_are_merged_while_a_stream_commits(output: Callable[[], str]) -> None:
     def prepare() -> tuple[list[Task], Callable[[], None]]:
         place = put_by_stream(output(), "x", "y")
-        adopt(DataSet.read(place))
+        commit_pending(DataSet.read(place))
         put_by_stream(place, "z")
         data_set = DataSet.read(place)
 
@@ -259,7 +258,7 @@ def test_files_are_merged_while_a_stream_commits(output: Callable[[], str]) -> N
             assert rows(place) == Counter(["x", "y", "z"])
             assert list(pending.pending_records(place)) == []
 
-        return [lambda: adopt(data_set), lambda: compact(place, 1 << 20)], check
+        return [lambda: commit_pending(data_set), lambda: compact(place, 1 << 20)], check
 
     assert suspend_everywhere(prepare) > 10
 
@@ -301,9 +300,9 @@ def test_a_number_that_is_free_again_is_worth_nothing(output: Callable[[], str])
             put_by_stream(place, "y")
 
         suspended = DataSet.read(place)
-        interleave([lambda suspended=suspended: adopt(suspended), meanwhile], [0] * steps + [1] * 1000)  # type: ignore[misc]
+        interleave([lambda suspended=suspended: commit_pending(suspended), meanwhile], [0] * steps + [1] * 1000)  # type: ignore[misc]
         assert rows(place) + Counter(journal_of(place)) == Counter(["/a", "/b", "x", "y"]), steps
-        adopt(DataSet.read(place))
+        commit_pending(DataSet.read(place))
         assert rows(place) == Counter(["/a", "/b", "x", "y"]), steps
 
 

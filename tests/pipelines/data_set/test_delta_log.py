@@ -128,10 +128,8 @@ def test_a_commit_that_was_not_published_is_by_the_next_command(
     with monkeypatch.context() as patch:
         patch.setattr(DataSet, "publish", lambda data_set: None)  # as if it were killed there
         assert run_annotate().status == 0
-    (tmp_path / "out" / "_live.jsonl").touch()  # of an earlier version
     assert "nothing is new" in run_annotate().out
     assert len(ids("out")) == 5
-    assert not (tmp_path / "out" / "_live.jsonl").exists()
 
 
 def test_a_log_that_cannot_be_written_is_a_warning(tmp_path: Path, run_annotate: Run, run_verify: Run) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.data_set.recovery import adopt
+from pipelines.data_set.recovery import commit_pending
 from pipelines.data_set.snapshot import DataSet
 from tests.pipelines.conftest import Finished, corpus, posts, write_lines
 from tests.pipelines.data_set.test_pending import stream, tweets
@@ -145,7 +145,7 @@ def test_a_stream_records_what_is_on_the_disk_and_forgets_what_is_listed(
         (file,) = output.rglob(record.name.removesuffix(".json"))
         assert disk.is_durable(file, disk.index("name", f" {record}"))
         assert disk.is_durable(record, len(disk.events))
-    adopt(DataSet.read(str(output)))
+    commit_pending(DataSet.read(str(output)))
     path, _ = manifest_of(output)
     first_deletion = min(disk.index("delete", str(record)) for record in records)
     assert disk.is_durable(path, first_deletion)

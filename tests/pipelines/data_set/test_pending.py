@@ -1,4 +1,4 @@
-"""Streams' files: pending in the journal, adopted by anyone, each once, and lost by nobody."""
+"""Files of streams: pending at first, then committed by anyone, each once, and lost by nobody."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from pipelines.cli.options import parse
 from pipelines.data_set import pending
 from pipelines.data_set.liveness import process_key, this_process
 from pipelines.data_set.manifest import Manifest
-from pipelines.data_set.recovery import adopt, recover
+from pipelines.data_set.recovery import commit_pending, recover
 from pipelines.data_set.snapshot import DataSet, live_files
 from pipelines.runs.accounting import describe_stream
 from pipelines.runs.plan import Plan, check_model, check_stream
-from pipelines.streams.committer import Adopter
+from pipelines.streams.committer import Committer
 from tests.pipelines.conftest import WORDS, Finished, posts, read_live
 from tests.tiny import tiny_bundle
 from torchmoji_core.errors import InputError
@@ -63,7 +63,8 @@ def tweets(first: int, number: int) -> list[Tweet]:
 
 
 def make_plan(output: Path | str, model: str, *options: str) -> Plan:
-    arguments = ["--model", model, "--output", str(output), "--outputs", "top,source", *options]
+    source = ["--streaming", "--input", "pubsub://projects/my-project/subscriptions/posts"]
+    arguments = [*source, "--model", model, "--output", str(output), "--outputs", "top,source", *options]
     config, _ = parse(arguments)
     return Plan(config, (), check_model(config)).with_new_run(())
 
@@ -83,10 +84,10 @@ def write(plan: Plan, elements: Sequence[object]) -> None:
         dead | WriteDeadLetters(output, run_id, journal=True)
 
 
-def stream(output: Path | str, model: str, elements: Sequence[object]) -> Plan:
+def stream(output: Path | str, model: str, elements: Sequence[object], *options: str) -> Plan:
     """A stream that has begun, has written so much, and goes on: it lives in this process."""
-    plan = make_plan(output, model)
-    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
+    plan = make_plan(output, model, *options)
+    pending.begin(plan.config.output, describe_stream(plan))
     write(plan, elements)
     return plan
 
@@ -108,9 +109,9 @@ def records(output: Path) -> list[Path]:
     return sorted(path for path in output.glob("_journal/*/*.json") if path.name != "run.json")
 
 
-def adopted(output: Path) -> list[Manifest]:
+def committed(output: Path) -> list[Manifest]:
     data_set = DataSet.read(str(output))
-    committed = adopt(data_set)
+    committed = commit_pending(data_set)
     data_set.publish()
     return committed
 
@@ -132,28 +133,28 @@ def leave_behind(plan: Plan) -> list[Path]:
     return left
 
 
-# --- adoption ------------------------------------------------------------------------------------------------------
+# --- commits -------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_stream_has_written_becomes_results_by_adoption(output: Path, model: str, run_verify: Run) -> None:
+def test_what_a_stream_has_written_becomes_results_by_a_commit(output: Path, model: str, run_verify: Run) -> None:
     plan = stream(output, model, [*tweets(0, 20), 42])
     assert live_files(str(output)) == []
     pending = run_verify()
     assert pending.status == 0
     assert "20 rows in 4 file(s), 1 dead letters" in pending.out
-    assert "5 of these files are in the journal" in pending.out
-    (change,) = adopted(output)
+    assert "5 of these files are pending" in pending.out
+    (change,) = committed(output)
     assert ids(output) == sorted(f"id-{index}" for index in range(20))
     assert (change.kind, change.model.fingerprint) == ("stream", plan.model.fingerprint)
     counts = {name: change.counts[name] for name in ("read", "scored", "empty", "dead", "rows_written")}
     assert counts == {"read": 21, "scored": 18, "empty": 2, "dead": 1, "rows_written": 20}
     assert records(output) == []
     finished = run_verify()
-    assert (finished.status, "journal" in finished.out) == (0, False)
+    assert (finished.status, "pending" in finished.out) == (0, False)
     assert "20 rows in 4 file(s), 1 dead letters" in finished.out
 
 
-def test_every_command_that_writes_adopts_and_no_reader_does(
+def test_every_command_that_writes_commits_what_is_pending_and_no_reader_does(
     output: Path, model: str, run_verify: Run, run_compact: Run
 ) -> None:
     stream(output, model, tweets(0, 6))
@@ -171,7 +172,7 @@ def test_the_directory_may_be_called_otherwise_where_the_stream_runs(
     monkeypatch.chdir(tmp_path)
     stream("out", model, tweets(0, 3))
     monkeypatch.chdir("/")
-    assert len(adopted(output)) == 1
+    assert len(committed(output)) == 1
     assert ids(output) == ["id-0", "id-1", "id-2"]
     monkeypatch.chdir(tmp_path)
     assert run_verify().status == 0
@@ -186,7 +187,7 @@ def test_each_model_has_its_manifest_and_its_files(
     for first in (3, 10):
         write(dataclasses.replace(other, run_id=plan.run_id), tweets(first, 2))
     write(plan, [*tweets(5, 1), "dead letters are of no model", 42])
-    changes = adopted(output)
+    changes = committed(output)
     assert {change.model.fingerprint for change in changes} == {plan.model.fingerprint, other.model.fingerprint}
     assert len(changes) == 2
     assert sum(change.counts["dead"] for change in changes) == 1
@@ -207,13 +208,13 @@ def test_who_dies_before_the_records_are_deleted_has_listed_the_files_once(
 ) -> None:
     plan = stream(output, model, [*tweets(0, 20), 42])
     shutil.copytree(output / "_journal", tmp_path / "copy")
-    assert len(adopted(output)) == 1
+    assert len(committed(output)) == 1
     shutil.copytree(tmp_path / "copy", output / "_journal", dirs_exist_ok=True)
     before = run_verify()
     assert "20 rows in 4 file(s), 1 dead letters" in before.out
     assert before.status == 0
     write(plan, tweets(20, 3))
-    (change,) = adopted(output)
+    (change,) = committed(output)
     assert change.counts["read"] == 3
     assert records(output) == []
     assert len(ids(output)) == 23
@@ -228,13 +229,11 @@ def test_a_recorded_file_that_is_gone_is_not_passed_over(output: Path, model: st
         finished = run_verify()
         assert finished.status == 1
         assert f"{path.name}: listed, but not there" in finished.out
-        assert ("in the journal" in finished.out) == waits
-        adopted(output)
+        assert ("are pending" in finished.out) == waits
+        committed(output)
 
 
-def test_a_recorded_file_that_has_changed_is_found_before_its_adoption(
-    output: Path, model: str, run_verify: Run
-) -> None:
+def test_a_recorded_file_that_has_changed_is_found_before_its_commit(output: Path, model: str, run_verify: Run) -> None:
     stream(output, model, [*tweets(0, 3), 42])
     (path,) = output.glob("date=*/hour=*/*.parquet")
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -248,7 +247,7 @@ def test_a_recorded_file_that_has_changed_is_found_before_its_adoption(
 
 def test_an_id_that_is_pending_and_listed_is_there_twice(output: Path, model: str, run_verify: Run) -> None:
     plan = stream(output, model, tweets(0, 2))
-    adopted(output)
+    committed(output)
     write(plan, tweets(1, 1))
     finished = run_verify()
     assert finished.status == 1
@@ -258,9 +257,12 @@ def test_an_id_that_is_pending_and_listed_is_there_twice(output: Path, model: st
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda output: next(output.glob("_journal/*/run.json")).unlink(), "run.json: not an entry of the journal"),
-        (lambda output: next(output.glob("_journal/*/run.json")).write_text("{}"), "run.json: not an entry"),
-        (lambda output: records(output)[0].write_text("{"), "not an entry of the journal"),
+        (lambda output: next(output.glob("_journal/*/run.json")).unlink(), "run.json: not what a stream writes"),
+        (
+            lambda output: next(output.glob("_journal/*/run.json")).write_text("{}"),
+            "run.json: not what a stream writes",
+        ),
+        (lambda output: records(output)[0].write_text("{"), "not what a stream writes"),
         (
             lambda output: records(output)[0].write_text(
                 records(output)[0].read_text().replace("date=1970-01-01", "../..")
@@ -269,7 +271,7 @@ def test_an_id_that_is_pending_and_listed_is_there_twice(output: Path, model: st
         ),
     ],
 )
-def test_a_journal_that_cannot_be_read_stops_all_who_write(
+def test_records_that_cannot_be_read_stop_all_who_write(
     output: Path, model: str, run_verify: Run, run_compact: Run, damage: Callable[[Path], object], said: str
 ) -> None:
     stream(output, model, tweets(0, 3))
@@ -304,7 +306,7 @@ def test_what_a_stream_is_writing_is_left_alone(
     assert run_annotate().status == 2, "other columns"
     assert all(path.exists() for path in left)
     write(plan, tweets(3, 1))
-    assert len(adopted(output)) == 1
+    assert len(committed(output)) == 1
     assert len(ids(output)) == 4
 
 
@@ -324,12 +326,12 @@ def test_on_a_cluster_a_stream_ends_with_nobody_knowing_and_a_day_is_waited(
     assert run_verify("--clean").status == 0
     assert (young.exists(), in_place.exists()) == (True, False)
     write(plan, tweets(3, 1))  # it goes on after all
-    adopted(output)
+    committed(output)
     assert len(ids(output)) == 4
 
 
 @pytest.mark.parametrize("how", ["killed", "silent for a day"])
-def test_what_a_dead_stream_has_left_is_adopted_or_deleted_at_once(
+def test_what_a_dead_stream_has_left_is_committed_or_deleted_at_once(
     output: Path, model: str, run_verify: Run, run_compact: Run, how: str
 ) -> None:
     plan = stream(output, model, tweets(0, 3))
@@ -374,19 +376,19 @@ def test_a_stream_commits_as_it_goes(
     output: Path, model: str, run_verify: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = stream(output, model, tweets(0, 3))
-    adopter = Adopter(DataSet.read(str(output)), plan.run_id)
+    committer = Committer(DataSet.read(str(output)), plan.run_id)
     damage = output / "_manifests" / "damage.json"
     damage.parent.mkdir()
     damage.touch()
-    assert adopter.adopt() == adopter.adopt() == []
+    assert committer.commit() == committer.commit() == []
     said = capsys.readouterr().err
     assert said.count("waits to be committed") == 1, "each reason once"
     damage.unlink()
-    (first,) = adopter.adopt()
-    assert adopter.adopt() == [], "nothing is new"
+    (first,) = committer.commit()
+    assert committer.commit() == [], "nothing is new"
     assert len(DeltaTable(output).file_uris()) == 1
     write(plan, tweets(12, 3))
-    (last,) = adopter.finish()
+    (last,) = committer.finish()
     assert first.counts["read"] + last.counts["read"] == 6
     assert len(DeltaTable(output).file_uris()) == len(live_files(str(output))) == 2
     assert not (output / "_journal").exists()
@@ -399,14 +401,14 @@ def test_a_stream_commits_while_another_command_holds_the_output(output: Path, m
     left = leave_behind(dead)
     kill(dead)
     plan = stream(output, model, tweets(3, 3))
-    adopter = Adopter(DataSet.read(str(output)), plan.run_id)
+    committer = Committer(DataSet.read(str(output)), plan.run_id)
     with held(output):
-        assert len(adopter.adopt()) == 2
+        assert len(committer.commit()) == 2
         assert all(path.exists() for path in left)
     write(plan, tweets(6, 1))
-    assert len(adopter.adopt()) == 1
+    assert len(committer.commit()) == 1
     assert not any(path.exists() for path in left)
-    assert adopter.finish() == []
+    assert committer.finish() == []
     assert len(ids(output)) == 7
     assert not (output / "_journal").exists()
     assert run_verify().status == 0
@@ -415,11 +417,11 @@ def test_a_stream_commits_while_another_command_holds_the_output(output: Path, m
 def test_files_are_merged_while_a_stream_goes_on(output: Path, model: str, run_verify: Run, run_compact: Run) -> None:
     """What it commits meanwhile is in the checkpoint that a compaction ends with."""
     plan = stream(output, model, tweets(0, 2))
-    adopter, stop = Adopter(DataSet.read(str(output)), plan.run_id), threading.Event()
+    committer, stop = Committer(DataSet.read(str(output)), plan.run_id), threading.Event()
 
     def go_on() -> None:
         while not stop.wait(0.01):
-            adopter.adopt()
+            committer.commit()
 
     thread = threading.Thread(target=go_on)
     thread.start()
@@ -431,7 +433,7 @@ def test_files_are_merged_while_a_stream_goes_on(output: Path, model: str, run_v
     finally:
         stop.set()
         thread.join()
-    adopter.finish()
+    committer.finish()
     assert ids(output) == [f"id-{index}" for index in range(8)]
     assert run_compact().status == 0
     assert len(live_files(str(output))) == 2, "of two hours"
@@ -456,7 +458,7 @@ def test_what_others_commit_is_taken_up(output: Path, model: str, run_compact: R
     data_set = DataSet.read(str(output))
     for first in (3, 4):
         write(plan, tweets(first, 1))
-        adopted(output)
+        committed(output)
         data_set.refresh()
         assert vars(data_set) == vars(DataSet.read(str(output)))
     assert run_compact().status == 0
@@ -470,46 +472,52 @@ def test_what_others_commit_is_taken_up(output: Path, model: str, run_compact: R
 # --- the same command ----------------------------------------------------------------------------------------------
 
 
+def check(plan: Plan) -> None:
+    assert plan.config.stream is not None
+    check_stream(plan.config, plan.config.stream, DataSet.read(plan.config.output), plan.model)
+
+
 def test_a_stream_continues_what_the_same_command_began(output: Path, model: str, run_score: Run) -> None:
     stream(output, model, tweets(0, 3))
     again = make_plan(output, model)
-    check_stream(again.config, DataSet.read(str(output)), again.model, {}, models_may_differ=False)
-    adopted(output)
-    check_stream(again.config, DataSet.read(str(output)), again.model, {}, models_may_differ=False)
+    check(again)
+    committed(output)
+    check(again)
 
 
-@pytest.mark.parametrize("is_adopted", [False, True])
+@pytest.mark.parametrize("is_committed", [False, True])
 @pytest.mark.parametrize(
-    ("options", "stream_options", "other"),
+    ("options", "other"),
     [
-        (["--top_k", "3"], {}, "top_k: 5 there"),
-        (["--outputs", "text"], {}, "outputs"),
-        ([], {"window": 300.0}, "stream"),
+        (["--top_k", "3"], "top_k: 5 there"),
+        (["--outputs", "text"], "outputs"),
+        (["--window", "5m"], "stream"),
     ],
 )
 def test_a_stream_with_other_options_is_refused_before_it_starts(
-    output: Path, model: str, options: list[str], stream_options: dict[str, float], other: str, is_adopted: bool
+    output: Path, model: str, options: list[str], other: str, is_committed: bool
 ) -> None:
     plan = make_plan(output, model)
-    pending.begin(plan.config.output, describe_stream(plan, datetime.now(UTC), {}))
-    if is_adopted:
+    pending.begin(plan.config.output, describe_stream(plan))
+    if is_committed:
         write(plan, tweets(0, 1))
-        adopted(output)
+        committed(output)
         pending.end(str(output), plan.run_id)
     again = make_plan(output, model, *options)
-    said = rf"another command \(other {other}\); give" if is_adopted else f"a stream with other {other}, started 20"
+    said = rf"another command \(other {other}\); give" if is_committed else f"a stream with other {other}, started 20"
     with pytest.raises(InputError, match=said):
-        check_stream(again.config, DataSet.read(str(output)), again.model, stream_options, models_may_differ=False)
+        check(again)
 
 
-def test_another_model_is_refused_unless_models_may_differ(output: Path, model: str, other_model: str) -> None:
-    stream(output, model, tweets(0, 1))
-    adopted(output)
-    again = make_plan(output, other_model)
-    data_set = DataSet.read(str(output))
+def test_another_model_is_refused_unless_models_may_differ(tmp_path: Path, model: str, other_model: str) -> None:
+    changing = ("--model_watch", "models/*")
+    for options in ((), changing):
+        output = tmp_path / f"of-{len(options)}"
+        stream(output, model, tweets(0, 1), *options)
+        committed(output)
+    check(make_plan(output, other_model, *changing))
     with pytest.raises(InputError, match="was scored by model"):
-        check_stream(again.config, data_set, again.model, {}, models_may_differ=False)
-    check_stream(again.config, data_set, again.model, {}, models_may_differ=True)
+        check(make_plan(tmp_path / "of-0", other_model))
 
 
 def test_results_of_files_are_no_streams(output: Path, model: str, run_score: Run) -> None:
@@ -518,7 +526,7 @@ def test_results_of_files_are_no_streams(output: Path, model: str, run_score: Ru
     assert run_score("--input", source, "--output", output).status == 0
     plan = make_plan(output, model)
     with pytest.raises(InputError, match=r"another command \(other .*stream\)"):
-        check_stream(plan.config, DataSet.read(str(output)), plan.model, {}, models_may_differ=False)
+        check(plan)
 
 
 def test_recovery_of_an_output_without_streams_makes_nothing(tmp_path: Path) -> None:

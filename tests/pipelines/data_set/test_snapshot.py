@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.data_set import manifest
 from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
-from pipelines.data_set.recovery import discard_run, recover
+from pipelines.data_set.recovery import delete_uncommitted, recover
 from pipelines.data_set.snapshot import DataSet, live_files, unlisted_files
 from tests.pipelines.data_set.test_manifest import make, write
 from torchmoji_core.errors import InputError
@@ -289,7 +289,7 @@ def test_recovery_deletes_what_the_dead_left_and_keeps_what_was_committed(
 
 
 def test_a_run_is_discarded_with_all_its_files(after_deaths: DataSet, tmp_path: Path) -> None:
-    discard_run(after_deaths, "died")
+    delete_uncommitted(after_deaths, "died")
     assert not [path for path in tmp_path.rglob("*") if "died" in path.name]
     assert (tmp_path / "_tmp" / "late").exists()
     assert (tmp_path / "x" / "part-late-1.parquet").exists()

@@ -21,9 +21,8 @@ import pytest
 
 from pipelines import score
 from pipelines.cli.annotate_options import parse
-from pipelines.data_set.recovery import remove_temporary
+from pipelines.data_set import recovery
 from pipelines.data_set.snapshot import DataSet, live_files
-from pipelines.runs import execute
 from tests.pipelines.conftest import (
     WORDS,
     Finished,
@@ -473,7 +472,7 @@ def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
 ) -> None:
     corpus(tmp_path / "in", 2, 5)
 
-    remove, interrupts = remove_temporary, iter([KeyboardInterrupt])
+    remove, interrupts = recovery.remove_temporary, iter([KeyboardInterrupt])
 
     def interrupt(output: str, run_id: str) -> None:
         for error in interrupts:
@@ -481,7 +480,7 @@ def test_an_interrupt_right_after_a_commit_leaves_nothing_behind(
         remove(output, run_id)
 
     with monkeypatch.context() as patched:
-        patched.setattr(execute, "remove_temporary", interrupt)
+        patched.setattr(recovery, "remove_temporary", interrupt)
         assert run_annotate().status == 130
     assert not (tmp_path / "out" / "_tmp").exists() and not (tmp_path / "out" / "_lock.json").exists()
     assert is_sound(run_verify)

@@ -44,7 +44,7 @@ def repeat(model: str, run_main: Run) -> Run:
         def main(arguments: list[str]) -> int:
             config, rest = parse(arguments)
             assert config.every is not None
-            return repetition.run(config, config.every, rest, wait)
+            return repetition.run(config, rest, wait)
 
         arguments = ("--model", model, "--input", "in", "--output", "out", "--every", "1h", "--settle", "0s")
         return run_main(main, *arguments, *options)

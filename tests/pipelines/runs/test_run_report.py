@@ -190,6 +190,7 @@ def test_a_report_that_cannot_be_written_at_the_end_does_not_fail_the_run(
     directory.mkdir()
     with reported(f"{directory}/report.json", output="out"):
         directory.rmdir()
+        directory.touch()
     assert "could not be written" in caplog.text
 
 

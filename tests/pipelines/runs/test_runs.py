@@ -18,9 +18,8 @@ import pytest
 from pipelines import score
 from pipelines.cli.options import parse
 from pipelines.data_set.manifest import DataFile
-from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.accounting import reconcile
-from pipelines.runs.context import open_command, open_run
+from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
@@ -117,7 +116,7 @@ def test_a_file_that_arrives_between_plan_and_pipeline_waits_for_the_next_run(
     corpus(tmp_path / "in", 2, 10)
     command = ["--input", f"{tmp_path}/in/*", "--output", "out"]
     config, rest = parse([*command, "--model", model, "--progress", "off", *runner])
-    with open_command(config, rest) as opened, open_run(opened, DataSet("out")) as context:
+    with open_context(config, rest) as context, locked(context):
         plan = make_plan(config, context.data_set)
         context.figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint)
         corpus(tmp_path / "in", 1, 10, first=2)

@@ -10,10 +10,10 @@ import grpc
 import pytest
 
 from pipelines.streams import pubsub
-from pipelines.streams.pubsub import PubSubSource, PubSubTopic, PullSize
+from pipelines.streams.pubsub import PubSubSource, PubSubTopic
 from pipelines.streams.sources import SourceUnavailableError
 from tests.fake_pubsub import FakePubSub, FakeSubscription
-from tests.pipelines.streams.parts import until
+from tests.pipelines.streams.parts import Clock, until
 from tests.streams import SUBSCRIPTION, server, subscription
 from torchmoji_core.errors import InputError, RunError, is_outage
 from transforms.records import Message
@@ -156,18 +156,23 @@ def test_a_message_that_cannot_be_received_ends_the_reading(monkeypatch: pytest.
         source.stop()
 
 
-def test_how_many_are_asked_for_grows_again_when_all_that_were_refused_have_come() -> None:
-    size = PullSize()
-    assert size.get(0) == 1000
-    size.refused(1000, now=0)
-    size.refused(size.get(1), now=1)
-    assert size.get(600) == 62
-    assert [size.get(now) for now in (601, 1200, 1201, 1801, 2401)] == [248, 248, 992, 1000, 1000]
-    for _ in range(7):
-        size.refused(size.get(3000), now=3000)
-    assert size.get(3001) == 1 and size.tries_for_one == 2
-    size.fitted()
-    assert size.tries_for_one == 0
+def test_as_many_are_asked_for_as_before_when_what_was_refused_has_come(
+    server: FakePubSub,
+    subscription: FakeSubscription,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(pubsub, "PULLED_BYTES", 100_000)
+    subscription.deadline = 0.05
+    for _ in range(8):
+        server.send(SUBSCRIPTION, b"x" * 30_000)
+    clock = Clock()
+    source = PubSubSource(SUBSCRIPTION, clock)
+    for seconds, refused in ((0, 1), (pubsub.CALM_SECONDS - 1, 1), (1, 2)):
+        clock.seconds += seconds
+        pull(source, 8)
+        assert caplog.text.count("up to 1000 messages were too large") == refused
+    source.stop()
 
 
 def test_requests_are_no_larger_than_they_may_be(
