@@ -14,7 +14,6 @@ import hashlib
 import io
 import lzma
 import os
-import shutil
 import tempfile
 import zipfile
 import zlib
@@ -23,9 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol, cast
 
-from torchmoji_core import durable
 from torchmoji_core.downloads import download
-from torchmoji_core.durable import write_atomically
+from torchmoji_core.durable import replacing, write_atomically
 from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
@@ -339,16 +337,9 @@ def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:
             raise InputError(
                 f"{target} exists already and is not empty; give a new name, a bundle is never overwritten"
             )
-        durable.make_directories(target.parent)
-        temporary = durable.unused_name(target)
-        temporary.mkdir()
-        try:
+        with replacing(target) as temporary:
+            temporary.mkdir()
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
-            durable.sync(temporary / name for name in files)
-            durable.replace(temporary, target)  # replaces an empty directory, fails on any other
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror})") from None

@@ -261,11 +261,6 @@ def _write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: if it cannot be done.
     """
-    temporary = durable.unused_name(file)
-    try:
-        with temporary.open("xb") as opened:
-            opened.write(content)
+    with durable.replacing(file) as temporary:
+        temporary.write_bytes(content)
         _check_ours(file)
-        durable.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmoji_core import durable
 from torchmoji_core.checkpoints import check_archive
+from torchmoji_core.durable import replacing
 from torchmoji_core.errors import InputError, RunError, first_line, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.model import check_weights
@@ -28,11 +28,9 @@ def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str,
     Raises:
         RunError: if it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        durable.make_directories(path.parent)
-        torch.save({"identity": dict(identity), **state}, temporary)
-        durable.replace(temporary, path)
+        with replacing(path, path.with_name(path.name + ".tmp")) as temporary:
+            torch.save({"identity": dict(identity), **state}, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
         raise RunError(f"checkpoint {path}: cannot be written ({first_line(error)})") from None
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from torchmoji_core import durable
+from torchmoji_core.durable import replacing
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, Dropout, TorchMoji
@@ -233,12 +233,11 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
     for fingerprint, model in teachers.items():
         path = directory / f"teacher-{fingerprint}.npy"
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            mapped = open_memmap(temporary, "w+", np.float16, (len(data), model.dimensions.classes))
-            with products_in(resolve_precision("auto")):
-                predict(model, data.corpus, out=mapped)
-            mapped.flush()
-            durable.replace(temporary, path)
+            with replacing(path, path.with_suffix(".tmp")) as temporary:
+                mapped = open_memmap(temporary, "w+", np.float16, (len(data), model.dimensions.classes))
+                with products_in(resolve_precision("auto")):
+                    predict(model, data.corpus, out=mapped)
+                mapped.flush()
         taught[fingerprint] = np.load(path, mmap_mode="r")
     return replace(data, teachers=taught)
 

@@ -10,7 +10,6 @@ Object stores (`objects`) are tried again while they fail in passing; local file
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import os
 import shutil
@@ -22,30 +21,18 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from torchmoji_core import durable
-from torchmoji_core.errors import ChangedError, UnavailableError, first_line
+from torchmoji_core.errors import DISK, ChangedError, fault_of, first_line
 from torchmoji_core.files import open_regular
 from torchmoji_core.stores import is_object
 from transforms.storage import listing, objects
 from transforms.storage.listing import FileFacts, Listing
 
 _TRIES = 10
-_LASTING_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV, errno.ENXIO, errno.ENOTSUP,
-}  # fmt: skip
-
-
-def may_pass(error: OSError) -> bool:
-    """Whether the same may succeed later with nothing in the command changed: a store that is down, a failing disk.
-
-    A name or right that is wrong does not mend by itself, nor does an address (whose errors have no number).
-    """
-    return isinstance(error, UnavailableError) or (error.errno is not None and error.errno not in _LASTING_ERRORS)
 
 
 def is_full(error: OSError) -> bool:
     """Whether a disk, or what a user may have of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return fault_of(error) is DISK
 
 
 @contextlib.contextmanager
@@ -338,17 +325,20 @@ def publish(path: str, content: bytes, temporary: str, lasting: bool = True) -> 
         temporary: another name on the same filesystem; it is not used where objects appear whole anyway.
         lasting: whether it is to be on the disk on return; not needed of what is worth nothing after a power cut.
     """
-    first = temporary if can_rename(path) else path
-    if lasting:
+    if not can_rename(path):
+        _write(path, content)
+        return
+    _write(temporary, content)
+    if lasting and is_local(path):
         make_directory(path.rpartition("/")[0])
-    with create(first) as file, _one_line_errors(first):
+        durable.replace(temporary, path)
+    else:
+        rename(temporary, path)
+
+
+def _write(path: str, content: bytes) -> None:
+    with create(path) as file, _one_line_errors(path):
         file.write(content)
-    if lasting:
-        sync([first])
-    if first != path:
-        rename(first, path)
-        if lasting:
-            sync([path.rpartition("/")[0]])
 
 
 def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
@@ -370,8 +360,7 @@ def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
         return objects.put_if_absent(path, content)
     make_directory(path.rpartition("/")[0])
     try:
-        with create(temporary) as file, _one_line_errors(temporary):
-            file.write(content)
+        _write(temporary, content)
         created = _name_if_absent(temporary, path)
     finally:
         delete([temporary])
