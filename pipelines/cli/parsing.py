@@ -49,11 +49,13 @@ def add_options(
             continue
         given, kind = dict(field.metadata), types[field.name]
         name, meaning = given.pop("name", field.name), given.pop("help").replace("%", "%%")
+        given.pop("within", None)
         default = shown = defaults.get(field.name, field.default)
         if kind is bool:
             given["action"] = "store_true"
         elif get_origin(kind) is tuple:
             shown = ",".join(default or ())
+            given.pop("choices", None)  # of each name; argparse would look for all of them together
             if not given.keys() & {"nargs", "action"}:
                 given["type"], default = names, shown
         else:

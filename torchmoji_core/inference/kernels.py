@@ -30,6 +30,7 @@ from torch.nn.functional import pad
 
 from torchmoji_core.errors import InputError, first_line, raise_shortage
 from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.options import check_choice
 from torchmoji_core.processor import has_bfloat16, has_int8
 
 _LOGGER = logging.getLogger(__name__)
@@ -340,8 +341,7 @@ def choose(precision: str) -> Arithmetic:
     Raises:
         InputError: for an unknown precision, or one that does not start here.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    check_choice("precision", precision, PRECISIONS)
     for kind in ARITHMETICS:
         wanted = kind.is_native() if precision == "auto" else kind.precision == precision
         if not wanted or not kind.is_possible():

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import RunError
+from torchmoji_core.options import check_choice
 from torchmoji_core.processor import has_bfloat16
 from torchmoji_core.training.options import TRAINING_PRECISIONS
 from torchmoji_core.vocabulary import UNKNOWN
@@ -19,8 +20,7 @@ def resolve_precision(name: str) -> str:
     Raises:
         InputError: if there is no such precision.
     """
-    if name not in TRAINING_PRECISIONS:
-        raise InputError(f"precision {name!r} is unknown; choose one of {', '.join(TRAINING_PRECISIONS)}")
+    check_choice("precision", name, TRAINING_PRECISIONS)
     if name != "auto":
         return name
     return "bf16" if has_bfloat16() else "fp32"

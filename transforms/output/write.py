@@ -23,7 +23,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.locations import plain
 from transforms import metrics
-from transforms.options import PARTITION_COLUMN, ROWS_PER_FILE
+from transforms.columns import PARTITION_COLUMN
+from transforms.options import ROWS_PER_FILE
 from transforms.output.commit import (
     DEAD_LETTERS,
     TEMPORARY,

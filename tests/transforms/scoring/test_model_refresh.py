@@ -27,7 +27,8 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from transforms import AnnotateTweets, Tweet, WatchModels, metrics
-from transforms.options import OUTPUTS, ScoreOptions
+from transforms.columns import OUTPUTS
+from transforms.options import ScoreOptions
 from transforms.scoring.loaded_model import LoadedModel, load_model, load_successor
 from transforms.scoring.model_refresh import Announce, Known, Lookout, ModelWatch, find_bundles, look
 
