@@ -94,6 +94,10 @@ class Arithmetic(ABC):
     """Of encoded activations."""
     elementwise: ClassVar[torch.dtype] = torch.float32
     """Of everything but the products."""
+    table: ClassVar[torch.dtype] = torch.float32
+    """Of the embedding table: for low precisions half, which is finer than what their products make of it."""
+    exact: ClassVar[str] = "fp32"
+    """Precision of what is behind the LSTMs: it is a hundredth of the work, and keeps its own."""
 
     def __str__(self) -> str:
         return f"{self.precision} ({self.library})"
@@ -160,8 +164,8 @@ class MklFloat32(Arithmetic):
 
 
 class MklFloat64(MklFloat32):
-    precision = "fp64"
-    activation = elementwise = torch.float64
+    precision = exact = "fp64"
+    activation = elementwise = table = torch.float64
 
 
 class _PackedWeight(Weight):
@@ -219,6 +223,7 @@ class OneDnnBFloat16(OneDnnFloat32):
 
     precision = "bf16"
     activation = torch.bfloat16
+    table = torch.float16
 
     @classmethod
     def is_native(cls) -> bool:
@@ -270,6 +275,7 @@ class OneDnnInt8(Arithmetic):
     precision = "int8"
     library = "oneDNN"
     activation = torch.uint8
+    table = torch.float16
 
     @classmethod
     def is_native(cls) -> bool:

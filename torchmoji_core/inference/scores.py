@@ -147,7 +147,8 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
         Column(
             "probabilities",
             pa.list_(pa.float32()),
-            "one of each class (64), in class order, sums to 1 (each by itself in a bundle where several classes can hold)",
+            "one of each class (64), in class order, sums to 1 (each by itself in a bundle where several classes can "
+            "hold)",
             lambda made, kind: _vectors(made.scores.probabilities, made.empty, kind),
             "probabilities",
             is_short=False,
@@ -155,8 +156,8 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
         Column(
             "embedding",
             pa.list_(number),
-            "1120 numbers, 2304 at full size; multiples of 1/4096, which rounds by at most 0.00012 (`list<halffloat>` with "
-            "`--embedding_type float16`)",
+            "1120 numbers, 2304 at full size; multiples of 1/4096, which rounds by at most 0.00012 (`list<halffloat>` "
+            "with `--embedding_type float16`)",
             lambda made, kind: _vectors(made.scores.embedding.astype(embedding_type, copy=False), made.empty, kind),
             "embedding",
             is_short=False,
