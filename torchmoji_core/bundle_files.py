@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Protocol, cast
 
 from torchmoji_core.downloads import download
-from torchmoji_core.durable import replacing, write_atomically
+from torchmoji_core.durable import make_directories, replacing, write_atomically
 from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
@@ -337,6 +337,7 @@ def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:
             raise InputError(
                 f"{target} exists already and is not empty; give a new name, a bundle is never overwritten"
             )
+        make_directories(target.parent)
         with replacing(target) as temporary:
             temporary.mkdir()
             for name, content in files.items():

@@ -117,7 +117,7 @@ def name_if_absent(temporary: str | Path, path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Write a file, or a directory, that appears whole or not at all, to stay. Directories above it are made.
+    """Write a file, or a directory, that appears whole or not at all, to stay.
 
     Args:
         path: its name. A file of that name is replaced, and an empty directory.
@@ -129,7 +129,6 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     Raises:
         OSError: if that cannot be done; what was there before stays then.
     """
-    make_directories(path.parent)
     temporary = temporary or unused_name(path)
     try:
         yield temporary
@@ -145,11 +144,12 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file by `replacing`.
+    """Write a file by `replacing`; its directories are made.
 
     Raises:
         OSError: as it does.
     """
+    make_directories(path.parent)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchmoji_core.checkpoints import check_archive
-from torchmoji_core.durable import replacing
+from torchmoji_core.durable import make_directories, replacing
 from torchmoji_core.errors import InputError, RunError, first_line, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.model import check_weights
@@ -29,6 +29,7 @@ def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str,
         RunError: if it cannot be written.
     """
     try:
+        make_directories(path.parent)
         with replacing(path, path.with_name(path.name + ".tmp")) as temporary:
             torch.save({"identity": dict(identity), **state}, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
