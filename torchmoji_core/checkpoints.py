@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
-import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torchmoji_core.bundle_files import ShortReads, is_remote, local_path, read_uri
 from torchmoji_core.errors import InputError
-from torchmoji_core.files import read_regular
+from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MODEL_LIMITS, model_limit
 from torchmoji_core.model import FLOATS, Dimensions, check_weights, dimensions_of, pack_ids
 from torchmoji_core.names import shown
@@ -89,20 +89,14 @@ def fetch_checkpoint(source: str) -> bytes:
     limit = LARGEST_FILE * model_limit("weights") // MODEL_LIMITS["weights"]
     if is_remote(source):
         return read_uri(source, limit)
-    path = local_path(source)
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"checkpoint {source}: is a directory; {_REMEDY}")
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"checkpoint {source}: is not a regular file; {_REMEDY}")
-        if status.st_size > limit:
-            raise InputError(f"checkpoint {source}: larger than {limit} bytes; {_REMEDY}")
-        return read_regular(path)
-    except FileNotFoundError:
-        raise InputError(f"checkpoint {source}: no such file; {_REMEDY}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint {source}: cannot be read ({_line(error)}); check path and access") from None
+        with open_regular(local_path(source)) as file:
+            if os.fstat(file.fileno()).st_size > limit:
+                raise InputError(f"checkpoint {source}: larger than {limit} bytes; {_REMEDY}")
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"checkpoint {source}: cannot be read ({reason}); {_REMEDY}") from None
 
 
 def checkpoint_format(content: bytes, source: str) -> str:

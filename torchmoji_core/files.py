@@ -55,16 +55,6 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return descriptor
 
 
-def read_regular(path: str | os.PathLike[str]) -> bytes:
-    """All of a file of `open_regular`.
-
-    Raises:
-        OSError: as `open_regular`.
-    """
-    with open_regular(path) as file:
-        return file.read()
-
-
 def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no file")

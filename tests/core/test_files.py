@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchmoji_core.files import NotRegularError, name_as_text, name_from_text, open_regular, read_regular
+from torchmoji_core.files import NotRegularError, name_as_text, name_from_text, open_regular
 
 NAMES = st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name)
 
@@ -18,7 +18,8 @@ def test_files_and_links_to_them_are_opened(tmp_path: Path) -> None:
     with open_regular(str(tmp_path / "link")) as file:
         assert file.read() == b"content"
         assert os.get_blocking(file.fileno())
-    assert read_regular(tmp_path / "file") == b"content"
+    with open_regular(tmp_path / "file") as file:
+        assert file.read() == b"content"
 
 
 def test_what_a_read_might_wait_for_is_refused(tmp_path: Path) -> None:

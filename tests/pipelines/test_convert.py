@@ -225,7 +225,7 @@ def test_bad_checkpoints_end_in_one_line(run: Run, content: bytes, expected: str
 
 
 def test_missing_files_end_in_one_line(run: Run) -> None:
-    assert "no such file" in run.refused(run.folder / "absent.bin")
+    assert "No such file" in run.refused(run.folder / "absent.bin")
     assert "directory" in run.refused(run.folder)
     checkpoint = run.write(FORMATS["torch zip"])
     assert "absent.json" in run.refused(checkpoint, "--vocabulary", str(run.folder / "absent.json"))
