@@ -246,12 +246,13 @@ class Lookout:
         """
         search = self._search = self._search or Search(self._watch.pattern, self._options, current.first)
         if self._pending is not None and self._pending.done():
+            found = None
             try:
                 found = self._pending.result()
-                current = _swap(current, found[1]) if found else current
             except Exception as error:
                 _cannot_look(error)
             _refuse(search.refused)
+            current = _swap(current, found[1]) if found else current
             self._pending = None
         if self._pending is None and self._watch.clock() >= self._next:
             self._next = self._watch.clock() + self._watch.every_seconds
@@ -275,20 +276,18 @@ class WatchModels(beam.PTransform):
         every_seconds: float = 60,
         model: str | None = None,
         precision: str = "auto",
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """Args:
             pattern: a glob, of .zip files or of bundle directories.
             every_seconds: time from one look to the next.
             model: the first one, which decides what others must be like; None for the bundled one.
             precision: of scoring.
-            clock: seconds; to be replaced in tests.
 
         Raises:
             InputError: for a time that is not positive.
         """
         super().__init__()
-        self._watch = ModelWatch(pattern, every_seconds, clock)
+        self._watch = ModelWatch(pattern, every_seconds)
         self._options = ScoreOptions(model, precision, cache_mb=0, threads=1)
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[ModelMetadata]:
