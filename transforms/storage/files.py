@@ -176,29 +176,15 @@ def _facts_of_beam(metadata: Any) -> FileFacts:
 
 def exists(path: str) -> bool:
     """Whether there is a file, or where filesystems have them a directory."""
-    if is_object(path):
-        return objects.metadata(path) is not None
-    if is_local(path):
-        # Not Beam's: what cannot be looked at would count as not there.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            Path(path).stat()
-            return True
-        return False
-    with _one_line_errors(path):
-        return bool(FileSystems.exists(path))
-
-
-def size(path: str) -> int:
-    """Bytes of a file."""
-    if is_object(path):
-        return objects.size(path)
-    with _one_line_errors(path):
-        # Not `match`: it would take brackets in a name for a glob.
-        return int(FileSystems.get_filesystem(path).size(path))
+    return metadata(path) is not None
 
 
 def metadata(path: str) -> FileFacts | None:
-    """Size and time of the last change of a file; None if it is not there."""
+    """Size and time of the last change of a file, or where filesystems have them of a directory; None if it is gone.
+
+    Raises:
+        OSError: if that cannot be told.
+    """
     if is_object(path):
         return objects.metadata(path)
     if is_local(path):
@@ -207,7 +193,9 @@ def metadata(path: str) -> FileFacts | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     with _one_line_errors(path):
-        return _facts_of_beam(FileSystems.get_filesystem(path).metadata(path)) if exists(path) else None
+        # Not `match`: it would take brackets in a name for a glob.
+        found = FileSystems.exists(path) and FileSystems.get_filesystem(path).metadata(path)
+        return _facts_of_beam(found) if found else None
 
 
 def delete_directory(directory: str) -> None:

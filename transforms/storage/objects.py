@@ -108,11 +108,6 @@ def _head(path: str) -> FileFacts:
     return _request(path, "look-up", lambda: _facts(path, _store(path).head(key)))
 
 
-def size(path: str) -> int:
-    """Bytes of an object."""
-    return _head(path).size_in_bytes
-
-
 def read(path: str) -> bytes:
     """All of an object, of one version of it."""
     key = object_address(path).key
