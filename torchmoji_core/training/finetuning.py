@@ -19,14 +19,14 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, dropout
 
 from torchmoji_core.errors import RunError
-from torchmoji_core.initialization import initialize_like_keras
-from torchmoji_core.model import Dimensions, Dropout, TorchMoji
+from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.training.checkpointing import Checkpoint, restore_optimizer, restored
 from torchmoji_core.training.dataset import Batch, TweetDataset
 from torchmoji_core.training.optimization import (
     DivergedError,
     drop_words,
     moving_average,
+    new_model,
     products_in,
     resolve_precision,
     take_step,
@@ -89,9 +89,7 @@ def starting_model(state: Mapping[str, Tensor] | None, dimensions: Dimensions, o
         dimensions: of the model to make: its vocabulary, classes and, without a state, its layers.
         options: for dropout and seed.
     """
-    torch.manual_seed(options.seed)
-    model = TorchMoji(dimensions, Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout))
-    initialize_like_keras(model)
+    model = new_model(dimensions, options)
     if state is not None:
         kept = {name: tensor.float() for name, tensor in state.items() if not name.startswith(OUTPUT_LAYER)}
         table = kept["embed.weight"]
@@ -247,10 +245,7 @@ class _StageRun:
             ids = batch.ids._replace(data=drop_words(batch.ids.data, self.options.word_dropout))
             with products_in(self.parent.precision):
                 logits = self.model(ids).logits.float()
-        options, table = self.options, self.model.embed.weight
-        loss = take_step(
-            self.optimizer, self.parameters, loss_of(logits, labels), options.gradient_norm, table, options.embedding_l2
-        )
+        loss = take_step(self.optimizer, loss_of(logits, labels), self.model.embed.weight, self.options)
         if self.options.averaging:
             steps = self.epoch * len(self.sampler) + self.step
             self._update_average(self.average, [parameter.data for parameter in self.parameters], steps)

@@ -23,8 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from torchmoji_core.durable import replacing
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.initialization import initialize_like_keras
-from torchmoji_core.model import Dimensions, Dropout, TorchMoji
+from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.training.checkpointing import Checkpoint, restore_optimizer, restored
 from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.emoji_corpus import EmojiCorpus
@@ -33,6 +32,7 @@ from torchmoji_core.training.optimization import (
     DivergedError,
     drop_words,
     moving_average,
+    new_model,
     products_in,
     resolve_precision,
     take_step,
@@ -77,10 +77,7 @@ class Pretraining:
             data.capped(options.cap_per_emoji, np.random.default_rng(options.seed)) if options.cap_per_emoji else data
         )
         self.precision = resolve_precision(options.precision)
-        torch.manual_seed(options.seed)
-        dropout = Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout)
-        self.model = TorchMoji(dimensions, dropout)
-        initialize_like_keras(self.model)
+        self.model = new_model(dimensions, options)
         self.start = None
         if start is not None:
             self.model.load_state_dict({name: tensor.float() for name, tensor in start.items()})
@@ -150,9 +147,8 @@ class Pretraining:
             logits = self.model(packed._replace(data=ids)).logits.float()
         targets = self.data.targets(rows, self.class_weights, options.teacher_weight)
         loss = -(targets * logits.log_softmax(dim=1)).sum() / targets.sum()
-        parameters, table = self.model.parameters(), self.model.embed.weight
         try:
-            value = take_step(self.optimizer, parameters, loss, options.gradient_norm, table, options.embedding_l2)
+            value = take_step(self.optimizer, loss, self.model.embed.weight, options)
         except DivergedError as error:
             raise RunError(f"step {self.step + 1}: {error} (--learning_rate){self.checkpoint.is_kept}") from None
         self.average.update_parameters(self.model)
