@@ -16,7 +16,7 @@ from pipelines.cli.logs import announce
 from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
-from torchmoji_core.files import open_regular
+from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.limits import check_limit
 from torchmoji_core.names import check_name
@@ -124,15 +124,7 @@ def read_classes(path: Path | None, outputs: int) -> tuple[str, ...]:
             )
         return DEEPMOJI_EMOJIS
     try:
-        with open_regular(path) as file:
-            content = file.read(_MAX_CLASSES_BYTES + 1)
-        if len(content) > _MAX_CLASSES_BYTES:
-            raise InputError(
-                f"--classes {path}: has more than {_MAX_CLASSES_BYTES >> 20} MiB; this is no list of names"
-            )
-        classes = json.loads(content)
-    except OSError as error:
-        raise InputError(f"--classes {path}: cannot be read ({error.strerror or error})") from None
+        classes = json.loads(read_limited(f"--classes {path}", path, _MAX_CLASSES_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(f"--classes {path}: not JSON ({error}); expected a list of strings") from None
     if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):

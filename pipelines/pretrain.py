@@ -14,7 +14,7 @@ from pipelines.cli.logs import announce
 from pipelines.cli.parsing import OneLineParser, add_options, take_options
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
-from torchmoji_core.files import open_regular
+from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.limits import check_limit, check_threads
 from torchmoji_core.names import check_name
@@ -157,13 +157,7 @@ def main(arguments: list[str]) -> int:
 
 def _read_card(path: Path) -> str:
     try:
-        with open_regular(path) as file:
-            content = file.read(_MAX_CARD_BYTES + 1)
-        if len(content) > _MAX_CARD_BYTES:
-            raise InputError(f"--card {path}: has more than {_MAX_CARD_BYTES >> 10} kB; this is no model card")
-        return content.decode()
-    except OSError as error:
-        raise InputError(f"--card {path}: cannot be read ({error.strerror})") from None
+        return read_limited(f"--card {path}", path, _MAX_CARD_BYTES).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"--card {path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import pickle
 import warnings
 import zipfile
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from torchmoji_core.bundle_files import ShortReads, is_remote, local_path, read_uri
 from torchmoji_core.errors import InputError
-from torchmoji_core.files import open_regular
+from torchmoji_core.files import read_limited
 from torchmoji_core.limits import MODEL_LIMITS, model_limit
 from torchmoji_core.model import FLOATS, Dimensions, check_weights, dimensions_of, pack_ids
 from torchmoji_core.names import shown
@@ -89,14 +88,7 @@ def fetch_checkpoint(source: str) -> bytes:
     limit = LARGEST_FILE * model_limit("weights") // MODEL_LIMITS["weights"]
     if is_remote(source):
         return read_uri(source, limit)
-    try:
-        with open_regular(local_path(source)) as file:
-            if os.fstat(file.fileno()).st_size > limit:
-                raise InputError(f"checkpoint {source}: larger than {limit} bytes; {_REMEDY}")
-            return file.read()
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"checkpoint {source}: cannot be read ({reason}); {_REMEDY}") from None
+    return read_limited(f"checkpoint {source}", local_path(source), limit)
 
 
 def checkpoint_format(content: bytes, source: str) -> str:

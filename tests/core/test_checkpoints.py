@@ -435,7 +435,7 @@ def test_too_large_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "weights.bin"
     path.write_bytes(ZIP)
     monkeypatch.setattr(checkpoints, "LARGEST_FILE", len(ZIP) - 1)
-    with pytest.raises(InputError, match="larger than"):
+    with pytest.raises(InputError, match="has more than"):
         read_checkpoint(str(path))
 
 

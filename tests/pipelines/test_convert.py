@@ -258,7 +258,7 @@ def test_a_vocabulary_of_another_model_is_refused(run: Run) -> None:
         ('["a", "b", "c\\n"]', "each name must be one line"),
         ('["a", "b", "\\u001b[31m"]', "each name must be one line"),
         ("[" * 100_000, "not JSON"),
-        ("[" + "[]," * (2 << 20), "has more than 4 MiB"),
+        ("[" + "[]," * (2 << 20), "has more than 4,194,304 bytes"),
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "not JSON"),
     ],
 )
