@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from torchmoji_core import stores
-from torchmoji_core.errors import InputError, UnavailableError
+from torchmoji_core.errors import LONGEST_REASON, InputError, UnavailableError, first_line
 from torchmoji_core.patience import TransientError, request_seconds
 
 SLOWEST = 32 << 10
@@ -24,7 +24,6 @@ _PIECE = 64 << 10
 _FRUITLESS_TRIES = 4
 """How often in a row a download is gone on with that gets no further."""
 _FIRST_PAUSE = 0.25
-_LONGEST_REASON = 300
 _TOO_MANY_REQUESTS = 429
 _FAILURES = {"ConnectionError", "ProtocolError", "Timeout", "TimeoutError", "ChunkedEncodingError", "TransientError"}
 """Names of what is raised where a network fails; importing the libraries takes time."""
@@ -87,8 +86,7 @@ def _is_http(uri: str) -> bool:
 def _failure(uri: str, error: BaseException) -> BaseException:
     if isinstance(error, (InputError, MemoryError)):
         return error
-    lines = str(error).removeprefix(f"{uri}: ").strip().splitlines() or [type(error).__name__]
-    reason = " ".join(lines[0].split())[:_LONGEST_REASON]
+    reason = first_line(error, len(uri) + LONGEST_REASON).removeprefix(f"{uri}: ")[:LONGEST_REASON]
     return InputError(f"{uri}: cannot be read ({reason}); check the address and your access to it")
 
 

@@ -40,9 +40,13 @@ class LockHeldError(TorchMojiError):
     """Another run is writing to the same output."""
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException, longest: int | None = None) -> str:
+    """What an error says, in one line; of strangers' libraries and files no more than so many characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if longest is None else " ".join(line.split())[:longest]
+
+
+LONGEST_REASON = 300
 
 
 CONTENT_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)

@@ -28,7 +28,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.bundle_files import CONFIG, is_remote, local_path
-from torchmoji_core.errors import InputError, raise_shortage
+from torchmoji_core.errors import InputError, first_line, raise_shortage
 from transforms import metrics
 from transforms.options import ScoreOptions
 from transforms.scoring.loaded_model import LoadedModel, Traits, load_model, load_successor, traits_of
@@ -158,7 +158,7 @@ class Search:
                 raise_shortage(error)
                 self.known[location] = Known(state, "", refused=unchanged)
                 if unchanged:
-                    self.refused.append(str(error) or type(error).__name__)
+                    self.refused.append(first_line(error))
                 continue
             self.known[location] = Known(state, model.scorer.fingerprint)
             return None if model.scorer.fingerprint == current else (location, model)
@@ -179,7 +179,7 @@ def successor(announced: str, current: LoadedModel, options: ScoreOptions) -> Lo
     try:
         model = load_successor(location, current.first, options, fingerprint or None)
     except Exception as error:
-        _refuse([str(error) or type(error).__name__])
+        _refuse([first_line(error)])
         return current
     return _swap(current, model)
 
