@@ -13,9 +13,9 @@ import contextlib
 import glob
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -28,6 +28,7 @@ from transforms.storage import listing, objects
 from transforms.storage.listing import FileFacts, Listing
 
 _TRIES = 10
+T = TypeVar("T")
 
 
 def is_full(error: OSError) -> bool:
@@ -121,11 +122,15 @@ def create(path: str) -> BinaryIO:
     if is_object(path):
         return objects.writer(path)
     with _one_line_errors(path):
-        for _ in range(_TRIES):
-            # `remove_empty` of another process may take the new directory at once.
-            with contextlib.suppress(FileNotFoundError, FileExistsError):
-                return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
-        return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+        return _despite_removals(lambda: FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED))
+
+
+def _despite_removals(make: Callable[[], T]) -> T:
+    """Call again where `remove_empty` of another process has taken a directory as soon as it was made."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError, FileExistsError, NotADirectoryError):
+            return make()
+    return make()
 
 
 def discard(file: BinaryIO) -> None:
@@ -254,12 +259,7 @@ def make_directory(directory: str, lasting: bool = True) -> None:
         lasting: whether their names are to be on the disk on return; of many at once, `sync` brings them there cheaper.
     """
     if is_local(directory) and lasting:
-        for _ in range(_TRIES):
-            # `remove_empty` of another process may take one at once.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                durable.make_directories(directory)
-                return
-        durable.make_directories(directory)
+        _despite_removals(lambda: durable.make_directories(directory))
         return
     if not can_rename(directory):
         return
