@@ -125,7 +125,7 @@ def parse_checkpoint(content: bytes, source: str) -> dict[str, Tensor]:
     try:
         dimensions_of(state)
     except InputError as error:
-        raise InputError(f"checkpoint {source}: {first_line(error)}; {_REMEDY}") from None
+        raise InputError(f"checkpoint {source}: {first_line(error, LONGEST_REASON)}; {_REMEDY}") from None
     # Copied, because entries of a file may share one storage, which safetensors would not write.
     result = {
         name: torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach()) for name, tensor in state.items()
@@ -150,7 +150,7 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # on a file that is then refused: its error shall be one line
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except InputError as error:
-        raise InputError(f"checkpoint {source}: {first_line(error)}") from None
+        raise InputError(f"checkpoint {source}: {first_line(error, LONGEST_REASON)}") from None
     except Exception as error:
         # torch's advice on a pickle it refuses is to read it without restriction: not for a stranger's file.
         reason = (
@@ -216,7 +216,7 @@ def _read_keras(content: bytes, source: str) -> dict[str, Tensor]:
                     for name, layer in datasets.items()
                 }
     except InputError as error:
-        raise InputError(f"checkpoint {source}: {first_line(error)}") from None
+        raise InputError(f"checkpoint {source}: {first_line(error, LONGEST_REASON)}") from None
     except Exception as error:
         raise InputError(
             f"checkpoint {source}: damaged or incomplete ({first_line(error, LONGEST_REASON)}); download it again"

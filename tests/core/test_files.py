@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchmoji_core.files import NotRegularError, name_as_text, name_from_text, open_regular
@@ -62,6 +62,7 @@ def test_links_that_lead_nowhere_are_errors(tmp_path: Path) -> None:
 
 
 @given(NAMES, NAMES)
+@settings(deadline=None)
 def test_two_names_are_never_one_text(first: bytes, second: bytes) -> None:
     names = [f"/{name.decode('utf-8', 'surrogateescape')}" for name in (first, second)]
     texts = [name_as_text(name) for name in names]
