@@ -27,6 +27,7 @@ from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.processor import has_bfloat16
 from torchmoji_core.training.finetuning import loss_of
 from torchmoji_core.training.optimization import products_in, take_step
+from torchmoji_core.training.options import FineTuningOptions
 
 FULL_SIZE, SMALL = (256, 512), (96, 256)
 VOCABULARY = 50_000
@@ -94,7 +95,7 @@ def _models(embedding: int, hidden: int, lengths: list[int]) -> Contestants:
     def step(precision: str) -> None:
         with products_in(precision):
             logits = model(ids).logits.float()
-        take_step(optimizer, model.parameters(), loss_of(logits, labels), 1.0, model.embed.weight, 1e-6)
+        take_step(optimizer, loss_of(logits, labels), model.embed.weight, FineTuningOptions())
 
     precisions = ("fp32", "bf16") if has_bfloat16() else ("fp32",)
     return {f"training step, {name}": lambda name=name: step(name) for name in precisions}  # type: ignore[misc]

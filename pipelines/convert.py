@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
-from pipelines.cli.parsing import OneLineParser, read_small_text
+from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.limits import check_limit
 from torchmoji_core.names import check_name
@@ -122,9 +123,8 @@ def read_classes(path: Path | None, outputs: int) -> tuple[str, ...]:
                 "name them with --classes FILE, a JSON list of strings"
             )
         return DEEPMOJI_EMOJIS
-    content = read_small_text("--classes", path, _MAX_CLASSES_BYTES)
     try:
-        classes = json.loads(content)
+        classes = json.loads(read_limited(f"--classes {path}", path, _MAX_CLASSES_BYTES))
     except (ValueError, RecursionError) as error:
         raise InputError(f"--classes {path}: not JSON ({error}); expected a list of strings") from None
     if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):

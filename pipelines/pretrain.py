@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
-from pipelines.cli.parsing import OneLineParser, add_options, read_small_text, take_options
+from pipelines.cli.parsing import OneLineParser, add_options, take_options
 from torchmoji_core.bundle_files import check_output, local_path
 from torchmoji_core.errors import InputError
+from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.limits import check_limit, check_threads
 from torchmoji_core.names import check_name
@@ -95,7 +96,7 @@ def main(arguments: list[str]) -> int:
         raise InputError(f"--vocabulary_size must be at least {len(SPECIAL_TOKENS)}, not {options.vocabulary_size}")
     if options.rows is not None and options.rows < 1:
         raise InputError(f"--rows must be at least 1, not {options.rows}")
-    prose = read_small_text("--card", options.card, _MAX_CARD_BYTES) if options.card else ""
+    prose = _read_card(options.card) if options.card else ""
     check_threads("--threads", options.threads)
     keep_freed_memory()
     if options.threads:
@@ -152,6 +153,13 @@ def main(arguments: list[str]) -> int:
     bundle.save(options.output)
     announce("written", f"wrote {options.output}, fingerprint {bundle.fingerprint}")
     return 0
+
+
+def _read_card(path: Path) -> str:
+    try:
+        return read_limited(f"--card {path}", path, _MAX_CARD_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--card {path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _check_reads_the_same(model: Bundle, vocabulary: Vocabulary, maxlen: int) -> None:

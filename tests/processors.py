@@ -30,9 +30,9 @@ def lacking(precision: str) -> str | None:
 
 
 @cache
-def unused(kind: type[Arithmetic]) -> str | None:
+def unused(arithmetic: Arithmetic) -> str | None:
     """Why an arithmetic is never chosen here; None if it may be."""
-    if not kind.is_possible():
-        return f"{kind()}: the processor has no instructions for it"
-    fault = fault_of(kind())
-    return f"{kind()} does not start here: {fault}" if fault else None
+    if not arithmetic.is_possible():
+        return f"{arithmetic}: the processor has no instructions for it"
+    fault = fault_of(arithmetic)
+    return f"{arithmetic} does not start here: {fault}" if fault else None

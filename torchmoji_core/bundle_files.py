@@ -8,24 +8,18 @@ mixed with its predecessor.
 
 from __future__ import annotations
 
-import bz2
-import copy
 import hashlib
 import io
-import lzma
 import os
-import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol, cast
 
-from torchmoji_core import durable
 from torchmoji_core.downloads import download
-from torchmoji_core.durable import write_atomically
+from torchmoji_core.durable import make_directories, replacing, write_atomically
 from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
@@ -42,7 +36,6 @@ _MOST_LISTED = 1 << 20
 """Bytes of an archive's list of members, of which there are four: 20,000 would take 20 MB of memory."""
 _IN_MEMORY = 64 << 20
 """Of a remote archive; what is larger goes to a temporary file."""
-_LZMA_MEMORY = 128 << 20
 
 
 def cache_directory() -> Path:
@@ -241,33 +234,17 @@ class ShortReads:
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """What a member holds, decompressed no further than the size that the archive says.
+    """What a member holds, decompressed no further than the size that the archive says; zipfile checks its sum.
 
-    zipfile decompresses pieces without a bound: 4 kB of bzip2 may become gigabytes.
+    Of the other methods zipfile decompresses pieces without a bound: 4 kB of bzip2 may become gigabytes.
     """
-    stored = copy.copy(member)
-    stored.compress_type, stored.file_size = zipfile.ZIP_STORED, member.compress_size
-    stored.CRC = None  # type: ignore[assignment] # that is of what comes out
-    with archive.open(stored) as file:
-        compressed = b"".join(iter(lambda: file.read(_MOST_LISTED), b""))
-    content = _decompress(member.compress_type, compressed, member.file_size + 1)
-    if len(content) != member.file_size or zlib.crc32(content) != member.CRC:
-        raise zipfile.BadZipFile(f"{member.filename!r} is damaged")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise zipfile.BadZipFile(f"compression method {member.compress_type} is not read; compress it with deflate")
+    with archive.open(member) as file:
+        content = b"".join(iter(lambda: file.read(_MOST_LISTED), b""))
+    if len(content) != member.file_size:
+        raise zipfile.BadZipFile(f"{member.filename!r} is cut off")
     return content
-
-
-def _decompress(method: int, content: bytes, limit: int) -> bytes:
-    if method == zipfile.ZIP_STORED:
-        return content
-    if method == zipfile.ZIP_DEFLATED:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, limit)
-    if method == zipfile.ZIP_BZIP2:
-        return bz2.BZ2Decompressor().decompress(content, limit)
-    if method == zipfile.ZIP_LZMA and content[2:4] == b"\5\0":
-        # A version, the size of what describes the stream, that; the same stream in a file has its size behind that.
-        described = content[4:9] + b"\xff" * 8 + content[9:]
-        return lzma.LZMADecompressor(lzma.FORMAT_ALONE, _LZMA_MEMORY).decompress(described, limit)
-    raise zipfile.BadZipFile(f"compression method {method} is not read; compress it with deflate")
 
 
 class _RemoteDirectory:
@@ -339,16 +316,10 @@ def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:
             raise InputError(
                 f"{target} exists already and is not empty; give a new name, a bundle is never overwritten"
             )
-        durable.make_directories(target.parent)
-        temporary = durable.unused_name(target)
-        temporary.mkdir()
-        try:
+        make_directories(target.parent)
+        with replacing(target) as temporary:
+            temporary.mkdir()
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
-            durable.sync(temporary / name for name in files)
-            durable.replace(temporary, target)  # replaces an empty directory, fails on any other
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror})") from None

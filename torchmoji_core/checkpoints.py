@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from torchmoji_core.bundle_files import ShortReads, is_remote, local_path, read_uri
-from torchmoji_core.errors import InputError
-from torchmoji_core.files import read_regular
+from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
+from torchmoji_core.files import read_limited
 from torchmoji_core.limits import MODEL_LIMITS, model_limit
 from torchmoji_core.model import FLOATS, Dimensions, check_weights, dimensions_of, pack_ids
 from torchmoji_core.names import shown
@@ -89,20 +88,7 @@ def fetch_checkpoint(source: str) -> bytes:
     limit = LARGEST_FILE * model_limit("weights") // MODEL_LIMITS["weights"]
     if is_remote(source):
         return read_uri(source, limit)
-    path = local_path(source)
-    try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise InputError(f"checkpoint {source}: is a directory; {_REMEDY}")
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"checkpoint {source}: is not a regular file; {_REMEDY}")
-        if status.st_size > limit:
-            raise InputError(f"checkpoint {source}: larger than {limit} bytes; {_REMEDY}")
-        return read_regular(path)
-    except FileNotFoundError:
-        raise InputError(f"checkpoint {source}: no such file; {_REMEDY}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"checkpoint {source}: cannot be read ({_line(error)}); check path and access") from None
+    return read_limited(f"checkpoint {source}", local_path(source), limit)
 
 
 def checkpoint_format(content: bytes, source: str) -> str:
@@ -139,7 +125,7 @@ def parse_checkpoint(content: bytes, source: str) -> dict[str, Tensor]:
     try:
         dimensions_of(state)
     except InputError as error:
-        raise InputError(f"checkpoint {source}: {_line(error)}; {_REMEDY}") from None
+        raise InputError(f"checkpoint {source}: {first_line(error, LONGEST_REASON)}; {_REMEDY}") from None
     # Copied, because entries of a file may share one storage, which safetensors would not write.
     result = {
         name: torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach()) for name, tensor in state.items()
@@ -164,10 +150,12 @@ def _read_torch(content: bytes, source: str) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # on a file that is then refused: its error shall be one line
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except InputError as error:
-        raise InputError(f"checkpoint {source}: {_line(error)}") from None
+        raise InputError(f"checkpoint {source}: {first_line(error, LONGEST_REASON)}") from None
     except Exception as error:
         # torch's advice on a pickle it refuses is to read it without restriction: not for a stranger's file.
-        reason = "a malformed pickle" if isinstance(error, pickle.UnpicklingError) else _line(error)
+        reason = (
+            "a malformed pickle" if isinstance(error, pickle.UnpicklingError) else first_line(error, LONGEST_REASON)
+        )
         raise InputError(f"checkpoint {source}: damaged or incomplete ({reason}); download it again") from None
     if not isinstance(state, dict):
         raise InputError(f"checkpoint {source}: holds a {type(state).__name__}, not a state dict; {_REMEDY}")
@@ -228,9 +216,11 @@ def _read_keras(content: bytes, source: str) -> dict[str, Tensor]:
                     for name, layer in datasets.items()
                 }
     except InputError as error:
-        raise InputError(f"checkpoint {source}: {_line(error)}") from None
+        raise InputError(f"checkpoint {source}: {first_line(error, LONGEST_REASON)}") from None
     except Exception as error:
-        raise InputError(f"checkpoint {source}: damaged or incomplete ({_line(error)}); download it again") from None
+        raise InputError(
+            f"checkpoint {source}: damaged or incomplete ({first_line(error, LONGEST_REASON)}); download it again"
+        ) from None
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in _rename(arrays).items()}
 
 
@@ -346,8 +336,3 @@ def known_answers(bundle: Bundle) -> list[str]:
         shown = [round(value, 3) for value in channels]
         mismatches.append(f"the mean embedding begins {shown}, expected {list(KNOWN_EMBEDDING)}")
     return mismatches
-
-
-def _line(text: object) -> str:
-    """At most 300 characters of a text or error, in one line."""
-    return " ".join(str(text).split())[:300] or type(text).__name__

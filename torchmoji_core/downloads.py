@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable
 from typing import IO, Any
 
 from torchmoji_core import stores
-from torchmoji_core.errors import InputError, UnavailableError, panics_are_errors
+from torchmoji_core.errors import LONGEST_REASON, InputError, UnavailableError, first_line, panics_are_errors
 from torchmoji_core.patience import TransientError, request_seconds
 
 SLOWEST = 32 << 10
@@ -23,7 +24,6 @@ _PIECE = 64 << 10
 _FRUITLESS_TRIES = 4
 """How often in a row a download is gone on with that gets no further."""
 _FIRST_PAUSE = 0.25
-_LONGEST_REASON = 300
 _TOO_MANY_REQUESTS = 429
 _FAILURES = {"ConnectionError", "ProtocolError", "Timeout", "TimeoutError", "ChunkedEncodingError", "TransientError"}
 """Names of what is raised where a network fails; importing the libraries takes time."""
@@ -86,8 +86,7 @@ def _is_http(uri: str) -> bool:
 def _failure(uri: str, error: BaseException) -> BaseException:
     if isinstance(error, (InputError, MemoryError)):
         return error
-    lines = str(error).removeprefix(f"{uri}: ").strip().splitlines() or [type(error).__name__]
-    reason = " ".join(lines[0].split())[:_LONGEST_REASON]
+    reason = first_line(error, len(uri) + LONGEST_REASON).removeprefix(f"{uri}: ")[:LONGEST_REASON]
     return InputError(f"{uri}: cannot be read ({reason}); check the address and your access to it")
 
 
@@ -106,21 +105,24 @@ class _Download:
     def run(self, seconds: float) -> None:
         try:
             if _is_http(self._uri):
-                self._read_http(seconds)
+                self._again(lambda: self._try_http(seconds), self._may_go_on)
             elif stores.is_object(self._uri):
-                self._read_store()
+                self._again(self._try_store, lambda error: isinstance(error, TransientError))
             else:
                 self._read_other()
         except BaseException as error:  # for the thread that waits
             self.error = error
 
-    def _read_store(self) -> None:
-        for fruitless in range(_FRUITLESS_TRIES):
+    def _again(self, attempt: Callable[[], None], may_pass: Callable[[Exception], bool]) -> None:
+        """Try until nothing fails that may pass, or several times in a row nothing further has come."""
+        fruitless = 0
+        while True:
+            before = self.received
             try:
-                self._try_store()
-                return
-            except TransientError:
-                if fruitless == _FRUITLESS_TRIES - 1 or self.is_given_up:
+                return attempt()
+            except Exception as error:
+                fruitless = 0 if self.received > before else fruitless + 1
+                if not may_pass(error) or fruitless == _FRUITLESS_TRIES or self.is_given_up:
                     raise
             time.sleep(_FIRST_PAUSE * 2**fruitless)
 
@@ -147,21 +149,14 @@ class _Download:
         with smart_open.open(self._uri, "rb", compression="disable") as source:
             self._copy(source.read)
 
-    def _read_http(self, seconds: float) -> None:
+    def _may_go_on(self, error: Exception) -> bool:
+        """Whether a server that has sent something has broken off."""
         import requests
         import urllib3
 
-        fruitless = 0
-        while True:
-            before = self.received
-            try:
-                return self._try_http(seconds)
-            except (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
-                fruitless = 0 if self.received > before else fruitless + 1
-                is_refused = isinstance(error, (requests.HTTPError, requests.TooManyRedirects))
-                if is_refused or not self.received or fruitless == _FRUITLESS_TRIES or self.is_given_up:
-                    raise
-            time.sleep(_FIRST_PAUSE * 2**fruitless)
+        broken = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
+        refused = (requests.HTTPError, requests.TooManyRedirects)
+        return bool(self.received) and isinstance(error, broken) and not isinstance(error, refused)
 
     def _try_http(self, seconds: float) -> None:
         import requests

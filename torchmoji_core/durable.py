@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -114,21 +115,43 @@ def name_if_absent(temporary: str | Path, path: str | Path) -> bool:
     return True
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all, to stay; one of that name is replaced. Directories are made.
+@contextlib.contextmanager
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Write a file, or a directory, that appears whole or not at all, to stay.
+
+    Args:
+        path: its name. A file of that name is replaced, and an empty directory.
+        temporary: another name in the same directory, which what was killed may leave behind; None for one of its own.
+
+    Yields:
+        The temporary name. What is there at the end of the block takes the place; after an exception it is deleted.
 
     Raises:
         OSError: if that cannot be done; what was there before stays then.
     """
-    path = Path(path)
-    make_directories(path.parent)
-    temporary = unused_name(path)
+    temporary = temporary or unused_name(path)
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
+        yield temporary
+        if temporary.is_dir():
+            sync(temporary.iterdir())
         replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file by `replacing`; its directories are made.
+
+    Raises:
+        OSError: as it does.
+    """
+    make_directories(path.parent)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def unused_name(path: Path) -> Path:

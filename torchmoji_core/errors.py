@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import NamedTuple
 
 
@@ -40,9 +41,13 @@ class LockHeldError(TorchMojiError):
     """Another run is writing to the same output."""
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def first_line(error: BaseException, longest: int | None = None) -> str:
+    """What an error says, in one line; of strangers' libraries and files no more than so many characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if longest is None else " ".join(line.split())[:longest]
+
+
+LONGEST_REASON = 300
 
 
 CONTENT_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)
@@ -57,16 +62,22 @@ class Shortage(NamedTuple):
     remedy: str
     codes: tuple[int, ...]
     """Of the system's errors."""
-    said: str
+    said: str = r"(?!)"
     """Regular expression of what libraries say about it, since many have no class of errors for it."""
 
+    def __str__(self) -> str:
+        return f"{self.what}; {self.remedy}"
 
-DISK = Shortage("disk full", "free space, or raise the quota", (errno.ENOSPC, errno.EDQUOT), r"(?!)")
-FILE_SIZE = Shortage("a file has reached the size limit", "raise it (ulimit -f)", (errno.EFBIG,), r"(?!)")
-FILES = Shortage("too many open files", "raise the limit (ulimit -n)", (errno.EMFILE, errno.ENFILE), r"(?!)")
+
+DISK = Shortage("disk full", "free space, or raise the quota", (errno.ENOSPC, errno.EDQUOT))
+FILE_SIZE = Shortage(
+    "a file has reached the size limit", "lower --rows_per_file, or raise the limit (ulimit -f)", (errno.EFBIG,)
+)
+FILES = Shortage("too many open files", "raise the limit (ulimit -n)", (errno.EMFILE, errno.ENFILE))
 MEMORY = Shortage(
     "out of memory",
-    "free some, or raise the limit (ulimit -v, or the container's)",
+    "lower --max_batch_tokens, --threads or --direct_num_workers where the command has them, or free some, or raise "
+    "the limit (ulimit -v, or the container's)",
     (errno.ENOMEM, errno.ENOBUFS),
     r"MemoryError|OutOfMemory|bad_alloc|(?i:can(?:no|')t allocate|(?:unable|failed|could not) (?:to )?allocate"
     r"|(?:not enough|insufficient|out of) memory|allocation[ _](?:error|failed)|failed to map segment)"
@@ -78,12 +89,51 @@ MEMORY = Shortage(
 )
 THREADS = Shortage(
     "out of memory, or of threads and processes: none could be started",
-    "free memory, or raise the limits (ulimit -u and -v, or the container's)",
+    "lower --threads or --direct_num_workers where the command has them, or free memory, or raise the limits (ulimit "
+    "-u and -v, or the container's)",
     (errno.EAGAIN,),
     r"(?i:can(?:no|')t (?:start|create) new thread|thread initializer failed|thread creation failed"
     r"|pthread_create failed)|BrokenThreadPool|BrokenProcessPool",
 )
 SHORTAGES = (DISK, FILE_SIZE, FILES, MEMORY, THREADS)
+
+
+class Fault(Enum):
+    """What else the number of a system's error can tell of."""
+
+    FILE = "a file that is gone, forbidden or none, as long as nobody changes that"
+    USE = "a file or place that cannot be used in that way"
+    OUTAGE = "a disk, network or server that fails now"
+
+
+_NUMBERS: dict[Fault | Shortage, tuple[int, ...]] = {
+    Fault.FILE: (
+        errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+        errno.ENODEV, errno.ENXIO,
+    ),
+    Fault.USE: (errno.EROFS, errno.EEXIST, errno.EINVAL, errno.ENOTSUP),
+    # Where a connection is refused nobody listens: the address may be wrong, so that is none.
+    Fault.OUTAGE: (
+        errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE,
+        errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET,
+    ),
+    **{shortage: shortage.codes for shortage in SHORTAGES},
+}  # fmt: skip
+_FAULTS = {number: fault for fault, numbers in _NUMBERS.items() for number in numbers}
+
+
+def fault_of(error: OSError) -> Fault | Shortage | None:
+    """What the number of a system's error tells of; None for errors without one, and for all other numbers."""
+    return None if error.errno is None else _FAULTS.get(error.errno)
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether the same may succeed later with nothing in the command changed: a store that is down, a failing disk.
+
+    A name or right that is wrong does not mend by itself, nor does an address (whose errors have no number).
+    """
+    lasting = error.errno is None or fault_of(error) in (Fault.FILE, Fault.USE)
+    return isinstance(error, UnavailableError) or not lasting
 
 
 def shortage_of(error: BaseException | str) -> Shortage | None:
@@ -100,7 +150,8 @@ def shortage_of(error: BaseException | str) -> Shortage | None:
         if isinstance(each, MemoryError):
             return MEMORY
         if isinstance(each, OSError) and each.errno is not None:
-            found = next((shortage for shortage in SHORTAGES if each.errno in shortage.codes), None)
+            fault = fault_of(each)
+            found = fault if isinstance(fault, Shortage) else None
         elif isinstance(each, (*CONTENT_ERRORS, TorchMojiError)):
             found = None
         else:  # the type's name says more than the text of some
@@ -130,17 +181,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             waiting += [each.__context__, each.__cause__]
 
 
-_OUTAGES = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.EHOSTUNREACH,
-    errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET,
-}  # fmt: skip
-"""Of disks, networks and servers that fail. Where a connection is refused nobody listens: the address may be wrong."""
-
-
 def is_outage(error: BaseException) -> bool:
     """Whether an error comes of a store, server or disk that fails now, so that the same may succeed later."""
     return any(
-        isinstance(each, UnavailableError) or (isinstance(each, OSError) and each.errno in _OUTAGES)
+        isinstance(each, UnavailableError) or (isinstance(each, OSError) and fault_of(each) is Fault.OUTAGE)
         for each in _causes(error)
     )
 

@@ -9,6 +9,8 @@ import stat
 from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
+from torchmoji_core.errors import InputError
+
 _URI = "file://"
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -55,14 +57,27 @@ def _open_without_waiting(path: str, flags: int) -> int:
     return descriptor
 
 
-def read_regular(path: str | os.PathLike[str]) -> bytes:
+def read_limited(what: str, path: str | os.PathLike[str], limit: int) -> bytes:
     """All of a file of `open_regular`.
 
+    Args:
+        what: what to call it in errors.
+        path: its name.
+        limit: the most bytes that it may have; compared before it is read, and again, since it may be growing.
+
     Raises:
-        OSError: as `open_regular`.
+        InputError: if it cannot be read, or is larger.
     """
-    with open_regular(path) as file:
-        return file.read()
+    try:
+        with open_regular(path) as file:
+            is_larger = os.fstat(file.fileno()).st_size > limit
+            content = b"" if is_larger else file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{what}: cannot be read ({reason}); check the path and your access to it") from None
+    if is_larger or len(content) > limit:
+        raise InputError(f"{what}: has more than {limit:,} bytes; this is no such file")
+    return content
 
 
 def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:

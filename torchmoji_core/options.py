@@ -2,17 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import field
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from torchmoji_core.errors import InputError
+from torchmoji_core.names import shown
 
-def option(default: Any, help: str, **parser: Any) -> Any:
+
+@dataclass(frozen=True)
+class Range:
+    """What a number may be: from a lowest one up to one that it must stay below."""
+
+    lowest: float
+    below: float = math.inf
+    is_open: bool = False
+    """Whether the lowest is not in it."""
+
+    def __str__(self) -> str:
+        lowest = f"{'above' if self.is_open else 'at least'} {self.lowest}"
+        return lowest if self.below == math.inf else f"{lowest} and below {self.below}"
+
+    def __contains__(self, value: float) -> bool:
+        return self.lowest <= value < self.below and not (self.is_open and value == self.lowest)
+
+
+POSITIVE, NOT_NEGATIVE, AT_LEAST_1 = Range(0, is_open=True), Range(0), Range(1)
+SHARE = Range(0, below=1)
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
     """A field, and what the command lines say of the option that sets it.
 
     Args:
         default: of both.
         help: what `--help` says; a default that is a value is added to it.
-        **parser: what else `argparse` is to know (choices, metavar, nargs, action); `name`, where the option's is not
-            the field's; `type`, what makes the value of a text, where the field's type does not tell.
+        **more: what the value may be: `within`, the `Range` of a number; `choices`, of a value or of each in a tuple.
+            What else `argparse` is to know (metavar, nargs, action); `name`, where the option's is not the field's;
+            `type`, what makes the value of a text, where the field's type does not tell.
     """
-    return field(default=default, metadata={"help": help, **parser})
+    return field(default=default, metadata={"help": help, **more})
+
+
+def check_options(options: Any) -> None:
+    """Check the fields of a dataclass against what they may be, if they are not None.
+
+    Raises:
+        InputError: naming the field and its valid values.
+    """
+    for each in fields(options):
+        value, within = getattr(options, each.name), each.metadata.get("within")
+        if value is None:
+            continue
+        if within is not None and value not in within:
+            finite = "" if math.isfinite(value) else " and finite"
+            raise InputError(f"{each.name} must be {within}{finite}, not {shown(value)}")
+        if choices := each.metadata.get("choices"):
+            if value == ():
+                raise InputError(f"{each.name}: none given; choose from {', '.join(choices)}")
+            for name in value if isinstance(value, tuple) else (value,):
+                check_choice(each.name, name, choices)
+
+
+def check_choice(what: str, value: object, choices: Collection[str]) -> None:
+    """Accept one of a few values.
+
+    Raises:
+        InputError: naming them.
+    """
+    if value not in choices:
+        raise InputError(f"{what} {shown(value)} is unknown; choose from {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""The token <-> id table of a model: load, save, extend, coverage. No tokenization here."""
+"""The token <-> id table of a model: load, save, extend. No tokenization here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torchmoji_core.errors import InputError
-from torchmoji_core.files import open_regular
+from torchmoji_core.files import read_limited
 from torchmoji_core.limits import model_limit
 from torchmoji_core.locations import plain
 from torchmoji_core.names import shown
@@ -93,15 +93,7 @@ class Vocabulary(Mapping[str, int]):
     def load(cls, path: str | Path) -> Vocabulary:
         """Read a vocabulary file; see `from_json`."""
         limit = max_vocabulary_bytes(model_limit("vocabulary"))
-        try:
-            with open_regular(plain(str(path))) as file:
-                content = file.read(limit + 1)
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"vocabulary {path}: cannot be read ({reason})") from None
-        if len(content) > limit:
-            raise InputError(f"vocabulary {path}: has more than {limit:,} bytes; this is no vocabulary")
-        return cls.from_json(content, str(path))
+        return cls.from_json(read_limited(f"vocabulary {path}", plain(str(path)), limit), str(path))
 
     def to_json(self) -> str:
         """The published format: one compact JSON object from token to id, in id order."""
@@ -114,11 +106,3 @@ class Vocabulary(Mapping[str, int]):
         """
         unknown = [(-count, token) for token, count in counts.items() if token not in self._ids]
         return Vocabulary(self.tokens + tuple(token for _, token in sorted(unknown)[:limit]))
-
-    def coverage(self, ids: Iterable[int]) -> float:
-        """Share of token ids that are not unknown; NaN when there are none."""
-        total = unknown = 0
-        for index in ids:
-            total += 1
-            unknown += index == UNKNOWN
-        return 1 - unknown / total if total else float("nan")

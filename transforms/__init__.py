@@ -5,73 +5,27 @@
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from transforms.annotate import AnnotateTweets
-    from transforms.input.fields import FieldMapping, KeptField
-    from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
-    from transforms.input.read import ReadTweets
-    from transforms.options import ScoreOptions
-    from transforms.output.publish import PublishScores
-    from transforms.output.write import WriteDeadLetters, WriteScores
-    from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
-    from transforms.scoring.batch import BatchByLength
-    from transforms.scoring.buffer import BufferOptions, BufferTweets
-    from transforms.scoring.model_handler import TorchMojiModelHandler
-    from transforms.scoring.model_refresh import WatchModels
-    from transforms.scoring.score import ScoreBatches
-    from transforms.scoring.tokenize import TokenizeTweets
-
-__all__ = [
-    "AnnotateTweets",
-    "BatchByLength",
-    "BufferOptions",
-    "BufferTweets",
-    "DeadLetter",
-    "FieldMapping",
-    "KeptField",
-    "MessageFields",
-    "Outcome",
-    "ParseMessages",
-    "PublishScores",
-    "ReadMessages",
-    "ReadTweets",
-    "ScoreBatches",
-    "ScoreOptions",
-    "TokenizeTweets",
-    "TokenizedTweet",
-    "TorchMojiModelHandler",
-    "Tweet",
-    "WatchModels",
-    "WriteDeadLetters",
-    "WriteScores",
-]
-
-_MODULES = {
-    "AnnotateTweets": "annotate",
-    "BatchByLength": "scoring.batch",
-    "DeadLetter": "records",
-    "FieldMapping": "input.fields",
-    "BufferOptions": "scoring.buffer",
-    "BufferTweets": "scoring.buffer",
-    "KeptField": "input.fields",
-    "MessageFields": "input.messages",
-    "Outcome": "records",
-    "ParseMessages": "input.messages",
-    "PublishScores": "output.publish",
-    "ReadMessages": "input.messages",
-    "ReadTweets": "input.read",
-    "ScoreBatches": "scoring.score",
-    "ScoreOptions": "options",
-    "TokenizeTweets": "scoring.tokenize",
-    "TokenizedTweet": "records",
-    "TorchMojiModelHandler": "scoring.model_handler",
-    "Tweet": "records",
-    "WatchModels": "scoring.model_refresh",
-    "WriteDeadLetters": "output.write",
-    "WriteScores": "output.write",
+_NAMES = {
+    "annotate": ("AnnotateTweets",),
+    "input.fields": ("FieldMapping", "KeptField"),
+    "input.messages": ("MessageFields", "ParseMessages", "ReadMessages"),
+    "input.read": ("ReadTweets",),
+    "options": ("ScoreOptions",),
+    "output.publish": ("PublishScores",),
+    "output.write": ("WriteDeadLetters", "WriteScores"),
+    "records": ("DeadLetter", "Outcome", "TokenizedTweet", "Tweet"),
+    "scoring.batch": ("BatchByLength",),
+    "scoring.buffer": ("BufferOptions", "BufferTweets"),
+    "scoring.model_handler": ("TorchMojiModelHandler",),
+    "scoring.model_refresh": ("WatchModels",),
+    "scoring.score": ("ScoreBatches",),
+    "scoring.tokenize": ("TokenizeTweets",),
 }
+"""What is public, by the module that it is in."""
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,8 @@ import apache_beam as beam
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
-from transforms.options import DEFAULT_OUTPUTS, FINGERPRINT_COLUMN, ScoreOptions
+from transforms.columns import FINGERPRINT_COLUMN
+from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.scoring.batch import BatchByLength
 from transforms.scoring.buffer import BufferOptions, BufferTweets

@@ -78,8 +78,8 @@ def failure(error: Exception) -> str | None:
         return None
     shortage = None if isinstance(error, TorchMojiError) else shortage_of(error)
     if isinstance(error, TorchMojiError | OSError):
-        return f"{shortage.what}; {shortage.remedy} ({first_line(error)})" if shortage else first_line(error)
-    return f"{shortage.what}; {shortage.remedy}" if shortage else None
+        return f"{shortage} ({first_line(error)})" if shortage else first_line(error)
+    return str(shortage) if shortage else None
 
 
 def exit_status(error: BaseException) -> int:

@@ -20,9 +20,10 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.inference import available_cores
 from torchmoji_core.locations import plain
 from torchmoji_core.options import option
+from transforms.columns import FINGERPRINT_COLUMN
 from transforms.input.fields import KEPT_TYPES, FieldMapping, KeptField
 from transforms.input.formats import FORMATS, absolute
-from transforms.options import FINGERPRINT_COLUMN, ROWS_PER_FILE, ScoreOptions
+from transforms.options import ROWS_PER_FILE, ScoreOptions
 
 SAMPLE = Path(__file__).parents[1] / "sample" / "posts.jsonl"
 LOCAL_RUNNER = "DirectRunner"

@@ -6,12 +6,10 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pipelines.cli.exits import told
 from torchmoji_core.errors import InputError
-from torchmoji_core.files import open_regular
 
 T = TypeVar("T")
 
@@ -51,11 +49,13 @@ def add_options(
             continue
         given, kind = dict(field.metadata), types[field.name]
         name, meaning = given.pop("name", field.name), given.pop("help").replace("%", "%%")
+        given.pop("within", None)
         default = shown = defaults.get(field.name, field.default)
         if kind is bool:
             given["action"] = "store_true"
         elif get_origin(kind) is tuple:
             shown = ",".join(default or ())
+            given.pop("choices", None)  # of each name; argparse would look for all of them together
             if not given.keys() & {"nargs", "action"}:
                 given["type"], default = names, shown
         else:
@@ -83,29 +83,6 @@ def take_options(options: type[T], given: argparse.Namespace, **others: Any) -> 
         if "help" in field.metadata and hasattr(given, name):
             others.setdefault(field.name, getattr(given, name))
     return options(**others)
-
-
-def read_small_text(option: str, path: Path, max_bytes: int) -> str:
-    """A text file that an option names.
-
-    Args:
-        option: for errors.
-        path: of the file.
-        max_bytes: what no file that is meant is longer than.
-
-    Raises:
-        InputError: if it cannot be read, is longer, or is no UTF-8.
-    """
-    try:
-        with open_regular(path) as file:
-            content = file.read(max_bytes + 1)
-        if len(content) > max_bytes:
-            raise InputError(f"{option} {path}: has more than {max_bytes >> 10} kB; is it the right file?")
-        return content.decode()
-    except OSError as error:
-        raise InputError(f"{option} {path}: cannot be read ({error.strerror or error})") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{option} {path}: is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from pipelines.data_set.liveness import is_gone, is_here, this_process
 from pipelines.data_set.manifest import now
-from torchmoji_core.errors import InputError, LockHeldError, RunError
+from torchmoji_core.errors import InputError, LockHeldError, RunError, may_pass
 from transforms.storage import files as storage
 
 FILE = "_lock.json"
@@ -129,7 +129,7 @@ def unwritable(output: str, error: OSError) -> InputError | RunError:
         return RunError(
             f"output {output} cannot be written ({reason}): disk full; pipelines.verify --clean may free space"
         )
-    if storage.may_pass(error):
+    if may_pass(error):
         return RunError(f"output {output} cannot be written ({reason}); try again later")
     return InputError(f"output {output} cannot be written ({reason}); check path and permissions")
 

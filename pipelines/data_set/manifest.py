@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, RunError, may_pass
 from transforms.output.commit import TEMPORARY
 from transforms.storage import files as storage
 
@@ -167,7 +167,7 @@ def number(path: str) -> int:
 
 def cannot_read(what: str, error: OSError) -> InputError | RunError:
     """The error of a command that needs what cannot be read: another try may help, or a person must."""
-    kind = RunError if storage.may_pass(error) else InputError
+    kind = RunError if may_pass(error) else InputError
     return kind(f"{what}: cannot be read ({error})")
 
 

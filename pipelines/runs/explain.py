@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.cli.logs import announce, quoted
 from pipelines.runs.local_workers import WORKER_DIED
-from torchmoji_core.errors import DISK, FILE_SIZE, FILES, MEMORY, THREADS, TorchMojiError, first_line, shortage_of
+from torchmoji_core.errors import TorchMojiError, first_line, shortage_of
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -21,16 +21,6 @@ _STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(O
 """The end of a traceback, in text, of what a store or a disk has refused."""
 
 
-_REMEDIES = {
-    DISK: "disk full while writing {output}; free space and run again, nothing was left under a final name",
-    FILE_SIZE: "a file in {output} hit the size limit (ulimit -f); lower --rows_per_file or raise the limit",
-    MEMORY: f"{MEMORY.what}; lower --max_batch_tokens, --threads or --direct_num_workers, or {MEMORY.remedy}",
-    THREADS: f"{THREADS.what}; lower --threads or --direct_num_workers, or {THREADS.remedy}",
-    FILES: f"{FILES.what}; {FILES.remedy}",
-}
-"""By what a failed run was short of."""
-
-
 def explain(error: BaseException, output: str, worker_log: Path | None = None) -> str:
     """One line for a failed run; what is not foreseen is logged with its traceback as well.
 
@@ -39,7 +29,7 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
     text = str(error)
     shortage = shortage_of(error) or shortage_of(text)
     if shortage is not None:
-        return _REMEDIES[shortage].format(output=output)
+        return f"{shortage} (output {output})"
     if "Channel closed prematurely" in text or WORKER_DIED in text:
         return (
             "a worker process died: killed, or out of memory; run again, with a lower --max_batch_tokens or "

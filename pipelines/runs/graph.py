@@ -16,11 +16,14 @@ from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
 from pipelines.runs.plan import Plan
 from torchmoji_core.errors import InputError, first_line
-from transforms import AnnotateTweets, BufferOptions, ReadTweets, WriteDeadLetters, WriteScores
 from transforms.addresses import KafkaTopic
+from transforms.annotate import AnnotateTweets
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
+from transforms.input.read import ReadTweets
 from transforms.output.publish import PublishScores
+from transforms.output.write import WriteDeadLetters, WriteScores
 from transforms.records import Outcome
+from transforms.scoring.buffer import BufferOptions
 from transforms.scoring.model_refresh import ModelUpdates, WatchModels
 
 

@@ -160,8 +160,8 @@ def write_report(path: str, figures: Mapping[str, Any]) -> None:
         "last_success": figures["finished"].isoformat(timespec="milliseconds") if successful else kept,
     }
     report = redact_all(report)
-    durable.write_atomically(file, (json.dumps(report, indent=1) + "\n").encode())
-    durable.write_atomically(_prometheus_file(file), generate_latest(_Metrics(report)))
+    _write_whole(file, (json.dumps(report, indent=1) + "\n").encode())
+    _write_whole(_prometheus_file(file), generate_latest(_Metrics(report)))
 
 
 class _Metrics(Collector):
@@ -253,3 +253,14 @@ def _has_our_metrics(file: Path) -> bool:
 
 def _prometheus_file(file: Path) -> Path:
     return file.with_suffix(".prom")
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    """Write a file under another name, then give it its own, unless that is another's by now.
+
+    Raises:
+        OSError: if it cannot be done.
+    """
+    with durable.replacing(file) as temporary:
+        temporary.write_bytes(content)
+        _check_ours(file)

@@ -39,8 +39,8 @@ def zip_of(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -
 
 @pytest.mark.parametrize(
     "compression",
-    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA],
-    ids=["stored", "deflated", "bzip2", "lzma"],
+    [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED],
+    ids=["stored", "deflated"],
 )
 @pytest.mark.parametrize("folder", ["", "folder/"])
 def test_any_zip_of_the_files_will_do(
@@ -85,7 +85,7 @@ def test_nothing_is_extracted(directory: Path, bundle: Bundle, tmp_path: Path, m
     damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
     where=st.sampled_from(["anywhere", "directory", "headers"]),
     cut=st.one_of(st.none(), st.none(), st.floats(0, 1)),
-    compression=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]),
+    compression=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
 )
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_zip_is_noticed(
@@ -192,7 +192,7 @@ def test_a_bomb_is_refused_in_one_line(archive: bytes, tmp_path: Path, name: str
 
 def liar(archive: bytes, size: int) -> bytes:
     """Its list says 26 bytes of weights, behind which there are many more."""
-    content = bytearray(zip_of(reforged(archive, weights=bytes(size)), zipfile.ZIP_BZIP2))
+    content = bytearray(zip_of(reforged(archive, weights=bytes(size)), zipfile.ZIP_DEFLATED))
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         local = file.getinfo(WEIGHTS).header_offset
     for start in (local + 22, content.rfind(b"PK\1\2") + 24):
@@ -222,6 +222,7 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say how much memory was used")
 def test_bombs_take_little_memory(archive: bytes, tmp_path: Path) -> None:
     """A zip of 71 kB took 1.9 GB, by weights in bzip2, of which a piece of 4 kB is gigabytes."""
+    (tmp_path / "bzip2.zip").write_bytes(zip_of(reforged(archive, weights=bytes(300 * MEGA)), zipfile.ZIP_BZIP2))
     for number, (make, _) in enumerate(BOMBS.values()):
         (tmp_path / f"{number}.zip").write_bytes(zip_of(make(archive)))
     (tmp_path / "liar.zip").write_bytes(liar(archive, 300 * MEGA))
@@ -234,7 +235,15 @@ def test_bombs_take_little_memory(archive: bytes, tmp_path: Path) -> None:
 
 def test_an_archive_that_says_less_than_it_holds_is_read_no_further(archive: bytes, tmp_path: Path) -> None:
     (tmp_path / "liar.zip").write_bytes(liar(archive, MEGA))
-    assert "is damaged" in error_of(lambda: load_bundle(tmp_path / "liar.zip"))
+    assert "Bad CRC-32" in error_of(lambda: load_bundle(tmp_path / "liar.zip"))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_would_be_decompressed_without_a_bound_is_refused(
+    directory: Path, tmp_path: Path, compression: int
+) -> None:
+    (tmp_path / "made.zip").write_bytes(zip_of(files_of(directory), compression))
+    assert "compress it with deflate" in error_of(lambda: load_bundle(tmp_path / "made.zip"))
 
 
 def test_an_archive_of_tens_of_thousands_of_members_is_refused(archive: bytes, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.core.test_pretraining import pretraining
 from tests.tiny import make_state, tiny_bundle, with_huge_weights
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.training.checkpointing import load_checkpoint, save_checkpoint
+from torchmoji_core.training.checkpointing import Checkpoint
 from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.prediction import predict
 
@@ -33,11 +33,13 @@ IDENTITY = {"seed": 1}
 )
 def test_broken_weights_are_not_trained_on(broken: dict[str, Any], reason: str, tmp_path: Path) -> None:
     good = {"step": 3, "model": make_state(), "average": {"n_averaged": torch.tensor(7), "module.x": torch.ones(2)}}
-    save_checkpoint(tmp_path / "good", IDENTITY, good)
-    assert load_checkpoint(tmp_path / "good", IDENTITY)["step"] == 3
-    save_checkpoint(tmp_path / "bad", IDENTITY, good | broken)
+    checkpoint = Checkpoint(tmp_path / "good", 60, lambda: IDENTITY)
+    checkpoint.save(good)
+    assert checkpoint.load()["step"] == 3
+    bad = Checkpoint(tmp_path / "bad", 60, lambda: IDENTITY)
+    bad.save(good | broken)
     with pytest.raises(InputError, match=f"weights {reason}.*; delete it to start afresh"):
-        load_checkpoint(tmp_path / "bad", IDENTITY)
+        bad.load()
 
 
 def test_a_teacher_whose_probabilities_are_no_numbers_teaches_nothing() -> None:

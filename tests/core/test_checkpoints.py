@@ -421,8 +421,8 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, expected in [
         (tmp_path, "directory"),
-        (tmp_path / "absent.bin", "no such file"),
-        (tmp_path / "pipe", "not a regular file"),
+        (tmp_path / "absent.bin", "No such file"),
+        (tmp_path / "pipe", "a named pipe"),
         (tmp_path / ("long" * 100), "cannot be read"),
         (tmp_path / "nul\0", "cannot be read"),
     ]:
@@ -435,7 +435,7 @@ def test_too_large_a_file_is_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "weights.bin"
     path.write_bytes(ZIP)
     monkeypatch.setattr(checkpoints, "LARGEST_FILE", len(ZIP) - 1)
-    with pytest.raises(InputError, match="larger than"):
+    with pytest.raises(InputError, match="has more than"):
         read_checkpoint(str(path))
 
 

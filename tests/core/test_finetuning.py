@@ -374,7 +374,7 @@ def poison(task: ClassifierTraining) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "freeze"}, "method 'freeze' is unknown; choose one of new, last, full, chain-thaw"),
+        ({"method": "freeze"}, "method 'freeze' is unknown; choose from new, last, full, chain-thaw"),
         ({"patience": 0}, "patience must be above 0"),
         ({"learning_rate": math.inf}, "learning_rate must be above 0 and finite"),
         ({"embedding_l2": math.inf}, "embedding_l2 must be at least 0 and finite"),

@@ -18,8 +18,9 @@ from torchmoji_core.inference.scores import (
     EMBEDDING_TYPES,
     SCORE_OUTPUTS,
     Scores,
-    score_schema,
-    top_column,
+    chosen,
+    schema_of,
+    score_columns,
     valid_unicode,
 )
 
@@ -74,7 +75,7 @@ def test_top_gives_no_more_classes_than_there_are(k: int, expected: int) -> None
 def test_arrow_columns_hold_the_scores() -> None:
     batch = SCORES.to_arrow(SCORE_OUTPUTS, top_k=2, tokens=TOKENS)
     batch.validate(full=True)
-    assert batch.schema.equals(score_schema(EMOJIS, SCORE_OUTPUTS, "float32"))
+    assert batch.schema.equals(schema_of(score_columns(EMOJIS)))
     columns = batch.to_pydict()
     assert list(columns) == [
         "top_emojis",
@@ -170,14 +171,13 @@ def test_parquet_gives_the_columns_back(embedding_type: str) -> None:
 
 @pytest.mark.parametrize("output", SCORE_OUTPUTS)
 def test_each_output_is_one_column(output: str) -> None:
-    names = score_schema(EMOJIS, [output], "float32").names
+    names = [column.name for column in chosen(score_columns(EMOJIS), [output])]
     assert len(names) == 5 and names[1:] == ["n_tokens", "n_unknown", "truncated", "status"]
     assert SCORES.to_arrow([output], tokens=TOKENS).schema.names == names
 
 
 def test_other_classes_have_another_column() -> None:
     scores = make_scores([[0.1, 0.9]], classes=("joy", "anger"))
-    assert top_column(scores.classes) == ("top_classes", "class")
     item = scores.to_arrow(["top"], top_k=1)["top_classes"].to_pylist()[0][0]
     assert item == {"class": "anger", "probability": pytest.approx(0.9)}
 
@@ -199,7 +199,7 @@ def test_more_values_than_a_column_can_count_are_refused() -> None:
 def test_unknown_options_list_the_valid_ones() -> None:
     with pytest.raises(InputError, match="'logits' is unknown; choose from top, probabilities, embedding, attention"):
         SCORES.to_arrow(["top", "logits"])
-    with pytest.raises(InputError, match="'bfloat16' is unknown; choose one of float32, float16"):
+    with pytest.raises(InputError, match="'bfloat16' is unknown; choose from float32, float16"):
         SCORES.to_arrow(["embedding"], embedding_type="bfloat16")
 
 

@@ -225,7 +225,7 @@ def test_bad_checkpoints_end_in_one_line(run: Run, content: bytes, expected: str
 
 
 def test_missing_files_end_in_one_line(run: Run) -> None:
-    assert "no such file" in run.refused(run.folder / "absent.bin")
+    assert "No such file" in run.refused(run.folder / "absent.bin")
     assert "directory" in run.refused(run.folder)
     checkpoint = run.write(FORMATS["torch zip"])
     assert "absent.json" in run.refused(checkpoint, "--vocabulary", str(run.folder / "absent.json"))
@@ -258,7 +258,7 @@ def test_a_vocabulary_of_another_model_is_refused(run: Run) -> None:
         ('["a", "b", "c\\n"]', "each name must be one line"),
         ('["a", "b", "\\u001b[31m"]', "each name must be one line"),
         ("[" * 100_000, "not JSON"),
-        ("[" + "[]," * (2 << 20), "has more than 4096 kB"),
+        ("[" + "[]," * (2 << 20), "has more than 4,194,304 bytes"),
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "not JSON"),
     ],
 )

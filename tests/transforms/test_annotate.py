@@ -20,7 +20,8 @@ from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from transforms import AnnotateTweets, KeptField, Tweet, metrics
 from transforms.annotate import _check
-from transforms.options import DEFAULT_OUTPUTS, OUTPUTS, ScoreOptions
+from transforms.columns import OUTPUTS
+from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
 from transforms.records import DeadLetter, Outcome
 
 

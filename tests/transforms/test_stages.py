@@ -21,9 +21,10 @@ from pipelines.runs.plan import make_plan
 from tests.transforms.conftest import make_texts
 from torchmoji_core.batching import BatchLimits
 from transforms import WriteDeadLetters, WriteScores, metrics
+from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
 from transforms.input.read import _ReadParts, _SplitFiles
-from transforms.options import OUTPUTS, ScoreOptions
+from transforms.options import ScoreOptions
 from transforms.records import RecordBatchCoder
 from transforms.scoring.batch import _Batch
 from transforms.scoring.model_handler import TorchMojiModelHandler

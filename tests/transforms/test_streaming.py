@@ -26,7 +26,8 @@ from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
 from transforms import AnnotateTweets, BufferOptions, Tweet, WriteScores, metrics
-from transforms.options import DEFAULT_OUTPUTS, OUTPUTS
+from transforms.columns import OUTPUTS
+from transforms.options import DEFAULT_OUTPUTS
 
 BATCH = BufferOptions(max_latency=1, shards=1, clock=runners_time)
 DAY = 86_400

@@ -58,14 +58,11 @@ class Engine:
         self.dimensions = dimensions_of(state)
         self.arithmetic = choose(precision)
         kind = self.arithmetic.elementwise
-        # What is behind the LSTMs is a hundredth of the work: it keeps its precision.
-        exact = choose("fp64" if kind == torch.float64 else "fp32")
+        exact = choose(self.arithmetic.exact)
         widths = (self.dimensions.hidden,) * 4 + (self.dimensions.embedding,)
         self._hidden = _round_up(self.dimensions.hidden)
         table = state["embed.weight"]
-        # Half precision is finer than what the low ones' products make of it.
-        table_type = torch.float16 if self.arithmetic.precision in ("bf16", "int8") else kind
-        self._table = torch.zeros(len(table), _round_up(table.shape[1]), dtype=table_type)
+        self._table = torch.zeros(len(table), _round_up(table.shape[1]), dtype=self.arithmetic.table)
         for part, values in zip(self._table.split(_TABLE_ROWS), table.split(_TABLE_ROWS), strict=True):
             part[:, : table.shape[1]] = values.to(kind).tanh().div_(2)
         attention = _spread(2 * state["attention_layer.attention_vector"].to(kind)[None], widths)

@@ -1,4 +1,4 @@
-"""Matrix products of the engine, one class for each way of computing them on a processor.
+"""Matrix products of the engine, and the table of all ways to compute them on a processor.
 
 A precision says which numbers come out, to within rounding; an arithmetic is one implementation of it. Several
 may have the same precision, and `choose` takes the first that starts on this machine: the fast ones use operators
@@ -22,7 +22,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from torch.nn.functional import pad
 
 from torchmoji_core.errors import InputError, first_line, raise_shortage
 from torchmoji_core.inference import PRECISIONS
+from torchmoji_core.options import check_choice
 from torchmoji_core.processor import has_bfloat16, has_int8
 
 _LOGGER = logging.getLogger(__name__)
@@ -84,38 +86,6 @@ class Int8Encoding(Encoding):
         out.copy_(torch.add(self._half_up, x, alpha=self._steps))
 
 
-class Arithmetic(ABC):
-    """How products are computed."""
-
-    precision: ClassVar[str]
-    library: ClassVar[str]
-    activation: ClassVar[torch.dtype]
-    """Of encoded activations."""
-    elementwise: ClassVar[torch.dtype] = torch.float32
-    """Of everything but the products."""
-
-    def __str__(self) -> str:
-        return f"{self.precision} ({self.library})"
-
-    @classmethod
-    def is_native(cls) -> bool:
-        """Whether this processor has instructions for it, so that it is not slower than the next best."""
-        return True
-
-    @classmethod
-    def is_possible(cls) -> bool:
-        """Whether it may be used here: oneDNN's stand-ins for missing instructions are slow, and not all are right."""
-        return cls.is_native() or cls.library != "oneDNN"
-
-    @abstractmethod
-    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
-        """Prepare W [outputs, inputs] and a bias [outputs], both of the elementwise type."""
-
-    def encoding(self) -> Encoding:
-        """How activations are given to the products."""
-        return Encoding(self.activation)
-
-
 def _for_mkl(matrix: Tensor) -> Tensor:
     """W [outputs, inputs] -> [inputs, outputs rounded up]."""
     return pad(matrix, (0, 0, 0, -len(matrix) % _MKL_COLUMNS)).t().contiguous()
@@ -147,26 +117,10 @@ class _MklWeight(Weight):
         sums += _mkl_product(x, self._matrix)[:, : self._outputs]
 
 
-class MklFloat32(Arithmetic):
-    """torch's ordinary product."""
-
-    precision = "fp32"
-    library = "MKL" if torch.backends.mkl.is_available() else "BLAS"
-    activation = torch.float32
-
-    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
-        return _MklWeight(matrix, bias)
-
-
-class MklFloat64(MklFloat32):
-    precision = "fp64"
-    activation = elementwise = torch.float64
-
-
 class _PackedWeight(Weight):
     """Packed once into the layout that oneDNN's kernels read."""
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None, activation: torch.dtype) -> None:
+    def __init__(self, activation: torch.dtype, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self._bias = bias
         # A single output has one order of summation anyway.
@@ -200,28 +154,6 @@ _PACKED_FOR_ROWS = 64
 """A hint for the layout; it fits any number of rows."""
 _UNSPLIT_INPUTS = 1024
 """With more inputs, oneDNN splits sums into parts that depend on the number of rows."""
-
-
-class OneDnnFloat32(Arithmetic):
-    """oneDNN's own kernels instead of the library that torch's ordinary product goes to: up to twice as fast."""
-
-    precision = "fp32"
-    library = "oneDNN"
-    activation = torch.float32
-
-    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
-        return _PackedWeight(matrix, bias, self.activation)
-
-
-class OneDnnBFloat16(OneDnnFloat32):
-    """The same for bfloat16."""
-
-    precision = "bf16"
-    activation = torch.bfloat16
-
-    @classmethod
-    def is_native(cls) -> bool:
-        return has_bfloat16()
 
 
 class _QuantizedMatrix:
@@ -260,27 +192,6 @@ class _OneDnnInt8Weight(Weight):
             raise RuntimeError("a product of another shape")
 
 
-class OneDnnInt8(Arithmetic):
-    """oneDNN's kernels for uint8 by int8.
-
-    Only where the processor adds such products without saturating: older ones add pairs in 16 bits, which overflow.
-    """
-
-    precision = "int8"
-    library = "oneDNN"
-    activation = torch.uint8
-
-    @classmethod
-    def is_native(cls) -> bool:
-        return has_int8()
-
-    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
-        return _OneDnnInt8Weight(matrix, bias)
-
-    def encoding(self) -> Encoding:
-        return Int8Encoding()
-
-
 class _ExactInt8Weight(Weight):
     """The same integers in float32, which is exact up to 1,040 inputs at a time (1040 * 127 * 127 < 2 ** 24)."""
 
@@ -307,26 +218,49 @@ class _ExactInt8Weight(Weight):
 _EXACT_INPUTS = 1024
 
 
-class ExactInt8(OneDnnInt8):
-    """int8 where the processor or the library has none: the same results to within rounding, slower than fp32."""
+@dataclass(frozen=True)
+class Arithmetic:
+    """How products are computed."""
 
-    library = "emulated"
+    precision: str
+    library: str
+    activation: torch.dtype
+    """Of encoded activations."""
+    weight: Callable[[Tensor, Tensor | None], Weight]
+    """Prepares W [outputs, inputs] and a bias [outputs], both of the elementwise type."""
+    is_native: Callable[[], bool] = lambda: True
+    """Whether this processor has instructions for it, so that it is not slower than the next best."""
+    elementwise: torch.dtype = torch.float32
+    """Of everything but the products."""
+    table: torch.dtype = torch.float32
+    """Of the embedding table: half precision where that is finer than what the products make of it."""
+    exact: str = "fp32"
+    """Precision of what is behind the LSTMs: it is a hundredth of the work, and keeps its own."""
 
-    @classmethod
-    def is_native(cls) -> bool:
-        return False
+    def __str__(self) -> str:
+        return f"{self.precision} ({self.library})"
 
-    def weight(self, matrix: Tensor, bias: Tensor | None) -> Weight:
-        return _ExactInt8Weight(matrix, bias)
+    def is_possible(self) -> bool:
+        """Whether it may be used here: oneDNN's stand-ins for missing instructions are slow, and not all are right."""
+        return self.is_native() or self.library != "oneDNN"
+
+    def encoding(self) -> Encoding:
+        """How activations are given to the products."""
+        return Int8Encoding() if self.activation == torch.uint8 else Encoding(self.activation)
 
 
-ARITHMETICS: tuple[type[Arithmetic], ...] = (
-    OneDnnInt8,
-    OneDnnBFloat16,
-    OneDnnFloat32,
-    ExactInt8,
-    MklFloat32,
-    MklFloat64,
+_MKL = "MKL" if torch.backends.mkl.is_available() else "BLAS"
+_HALF, _BRAIN, _SINGLE, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
+ARITHMETICS = (
+    # Only where the processor adds such products without saturating: older ones add pairs in 16 bits, which overflow.
+    Arithmetic("int8", "oneDNN", torch.uint8, _OneDnnInt8Weight, lambda: has_int8(), table=_HALF),
+    Arithmetic("bf16", "oneDNN", _BRAIN, partial(_PackedWeight, _BRAIN), lambda: has_bfloat16(), table=_HALF),
+    # oneDNN's own kernels, instead of the library that torch's ordinary product goes to, are up to twice as fast.
+    Arithmetic("fp32", "oneDNN", _SINGLE, partial(_PackedWeight, _SINGLE)),
+    # The same results as the first to within rounding, slower than fp32.
+    Arithmetic("int8", "emulated", torch.uint8, _ExactInt8Weight, lambda: False, table=_HALF),
+    Arithmetic("fp32", _MKL, _SINGLE, _MklWeight),
+    Arithmetic("fp64", _MKL, _DOUBLE, _MklWeight, elementwise=_DOUBLE, table=_DOUBLE, exact="fp64"),
 )
 """Fastest first."""
 
@@ -340,13 +274,11 @@ def choose(precision: str) -> Arithmetic:
     Raises:
         InputError: for an unknown precision, or one that does not start here.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-    for kind in ARITHMETICS:
-        wanted = kind.is_native() if precision == "auto" else kind.precision == precision
-        if not wanted or not kind.is_possible():
+    check_choice("precision", precision, PRECISIONS)
+    for arithmetic in ARITHMETICS:
+        wanted = arithmetic.is_native() if precision == "auto" else arithmetic.precision == precision
+        if not wanted or not arithmetic.is_possible():
             continue
-        arithmetic = kind()
         fault = fault_of(arithmetic)
         if fault is None:
             return arithmetic

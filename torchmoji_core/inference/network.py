@@ -27,7 +27,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from torchmoji_core.errors import raise_shortage
+from torchmoji_core.errors import first_line, raise_shortage
 from torchmoji_core.inference.kernels import Encoding, Weight
 
 _LOGGER = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ def compiled(network: Network, example: tuple[Tensor, Tensor, list[int]]) -> Cal
         same = all(_same_bits(script(*example), expected) for _ in range(3))
     except Exception as error:  # TorchScript's own are of many kinds, and none stands in the way
         raise_shortage(error)
-        return _as_it_is(network, str(error).strip().partition("\n")[0] or type(error).__name__)
+        return _as_it_is(network, first_line(error))
     return script if same else _as_it_is(network, "wrong results")
 
 

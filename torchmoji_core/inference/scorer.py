@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from torchmoji_core.batching import BatchLimits, plan_batches
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import RunError
 from torchmoji_core.inference import available_cores
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB, ScoreCache
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.scores import EMBEDDING_STEP, EMBEDDING_TYPES, Scores
+from torchmoji_core.options import check_choice
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.vocabulary import UNKNOWN
 
@@ -83,10 +84,8 @@ class Scorer:
         self._engine = Engine(bundle.state, precision, bundle.multi_label)
         self._threads = available_cores() if threads is None else threads
         self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
-        if embedding_type not in (None, *EMBEDDING_TYPES):
-            raise InputError(
-                f"embedding type {embedding_type!r} is unknown; choose one of {', '.join(EMBEDDING_TYPES)}"
-            )
+        if embedding_type is not None:
+            check_choice("embedding type", embedding_type, EMBEDDING_TYPES)
         self._embedding_type = embedding_type
         # Multiples of the step are kept as whole numbers, so that the cache holds as many results as with half floats.
         kept_as = {None: np.float32, "float32": np.int16, "float16": np.float16}[embedding_type]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from torchmoji_core.errors import InputError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 from torchmoji_core.labels import are_emojis
+from torchmoji_core.options import check_choice
 
-SCORE_OUTPUTS = ("top", "probabilities", "embedding", "attention")
 EMBEDDING_TYPES = ("float32", "float16")
 """How files hold the components of embeddings, which lie in [-1, 1]: as multiples of `EMBEDDING_STEP`, or as half
 floats, which round by at most 2.5e-4, and which neither Spark nor Delta knows."""
@@ -69,7 +65,7 @@ class Scores:
         embedding_type: str = "float32",
         tokens: Sequence[Sequence[str]] | None = None,
     ) -> pa.RecordBatch:
-        """The scores as a record batch with the columns of `score_schema`.
+        """The scores as a record batch of those `score_columns` that the outputs give, and those that are always there.
 
         Args:
             outputs: which of `SCORE_OUTPUTS`.
@@ -82,96 +78,143 @@ class Scores:
             InputError: for an unknown output or embedding type.
             ValueError: for attention without tokens, or more values in a column than its 32-bit offsets can count.
         """
-        import pyarrow as pa
-
-        schema = score_schema(self.classes, outputs, embedding_type)
+        check_choice("embedding type", embedding_type, EMBEDDING_TYPES)
         for name in outputs:
+            check_choice("output", name, SCORE_OUTPUTS)
             if name != "top" and getattr(self, name).size > np.iinfo(np.int32).max:
                 raise ValueError(
                     f"{len(self)} texts give more {name} values than a column holds; fewer texts at a time"
                 )
-        empty = self.n_tokens == 0
-        columns: dict[str, pa.Array] = {
-            "n_tokens": pa.array(self.n_tokens),
-            "n_unknown": pa.array(self.n_unknown),
-            "truncated": pa.array(self.truncated),
-            "status": pa.array(np.where(empty, "empty", "scored"), pa.string()),
-        }
-        if "top" in outputs:
-            name = top_column(self.classes)[0]
-            columns[name] = self._top_column(schema.field(name).type, top_k, empty)
-        if "probabilities" in outputs:
-            columns["probabilities"] = _vectors(self.probabilities, empty, schema.field("probabilities").type)
-        if "embedding" in outputs:
-            values = self.embedding.astype(embedding_type, copy=False)
-            columns["embedding"] = _vectors(values, empty, schema.field("embedding").type)
-        if "attention" in outputs:
-            if tokens is None:
-                raise ValueError("attention needs the tokens of each text")
-            columns["attention"] = self._attention_column(schema.field("attention").type, tokens, empty)
-        return pa.record_batch([columns[name] for name in schema.names], schema=schema)
-
-    def _top_column(self, kind: pa.ListType, top_k: int, empty: NDArray[np.bool_]) -> pa.Array:
-        import pyarrow as pa
-
-        indices, values = self._top_indices(top_k)
-        names = pa.array(self.classes).take(pa.array(indices[~empty].ravel()))
-        items = pa.StructArray.from_arrays([names, pa.array(values[~empty].ravel())], fields=list(kind.value_type))
-        return _lists(items, np.where(empty, 0, indices.shape[1]), empty, kind)
-
-    def _attention_column(
-        self, kind: pa.ListType, tokens: Sequence[Sequence[str]], empty: NDArray[np.bool_]
-    ) -> pa.Array:
-        import pyarrow as pa
-
-        present = np.arange(self.attention.shape[1])[None, :] < self.n_tokens[:, None]
-        words = [
-            valid_unicode(token) for row, n in zip(tokens, self.n_tokens.tolist(), strict=True) for token in row[:n]
-        ]
-        items = pa.StructArray.from_arrays(
-            [pa.array(words, pa.string()), pa.array(self.attention[present])], fields=list(kind.value_type)
-        )
-        return _lists(items, self.n_tokens, empty, kind)
+        columns = chosen(score_columns(self.classes, embedding_type), outputs)
+        made = _Made(self, self.n_tokens == 0, top_k, tokens)
+        return pa.record_batch([column.make(made, column.type) for column in columns], schema=schema_of(columns))
 
 
-def top_column(classes: Sequence[str]) -> tuple[str, str]:
-    """Name of the column of most probable classes, and of the class in its structs."""
-    return ("top_emojis", "emoji") if are_emojis(classes) else ("top_classes", "class")
+class Column(NamedTuple):
+    """A column of the output: one line of a table from which schemas, record batches and README's table follow."""
+
+    name: str
+    type: pa.DataType
+    about: str
+    """What it holds, in Markdown."""
+    make: Callable[[Any, pa.DataType], pa.Array]
+    """Gives the column of its type, from what the table says that its columns are made of."""
+    output: str | None = None
+    """Which output gives it; None if it is always there."""
+    repeats: str | None = None
+    """Path, inside the column, of strings of which a file has few different ones."""
+    is_short: bool = True
+    """Whether it goes into messages."""
 
 
-def score_schema(classes: Sequence[str], outputs: Sequence[str], embedding_type: str) -> pa.Schema:
-    """The Arrow schema of scores; columns that depend on tokens are null in rows without any.
+def chosen(columns: Iterable[Column], outputs: Collection[str]) -> list[Column]:
+    """The columns that outputs give, and those that are always there."""
+    return [column for column in columns if column.output is None or column.output in outputs]
+
+
+def schema_of(columns: Iterable[Column]) -> pa.Schema:
+    """The Arrow schema of columns."""
+    return pa.schema([(column.name, column.type) for column in columns])
+
+
+class _Made(NamedTuple):
+    """What columns of scores are made of."""
+
+    scores: Scores
+    empty: NDArray[np.bool_]
+    """Texts without tokens."""
+    top_k: int
+    tokens: Sequence[Sequence[str]] | None
+
+
+def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tuple[Column, ...]:
+    """The columns of scores, in their order; those of outputs are null in rows without tokens.
 
     Vectors are plain lists although their length is fixed: a null in a fixed-size list, as a text without tokens
     has, makes a Parquet file that Arrow can write and not read.
-
-    Raises:
-        InputError: for an unknown output or embedding type.
     """
-    import pyarrow as pa
-
-    unknown = [name for name in outputs if name not in SCORE_OUTPUTS]
-    if unknown:
-        raise InputError(f"output {unknown[0]!r} is unknown; choose from {', '.join(SCORE_OUTPUTS)}")
-    if embedding_type not in EMBEDDING_TYPES:
-        raise InputError(f"embedding type {embedding_type!r} is unknown; choose one of {', '.join(EMBEDDING_TYPES)}")
-    name, item = top_column(classes)
-    kind = pa.float16() if embedding_type == "float16" else pa.float32()
-    fields = {
-        "top": pa.field(name, pa.list_(pa.struct([(item, pa.string()), ("probability", pa.float32())]))),
-        "probabilities": pa.field("probabilities", pa.list_(pa.float32())),
-        "embedding": pa.field("embedding", pa.list_(kind)),
-        "attention": pa.field("attention", pa.list_(pa.struct([("token", pa.string()), ("weight", pa.float32())]))),
-    }
-    return pa.schema(
-        [fields[output] for output in SCORE_OUTPUTS if output in outputs]
-        + [
-            pa.field("n_tokens", pa.int32()),
-            pa.field("n_unknown", pa.int32()),
-            pa.field("truncated", pa.bool_()),
-            pa.field("status", pa.string()),
-        ]
+    top, item = ("top_emojis", "emoji") if are_emojis(classes) else ("top_classes", "class")
+    number = pa.float16() if embedding_type == "float16" else pa.float32()
+    return (
+        Column(
+            top,
+            pa.list_(pa.struct([(item, pa.string()), ("probability", pa.float32())])),
+            "highest first. `top_classes`, with `class`, for models of other classes",
+            _top,
+            "top",
+            repeats=f"list.element.{item}",
+        ),
+        Column(
+            "probabilities",
+            pa.list_(pa.float32()),
+            "one of each class (64), in class order, sums to 1 (each by itself in a bundle where several classes can "
+            "hold)",
+            lambda made, kind: _vectors(made.scores.probabilities, made.empty, kind),
+            "probabilities",
+            is_short=False,
+        ),
+        Column(
+            "embedding",
+            pa.list_(number),
+            "1120 numbers, 2304 at full size; multiples of 1/4096, which rounds by at most 0.00012 (`list<halffloat>` "
+            "with `--embedding_type float16`)",
+            lambda made, kind: _vectors(made.scores.embedding.astype(embedding_type, copy=False), made.empty, kind),
+            "embedding",
+            is_short=False,
+        ),
+        Column(
+            "attention",
+            pa.list_(pa.struct([("token", pa.string()), ("weight", pa.float32())])),
+            "in the order of the text, sums to 1",
+            _attention,
+            "attention",
+            is_short=False,
+        ),
+        Column(
+            "n_tokens",
+            pa.int32(),
+            "tokens read, at most the model's maxlen (60; 30 for DeepMoji's weights)",
+            lambda made, kind: pa.array(made.scores.n_tokens),
+        ),
+        Column(
+            "n_unknown",
+            pa.int32(),
+            "how many of those are not in the vocabulary",
+            lambda made, kind: pa.array(made.scores.n_unknown),
+        ),
+        Column(
+            "truncated",
+            pa.bool_(),
+            "whether the text had more tokens",
+            lambda made, kind: pa.array(made.scores.truncated),
+        ),
+        Column(
+            "status",
+            pa.string(),
+            "`scored`, or `empty` for a text without tokens: its scores are null",
+            lambda made, kind: pa.array(np.where(made.empty, "empty", "scored"), kind),
+            repeats="",
+        ),
     )
+
+
+def _top(made: _Made, kind: pa.ListType) -> pa.Array:
+    indices, values = made.scores._top_indices(made.top_k)
+    names = pa.array(made.scores.classes).take(pa.array(indices[~made.empty].ravel()))
+    items = pa.StructArray.from_arrays([names, pa.array(values[~made.empty].ravel())], fields=list(kind.value_type))
+    return _lists(items, np.where(made.empty, 0, indices.shape[1]), made.empty, kind)
+
+
+def _attention(made: _Made, kind: pa.ListType) -> pa.Array:
+    if made.tokens is None:
+        raise ValueError("attention needs the tokens of each text")
+    weights, n_tokens = made.scores.attention, made.scores.n_tokens
+    present = np.arange(weights.shape[1])[None, :] < n_tokens[:, None]
+    words = [valid_unicode(token) for row, n in zip(made.tokens, n_tokens.tolist(), strict=True) for token in row[:n]]
+    items = pa.StructArray.from_arrays(
+        [pa.array(words, pa.string()), pa.array(weights[present])], fields=list(kind.value_type)
+    )
+    return _lists(items, n_tokens, made.empty, kind)
 
 
 def valid_unicode(text: str) -> str:
@@ -187,14 +230,13 @@ def valid_unicode(text: str) -> str:
 
 
 def _vectors(values: NDArray[np.floating], empty: NDArray[np.bool_], kind: pa.ListType) -> pa.Array:
-    import pyarrow as pa
-
     present = values[~empty] if empty.any() else values
     return _lists(pa.array(present.ravel()), np.where(empty, 0, values.shape[1]), empty, kind)
 
 
 def _lists(items: pa.Array, lengths: NDArray[np.integer], empty: NDArray[np.bool_], kind: pa.ListType) -> pa.Array:
-    import pyarrow as pa
-
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), items, type=kind, mask=pa.array(empty))
+
+
+SCORE_OUTPUTS = tuple(column.output for column in score_columns(()) if column.output)

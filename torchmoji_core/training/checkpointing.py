@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,66 +11,87 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchmoji_core import durable
 from torchmoji_core.checkpoints import check_archive
+from torchmoji_core.durable import make_directories, replacing
 from torchmoji_core.errors import InputError, RunError, first_line, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.model import check_weights
 
 
-def save_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint at `path`; a kill or a power cut in the middle leaves the one before.
+class Checkpoint:
+    """Where a run saves how far it has come. Without a path it saves nowhere, and there is nothing to continue."""
 
-    Args:
+    def __init__(self, path: Path | None, every_seconds: float, identity: Callable[[], Mapping[str, Any]]) -> None:
+        """Args:
         path: file; its directory is created.
-        identity: what must be equal for a run to go on from it; plain values.
-        state: what the run needs; tensors and plain values.
+        every_seconds: time between two.
+        identity: gives what must be equal for a run to go on from it; plain values.
+        """
+        self._path, self._every, self._identity = path, every_seconds, identity
+        self._saved = time.monotonic()
+        self.is_kept = "; the last checkpoint is kept" if path else ""
+        """What an error that ends the run says of it."""
 
-    Raises:
-        RunError: if it cannot be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        durable.make_directories(path.parent)
-        torch.save({"identity": dict(identity), **state}, temporary)
-        durable.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
-        raise RunError(f"checkpoint {path}: cannot be written ({first_line(error)})") from None
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replace the file; a kill or a power cut in the middle leaves the one before.
 
+        Args:
+            state: what the run needs; tensors and plain values.
 
-def load_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint, tensors and plain values only.
+        Raises:
+            RunError: if it cannot be written.
+        """
+        if self._path is None:
+            return
+        try:
+            make_directories(self._path.parent)
+            with replacing(self._path, self._path.with_name(self._path.name + ".tmp")) as temporary:
+                torch.save({"identity": dict(self._identity()), **state}, temporary)
+        except (OSError, RuntimeError) as error:  # torch's writer makes a RuntimeError of a full disk
+            raise RunError(f"checkpoint {self._path}: cannot be written ({first_line(error)})") from None
+        self._saved = time.monotonic()
 
-    Raises:
-        InputError: if it cannot be read, is of another run, or its weights are no finite numbers.
-    """
-    with _or_afresh(path, "cannot be read"):
-        with open_regular(path) as file:
-            check_archive(file)  # else a small file may become a large one, or name a storage that it does not hold
-            file.seek(0)
-            state: dict[str, Any] = torch.load(file, weights_only=True)
-        found = state.pop("identity")
-        changed = sorted(name for name in identity.keys() | found.keys() if found.get(name) != identity.get(name))
-        tensors = {} if changed else dict(_tensors("", state))
-    if changed:
-        names = ", ".join(map(str, changed))
-        raise InputError(f"checkpoint {path} is of a run with other {names}; delete it or give another")
-    try:
-        check_weights(tensors)
-    except InputError as error:
-        raise InputError(f"checkpoint {path}: {error}; delete it to start afresh") from None
-    return state
+    def save_now_and_then(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """As `save`, if it is time to."""
+        if self._path is not None and time.monotonic() - self._saved > self._every:
+            self.save(state())
 
+    def load(self) -> dict[str, Any] | None:
+        """What was saved, tensors and plain values only; None if nothing was.
 
-@contextmanager
-def continuing(path: Path) -> Iterator[None]:
-    """Around all that takes a run's state from a checkpoint.
+        Raises:
+            InputError: if it cannot be read, is of another run, or its weights are no finite numbers.
+        """
+        path = self._path
+        if path is None or not path.exists():
+            return None
+        identity = self._identity()
+        with _or_afresh(path, "cannot be read"):
+            with open_regular(path) as file:
+                check_archive(file)  # else a small file may become a large one, or name a storage that it does not hold
+                file.seek(0)
+                state: dict[str, Any] = torch.load(file, weights_only=True)
+            found = state.pop("identity")
+            changed = sorted(name for name in identity.keys() | found.keys() if found.get(name) != identity.get(name))
+            tensors = {} if changed else dict(_tensors("", state))
+        if changed:
+            names = ", ".join(map(str, changed))
+            raise InputError(f"checkpoint {path} is of a run with other {names}; delete it or give another")
+        try:
+            check_weights(tensors)
+        except InputError as error:
+            raise InputError(f"checkpoint {path}: {error}; delete it to start afresh") from None
+        return state
 
-    Raises:
-        InputError: if what is in it does not fit the run, though it says that it is of it.
-    """
-    with _or_afresh(path, "does not fit this run"):
-        yield
+    @contextmanager
+    def continuing(self) -> Iterator[None]:
+        """Around all that takes a run's state from it.
+
+        Raises:
+            InputError: if what is in it does not fit the run, though it says that it is of it.
+        """
+        with _or_afresh(self._path, "does not fit this run"):
+            yield
 
 
 def restored(name: str, found: Any, own: Any) -> Any:
@@ -112,7 +134,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Any) -> None:
 
 
 @contextmanager
-def _or_afresh(path: Path, what: str) -> Iterator[None]:
+def _or_afresh(path: Path | None, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # torch raises many kinds for a damaged file

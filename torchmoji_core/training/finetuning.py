@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,20 +19,14 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, dropout
 
 from torchmoji_core.errors import RunError
-from torchmoji_core.initialization import initialize_like_keras
-from torchmoji_core.model import Dimensions, Dropout, TorchMoji
-from torchmoji_core.training.checkpointing import (
-    continuing,
-    load_checkpoint,
-    restore_optimizer,
-    restored,
-    save_checkpoint,
-)
+from torchmoji_core.model import Dimensions, TorchMoji
+from torchmoji_core.training.checkpointing import Checkpoint, restore_optimizer, restored
 from torchmoji_core.training.dataset import Batch, TweetDataset
 from torchmoji_core.training.optimization import (
     DivergedError,
     drop_words,
     moving_average,
+    new_model,
     products_in,
     resolve_precision,
     take_step,
@@ -96,9 +89,7 @@ def starting_model(state: Mapping[str, Tensor] | None, dimensions: Dimensions, o
         dimensions: of the model to make: its vocabulary, classes and, without a state, its layers.
         options: for dropout and seed.
     """
-    torch.manual_seed(options.seed)
-    model = TorchMoji(dimensions, Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout))
-    initialize_like_keras(model)
+    model = new_model(dimensions, options)
     if state is not None:
         kept = {name: tensor.float() for name, tensor in state.items() if not name.startswith(OUTPUT_LAYER)}
         table = kept["embed.weight"]
@@ -129,11 +120,11 @@ class FineTuning:
         batch_size: see `reading_of`.
         """
         self.model, self.train, self.validation, self.options = model, train, validation, options
-        self.checkpoint, self.batch_size = checkpoint, batch_size
+        self.batch_size = batch_size
+        self.checkpoint = Checkpoint(checkpoint, options.checkpoint_seconds, self._identity)
         self.precision = resolve_precision(options.precision)
         self.stages = stages_of(options)
-        self._stage = self._epoch = self._step = 0
-        self._saved = time.monotonic()
+        self._stage = 0
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> TorchMoji:
         """Train to the end; the model comes back in evaluation mode.
@@ -145,10 +136,9 @@ class FineTuning:
         Raises:
             RunError: if the loss stops being a number; the last checkpoint is kept.
         """
-        progress = None
-        if self.checkpoint is not None and self.checkpoint.exists():
-            progress = load_checkpoint(self.checkpoint, self._identity())
-            with continuing(self.checkpoint):
+        progress = self.checkpoint.load()
+        if progress is not None:
+            with self.checkpoint.continuing():
                 self.model.load_state_dict(progress["model"])
                 self._stage = restored("stage", progress["stage"], self._stage)
                 if self._stage > len(self.stages):
@@ -157,19 +147,8 @@ class FineTuning:
             self._stage = number
             _StageRun(self, self.stages[number], progress).run(report)
             progress = None
-        if self.checkpoint is not None:
-            self.save({"stage": len(self.stages), "model": self.model.state_dict()})
+        self.checkpoint.save({"stage": len(self.stages), "model": self.model.state_dict()})
         return self.model.requires_grad_(True).eval()
-
-    def save_now_and_then(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Save if it is time to."""
-        if self.checkpoint is not None and time.monotonic() - self._saved > self.options.checkpoint_seconds:
-            self.save({"stage": self._stage, "model": self.model.state_dict()} | state())
-
-    def save(self, state: dict[str, Any]) -> None:
-        assert self.checkpoint is not None
-        save_checkpoint(self.checkpoint, self._identity(), state)
-        self._saved = time.monotonic()
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a checkpoint to be continued."""
@@ -209,8 +188,7 @@ class _StageRun:
         # What stands in front of the output layer does not change in a stage that trains it alone.
         self.features = self._features() if stage.layers == (OUTPUT_LAYER,) else None
         if progress is not None:
-            assert run.checkpoint is not None
-            with continuing(run.checkpoint):
+            with run.checkpoint.continuing():
                 self._resume(progress)
         elif self.number:  # a further stage must improve on the one before, or leaves it as it was
             self.best_loss = self._validation_loss()
@@ -251,10 +229,10 @@ class _StageRun:
                 self.total += self._train_on(batch)
             except DivergedError as error:
                 where = f"stage {self.number + 1} ({self.stage.name}), epoch {self.epoch + 1}"
-                kept = "; the last checkpoint is kept" if self.parent.checkpoint else ""
+                kept = self.parent.checkpoint.is_kept
                 raise RunError(f"{where}: {error} (--learning_rate, --fine_learning_rate){kept}") from None
             self.step += 1
-            self.parent.save_now_and_then(self._state)
+            self.parent.checkpoint.save_now_and_then(self._state)
 
     def _train_on(self, batch: Batch | list[int]) -> float:
         self.model.train()
@@ -267,10 +245,7 @@ class _StageRun:
             ids = batch.ids._replace(data=drop_words(batch.ids.data, self.options.word_dropout))
             with products_in(self.parent.precision):
                 logits = self.model(ids).logits.float()
-        options, table = self.options, self.model.embed.weight
-        loss = take_step(
-            self.optimizer, self.parameters, loss_of(logits, labels), options.gradient_norm, table, options.embedding_l2
-        )
+        loss = take_step(self.optimizer, loss_of(logits, labels), self.model.embed.weight, self.options)
         if self.options.averaging:
             steps = self.epoch * len(self.sampler) + self.step
             self._update_average(self.average, [parameter.data for parameter in self.parameters], steps)
@@ -309,7 +284,8 @@ class _StageRun:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items() if name in names}
 
     def _state(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _PROGRESS} | {"optimizer": self.optimizer.state_dict()}
+        state = {"stage": self.number, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state | {name: getattr(self, name) for name in _PROGRESS}
 
     def _resume(self, progress: dict[str, Any]) -> None:
         for name in _PROGRESS:

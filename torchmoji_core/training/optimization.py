@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import RunError
+from torchmoji_core.initialization import initialize_like_keras
+from torchmoji_core.model import Dimensions, Dropout, TorchMoji
+from torchmoji_core.options import check_choice
 from torchmoji_core.processor import has_bfloat16
-from torchmoji_core.training.options import TRAINING_PRECISIONS
+from torchmoji_core.training.options import TRAINING_PRECISIONS, TrainingOptions
 from torchmoji_core.vocabulary import UNKNOWN
+
+
+def new_model(dimensions: Dimensions, options: TrainingOptions) -> TorchMoji:
+    """A model at its start, decided by the seed, with the dropout of the options."""
+    torch.manual_seed(options.seed)
+    model = TorchMoji(dimensions, Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout))
+    initialize_like_keras(model)
+    return model
 
 
 def resolve_precision(name: str) -> str:
@@ -19,8 +30,7 @@ def resolve_precision(name: str) -> str:
     Raises:
         InputError: if there is no such precision.
     """
-    if name not in TRAINING_PRECISIONS:
-        raise InputError(f"precision {name!r} is unknown; choose one of {', '.join(TRAINING_PRECISIONS)}")
+    check_choice("precision", name, TRAINING_PRECISIONS)
     if name != "auto":
         return name
     return "bf16" if has_bfloat16() else "fp32"
@@ -35,23 +45,14 @@ class DivergedError(RunError):
     """The loss or its gradient stopped being a number."""
 
 
-def take_step(
-    optimizer: torch.optim.Optimizer,
-    parameters: Iterable[nn.Parameter],
-    loss: Tensor,
-    gradient_norm: float,
-    embedding: Tensor,
-    embedding_l2: float,
-) -> float:
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, embedding: Tensor, options: TrainingOptions) -> float:
     """Back-propagate, clip, update.
 
     Args:
-        optimizer: of the parameters.
-        parameters: those that are trained.
+        optimizer: of the parameters that are trained.
         loss: scalar.
-        gradient_norm: gradients are scaled down to this norm over all parameters.
-        embedding: the word embedding's table.
-        embedding_l2: factor of half its squared norm in the loss, if it is trained.
+        embedding: the word embedding's table, to whose gradient that of its norm is added if it is trained.
+        options: for the bound of the gradient's norm, over all parameters, and the factor of the embedding's.
 
     Returns:
         The loss.
@@ -61,10 +62,11 @@ def take_step(
     """
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    if embedding_l2 and embedding.grad is not None:
+    if options.embedding_l2 and embedding.grad is not None:
         with torch.no_grad():
-            embedding.grad.add_(embedding, alpha=embedding_l2)
-    norm = nn.utils.clip_grad_norm_(list(parameters), gradient_norm)
+            embedding.grad.add_(embedding, alpha=options.embedding_l2)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, options.gradient_norm)
     value = float(loss.detach())
     if not (loss.isfinite() and norm.isfinite()):
         raise DivergedError(f"the loss is {value} and the norm of its gradient {float(norm)}; lower the learning rate")

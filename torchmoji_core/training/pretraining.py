@@ -21,17 +21,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from torchmoji_core import durable
+from torchmoji_core.durable import replacing
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.initialization import initialize_like_keras
-from torchmoji_core.model import Dimensions, Dropout, TorchMoji
-from torchmoji_core.training.checkpointing import (
-    continuing,
-    load_checkpoint,
-    restore_optimizer,
-    restored,
-    save_checkpoint,
-)
+from torchmoji_core.model import Dimensions, TorchMoji
+from torchmoji_core.training.checkpointing import Checkpoint, restore_optimizer, restored
 from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.emoji_corpus import EmojiCorpus
 from torchmoji_core.training.metrics import class_f1, expected_calibration_error, top_k_accuracy
@@ -39,6 +32,7 @@ from torchmoji_core.training.optimization import (
     DivergedError,
     drop_words,
     moving_average,
+    new_model,
     products_in,
     resolve_precision,
     take_step,
@@ -77,15 +71,13 @@ class Pretraining:
         Raises:
             InputError: if the data holds no tokens.
         """
-        self.options, self.checkpoint = options, checkpoint
+        self.options = options
+        self.checkpoint = Checkpoint(checkpoint, options.checkpoint_seconds, self._identity)
         self.data = (
             data.capped(options.cap_per_emoji, np.random.default_rng(options.seed)) if options.cap_per_emoji else data
         )
         self.precision = resolve_precision(options.precision)
-        torch.manual_seed(options.seed)
-        dropout = Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout)
-        self.model = TorchMoji(dimensions, dropout)
-        initialize_like_keras(self.model)
+        self.model = new_model(dimensions, options)
         self.start = None
         if start is not None:
             self.model.load_state_dict({name: tensor.float() for name, tensor in start.items()})
@@ -111,9 +103,7 @@ class Pretraining:
         Raises:
             RunError: if the loss stops being a number; the last good checkpoint is kept.
         """
-        if self.checkpoint is not None and self.checkpoint.exists():
-            self._resume(self.checkpoint)
-        saved = time.monotonic()
+        self._resume()
         while self.step < self.total_steps:
             epoch = self.step // self.steps_per_epoch
             # One generator per epoch: what a step sees depends on the seed and the step, not on earlier interruptions.
@@ -128,15 +118,12 @@ class Pretraining:
                 self.step += 1
                 if self.step % 50 == 0:
                     report({"step": self.step, "loss": loss, "rows/s": len(rows) / (time.perf_counter() - started)})
-                if self.checkpoint is not None and time.monotonic() - saved > self.options.checkpoint_seconds:
-                    self._save(self.checkpoint)
-                    saved = time.monotonic()
+                self.checkpoint.save_now_and_then(self._state)
                 if self.step >= self.total_steps:
                     break
             if validation is not None:
                 report({"step": self.step} | evaluate(self.finished_model(), validation))
-        if self.checkpoint is not None:
-            self._save(self.checkpoint)
+        self.checkpoint.save(self._state())
         return self.finished_model()
 
     def finished_model(self) -> TorchMoji:
@@ -160,12 +147,10 @@ class Pretraining:
             logits = self.model(packed._replace(data=ids)).logits.float()
         targets = self.data.targets(rows, self.class_weights, options.teacher_weight)
         loss = -(targets * logits.log_softmax(dim=1)).sum() / targets.sum()
-        parameters, table = self.model.parameters(), self.model.embed.weight
         try:
-            value = take_step(self.optimizer, parameters, loss, options.gradient_norm, table, options.embedding_l2)
+            value = take_step(self.optimizer, loss, self.model.embed.weight, options)
         except DivergedError as error:
-            kept = "; the last checkpoint is kept" if self.checkpoint else ""
-            raise RunError(f"step {self.step + 1}: {error} (--learning_rate){kept}") from None
+            raise RunError(f"step {self.step + 1}: {error} (--learning_rate){self.checkpoint.is_kept}") from None
         self.average.update_parameters(self.model)
         return value
 
@@ -186,18 +171,19 @@ class Pretraining:
             "tokens": len(self.data.corpus.values),
         }
 
-    def _save(self, path: Path) -> None:
-        state = {
+    def _state(self) -> dict[str, Any]:
+        return {
             "step": self.step,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        save_checkpoint(path, self._identity(), state)
 
-    def _resume(self, path: Path) -> None:
-        state = load_checkpoint(path, self._identity())
-        with continuing(path):
+    def _resume(self) -> None:
+        state = self.checkpoint.load()
+        if state is None:
+            return
+        with self.checkpoint.continuing():
             self.step = restored("step", state["step"], self.step)
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
@@ -233,12 +219,11 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
     for fingerprint, model in teachers.items():
         path = directory / f"teacher-{fingerprint}.npy"
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            mapped = open_memmap(temporary, "w+", np.float16, (len(data), model.dimensions.classes))
-            with products_in(resolve_precision("auto")):
-                predict(model, data.corpus, out=mapped)
-            mapped.flush()
-            durable.replace(temporary, path)
+            with replacing(path, path.with_suffix(".tmp")) as temporary:
+                mapped = open_memmap(temporary, "w+", np.float16, (len(data), model.dimensions.classes))
+                with products_in(resolve_precision("auto")):
+                    predict(model, data.corpus, out=mapped)
+                mapped.flush()
         taught[fingerprint] = np.load(path, mmap_mode="r")
     return replace(data, teachers=taught)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 
-from torchmoji_core.errors import ChangedError, InputError, RunError, raise_shortage
+from torchmoji_core.errors import ChangedError, Fault, InputError, RunError, fault_of, raise_shortage
 from torchmoji_core.files import NotRegularError, name_as_text
 from transforms import metrics
 from transforms.input.fields import (
@@ -46,11 +45,6 @@ BEAT_RECORDS = 1000
 """How often reading shows that it gets on, where nothing of what is read may come to be scored."""
 PARTS_OF_GROUP = 64
 """At most: each part of a row group decodes what is before it."""
-_FAULTS_OF_FILES = (
-    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENODEV, errno.ENOENT, errno.ENOTDIR, errno.ENXIO,
-    errno.EPERM,
-)  # fmt: skip
-"""What the system says of a file that is gone, forbidden or none, as long as nobody changes that."""
 
 
 class InputFile(NamedTuple):
@@ -262,7 +256,7 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
     if isinstance(cause, ChangedError):
         raise cause
     is_gone = isinstance(cause, OSError) and (
-        isinstance(cause, FileNotFoundError | NotRegularError) or cause.errno in _FAULTS_OF_FILES
+        isinstance(cause, FileNotFoundError | NotRegularError) or fault_of(cause) is Fault.FILE
     )
     if strict or not is_gone:
         reason = f"reading failed: {cause}" if cause is not error else cause

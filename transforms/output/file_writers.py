@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchmoji_core.inference.scores import valid_unicode
+from transforms.columns import paths_of_vectors, paths_of_words
 from transforms.options import ENCODING
 from transforms.records import DeadLetter
 from transforms.storage import files as storage
@@ -188,23 +189,15 @@ class ParquetFileWriter(FileWriter):
         if self._writer is None:
             # Dictionaries and statistics cost time and space on vectors and ids, and pay on short repeated strings.
             schema = self._schema
-            plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
-            words = [
-                name for name in plain if pa.types.is_string(schema.field(name).type) and name not in ("id", "text")
-            ]
-            words += [
-                f"{name}.list.element.{item}" for name, item in (("top_emojis", "emoji"), ("top_classes", "class"))
-            ]
             is_split = (schema.metadata or {}).get(ENCODING) == b"byte_stream_split"
-            vectors = [f"{name}.list.element" for name in ("probabilities", "embedding")]
             self._writer = pq.ParquetWriter(
                 self.file,
                 schema,
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=words,
-                write_statistics=plain,
-                use_byte_stream_split=vectors if is_split else False,
+                use_dictionary=paths_of_words(schema),
+                write_statistics=[field.name for field in schema if not pa.types.is_nested(field.type)],
+                use_byte_stream_split=paths_of_vectors(schema) if is_split else False,
             )
         return self._writer
 

@@ -14,10 +14,8 @@ import pyarrow as pa
 
 from transforms import metrics
 from transforms.addresses import KafkaTopic, Source
-from transforms.options import PARTITION_COLUMN
+from transforms.columns import LONG_COLUMNS
 
-LEFT_OUT = ("text", "probabilities", "embedding", "attention", PARTITION_COLUMN)
-"""Who listens to a topic wants to be told, not to be sent kilobytes a row; they are in the files, under the same id."""
 PUBLISHED_BYTES = 9_000_000
 """Pub/Sub takes no message above ten megabytes, with its attributes."""
 _ATTRIBUTE_BYTES = 1024
@@ -64,7 +62,7 @@ class PublishScores(beam.PTransform):
 def to_messages(batch: pa.RecordBatch) -> Iterator[tuple[bytes, bytes]]:
     """Key and content of each row."""
     fingerprint = (batch.schema.metadata or {}).get(b"torchmoji.fingerprint", b"").decode()
-    rows = batch.drop_columns([name for name in LEFT_OUT if name in batch.schema.names]).to_pylist()
+    rows = batch.drop_columns([name for name in LONG_COLUMNS if name in batch.schema.names]).to_pylist()
     metrics.counter(metrics.ROWS_PUBLISHED).inc(len(rows))
     for row in rows:
         content = {name: _plain(value) for name, value in row.items()} | {"fingerprint": fingerprint}

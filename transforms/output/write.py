@@ -23,7 +23,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.locations import plain
 from transforms import metrics
-from transforms.options import PARTITION_COLUMN, ROWS_PER_FILE
+from transforms.columns import PARTITION_COLUMN
+from transforms.options import ROWS_PER_FILE
 from transforms.output.commit import (
     DEAD_LETTERS,
     TEMPORARY,
@@ -221,13 +222,12 @@ class Files:
         writer = self._writers.pop(key)
         writer.close()
         written = writer.file.bytes_
-        try:
-            size = storage.size(writer.temporary)
-        except OSError as error:
+        found = storage.metadata(writer.temporary)
+        if found is None:
             raise RunError(
                 f"{writer.temporary} is gone before it could be renamed; was the output removed while running?"
-            ) from error
-        if size != written:
+            )
+        if (size := found.size_in_bytes) != written:
             raise RunError(f"{writer.temporary} has {size} bytes, but {written} were written; is the disk full?")
         file = WrittenFile(
             temporary=writer.temporary,

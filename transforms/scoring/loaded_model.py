@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -16,11 +17,12 @@ from torchmoji_core import __version__
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.scorer import Scorer
-from torchmoji_core.inference.scores import score_schema
+from torchmoji_core.inference.scores import Column, chosen, schema_of
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import UNKNOWN
-from transforms.options import ENCODING, FINGERPRINT_COLUMN, PARTITION_COLUMN, RUN_ID, ScoreOptions
+from transforms.columns import columns_of
+from transforms.options import ENCODING, RUN_ID, ScoreOptions
 
 _LOGGER = logging.getLogger(__name__)
 _alive: WeakValueDictionary[ScoreOptions, LoadedModel] = WeakValueDictionary()
@@ -42,7 +44,10 @@ class LoadedModel:
 
     def __init__(self, scorer: Scorer, name: str, options: ScoreOptions, traits: Traits, first: Traits) -> None:
         self.scorer = scorer
-        self.schema = output_schema(scorer, name, options)
+        kept = [field.column for field in options.keep]
+        every = columns_of(scorer.classes, options.embedding_type or "float32", kept)
+        self.columns = chosen(every, options.column_outputs)
+        self.schema = _schema(scorer, name, options, self.columns)
         self.first = first
         """Traits of the model that tweets were tokenized for."""
         self.reads_as_first = traits.reading == first.reading
@@ -61,24 +66,11 @@ def traits_of(bundle: Bundle) -> Traits:
     return Traits(bundle.classes, bundle.multi_label, width, (vocabulary, bundle.maxlen))
 
 
-def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema:
-    """Schema of the output: id, text, kept fields, timestamp, scores; with metadata that says what made it.
+def _schema(scorer: Scorer, name: str, options: ScoreOptions, columns: Sequence[Column]) -> pa.Schema:
+    """Schema of the output, with metadata that says what made it.
 
     Every metadata value is a string; `classes` is a JSON list in the order of `probabilities`.
     """
-    fields = [pa.field("id", pa.string())]
-    if "text" in options.outputs:
-        fields.append(pa.field("text", pa.string()))
-    if "source" in options.outputs:
-        fields.append(pa.field("source", pa.string()))
-    if options.partitioned:
-        fields.append(pa.field(PARTITION_COLUMN, pa.string()))
-    fields += [field.column for field in options.keep]
-    if options.timestamp:
-        fields.append(pa.field("timestamp", pa.timestamp("us", tz="UTC")))
-    fields += list(score_schema(scorer.classes, options.score_outputs, options.embedding_type or "float32"))
-    if FINGERPRINT_COLUMN in options.outputs:
-        fields.append(pa.field(FINGERPRINT_COLUMN, pa.string()))
     metadata = {
         "torchmoji.bundle": name,
         "torchmoji.fingerprint": scorer.fingerprint,
@@ -92,7 +84,7 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
     }
     if options.parquet_encoding != "plain":
         metadata[ENCODING.decode()] = options.parquet_encoding
-    return pa.schema(fields, metadata=metadata)
+    return schema_of(columns).with_metadata(metadata)
 
 
 def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:

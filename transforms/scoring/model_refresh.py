@@ -13,7 +13,7 @@ from __future__ import annotations
 import glob
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -28,7 +28,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.bundle_files import CONFIG, is_remote, local_path
-from torchmoji_core.errors import InputError, raise_shortage
+from torchmoji_core.errors import InputError, first_line, raise_shortage
 from transforms import metrics
 from transforms.options import ScoreOptions
 from transforms.scoring.loaded_model import LoadedModel, Traits, load_model, load_successor, traits_of
@@ -92,18 +92,6 @@ class Known(NamedTuple):
     refused: bool = False
 
 
-class Look(NamedTuple):
-    """What a look at all bundles gave."""
-
-    model: LoadedModel | None
-    """To be used from now on, if it is another than before."""
-    location: str
-    refused: tuple[str, ...]
-    """Why bundles are refused that were not before."""
-    known: dict[str, Known]
-    """For the next look."""
-
-
 def find_bundles(pattern: str) -> list[Found]:
     """What matches a pattern and has the looks of a bundle, newest first. Names that begin with a dot are left out.
 
@@ -128,42 +116,53 @@ def _state(location: str) -> str:
     return repr([(file.path, file.size_in_bytes, file.last_updated_in_seconds) for file in files])
 
 
-def look(pattern: str, current: str, known: Mapping[str, Known], load: Callable[[str], LoadedModel]) -> Look:
-    """Look for the newest bundle that can be loaded.
+class Search:
+    """Looks for the newest bundle that can be loaded, again and again."""
 
-    Args:
+    def __init__(self, pattern: str, options: ScoreOptions, first: Traits) -> None:
+        """Args:
         pattern: see `ModelWatch`.
-        current: fingerprint of the model in use.
-        known: what the look before gave.
-        load: loads and verifies a bundle; any exception means that it is not fit, unless it tells of a shortage.
+        options: what to make.
+        first: traits of the model that the pipeline was started with.
+        """
+        self._pattern, self._options, self._first = pattern, options, first
+        self.known: dict[str, Known] = {}
+        """What the last look has found of each bundle."""
+        self.refused: list[str] = []
+        """Why bundles are refused that were not before it."""
 
-    Raises:
-        OSError: if the place cannot be looked at.
-        Exception: what `load` raises for lack of memory and the like.
-    """
-    found = find_bundles(pattern)
-    now = {bundle.location: known[bundle.location] for bundle in found if bundle.location in known}
-    refused = []
-    for location, _ in found:
-        before, state = now.get(location), _state(location)
-        unchanged = before is not None and before.state == state
-        if before is not None and unchanged and before.fingerprint == current:
-            break
-        if before is not None and unchanged and before.refused:
-            continue
-        try:
-            model = load(location)
-        except Exception as error:
-            raise_shortage(error)
-            now[location] = Known(state, "", refused=unchanged)
-            if unchanged:
-                refused.append(str(error) or type(error).__name__)
-            continue
-        now[location] = Known(state, model.scorer.fingerprint)
-        if model.scorer.fingerprint == current:
-            break
-        return Look(model, location, tuple(refused), now)
-    return Look(None, "", tuple(refused), now)
+    def load(self, location: str) -> LoadedModel:
+        """Load and verify a bundle; any exception means that it is not fit, unless it tells of a shortage."""
+        return load_successor(location, self._first, self._options)
+
+    def look(self, current: str) -> tuple[str, LoadedModel] | None:
+        """Location and model, if there is another than the one with the fingerprint `current`.
+
+        Raises:
+            OSError: if the place cannot be looked at.
+            Exception: what `load` raises for lack of memory and the like.
+        """
+        self.refused = []
+        found = find_bundles(self._pattern)
+        self.known = {bundle.location: self.known[bundle.location] for bundle in found if bundle.location in self.known}
+        for location, _ in found:
+            before, state = self.known.get(location), _state(location)
+            unchanged = before is not None and before.state == state
+            if before is not None and unchanged and before.fingerprint == current:
+                return None
+            if before is not None and unchanged and before.refused:
+                continue
+            try:
+                model = self.load(location)
+            except Exception as error:
+                raise_shortage(error)
+                self.known[location] = Known(state, "", refused=unchanged)
+                if unchanged:
+                    self.refused.append(first_line(error))
+                continue
+            self.known[location] = Known(state, model.scorer.fingerprint)
+            return None if model.scorer.fingerprint == current else (location, model)
+        return None
 
 
 def successor(announced: str, current: LoadedModel, options: ScoreOptions) -> LoadedModel:
@@ -180,7 +179,7 @@ def successor(announced: str, current: LoadedModel, options: ScoreOptions) -> Lo
     try:
         model = load_successor(location, current.first, options, fingerprint or None)
     except Exception as error:
-        _refuse([str(error) or type(error).__name__])
+        _refuse([first_line(error)])
         return current
     return _swap(current, model)
 
@@ -234,9 +233,9 @@ class Lookout:
     def __init__(self, watch: ModelWatch, options: ScoreOptions) -> None:
         self._watch = watch
         self._options = options
-        self._known: dict[str, Known] = {}
+        self._search: Search | None = None
         self._next = watch.clock()
-        self._pending: Future[Look] | None = None
+        self._pending: Future[tuple[str, LoadedModel] | None] | None = None
         self._thread = ThreadPoolExecutor(1, "models")
 
     def newest(self, current: LoadedModel) -> LoadedModel:
@@ -245,30 +244,20 @@ class Lookout:
         Args:
             current: the model in use.
         """
+        search = self._search = self._search or Search(self._watch.pattern, self._options, current.first)
         if self._pending is not None and self._pending.done():
-            current = self._take(self._pending, current)
+            found = None
+            try:
+                found = self._pending.result()
+            except Exception as error:
+                _cannot_look(error)
+            _refuse(search.refused)
+            current = _swap(current, found[1]) if found else current
             self._pending = None
         if self._pending is None and self._watch.clock() >= self._next:
             self._next = self._watch.clock() + self._watch.every_seconds
-            fingerprint, first = current.scorer.fingerprint, current.first
-            self._pending = self._thread.submit(
-                look,
-                self._watch.pattern,
-                fingerprint,
-                self._known,
-                lambda location: load_successor(location, first, self._options),
-            )
+            self._pending = self._thread.submit(search.look, current.scorer.fingerprint)
         return current
-
-    def _take(self, pending: Future[Look], current: LoadedModel) -> LoadedModel:
-        try:
-            found = pending.result()
-        except Exception as error:
-            _cannot_look(error)
-            return current
-        self._known = found.known
-        _refuse(found.refused)
-        return current if found.model is None else _swap(current, found.model)
 
 
 class WatchModels(beam.PTransform):
@@ -287,20 +276,18 @@ class WatchModels(beam.PTransform):
         every_seconds: float = 60,
         model: str | None = None,
         precision: str = "auto",
-        clock: Callable[[], float] = time.time,
     ) -> None:
         """Args:
             pattern: a glob, of .zip files or of bundle directories.
             every_seconds: time from one look to the next.
             model: the first one, which decides what others must be like; None for the bundled one.
             precision: of scoring.
-            clock: seconds; to be replaced in tests.
 
         Raises:
             InputError: for a time that is not positive.
         """
         super().__init__()
-        self._watch = ModelWatch(pattern, every_seconds, clock)
+        self._watch = ModelWatch(pattern, every_seconds)
         self._options = ScoreOptions(model, precision, cache_mb=0, threads=1)
 
     def expand(self, pbegin: beam.pvalue.PBegin) -> beam.PCollection[ModelMetadata]:
@@ -362,24 +349,21 @@ class _Announce(beam.DoFn):
         if before is None:
             yield ModelMetadata("", "")
             return
-        fingerprint, first = self._first.get(self._load_first)
+        first_fingerprint, first = self._first.get(self._load_first)
+        search = Search(self._watch.pattern, self._options, first)
+        search.known = known.read() or {}
         try:
-            found = look(
-                self._watch.pattern,
-                current.read() or fingerprint,
-                known.read() or {},
-                lambda location: load_successor(location, first, self._options),
-            )
+            found = search.look(current.read() or first_fingerprint)
         except OSError as error:
             _cannot_look(error)
-            return
-        known.write(found.known)
-        _refuse(found.refused)
-        if found.model is not None:
-            fingerprint = found.model.scorer.fingerprint
-            current.write(fingerprint)
+            found = None
+        known.write(search.known)
+        _refuse(search.refused)
+        if found is not None:
+            location, model = found
+            current.write(model.scorer.fingerprint)
             # Without a name: RunInference would put it before the names of its metrics.
-            yield ModelMetadata(f"{found.location}{_MARK}{fingerprint}", "")
+            yield ModelMetadata(f"{location}{_MARK}{model.scorer.fingerprint}", "")
 
     def _load_first(self) -> tuple[str, Traits]:
         bundle = load_bundle(self._options.model)

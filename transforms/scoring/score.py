@@ -7,6 +7,7 @@ RunInference shares one model per process, measures it, and can swap it. What it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import apache_beam as beam
@@ -17,7 +18,8 @@ from apache_beam.ml.inference.base import RunInference
 from torchmoji_core.errors import CONTENT_ERRORS, RunError, raise_shortage
 from torchmoji_core.inference.scores import Scores
 from transforms import metrics
-from transforms.options import FINGERPRINT_COLUMN, PARTITION_COLUMN, ScoreOptions
+from transforms.columns import Scored
+from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import LoadedModel
 from transforms.scoring.model_refresh import ModelUpdates, SwappingHandler
@@ -189,29 +191,19 @@ def _halve(
 def _to_record_batch(
     rows: list[TokenizedTweet], scores: Scores, model: LoadedModel, options: ScoreOptions
 ) -> pa.RecordBatch:
-    tweets: list[Tweet] = [row.tweet for row in rows]
-    columns: dict[str, pa.Array] = {"id": pa.array([tweet.id for tweet in tweets], pa.string())}
-    if "text" in options.outputs:
-        columns["text"] = pa.array([tweet.text for tweet in tweets], pa.string())
-    if "source" in options.outputs:
-        columns["source"] = pa.array([tweet.source for tweet in tweets], pa.string())
-    if options.partitioned:
-        columns[PARTITION_COLUMN] = pa.array([tweet.partition for tweet in tweets], pa.string())
-    for index, field in enumerate(options.keep):
-        columns[field.name] = pa.array([tweet.extra[index] for tweet in tweets], field.column.type)
-    if options.timestamp:
-        columns["timestamp"] = pa.array([tweet.timestamp for tweet in tweets], pa.timestamp("us", tz="UTC"))
     tokens = None
     if "attention" in options.outputs:
         tokenizer, maxlen = model.scorer.tokenizer, model.scorer.maxlen
-        tokens = [tokenizer.tokens(tweet.text, maxlen) for tweet in tweets]
-    scored = scores.to_arrow(options.score_outputs, options.top_k, options.embedding_type or "float32", tokens)
-    columns.update(zip(scored.schema.names, scored.columns, strict=True))
+        tokens = [tokenizer.tokens(row.tweet.text, maxlen) for row in rows]
     # Scores know whether ids were cut off only if they saw them; the tokenizing step knows.
-    columns["truncated"] = pa.array([row.truncated for row in rows])
-    if FINGERPRINT_COLUMN in options.outputs:
-        columns[FINGERPRINT_COLUMN] = pa.array([model.scorer.fingerprint] * len(rows), pa.string())
-    return pa.record_batch([columns[name] for name in model.schema.names], schema=model.schema)
+    scores = replace(scores, truncated=np.array([row.truncated for row in rows], bool))
+    of_scores = scores.to_arrow(options.score_outputs, options.top_k, options.embedding_type or "float32", tokens)
+    scored = Scored(rows, model.scorer.fingerprint)
+    columns = [
+        of_scores.column(column.name) if column.name in of_scores.schema.names else column.make(scored, column.type)
+        for column in model.columns
+    ]
+    return pa.record_batch(columns, schema=model.schema)
 
 
 def _count(rows: list[TokenizedTweet], scores: Scores) -> None:

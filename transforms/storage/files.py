@@ -10,42 +10,30 @@ Object stores (`objects`) are tried again while they fail in passing; local file
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from torchmoji_core import durable
-from torchmoji_core.errors import ChangedError, UnavailableError, first_line
+from torchmoji_core.errors import DISK, ChangedError, fault_of, first_line
 from torchmoji_core.files import open_regular
 from torchmoji_core.stores import is_object
 from transforms.storage import listing, objects
 from transforms.storage.listing import FileFacts, Listing
 
 _TRIES = 10
-_LASTING_ERRORS = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL,
-    errno.ENAMETOOLONG, errno.ELOOP, errno.ENODEV, errno.ENXIO, errno.ENOTSUP,
-}  # fmt: skip
-
-
-def may_pass(error: OSError) -> bool:
-    """Whether the same may succeed later with nothing in the command changed: a store that is down, a failing disk.
-
-    A name or right that is wrong does not mend by itself, nor does an address (whose errors have no number).
-    """
-    return isinstance(error, UnavailableError) or (error.errno is not None and error.errno not in _LASTING_ERRORS)
+T = TypeVar("T")
 
 
 def is_full(error: OSError) -> bool:
     """Whether a disk, or what a user may have of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return fault_of(error) is DISK
 
 
 @contextlib.contextmanager
@@ -134,11 +122,15 @@ def create(path: str) -> BinaryIO:
     if is_object(path):
         return objects.writer(path)
     with _one_line_errors(path):
-        for _ in range(_TRIES):
-            # `remove_empty` of another process may take the new directory at once.
-            with contextlib.suppress(FileNotFoundError, FileExistsError):
-                return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
-        return FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED)  # type: ignore[no-any-return]
+        return _despite_removals(lambda: FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED))
+
+
+def _despite_removals(make: Callable[[], T]) -> T:
+    """Call again where `remove_empty` of another process has taken a directory as soon as it was made."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError, FileExistsError, NotADirectoryError):
+            return make()
+    return make()
 
 
 def discard(file: BinaryIO) -> None:
@@ -189,29 +181,15 @@ def _facts_of_beam(metadata: Any) -> FileFacts:
 
 def exists(path: str) -> bool:
     """Whether there is a file, or where filesystems have them a directory."""
-    if is_object(path):
-        return objects.metadata(path) is not None
-    if is_local(path):
-        # Not Beam's: what cannot be looked at would count as not there.
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            Path(path).stat()
-            return True
-        return False
-    with _one_line_errors(path):
-        return bool(FileSystems.exists(path))
-
-
-def size(path: str) -> int:
-    """Bytes of a file."""
-    if is_object(path):
-        return objects.size(path)
-    with _one_line_errors(path):
-        # Not `match`: it would take brackets in a name for a glob.
-        return int(FileSystems.get_filesystem(path).size(path))
+    return metadata(path) is not None
 
 
 def metadata(path: str) -> FileFacts | None:
-    """Size and time of the last change of a file; None if it is not there."""
+    """Size and time of the last change of a file, or where filesystems have them of a directory; None if it is gone.
+
+    Raises:
+        OSError: if that cannot be told.
+    """
     if is_object(path):
         return objects.metadata(path)
     if is_local(path):
@@ -220,7 +198,9 @@ def metadata(path: str) -> FileFacts | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
     with _one_line_errors(path):
-        return _facts_of_beam(FileSystems.get_filesystem(path).metadata(path)) if exists(path) else None
+        # Not `match`: it would take brackets in a name for a glob.
+        found = FileSystems.exists(path) and FileSystems.get_filesystem(path).metadata(path)
+        return _facts_of_beam(found) if found else None
 
 
 def delete_directory(directory: str) -> None:
@@ -279,12 +259,7 @@ def make_directory(directory: str, lasting: bool = True) -> None:
         lasting: whether their names are to be on the disk on return; of many at once, `sync` brings them there cheaper.
     """
     if is_local(directory) and lasting:
-        for _ in range(_TRIES):
-            # `remove_empty` of another process may take one at once.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                durable.make_directories(directory)
-                return
-        durable.make_directories(directory)
+        _despite_removals(lambda: durable.make_directories(directory))
         return
     if not can_rename(directory):
         return
@@ -338,17 +313,20 @@ def publish(path: str, content: bytes, temporary: str, lasting: bool = True) -> 
         temporary: another name on the same filesystem; it is not used where objects appear whole anyway.
         lasting: whether it is to be on the disk on return; not needed of what is worth nothing after a power cut.
     """
-    first = temporary if can_rename(path) else path
-    if lasting:
+    if not can_rename(path):
+        _write(path, content)
+        return
+    _write(temporary, content)
+    if lasting and is_local(path):
         make_directory(path.rpartition("/")[0])
-    with create(first) as file, _one_line_errors(first):
+        durable.replace(temporary, path)
+    else:
+        rename(temporary, path)
+
+
+def _write(path: str, content: bytes) -> None:
+    with create(path) as file, _one_line_errors(path):
         file.write(content)
-    if lasting:
-        sync([first])
-    if first != path:
-        rename(first, path)
-        if lasting:
-            sync([path.rpartition("/")[0]])
 
 
 def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
@@ -370,8 +348,7 @@ def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
         return objects.put_if_absent(path, content)
     make_directory(path.rpartition("/")[0])
     try:
-        with create(temporary) as file, _one_line_errors(temporary):
-            file.write(content)
+        _write(temporary, content)
         created = _name_if_absent(temporary, path)
     finally:
         delete([temporary])

@@ -108,11 +108,6 @@ def _head(path: str) -> FileFacts:
     return _request(path, "look-up", lambda: _facts(path, _store(path).head(key)))
 
 
-def size(path: str) -> int:
-    """Bytes of an object."""
-    return _head(path).size_in_bytes
-
-
 def read(path: str) -> bytes:
     """All of an object, of one version of it."""
     key = object_address(path).key
@@ -154,18 +149,13 @@ class _RawReader(io.RawIOBase):
         return self._position
 
     def _read(self, count: int) -> bytes:
-        end = min(self._position + count, self._facts.size_in_bytes)
-        if end <= self._position:
-            return b""
-        content = self._read_range(self._position, end)
-        self._position = end
-        return content
-
-    def _read_range(self, start: int, end: int) -> bytes:
-        """Bytes [start, end), all of them."""
+        """So many bytes, or as many as there are."""
         from obstore.exceptions import PreconditionError
 
-        path = self._facts.path
+        path, start = self._facts.path, self._position
+        end = min(start + count, self._facts.size_in_bytes)
+        if end <= start:
+            return b""
         key = object_address(path).key
 
         def get() -> bytes:
@@ -180,7 +170,9 @@ class _RawReader(io.RawIOBase):
                 raise TransientError(f"{len(content)} bytes came where {end - start} were asked for")
             return content
 
-        return _request(path, "read", get)
+        content = _request(path, "read", get)
+        self._position = end
+        return content
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")

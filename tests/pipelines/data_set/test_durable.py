@@ -17,7 +17,7 @@ from tests.pipelines.conftest import Finished, corpus, posts, write_lines
 from tests.pipelines.data_set.test_pending import stream, tweets
 from tests.tiny import tiny_bundle
 from torchmoji_core import durable
-from torchmoji_core.training.checkpointing import save_checkpoint
+from torchmoji_core.training.checkpointing import Checkpoint
 
 Run = Callable[..., Finished]
 Event = tuple[str, str]
@@ -162,7 +162,7 @@ def test_bundles_checkpoints_and_reports(tmp_path: Path, disk: Disk) -> None:
     assert ("sync", str(tmp_path)) in disk.events[:named], "the directory above it was new"
     tiny_bundle(["so"], seed=1).save(tmp_path / "bundle.zip")
     assert disk.is_durable(tmp_path / "bundle.zip", len(disk.events))
-    save_checkpoint(tmp_path / "checkpoint", {"a": 1}, {"b": 2})
+    Checkpoint(tmp_path / "checkpoint", 60, lambda: {"a": 1}).save({"b": 2})
     assert disk.is_durable(tmp_path / "checkpoint", len(disk.events))
 
 

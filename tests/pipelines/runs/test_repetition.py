@@ -191,7 +191,7 @@ def test_a_failure_that_may_pass_is_said_once_and_tried_again(source: Path, repe
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert finished.status == 0, finished.err
-    assert finished.err.count("failed, and tried again: a file in out hit the size limit") == 1
+    assert finished.err.count("failed, and tried again: a file has reached the size limit") == 1
     assert threads[-1] <= threads[0], "what has failed has ended"
     assert len(ids()) == 605
     assert "error" not in report()

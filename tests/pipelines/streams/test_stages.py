@@ -36,8 +36,8 @@ from tests.tiny import tiny_bundle
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from transforms import AnnotateTweets, BufferOptions, ParseMessages, WriteDeadLetters, WriteScores, metrics
+from transforms.columns import OUTPUTS
 from transforms.input.messages import parse_message
-from transforms.options import OUTPUTS
 from transforms.records import DeadLetter, Message, TokenizedTweet
 
 SOURCE = ListSource.uri

@@ -40,7 +40,8 @@ from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError, RunError
 from transforms import WriteDeadLetters, WriteScores, metrics
-from transforms.options import OUTPUTS, PARTITION_COLUMN, ScoreOptions
+from transforms.columns import OUTPUTS, PARTITION_COLUMN
+from transforms.options import ScoreOptions
 from transforms.output.commit import WrittenFile, commit, committed_files, latencies
 from transforms.output.file_writers import BYTES_PER_BATCH, ParquetFileWriter, _add_event_times
 from transforms.output.write import MAX_OPEN_FILES, ScoreFiles, window_directory

@@ -27,9 +27,10 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from transforms import AnnotateTweets, Tweet, WatchModels, metrics
-from transforms.options import OUTPUTS, ScoreOptions
-from transforms.scoring.loaded_model import LoadedModel, load_model, load_successor
-from transforms.scoring.model_refresh import Announce, Known, Lookout, ModelWatch, find_bundles, look
+from transforms.columns import OUTPUTS
+from transforms.options import ScoreOptions
+from transforms.scoring.loaded_model import LoadedModel, load_model
+from transforms.scoring.model_refresh import Announce, Lookout, ModelWatch, Search, find_bundles
 
 OTHER_WORDS = [*reversed(WORDS), "zyxwv"]
 
@@ -90,37 +91,30 @@ def test_newest_first_and_only_what_may_be_a_bundle(bundle: Bundle, models: Path
     assert [Path(found.location).name for found in find_bundles(f"file://{models}/*")] == names
 
 
-def loader(first: LoadedModel, options: ScoreOptions, loads: list[str]) -> Callable[[str], LoadedModel]:
-    def load(location: str) -> LoadedModel:
-        loads.append(Path(location).name)
-        return load_successor(location, first.first, options)
-
-    return load
-
-
-class Looking:
+class Looking(Search):
     """Looks as a run does: what was found is what is used from then on."""
 
-    def __init__(self, model: str, models: Path) -> None:
-        self.options = ScoreOptions(model)
-        first = load_model(model, self.options)
+    def __init__(self, model: str, pattern: str) -> None:
+        options = ScoreOptions(model)
+        first = load_model(model, options)
+        super().__init__(pattern, options, first.first)
         self.current = first.scorer.fingerprint
-        self.pattern = f"{models}/*"
-        self.known: dict[str, Known] = {}
         self.loads: list[str] = []
-        self.load = loader(first, self.options, self.loads)
+
+    def load(self, location: str) -> LoadedModel:
+        self.loads.append(Path(location).name)
+        return super().load(location)
 
     def __call__(self) -> tuple[str, tuple[str, ...]]:
         """The name of what was found, and the reasons of what is refused."""
-        found = look(self.pattern, self.current, self.known, self.load)
-        self.known = found.known
-        if found.model is not None:
-            self.current = found.model.scorer.fingerprint
-        return Path(found.location).name, found.refused
+        location, model = self.look(self.current) or ("", None)
+        if model is not None:
+            self.current = model.scorer.fingerprint
+        return Path(location).name, tuple(self.refused)
 
 
 def test_the_newest_is_taken_and_loaded_once(model: str, second: Bundle, third: Bundle, models: Path) -> None:
-    looking = Looking(model, models)
+    looking = Looking(model, f"{models}/*")
     assert looking() == ("", ())
     save(second, models / "v2", 200)
     save(third, models / "v1", 100)
@@ -139,7 +133,7 @@ def test_a_model_that_is_withdrawn_gives_way_to_the_one_before(
     model: str, second: Bundle, third: Bundle, models: Path
 ) -> None:
     """Which model is used depends on what is there alone, as it will after a restart."""
-    looking = Looking(model, models)
+    looking = Looking(model, f"{models}/*")
     save(second, models / "v2", 200)
     save(third, models / "v3", 300)
     assert looking() == ("v3", ())
@@ -152,7 +146,7 @@ def test_a_model_that_is_withdrawn_gives_way_to_the_one_before(
 
 def test_the_first_model_under_another_name_is_no_other_model(model: str, models: Path) -> None:
     shutil.copytree(model, models / "copy")
-    looking = Looking(model, models)
+    looking = Looking(model, f"{models}/*")
     assert looking() == looking() == ("", ())
     assert looking.loads == ["copy"]
 
@@ -209,7 +203,7 @@ BAD: list[tuple[Callable[[Bundle, Path], None], str]] = [
 def test_a_bad_bundle_is_refused_once_when_it_has_settled(
     spoil: Callable[[Bundle, Path], None], reason: str, bundle: Bundle, model: str, second: Bundle, models: Path
 ) -> None:
-    looking = Looking(model, models)
+    looking = Looking(model, f"{models}/*")
     save(second, models / "good", 100)
     spoil(bundle, models / "newer")
     assert looking() == ("good", ())  # it may be on its way, so nothing is said of it yet
@@ -232,7 +226,7 @@ def test_a_half_uploaded_bundle_is_taken_when_it_is_whole(kind: str, model: str,
     suffix = ".zip" if kind == "zip" else ""
     whole = models.parent / f"whole{suffix}"
     second.save(whole)
-    looking = Looking(model, models)
+    looking = Looking(model, f"{models}/*")
     target = models / f"new{suffix}"
     if kind == "directory":
         target.mkdir()
@@ -247,7 +241,7 @@ def test_a_half_uploaded_bundle_is_taken_when_it_is_whole(kind: str, model: str,
 
 
 def test_a_refused_bundle_that_changes_is_looked_at_again(model: str, second: Bundle, models: Path) -> None:
-    looking = Looking(model, models)
+    looking = Looking(model, f"{models}/*")
     half_weights(second, models / "new")
     assert looking() == ("", ())
     assert len(looking()[1]) == 1
@@ -257,7 +251,7 @@ def test_a_refused_bundle_that_changes_is_looked_at_again(model: str, second: Bu
 
 
 def test_a_bundle_that_is_replaced_is_another(model: str, second: Bundle, third: Bundle, models: Path) -> None:
-    looking = Looking(model, models)
+    looking = Looking(model, f"{models}/*")
     second.save(models / "new")
     assert looking() == ("new", ())
     shutil.rmtree(models / "new")
@@ -290,8 +284,7 @@ def test_bundles_in_an_object_store(
         server.use(monkeypatch)
         client = server.client()
         client.create_bucket(Bucket="models")
-        looking = Looking(model, tmp_path)
-        looking.pattern = f"s3://models/deep/*{suffix}"
+        looking = Looking(model, f"s3://models/deep/*{suffix}")
         assert looking() == ("", ())
         for name, bundle in (("v2", second), ("v3", third)):
             bundle.save(tmp_path / f"{name}{suffix}")

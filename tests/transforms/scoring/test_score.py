@@ -23,8 +23,9 @@ from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from transforms import metrics
+from transforms.columns import OUTPUTS
 from transforms.input.fields import KeptField
-from transforms.options import OUTPUTS, ScoreOptions
+from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import load_model
 from transforms.scoring.score import ScoreBatches, _RecordBatchHandler, bisect
@@ -396,10 +397,10 @@ def test_a_dead_letter_names_the_file_of_the_row(run: Run, bundle: Bundle, model
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"outputs": ("top", "emoji")}, "outputs: 'emoji' is unknown; choose from text, source, top"),
+        ({"outputs": ("top", "emoji")}, "outputs 'emoji' is unknown; choose from text, source, top"),
         ({"outputs": ()}, "outputs: none given"),
-        ({"precision": "fp8"}, "precision 'fp8' is unknown; choose one of auto"),
-        ({"embedding_type": "float64"}, "embedding_type 'float64' is unknown; choose one of float32, float16"),
+        ({"precision": "fp8"}, "precision 'fp8' is unknown; choose from auto"),
+        ({"embedding_type": "float64"}, "embedding_type 'float64' is unknown; choose from float32, float16"),
         ({"top_k": 0}, "top_k must be at least 1"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"keep": (KeptField("embedding"),)}, "kept field 'embedding' has the name of an output column"),

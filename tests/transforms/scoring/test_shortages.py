@@ -36,11 +36,12 @@ from tests.transforms.conftest import make_texts
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import DISK, FILES, MEMORY, THREADS, RunError, Shortage, raise_shortage, shortage_of
 from torchmoji_core.inference.cache import ScoreCache
+from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
 from transforms.input.formats import resolve_format
 from transforms.input.read import InputFile, UnreadableInput, _ReadParts, _SplitFiles, split_file, unreadable_path
 from transforms.input.source_file import SourceError, raise_unless_damage
-from transforms.options import OUTPUTS, ScoreOptions
+from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
 from transforms.scoring.batch import _Batch
 from transforms.scoring.loaded_model import LoadedModel

@@ -98,7 +98,7 @@ def test_every_operation_is_right(place: str) -> None:
     (listed,) = storage.match([f"{place}/in/a*"])
     assert listed == storage.metadata(f"{place}/in/a.txt"), "as listed, so as looked up"
     assert [file.path for file in storage.match([f"{place}/in/lar*"])] == [f"{place}/in/large"]
-    assert storage.size(f"{place}/in/large") == len(large)
+    assert storage.metadata(f"{place}/in/large").size_in_bytes == len(large)
     assert not storage.exists(f"{place}/in")
     storage.rename(f"{place}/in/a.txt", f"{place}/moved/a.txt")
     storage.delete([f"{place}/in/a.txt", f"{place}/in/large", f"{place}/none"])

@@ -92,7 +92,7 @@ def test_every_operation_is_right_when_a_fifth_of_the_requests_fails(
             assert file.read() == str(number).encode()
         assert storage.exists(path)
         assert not storage.exists(f"{path}.none")
-        assert storage.size(path) == 9
+        assert storage.metadata(path).size_in_bytes == 9
     assert paths(storage.match([f"{bucket}/in/*", f"{bucket}/in/3*"])) == [f"{bucket}/in/{n}.txt" for n in range(10)]
     metadata = storage.metadata(f"{bucket}/in/0.txt")
     assert metadata is not None
@@ -146,7 +146,7 @@ def test_parquet_is_read_and_written_in_place(server: ObjectStoreServer, bucket:
 
 def test_an_empty_file_can_be_written_and_read(bucket: str) -> None:
     write(f"{bucket}/empty", b"")
-    assert storage.size(f"{bucket}/empty") == 0
+    assert storage.metadata(f"{bucket}/empty").size_in_bytes == 0
     assert storage.read_bytes(f"{bucket}/empty") == b""
     with storage.open_raw(f"{bucket}/empty") as file:
         assert file.read() == b""
@@ -357,7 +357,7 @@ def test_globs_match_as_on_other_filesystems(server: ObjectStoreServer, bucket: 
     assert paths(storage.match([f"{bucket}/dir/"])) == paths(storage.match([f"{bucket}/dir/*"]))
     assert paths(storage.match([f"{bucket}/dir/**.json"])) == [f"{bucket}/dir/b.json", f"{bucket}/dir/deep/d.json"]
     assert paths(storage.match([f"{bucket}/a.json", f"{bucket}/none"])) == [f"{bucket}/a.json"]
-    assert storage.size(f"{bucket}/[x].json") == len("[x].json")
+    assert storage.metadata(f"{bucket}/[x].json").size_in_bytes == len("[x].json")
     assert [file.path for file in list_files(f"{bucket}/[x].json").files] == [f"{bucket}/[x].json"]
     assert [file.path for file in list_files(f"{bucket}/[a].json").files] == [f"{bucket}/a.json"]
     storage.delete_directory(f"{bucket}/[x]")
@@ -409,13 +409,13 @@ def test_more_objects_than_a_page_are_listed_and_deleted(server: ObjectStoreServ
 OPERATIONS: list[Callable[[str], object]] = [
     storage.read_bytes,
     storage.open_raw,
-    storage.size,
+    storage.metadata,
     lambda path: storage.match([f"{path}*"]),
     lambda path: write(path, b"content"),
     lambda path: write(path, bytes(9 << 20)),
     lambda path: storage.delete([path]),
 ]
-NAMES = ["read_bytes", "open_raw", "size", "match", "write", "write-large", "delete"]
+NAMES = ["read_bytes", "open_raw", "metadata", "match", "write", "write-large", "delete"]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=NAMES)

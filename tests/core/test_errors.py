@@ -1,0 +1,53 @@
+"""What the numbers of the system's errors tell of."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from torchmoji_core import errors
+from torchmoji_core.errors import (
+    DISK,
+    FILES,
+    MEMORY,
+    Fault,
+    Shortage,
+    UnavailableError,
+    fault_of,
+    is_outage,
+    may_pass,
+    shortage_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("number", "fault", "passes"),
+    [
+        (errno.ENOENT, Fault.FILE, False),
+        (errno.EACCES, Fault.FILE, False),
+        (errno.EROFS, Fault.USE, False),
+        (errno.EIO, Fault.OUTAGE, True),
+        (errno.ECONNREFUSED, None, True),
+        (errno.ENOSPC, DISK, True),
+        (errno.EMFILE, FILES, True),
+        (errno.ENOMEM, MEMORY, True),
+    ],
+)
+def test_a_number_tells_the_fault(number: int, fault: Fault | Shortage | None, passes: bool) -> None:
+    error = OSError(number, os.strerror(number))
+    assert fault_of(error) == fault
+    assert may_pass(error) == passes
+    assert is_outage(error) == (fault is Fault.OUTAGE)
+    assert shortage_of(error) == (fault if isinstance(fault, Shortage) else None)
+
+
+def test_an_address_does_not_mend_by_itself_and_a_store_that_is_down_does() -> None:
+    assert fault_of(OSError("no number")) is None
+    assert not may_pass(OSError("no such host"))
+    assert may_pass(UnavailableError("no answer"))
+
+
+def test_each_number_tells_of_one_fault() -> None:
+    assert sum(map(len, errors._NUMBERS.values())) == len(errors._FAULTS)
