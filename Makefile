@@ -1,6 +1,7 @@
 # make score        install everything into .venv and score the bundled sample
 # make test         install everything and run ruff, mypy and the whole test suite
 # make test-faults  kills, full disks, clocks that step: a quarter of an hour
+# make test-power-cut  images of a disk taken right after a command; mounts loop devices, so as root
 # make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest: before a release
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
@@ -17,7 +18,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-lowest test-azure test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-azure test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -29,6 +30,9 @@ test: lint
 test-faults: .venv/installed-dev
 	$(PIP) --editable '.[dev,faults]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests/faults
+
+test-power-cut: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults/test_durable.py
 
 test-lowest: .venv-lowest/installed
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal

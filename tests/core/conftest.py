@@ -105,3 +105,18 @@ def golden_model(shared: Path) -> Iterator[GoldenModel]:
         golden = GoldenModel(module.state_dict(), rows, file["probabilities"], file["embedding"], file["attention"])
     yield golden
     golden.state.clear()  # 90 MB
+
+
+@pytest.fixture
+def directory(bundle: Bundle, tmp_path: Path) -> Path:
+    """A saved bundle, free to be spoilt."""
+    bundle.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture(scope="module")
+def archive(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A bundle as a .zip."""
+    path = tmp_path_factory.mktemp("archive") / "saved.zip"
+    bundle.save(path)
+    return path.read_bytes()
