@@ -218,9 +218,10 @@ def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, se
         if found is None:
             seen.found.add("text")  # as far as that goes: none is missing
             continue
+        text, text_path, _ = found
         seen.found.add("text")
         group.posts += 1
-        group.paths.setdefault("text", Counter())[found.path] += 1
+        group.paths.setdefault("text", Counter())[text_path] += 1
         for what, places in (("id", reader.id_paths), ("time", reader.time_paths)):
             if path := _first_there(places, post, view):
                 seen.found.add(what)
@@ -237,7 +238,7 @@ def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, se
             tweet_id = None
             with contextlib.suppress(FieldError):
                 tweet_id = reader.find_id(post, view) or "(a hash)"
-            group.samples.append((tweet_id or "(refused)", found.text))
+            group.samples.append((tweet_id or "(refused)", text))
 
 
 def _first_there(paths: Iterable[str], post: dict[str, Any], view: dict[str, Any]) -> str | None:

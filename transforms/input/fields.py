@@ -155,7 +155,7 @@ def to_id(value: Any, name: str) -> str:
         FieldError: if it is neither a string nor an integer, or written as a float: those lose digits of tweet ids.
     """
     if isinstance(value, str):
-        if _FLOAT.fullmatch(value):
+        if not value.isalnum() and _FLOAT.fullmatch(value):
             raise FieldError(f"id field {name!r} is {_shown(value)}, a float, which loses digits of ids; {_NO_FLOATS}")
         return valid_unicode(value)
     if isinstance(value, int) and not isinstance(value, bool):

@@ -23,12 +23,14 @@ def getter(path: str) -> Callable[[dict[str, Any]], Any]:
     """`look_up` for one path, as fast as can be."""
     if "." not in path:
         return lambda record: record.get(path)
-    names = path.split(".")
+    first, *names = path.split(".")
 
     def get(record: dict[str, Any]) -> Any:
         if path in record:
             return record[path]
-        value: Any = record
+        value: Any = record.get(first)
+        if value is None:
+            return None
         for name in names:
             if not isinstance(value, dict):
                 return None

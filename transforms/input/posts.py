@@ -46,16 +46,6 @@ class _Text(NamedTuple):
     """How each of its parts is got, and cleaned."""
 
 
-class FoundText(NamedTuple):
-    """The text of a post."""
-
-    text: str
-    path: str
-    """Where it was."""
-    is_cut: bool
-    """Whether the platform has cut it."""
-
-
 class NoTextError(FieldError):
     """A record has no text, and is no notice."""
 
@@ -80,6 +70,8 @@ class PostReader:
         self._shared = ours.shared if mapping.text == (AUTO,) else None
         self._make_id = ours.make_id if mapping.id == (AUTO,) else None
         self._texts = tuple(map(self._place, ours.text if mapping.text == (AUTO,) else mapping.text))
+        parts = [(path, *parts[0]) for path, parts in self._texts if len(parts) == 1]
+        self._single_texts = parts if len(parts) == len(self._texts) else []
         self._ids = tuple((path, getter(path)) for path in (ours.id if mapping.id == (AUTO,) else mapping.id))
         times = () if mapping.timestamp is None else ours.time if mapping.timestamp == AUTO else (mapping.timestamp,)
         self._times = tuple((path, getter(path)) for path in times)
@@ -148,9 +140,19 @@ class PostReader:
                 return [_dead(record, record.position, fields, str(error), source_name)]
             reader = self._other(layout or PLAIN)
             return reader.read(record, source, source_name, modified, default_id)
-        if not (members := self.members(fields)):  # a page of nothing
+        origin = source, source_name, modified
+        for path in self._tops:
+            if path in fields:
+                break
+        else:
+            self.counts[metrics.READ] += 1
+            try:
+                return (self._tweet(fields, fields, record.position, origin, default_id),)
+            except FieldError as error:
+                return (_dead(record, record.position, fields, str(error), source_name),)
+        if not (members := self.layout.members(fields)):  # a page of nothing
             self.counts.update((metrics.READ, metrics.NOTICES))
-            return [None]
+            return (None,)
         found: list[Tweet | DeadLetter | None] = []
         for number, post, view in members:
             self.counts[metrics.READ] += 1
@@ -158,8 +160,7 @@ class PostReader:
             try:
                 if not isinstance(post, dict):
                     raise FieldError(f"a list of posts holds {type(post).__name__}, which is none")
-                origin = source, position, source_name, modified
-                found.append(self._tweet(post, view, origin, None if number else default_id))
+                found.append(self._tweet(post, view, position, origin, None if number else default_id))
             except FieldError as error:
                 found.append(_dead(record, position, post, str(error), source_name))
         return found
@@ -174,7 +175,12 @@ class PostReader:
         return reader
 
     def _tweet(
-        self, post: Fields, view: Fields, origin: tuple[str, int | str, str, float | None], default_id: str | None
+        self,
+        post: Fields,
+        view: Fields,
+        position: int | str,
+        origin: tuple[str, str, float | None],
+        default_id: str | None,
     ) -> Tweet | None:
         counts, partition_by = self.counts, self.mapping.partition_by
         try:
@@ -183,12 +189,12 @@ class PostReader:
             other = layouts.layout_of(post) if self._may_be_other else None
             if other is None or other is self.layout:
                 raise
-            return self._other(other)._tweet(post, view, origin, default_id)
+            return self._other(other)._tweet(post, view, position, origin, default_id)
         if found is None:
             counts[metrics.NOTICES] += 1
             return None
         text, _, is_cut = found
-        source, position, source_name, modified = origin
+        source, source_name, modified = origin
         tweet_id = self.find_id(post, view) or default_id
         timestamp, is_unread = None, False
         if self._times:
@@ -198,7 +204,9 @@ class PostReader:
                 if self._needs_times:
                     raise
                 is_unread = True
-        kept = tuple([convert_kept(value_of(get, post, view), field) for field, get in self._kept])
+        kept: tuple[Any, ...] = ()
+        if self._kept:
+            kept = tuple([convert_kept(value_of(get, post, view), field) for field, get in self._kept])
         partition = ""
         if partition_by:
             both = post if view is post else {**view, **post}
@@ -211,14 +219,14 @@ class PostReader:
             tweet_id = position_id(source, position)
         if is_cut:
             counts[metrics.CUT] += 1
-        if ("<" in text or "&" in text) and has_html(text):
+        if ("&" in text or "<" in text) and has_html(text):
             counts[metrics.WITH_HTML] += 1
         return Tweet(tweet_id, text, timestamp, kept, source_name, partition, is_cut)
 
     # --- fields ---
 
-    def find_text(self, post: Fields, view: Fields) -> FoundText | None:
-        """The text of a post; None for a notice.
+    def find_text(self, post: Fields, view: Fields) -> tuple[str, str, bool] | None:
+        """The text of a post, its path, and whether its platform has cut it; None for a notice.
 
         Args:
             post: one of `members`.
@@ -240,12 +248,21 @@ class PostReader:
                     return None
                 raise NoTextError(f"no text: none of the fields {', '.join(text.path for text in self._texts)}")
         text, path = found
-        is_cut = text.endswith(_ELLIPSIS) and text.startswith("RT @")
+        is_cut = text[-1:] == _ELLIPSIS and text.startswith("RT @")
         if path in layout.cut and not is_cut:
             is_cut = str((shared or post).get("truncated")).lower() == "true"
-        return FoundText(text, path, is_cut)
+        return text, path, is_cut
 
     def _text_of(self, post: Fields, view: Fields) -> tuple[str, str] | None:
+        for path, get, clean in self._single_texts:  # what it mostly is; the rest is done below
+            value = get(post)
+            if value is None:
+                continue
+            if not (value.__class__ is str and value) or value in self.layout.blanks:
+                break
+            if clean is not None and ("&" in value or "<" in value) and not (value := clean(value)):
+                break
+            return valid_unicode(value), path
         blank = None
         for path, parts in self._texts:
             text = None
@@ -273,7 +290,9 @@ class PostReader:
             FieldError: as `to_id`.
         """
         for path, get in self._ids:
-            value = value_of(get, post, view)
+            value = get(post)
+            if value is None and view is not post:
+                value = get(view)
             if value is not None and value != "":
                 tweet_id = to_id(value, path)
                 return tweet_id if self._make_id is None else self._make_id(tweet_id, post)

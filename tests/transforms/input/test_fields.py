@@ -40,7 +40,7 @@ def find_text(record: dict[str, Any], mapping: FieldMapping) -> str:
     """Of a record of no platform's layout."""
     found = PostReader(mapping).find_text(record, record)
     assert found is not None
-    return found.text
+    return found[0]
 
 
 def find_id(record: dict[str, Any]) -> str:
