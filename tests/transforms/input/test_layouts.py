@@ -248,7 +248,7 @@ def test_notices_of_a_stream_are_no_dead_letters(notice: dict[str, Any]) -> None
     tweet = {"id_str": "1", "text": "hello", "created_at": TWITTER}
     for first in ([tweet, notice], [notice, notice, tweet], [notice]):
         reader = PostReader(FieldMapping(), recognize(first))
-        assert reader.read(Record(0, notice, b""), "f", "f") == [None]
+        assert [*reader.read(Record(0, notice, b""), "f", "f")] == [None]
         assert reader.counts == {"read": 1, "notices": 1}
 
 
@@ -333,7 +333,7 @@ def test_fields_that_are_asked_for_are_those_of_the_post_and_then_those_of_its_p
 @pytest.mark.parametrize("page", [{"data": [], "meta": {"result_count": 0}}, {"meta": {"result_count": 0}}])
 def test_a_page_of_nothing_is_a_notice(page: dict[str, Any]) -> None:
     reader = PostReader(FieldMapping(), layouts.named("twitter-v2"))
-    assert reader.read(Record(0, page, b""), "f", "f") == [None]
+    assert [*reader.read(Record(0, page, b""), "f", "f")] == [None]
     assert reader.counts == {"read": 1, "notices": 1}
 
 
