@@ -75,6 +75,12 @@ def columns_of(classes: Sequence[str], embedding_type: str, keep: Sequence[pa.Fi
         ),
         *score_columns(classes, embedding_type),
         Column(
+            "cut_by_platform",
+            pa.bool_(),
+            "whether the text ends where the platform has cut it, so that the rest was not read",
+            _each(lambda row: row.tweet.is_cut),
+        ),
+        Column(
             FINGERPRINT_COLUMN,
             string,
             "of the model that scored the row, always there where models may change "

@@ -94,5 +94,6 @@ class ScoreOptions:
         for field in self.keep:
             if field.name in RESERVED_COLUMNS:
                 raise InputError(
-                    f"kept field {field.name!r} has the name of an output column; leave it out or rename it"
+                    f"kept field {field.name!r} has the name of an output column; leave it out, or "
+                    f"rename it: {field.path}:as=input_{field.name}"
                 )

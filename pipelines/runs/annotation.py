@@ -27,7 +27,8 @@ from pipelines.runs.context import RunContext
 from pipelines.runs.execute import commit, execute
 from pipelines.runs.identity import check_goes_on, other_options
 from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open
-from pipelines.runs.plan import ModelFacts, Plan, as_before, check_fields, check_no_stream
+from pipelines.runs.inspection import check_fields, inspect
+from pipelines.runs.plan import ModelFacts, Plan, as_before, check_no_stream
 from pipelines.runs.selection import Groups, Selection, generation_of, select
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
@@ -95,7 +96,8 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
         score = as_before(score, earlier)
         check_goes_on(score, earlier)
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
-    return Plan(score, selection.work, model, passed_over=tuple(selection.found.passed_over), strict=True)
+    passed_over, groups = tuple(selection.found.passed_over), inspect(score, selection.work)
+    return Plan(score, selection.work, model, passed_over=passed_over, strict=True, groups=groups)
 
 
 class Complaint(NamedTuple):

@@ -12,7 +12,7 @@ import csv
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from torchmoji_core.errors import InputError, first_line
@@ -108,7 +108,7 @@ def is_splittable(path: str, kind: str) -> bool:
 
 
 def read_records(
-    file: BinaryIO, path: str, kind: str, start: int = 0, end: int | None = None, columns: tuple[str, ...] | None = None
+    file: BinaryIO, path: str, kind: str, start: int = 0, end: int | None = None, columns: Container[str] | None = None
 ) -> Iterator[Record | Damage]:
     """Read one file, or the part of it that starts in [start, end).
 
@@ -309,7 +309,7 @@ def _open_parquet(file: SourceFile) -> tuple[Any, Footer]:
 
 
 def _read_parquet(
-    file: SourceFile, start: int, end: int | None, columns: tuple[str, ...] | None
+    file: SourceFile, start: int, end: int | None, columns: Container[str] | None
 ) -> Iterator[Record | Damage]:
     errors = _parquet_errors()
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -12,18 +14,9 @@ import apache_beam as beam
 from torchmoji_core.errors import ChangedError, Fault, InputError, RunError, fault_of, raise_shortage
 from torchmoji_core.files import NotRegularError, name_as_text
 from transforms import metrics
-from transforms.input.fields import (
-    FieldError,
-    FieldMapping,
-    find_id,
-    find_kept,
-    find_text,
-    find_timestamp,
-    partition_directory,
-    position_id,
-)
+from transforms.input import layouts
+from transforms.input.fields import FieldMapping, partition_directory, position_id
 from transforms.input.formats import (
-    RAW_KEPT,
     Damage,
     Record,
     absolute,
@@ -33,6 +26,8 @@ from transforms.input.formats import (
     read_records,
     resolve_format,
 )
+from transforms.input.layouts import AUTO, PLAIN, Layout
+from transforms.input.posts import PostReader
 from transforms.input.source_file import SourceError
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.storage import files as storage
@@ -43,6 +38,8 @@ PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 BEAT_RECORDS = 1000
 """How often reading shows that it gets on, where nothing of what is read may come to be scored."""
+_HEAD_BYTES = 1 << 20
+"""In so much of a file its first records are looked for."""
 PARTS_OF_GROUP = 64
 """At most: each part of a row group decodes what is before it."""
 
@@ -69,6 +66,8 @@ class Split(NamedTuple):
     """Size of the part in the file, for progress; an estimate where parts are rows."""
     modified: float | None = None
     version: str | None = None
+    layout: str | None = None
+    """Name of the layout of its records; None if none was recognized, or one was given."""
 
 
 class Listed(NamedTuple):
@@ -140,8 +139,30 @@ def match_files(patterns: Sequence[str]) -> list[InputFile]:
     return [found[path] for path in sorted(found)]
 
 
-def split_file(file: InputFile, kind: str) -> Iterator[Split]:
+def layout_of(file: InputFile, kind: str) -> Layout | None:
+    """The layout of a file's records, from the first of them; None if it is unknown.
+
+    Raises:
+        InputError: if several fields could be the text.
+        OSError, SourceError: if the file cannot be opened, or reading it fails.
+        ChangedError: if it is not what was listed.
+    """
+    if kind == "text":
+        return None
+    with storage.open_listed(file.path, file.version) as opened:
+        end = min(file.bytes_, _HEAD_BYTES) if is_splittable(file.path, kind) else None
+        records = read_records(opened, file.path, kind, 0, end, layouts.COLUMNS)
+        first = (record.value for record in records if isinstance(record, Record))
+        return layouts.recognize(itertools.islice(first, layouts.RECOGNIZED_FROM))
+
+
+def split_file(file: InputFile, kind: str, layout: str | None = None) -> Iterator[Split]:
     """Cut a file into parts that can be read in parallel.
+
+    Args:
+        file: as it was listed.
+        kind: its format.
+        layout: of its records.
 
     Raises:
         InputError: if a Parquet file's footer is damaged.
@@ -155,13 +176,13 @@ def split_file(file: InputFile, kind: str) -> Iterator[Split]:
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
             end = min(start + step, rows)
-            yield Split(path, kind, start, end, size * (end - start) // rows, modified, version)
+            yield Split(path, kind, start, end, size * (end - start) // rows, modified, version, layout)
     elif is_splittable(path, kind):
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield Split(path, kind, start, end, end - start, modified, version)
+            yield Split(path, kind, start, end, end - start, modified, version, layout)
     else:
-        yield Split(path, kind, 0, None, size, modified, version)
+        yield Split(path, kind, 0, None, size, modified, version, layout)
 
 
 class ReadTweets(beam.PTransform):
@@ -199,7 +220,7 @@ class ReadTweets(beam.PTransform):
             | "MatchFiles" >> beam.FlatMap(_match)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(_SplitFiles(self._format, self._strict))
+            >> beam.ParDo(_SplitFiles(self._format, self._strict, self._fields))
             .with_output_types(Any, dead=DeadLetter)
             .with_outputs(DEAD, main="parts")
         )
@@ -264,8 +285,8 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
 
 
 class _SplitFiles(beam.DoFn):
-    def __init__(self, format: str | None, strict: bool) -> None:
-        self._format, self._strict = format, strict
+    def __init__(self, format: str | None, strict: bool, fields: FieldMapping = FieldMapping()) -> None:  # noqa: B008
+        self._format, self._strict, self._fields = format, strict, fields
 
     def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
         try:
@@ -273,7 +294,8 @@ class _SplitFiles(beam.DoFn):
             if storage.is_local(file.path):
                 # So that one that cannot be opened is so once, and not in each of its parts, of which it may have none.
                 storage.open_listed(file.path, file.version).close()
-            yield from split_file(file, kind)
+            layout = layout_of(file, kind) if self._fields.layout == AUTO else None
+            yield from split_file(file, kind, layout.name if layout else None)
         except (InputError, OSError, SourceError) as error:
             if not isinstance(error, InputError):
                 raise_unless_gone(file.path, error, self._strict)
@@ -291,23 +313,25 @@ class _ReadParts(beam.DoFn):
         self._progress = metrics.Progress(self._progress_directory)
 
     def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
-        read = metrics.counter(metrics.READ)
+        reader: PostReader | None = None
         try:
             with storage.open_listed(part.path, part.version) as file:
-                records = read_records(file, part.path, part.kind, part.start, part.end, self._fields.columns)
-                for number, tweet in enumerate(to_tweets(records, part.path, self._fields, part.modified), 1):
-                    read.inc()
+                reader = PostReader(self._fields, layouts.named(part.layout or PLAIN.name))
+                records = read_records(file, part.path, part.kind, part.start, part.end, reader.columns)
+                for number, tweet in enumerate(to_tweets(records, part.path, reader, part.modified), 1):
                     if number % BEAT_RECORDS == 0:
                         self._progress.add()
+                        metrics.count(reader.counts)
                     if isinstance(tweet, DeadLetter):
                         yield beam.pvalue.TaggedOutput(DEAD, tweet)
-                    else:
+                    elif tweet is not None:
                         yield tweet
+                metrics.count(reader.counts)
                 storage.check_unchanged(file, part.path, part.version)
         except (OSError, SourceError) as error:
             raise_unless_gone(part.path, error, self._strict)
             # The file was there when it was split and is not now, or access to it was lost.
-            read.inc()
+            metrics.count(Counter({metrics.READ: 1}) if reader is None else reader.counts + Counter({metrics.READ: 1}))
             yield beam.pvalue.TaggedOutput(
                 DEAD, DeadLetter(name_as_text(part.path), str(part.start), f"cannot be opened: {error}", b"")
             )
@@ -316,33 +340,22 @@ class _ReadParts(beam.DoFn):
 
 
 def to_tweets(
-    records: Iterator[Record | Damage], source: str, fields: FieldMapping, modified: float | None = None
-) -> Iterator[Tweet | DeadLetter]:
-    """Records of a file as tweets; those that are none as dead letters."""
-    source_name = name_as_text(source)
+    records: Iterable[Record | Damage], source: str, reader: PostReader, modified: float | None = None
+) -> Iterator[Tweet | DeadLetter | None]:
+    """Records of a file as tweets; those that are none as dead letters, and None for each notice.
+
+    The reader counts them.
+    """
+    source_name, fields, counts = name_as_text(source), reader.mapping, reader.counts
+    # A line of text is all that its record has.
+    of_lines = (source_name, partition_directory({}, fields, None, modified) if fields.partition_by else "")
+    kept = (None,) * len(fields.keep)
     for record in records:
         if isinstance(record, Damage):
+            counts[metrics.READ] += 1
             yield DeadLetter(source_name, str(record.position), record.reason, record.raw)
-            continue
-        try:
-            yield _to_tweet(record, source, source_name, fields, modified)
-        except FieldError as error:
-            raw = record.raw or json.dumps(record.value, ensure_ascii=False, default=str).encode("utf-8", "replace")
-            yield DeadLetter(source_name, str(record.position), str(error), raw[:RAW_KEPT])
-
-
-def _to_tweet(record: Record, source: str, source_name: str, fields: FieldMapping, modified: float | None) -> Tweet:
-    value = record.value
-    if isinstance(value, str):
-        partition = partition_directory({}, fields, None, modified) if fields.partition_by else ""
-        kept = (None,) * len(fields.keep)  # a line of text among records with fields
-        return Tweet(position_id(source, record.position), value, None, kept, source_name, partition)
-    timestamp = find_timestamp(value, fields)
-    return Tweet(
-        find_id(value, fields, source, record.position),
-        find_text(value, fields),
-        timestamp,
-        find_kept(value, fields),
-        source_name,
-        partition_directory(value, fields, timestamp, modified) if fields.partition_by else "",
-    )
+        elif isinstance(record.value, str):
+            counts[metrics.READ] += 1
+            yield Tweet(position_id(source, record.position), record.value, None, kept, *of_lines)
+        else:
+            yield from reader.read(record, source, source_name, modified)
