@@ -69,7 +69,7 @@ def columns_of(classes: Sequence[str], embedding_type: str, keep: Sequence[pa.Fi
         Column(
             TIMESTAMP_COLUMN,
             pa.timestamp("us", tz="UTC"),
-            "`--timestamp_field`",
+            "`--timestamp_field`; null where it cannot be read, which is counted",
             _each(lambda row: row.tweet.timestamp),
             TIMESTAMP_COLUMN,
         ),
@@ -77,7 +77,8 @@ def columns_of(classes: Sequence[str], embedding_type: str, keep: Sequence[pa.Fi
         Column(
             "cut_by_platform",
             pa.bool_(),
-            "whether the text ends where the platform has cut it, so that the rest was not read",
+            "whether the platform has cut the text, and the record has no whole one: a `truncated` of Twitter's API 1.1, "
+            "`RT @...` that ends in `…`",
             _each(lambda row: row.tweet.is_cut),
         ),
         Column(

@@ -160,7 +160,7 @@ JSON_LINES = {
 }
 ROWS = {
     "nested to the limit", "the most digits", "huge exponent", "not a number", "twice", "surrogates", "nul", "long id",
-    "a million fields",
+    "a million fields", "huge time as a string",
 }  # fmt: skip
 
 
