@@ -77,8 +77,8 @@ def columns_of(classes: Sequence[str], embedding_type: str, keep: Sequence[pa.Fi
         Column(
             "cut_by_platform",
             pa.bool_(),
-            "whether the platform has cut the text, and the record has no whole one: a `truncated` of Twitter's API 1.1, "
-            "`RT @...` that ends in `…`",
+            "whether the platform has cut the text, and the record has no whole one: a `truncated` of Twitter's API "
+            "1.1, `RT @...` that ends in `…`",
             _each(lambda row: row.tweet.is_cut),
         ),
         Column(
