@@ -59,7 +59,8 @@ class Group:
         """
         parts = [f"{what} from {', '.join(counts)}" for what, counts in self.paths.items() if counts]
         parts += [f"{what} in {path}" for what, path in self.others.items()]
-        yield f"layout      {self.layout}, {self.form}: {'; '.join(parts) or 'lines of text'}"
+        nothing = "lines of text" if self.form == "text" else "no text so far"
+        yield f"layout      {self.layout}, {self.form}: {'; '.join(parts) or nothing}"
         if self.posts and not self.with_id:
             other = f"; --id_field {self.id_names[0]} takes that one" if self.id_names else ""
             yield f"    no record has an id: ids are hashes of file and position{other}"
@@ -89,7 +90,8 @@ def inspect(config: ScoreConfig, files: Sequence[InputFile]) -> tuple[Group, ...
     """Describe the inputs by the first of them."""
     seen = _Seen()
     for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
-        _look_at(file, config, MORE_RECORDS, seen)
+        with contextlib.suppress(InputError):  # the run will say it
+            _look_at(file, config, MORE_RECORDS, seen)
     return tuple(seen.groups.values())
 
 
@@ -183,12 +185,12 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> N
     kind = resolve_format(file.path, config.format)
     records = _first_records(file, kind, max(count, layouts.RECOGNIZED_FROM))
     first = list(itertools.islice(records, layouts.RECOGNIZED_FROM))
-    try:
-        layout = layouts.recognize(record.value for record in first) if mapping.layout == AUTO else None
-    except InputError as error:
-        if mapping.text == (AUTO,):
+    layout = None
+    if mapping.layout == AUTO:
+        try:
+            layout = layouts.recognize((record.value for record in first), mapping.text == (AUTO,))
+        except InputError as error:
             raise InputError(f"input {file.path}: {error}") from None
-        layout = None
     reader = PostReader(mapping, layout or PLAIN)
     group = seen.groups.setdefault((kind, reader.layout.name), Group(kind, reader.layout.name))
     group.files += 1

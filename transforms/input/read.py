@@ -145,8 +145,13 @@ def match_files(patterns: Sequence[str]) -> list[InputFile]:
     return [found[path] for path in sorted(found)]
 
 
-def layout_of(file: InputFile, kind: str) -> Layout | None:
+def layout_of(file: InputFile, kind: str, finds_text: bool = True) -> Layout | None:
     """The layout of a file's records, from the first of them; None if it is unknown.
+
+    Args:
+        file: as it was listed.
+        kind: its format.
+        finds_text: whether the text is to be found, and not given.
 
     Raises:
         InputError: if several fields could be the text.
@@ -159,7 +164,7 @@ def layout_of(file: InputFile, kind: str) -> Layout | None:
         end = min(file.bytes_, _HEAD_BYTES) if is_splittable(file.path, kind) else None
         records = read_records(opened, file.path, kind, 0, end, layouts.COLUMNS)
         first = (record.value for record in records if isinstance(record, Record))
-        return layouts.recognize(itertools.islice(first, layouts.RECOGNIZED_FROM))
+        return layouts.recognize(itertools.islice(first, layouts.RECOGNIZED_FROM), finds_text)
 
 
 def split_file(file: InputFile, kind: str, layout: str | None = None) -> Iterator[Split]:
@@ -300,7 +305,8 @@ class _SplitFiles(beam.DoFn):
             if storage.is_local(file.path):
                 # So that one that cannot be opened is so once, and not in each of its parts, of which it may have none.
                 storage.open_listed(file.path, file.version).close()
-            layout = layout_of(file, kind) if self._fields.layout == AUTO else None
+            is_told, finds_text = self._fields.layout != AUTO, self._fields.text == (AUTO,)
+            layout = None if is_told else layout_of(file, kind, finds_text)
             yield from split_file(file, kind, layout.name if layout else None)
         except (InputError, OSError, SourceError) as error:
             if not isinstance(error, InputError):
