@@ -13,12 +13,15 @@ from pipelines.cli.options import ScoreConfig
 from pipelines.data_set import pending
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import differences, identity, identity_of_stream, listed
-from pipelines.runs.inputs import Inputs, list_inputs, named, try_to_open
+from pipelines.runs.inputs import Inputs, list_inputs, named, spool_pipes, try_to_open
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError, shortage_of
 from transforms.input.fields import FieldError, KeptField, find_text, infer_kind, look_up
-from transforms.input.formats import Record, is_splittable, read_records, resolve_format
+from transforms.input.formats import read_records
+from transforms.input.forms import FormOptions, named_format
+from transforms.input.raw_records import Record
 from transforms.input.read import InputFile
+from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
 from transforms.output.commit import journal_directory
 from transforms.storage.files import is_local, open_raw
@@ -76,7 +79,7 @@ class Plan:
         """The plan in a few lines, for people."""
         config = self.config
         paths = [file.path for file in self.files]
-        kinds = sorted({resolve_format(path, config.format) for path in paths})
+        kinds = sorted({named_format(path, config.form.format) for path in paths})
         of_kinds = f", format {', '.join(kinds)}" if kinds else ""
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
@@ -115,17 +118,19 @@ class Plan:
         ]
 
 
-def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
+def make_plan(config: ScoreConfig, data_set: DataSet, scratch: str) -> Plan:
     """Check a configuration against the world.
 
     Args:
         config: the command line.
         data_set: what is in its output.
+        scratch: a private local directory, for what pipes give.
 
     Raises:
         InputError: for the first thing that is wrong, with its remedy.
     """
-    inputs = list_inputs(config.inputs, config.format)
+    inputs = list_inputs(config.inputs, config.form.format, output=config.output)
+    spool_pipes(inputs, scratch)
     files = tuple(inputs.files[path] for path in sorted(inputs.files))
     unreadable = _check_readable(inputs)
     if config.if_exists == "append" and data_set.identity is not None:
@@ -165,7 +170,7 @@ def check_model(config: ScoreConfig) -> ModelFacts:
     )
 
 
-def _sample(files: Sequence[InputFile], format: str | None) -> Iterator[Iterator[Record]]:
+def _sample(files: Sequence[InputFile], form: FormOptions) -> Iterator[Iterator[Record]]:
     """The first whole records of files: of the first that have some, and then of others all over the rest.
 
     What cannot be read has none; the run will say what, and where.
@@ -173,7 +178,7 @@ def _sample(files: Sequence[InputFile], format: str | None) -> Iterator[Iterator
     waiting = iter(files)
     sampled = 0
     for file in waiting:
-        records = _first_records(file, format, SAMPLED_RECORDS)
+        records = _first_records(file, form, SAMPLED_RECORDS)
         first = next(records, None)
         if first is not None:
             yield itertools.chain([first], records)
@@ -182,17 +187,19 @@ def _sample(files: Sequence[InputFile], format: str | None) -> Iterator[Iterator
             break
     rest = list(waiting)
     for file in rest[:: max(1, -(-len(rest) // MORE_FILES))]:
-        yield _first_records(file, format, MORE_RECORDS)
+        yield _first_records(file, form, MORE_RECORDS)
 
 
-def _first_records(file: InputFile, format: str | None, count: int) -> Iterator[Record]:
+def _first_records(file: InputFile, options: FormOptions, count: int) -> Iterator[Record]:
     path = file.path
-    kind = resolve_format(path, format)
     try:
-        with open_raw(path) as opened:
-            end = min(file.bytes_, 1 << 20) if is_splittable(path, kind) else None
-            records = read_records(opened, path, kind, 0, end)
-            yield from (record for record in itertools.islice(records, count) if isinstance(record, Record))
+        with open_raw(file.place) as opened:
+            for form in recognize(opened, path, options):
+                end = min(file.bytes_, 1 << 20) if form.is_splittable and form.kind != "parquet" else None
+                records = itertools.islice(read_records(opened, form, 0, end, path=path), count)
+                yield from (record for record in records if isinstance(record, Record))
+    except InputError as error:
+        raise InputError(f"input {path}: {error}") from None
     except (OSError, SourceError) as error:
         cause = error.__cause__ if isinstance(error, SourceError) else error
         # A store that is down is tried again for minutes: not for each of a thousand files.
@@ -208,17 +215,14 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig
         InputError: if a file's format is unknown, no record has a text, or a kept field is in none.
     """
     mapping = config.fields
-    kinds = {file.path: resolve_format(file.path, config.format) for file in files}
-    with_fields = [file for file in files if kinds[file.path] != "text"]
-    if files and not with_fields and (mapping.keep or mapping.timestamp):
-        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
     seen: dict[str, None] = {}
     values: dict[str, list[Any]] = {field.name: [] for field in mapping.keep}
     reason: FieldError | None = None
-    found = len(with_fields) < len(files)  # a line of text is one
-    for records in _sample(with_fields, config.format):
+    found = False
+    for records in _sample(files, config.form):
         for record in records:
             if not isinstance(record.value, dict):
+                found = True  # a line of text is one
                 continue
             seen.update(dict.fromkeys(record.value))
             for name in values:
@@ -230,9 +234,11 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig
                 reason = error
         if found and all(map(_has_a_value, values.values())):
             break
+    if found and not seen and (mapping.keep or mapping.timestamp):
+        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
     if not found and reason is None:
         return config  # nothing readable in the sample: the run will say what and where
-    is_all_seen = len(with_fields) <= SAMPLED_FILES + MORE_FILES
+    is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
     if not found and is_all_seen:
         raise InputError(f"no record has a text ({reason}); give --text_field one of: {', '.join(list(seen)[:20])}")
     kept = []

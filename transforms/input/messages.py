@@ -23,7 +23,8 @@ from transforms.input.fields import (
     position_id,
     to_microseconds,
 )
-from transforms.input.formats import MAX_RECORD_BYTES, RAW_KEPT, Damage, parse_line
+from transforms.input.lines import parse_line
+from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT, Damage
 from transforms.records import DeadLetter, Message, Outcome, Tweet
 
 FUTURE_SECONDS = 86_400.0

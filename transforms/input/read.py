@@ -6,7 +6,7 @@ import errno
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
 
@@ -23,17 +23,11 @@ from transforms.input.fields import (
     partition_directory,
     position_id,
 )
-from transforms.input.formats import (
-    RAW_KEPT,
-    Damage,
-    Record,
-    absolute,
-    guess_format,
-    is_splittable,
-    parquet_rows,
-    read_records,
-    resolve_format,
-)
+from transforms.input.formats import absolute, read_records
+from transforms.input.forms import Form, FormOptions, tells_format
+from transforms.input.parquet import parquet_rows
+from transforms.input.raw_records import RAW_KEPT, Damage, Record
+from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.storage import files as storage
@@ -62,19 +56,24 @@ class InputFile(NamedTuple):
     """Seconds since 1970 of its last change, where the filesystem knows."""
     version: str | None = None
     """As of `listing.FileFacts`: what is read must be of it."""
+    spooled: str | None = None
+    """The local file that holds what a pipe gave."""
+
+    @property
+    def place(self) -> str:
+        """Where its content is."""
+        return self.spooled or self.path
 
 
 class Split(NamedTuple):
     """A part of a file that one worker reads: bytes [start, end) of text, rows [start, end) of Parquet."""
 
-    path: str
-    kind: str
+    file: InputFile
+    form: Form
     start: int
     end: int | None
     bytes_: int
-    """Size of the part in the file, for progress; an estimate where parts are rows."""
-    modified: float | None = None
-    version: str | None = None
+    """Size of the part in the file, for progress; an estimate where parts are rows or members."""
 
 
 class Listed(NamedTuple):
@@ -104,7 +103,7 @@ def list_files(pattern: str) -> Listed:
     except OSError as error:
         raise InputError(f"input {pattern}: cannot be listed ({error}); check the address") from None
     # A directory is no file; one that is called like a file was taken for one by whoever gave the pattern.
-    directories = [InputFile(path, 0) for path in found.directories if guess_format(path)[0]]
+    directories = [InputFile(path, 0) for path in found.directories if tells_format(path)]
     return Listed(
         sorted([*map(_input_file, found.files), *directories], key=lambda file: file.path),
         not listing.is_glob(pattern),
@@ -146,28 +145,34 @@ def match_files(patterns: Sequence[str]) -> list[InputFile]:
     return [found[path] for path in sorted(found)]
 
 
-def split_file(file: InputFile, kind: str) -> Iterator[Split]:
-    """Cut a file into parts that can be read in parallel.
+def split_file(file: InputFile, options: FormOptions = FormOptions()) -> Iterator[Split]:  # noqa: B008
+    """Recognize a file, and cut it into parts that can be read in parallel.
 
     Raises:
-        InputError: if a Parquet file's footer is damaged.
+        InputError: if it is in no form that can be read, or a Parquet file's footer is damaged.
         OSError, SourceError: if the file cannot be opened, or reading it fails.
         ChangedError: if it is not what was listed.
     """
-    path, size, modified, version = file
-    if kind == "parquet":
-        with storage.open_listed(path, version) as opened:
-            rows, largest_group = parquet_rows(opened)
+    with storage.open_listed(file.place, file.version) as opened:
+        forms = recognize(opened, file.path, options)
+        share, rest = divmod(file.bytes_, max(1, len(forms)))
+        for number, form in enumerate(forms):
+            yield from _split_form(file, form, opened, share + (rest if number == 0 else 0))
+
+
+def _split_form(file: InputFile, form: Form, opened: BinaryIO, size: int) -> Iterator[Split]:
+    if not form.is_splittable:
+        yield Split(file, form, 0, None, size)
+    elif form.kind == "parquet":
+        rows, largest_group = parquet_rows(opened)
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
             end = min(start + step, rows)
-            yield Split(path, kind, start, end, size * (end - start) // rows, modified, version)
-    elif is_splittable(path, kind):
+            yield Split(file, form, start, end, size * (end - start) // rows)
+    else:
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield Split(path, kind, start, end, end - start, modified, version)
-    else:
-        yield Split(path, kind, 0, None, size, modified, version)
+            yield Split(file, form, start, end, end - start)
 
 
 class ReadTweets(beam.PTransform):
@@ -180,21 +185,21 @@ class ReadTweets(beam.PTransform):
     def __init__(
         self,
         inputs: Sequence[str | InputFile],
-        format: str | None = None,
+        form: FormOptions = FormOptions(),  # noqa: B008
         fields: FieldMapping = FieldMapping(),  # noqa: B008
         progress: str | None = None,
         strict: bool = False,
     ) -> None:
         """Args:
         inputs: paths, globs or URIs that Beam's filesystems know, or files that have been listed already.
-        format: one of `formats.FORMATS`; None to go by each file's name.
+        form: what is said of the files' form, which else each file shows.
         fields: where records have their text, id and so on; unused in format text.
         progress: directory of `metrics.Progress`, in local runs.
         strict: whether a file that is gone or forbidden is an `UnreadableInput`, instead of one dead letter. One that
             the system fails to read always is.
         """
         super().__init__()
-        self._inputs, self._format, self._fields = list(inputs), format, fields
+        self._inputs, self._form, self._fields = list(inputs), form, fields
         self._progress, self._strict = progress, strict
 
     def expand(self, pbegin: beam.Pipeline) -> Outcome:
@@ -205,7 +210,7 @@ class ReadTweets(beam.PTransform):
             | "MatchFiles" >> beam.FlatMap(_match)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(_SplitFiles(self._format, self._strict))
+            >> beam.ParDo(_SplitFiles(self._form, self._strict))
             .with_output_types(Any, dead=DeadLetter)
             .with_outputs(DEAD, main="parts")
         )
@@ -270,16 +275,12 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
 
 
 class _SplitFiles(beam.DoFn):
-    def __init__(self, format: str | None, strict: bool) -> None:
-        self._format, self._strict = format, strict
+    def __init__(self, form: FormOptions, strict: bool) -> None:
+        self._form, self._strict = form, strict
 
     def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
         try:
-            kind = resolve_format(file.path, self._format)
-            if storage.is_local(file.path):
-                # So that one that cannot be opened is so once, and not in each of its parts, of which it may have none.
-                storage.open_listed(file.path, file.version).close()
-            yield from split_file(file, kind)
+            yield from split_file(file, self._form)
         except (InputError, OSError, SourceError) as error:
             if not isinstance(error, InputError):
                 raise_unless_gone(file.path, error, self._strict)
@@ -297,11 +298,11 @@ class _ReadParts(beam.DoFn):
         self._progress = metrics.Progress(self._progress_directory)
 
     def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
-        read = metrics.counter(metrics.READ)
+        read, path = metrics.counter(metrics.READ), part.file.path
         try:
-            with storage.open_listed(part.path, part.version) as file:
-                records = read_records(file, part.path, part.kind, part.start, part.end, self._fields.columns)
-                for number, tweet in enumerate(to_tweets(records, part.path, self._fields, part.modified), 1):
+            with storage.open_listed(part.file.place, part.file.version) as file:
+                records = read_records(file, part.form, part.start, part.end, self._fields.columns, path)
+                for number, tweet in enumerate(to_tweets(records, path, self._fields, part.file.modified), 1):
                     read.inc()
                     if number % BEAT_RECORDS == 0:
                         self._progress.add()
@@ -309,13 +310,13 @@ class _ReadParts(beam.DoFn):
                         yield beam.pvalue.TaggedOutput(DEAD, tweet)
                     else:
                         yield tweet
-                storage.check_unchanged(file, part.path, part.version)
+                storage.check_unchanged(file, part.file.place, part.file.version)
         except (OSError, SourceError) as error:
-            raise_unless_gone(part.path, error, self._strict)
+            raise_unless_gone(path, error, self._strict)
             # The file was there when it was split and is not now, or access to it was lost.
             read.inc()
             yield beam.pvalue.TaggedOutput(
-                DEAD, DeadLetter(name_as_text(part.path), str(part.start), f"cannot be opened: {error}", b"")
+                DEAD, DeadLetter(name_as_text(path), str(part.start), f"cannot be opened: {error}", b"")
             )
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)
