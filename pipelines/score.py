@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
         open_command(config, rest) as command,
         open_run(command, DataSet(config.output)) as context,
     ):
-        plan = make_plan(config, context.data_set)
+        plan = make_plan(config, context.data_set, context.scratch)
         context.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **context.figures)
         if config.dry_run:

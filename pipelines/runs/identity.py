@@ -16,7 +16,7 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
     score = config.score
     return {
         "inputs": sorted(map(_address, config.inputs)),
-        "format": config.format,
+        **config.form.identity,
         "text_field": _fields(config.fields.text, PLAIN.text),
         "id_field": _fields(config.fields.id, PLAIN.id),
         "timestamp_field": config.fields.timestamp,
@@ -44,7 +44,7 @@ def _address(text: str) -> str:
     """
     scheme, is_uri, place = text.partition("://")
     if not is_uri:
-        return text
+        return f"{text[:-3]}/*" if text.endswith("/**") else text  # a directory, as it was before others were in it
     place, mark, query = place.partition("?")
     user, at, path = place.rpartition("@")
     hidden = f"{scheme}://{HIDDEN}@"

@@ -27,10 +27,10 @@ from transforms.input.fields import (
     to_id,
     to_microseconds,
 )
-from transforms.input.formats import RAW_KEPT, Record
 from transforms.input.html_text import has_html, html_to_text
 from transforms.input.layouts import AUTO, PLAIN, Layout
 from transforms.input.paths import getter, holds, top
+from transforms.input.raw_records import RAW_KEPT, Record
 from transforms.records import DeadLetter, Tweet
 
 Fields = dict[str, Any]

@@ -12,10 +12,10 @@ import pytest
 from torchmoji_core.errors import InputError
 from transforms.input import layouts
 from transforms.input.fields import FieldMapping
-from transforms.input.formats import Record
 from transforms.input.html_text import has_html, html_to_text
 from transforms.input.layouts import LAYOUTS, PLAIN, recognize
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import Record
 from transforms.records import DeadLetter, Tweet
 
 ROOT = Path(__file__).parents[3]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from torchmoji_core.errors import InputError
 from transforms.input.fields import FieldMapping
-from transforms.input.formats import Record
 from transforms.input.layouts import LAYOUTS, recognize
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import Record
 from transforms.records import DeadLetter, Tweet
 
 _NAMES = sorted({part for layout in LAYOUTS for name in layout.top_names for part in name.split(".")} - {""})
