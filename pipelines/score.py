@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     from pipelines.runs.plan import make_plan
 
     with open_context(config, rest) as context, locked(context):
-        plan = make_plan(config, context.data_set)
+        plan = make_plan(config, context.data_set, context.scratch)
         context.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **context.figures)
         if config.dry_run:

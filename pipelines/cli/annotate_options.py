@@ -11,6 +11,7 @@ from pipelines.cli.parsing import OneLineParser, add_options, as_time, seconds, 
 from torchmoji_core.errors import InputError
 from torchmoji_core.options import option
 from transforms.input.fields import DATE
+from transforms.input.formats import STANDARD_INPUT
 
 COMMIT_SECONDS = 30.0
 """A run of the pipeline costs half a second before it scores anything, and what dies loses half of this on average."""
@@ -85,6 +86,11 @@ def parse(arguments: list[str]) -> tuple[AnnotateConfig, list[str]]:
         if not getattr(options, name):
             raise InputError(f"--{name} is missing; --help lists all options")
     config = score_config(options)
+    if STANDARD_INPUT in config.inputs:
+        raise InputError(
+            "--input -: what is new is told from files, which standard input is not; give it to pipelines.score, or "
+            "write it to a file"
+        )
     # Which rows are from which file is needed to replace a changed file's.
     score = dataclasses.replace(config.score, outputs=(*config.score.outputs, "source"))
     if options.settle is None:

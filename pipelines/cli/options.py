@@ -22,7 +22,8 @@ from torchmoji_core.locations import plain
 from torchmoji_core.options import option
 from transforms.columns import FINGERPRINT_COLUMN
 from transforms.input.fields import KEPT_TYPES, FieldMapping, KeptField
-from transforms.input.formats import FORMATS, absolute
+from transforms.input.formats import absolute
+from transforms.input.forms import FormOptions
 from transforms.options import ROWS_PER_FILE, ScoreOptions
 
 SAMPLE = Path(__file__).parents[1] / "sample" / "posts.jsonl"
@@ -58,15 +59,12 @@ def _processes(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions:
-    """What is read, beside the `FieldMapping`."""
+    """What is read, beside the `FormOptions` and the `FieldMapping`."""
 
     inputs: tuple[str, ...] = option(
-        None, "files, directories, globs or URIs, several if wanted", name="input", nargs="+", action=_Extend,
-        metavar="GLOB",
+        None, "files, directories, globs or URIs, several if wanted; - for standard input", name="input",
+        nargs="+", action=_Extend, metavar="GLOB",
     )  # fmt: skip
-    format: str | None = option(
-        None, "format of all inputs (default: by their names, less .gz, .bz2, .zst)", choices=FORMATS
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +125,7 @@ class RunOptions:
 class ScoreConfig(InputOptions, OutputOptions, RunOptions):
     """A validated command line."""
 
+    form: FormOptions
     fields: FieldMapping
     keep_without_type: tuple[str, ...]
     """Kept fields whose type is to be told from the data."""
@@ -166,6 +165,7 @@ def add_shared_options(result: argparse.ArgumentParser, without: Collection[str]
     """
     group = result.add_argument_group("input")
     add_options(group, InputOptions, **defaults)
+    add_options(group, FormOptions)
     add_options(group, FieldMapping, without, **defaults)
     group.add_argument(
         "--keep_fields", default="", metavar="FIELDS",
@@ -242,6 +242,7 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
         ScoreConfig,
         options,
         inputs=tuple(absolute(pattern) for pattern in options.input),
+        form=take_options(FormOptions, options),
         fields=fields,
         keep_without_type=tuple(field.name for field, is_typed in kept if not is_typed),
         score=score,

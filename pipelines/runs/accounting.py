@@ -18,7 +18,7 @@ from torchmoji_core import __version__
 from torchmoji_core.errors import RunError
 from torchmoji_core.files import name_as_text
 from transforms import metrics
-from transforms.input.formats import resolve_format
+from transforms.input.forms import named_format
 from transforms.output.commit import DEAD_LETTERS, WrittenFile
 
 
@@ -62,7 +62,7 @@ def describe_commit(
                 file.path,
                 file.bytes_,
                 file.modified,
-                resolve_format(file.path, plan.config.format),
+                named_format(file.path, plan.config.form.format),
                 rows[name_as_text(file.path)] if tells_source else None,
                 dead_letters[name_as_text(file.path)],
             )

@@ -48,7 +48,9 @@ def list_all(config: AnnotateConfig, data_set: DataSet) -> Inputs:
         InputError: as `list_inputs`.
     """
     live, retires = data_set.live.inputs.keys(), config.on_vanished == "retire"
-    return list_inputs(config.score.inputs, config.score.format, live, retires, config.every is not None)
+    return list_inputs(
+        config.score.inputs, config.score.form.format, live, retires, config.every is not None, config.score.output
+    )
 
 
 def prepare(
@@ -246,7 +248,7 @@ class Annotation:
                     raise
                 self.unreadable[file.path] = str(error)
                 return True
-            return now is None or (now.size_in_bytes, now.last_updated_in_seconds or None, now.version) != file[1:]
+            return now is None or (now.size_in_bytes, now.last_updated_in_seconds or None, now.version) != file[1:4]
 
         with ThreadPoolExecutor(_CHECKERS) as threads:
             return {file.path for file, changed in zip(group, threads.map(is_changed, group), strict=True) if changed}

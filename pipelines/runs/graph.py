@@ -44,7 +44,7 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     config, stream = plan.config, plan.config.stream
     for_streams: dict[str, Any] = {}
     if stream is None:
-        read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.format, config.fields, progress, plan.strict)
+        read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.form, config.fields, progress, plan.strict)
     else:
         read = read_messages(pipeline, config, stream)
         for_streams = {

@@ -17,24 +17,22 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
     of_stream = {"stream": {"window": stream.window}} if stream is not None else {}
     layout = {"layout": config.fields.layout, "html": config.fields.html}
     of_layout = {name: value for name, value in layout.items() if value != AUTO}
-    return (
-        {
-            "inputs": sorted(map(_address, config.inputs)),
-            "format": config.format,
-            "text_field": _fields(config.fields.text, PLAIN.text),
-            "id_field": _fields(config.fields.id, PLAIN.id),
-            "timestamp_field": config.fields.timestamp,
-            "keep_fields": [f"{kept.option}:{kept.kind}" for kept in config.fields.keep],
-            "partition_by": list(config.fields.partition_by),
-            "model": None if score.model is None else _address(score.model),
-            "precision": score.precision,
-            "outputs": sorted(score.outputs),
-            "top_k": score.top_k,
-            "embedding_type": score.embedding_type,
-        }
-        | of_stream
-        | of_layout
-    )
+    return {
+        "inputs": sorted(map(_address, config.inputs)),
+        **config.form.identity,
+        "text_field": _fields(config.fields.text, PLAIN.text),
+        "id_field": _fields(config.fields.id, PLAIN.id),
+        "timestamp_field": config.fields.timestamp,
+        "keep_fields": [f"{kept.option}:{kept.kind}" for kept in config.fields.keep],
+        "partition_by": list(config.fields.partition_by),
+        "model": None if score.model is None else _address(score.model),
+        "precision": score.precision,
+        "outputs": sorted(score.outputs),
+        "top_k": score.top_k,
+        "embedding_type": score.embedding_type,
+        **of_stream,
+        **of_layout,
+    }
 
 
 def _fields(paths: Sequence[str], by_default: Sequence[str]) -> list[str]:
@@ -49,7 +47,7 @@ def _address(text: str) -> str:
     """
     scheme, is_uri, place = text.partition("://")
     if not is_uri:
-        return text
+        return f"{text[:-3]}/*" if text.endswith("/**") else text  # a directory, as it was before others were in it
     place, mark, query = place.partition("?")
     user, at, path = place.rpartition("@")
     hidden = f"{scheme}://{HIDDEN}@"

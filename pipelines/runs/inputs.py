@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import glob
+import os
+import shutil
+import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torchmoji_core.errors import ChangedError, InputError, raise_shortage
-from transforms.input.formats import guess_format
+from transforms.input.formats import STANDARD_INPUT
+from transforms.input.forms import FORMATS, tells_format
 from transforms.input.read import InputFile, list_files
 from transforms.storage import files as storage
-from transforms.storage.listing import Glob, has_directory, is_glob, translate, why_not_gone
+from transforms.storage.listing import Glob, facts, has_directory, is_glob, translate, why_not_gone
 
 MAX_NAMED = 5
 """Files that a message names of many."""
@@ -47,6 +52,7 @@ def list_inputs(
     live: Collection[str] = (),
     to_be_retired: bool = False,
     may_come: bool = False,
+    output: str = "",
 ) -> Inputs:
     """List what the patterns of a command match.
 
@@ -56,6 +62,7 @@ def list_inputs(
         live: paths of the inputs that a data set has already.
         to_be_retired: whether to find out which of those that are not listed are `not_gone`, for one look at each.
         may_come: whether a glob in a directory that is there may match nothing yet.
+        output: directory whose files are passed over, since the command writes there.
 
     Raises:
         InputError: if a pattern matches nothing, and never did, or its filesystem cannot be reached.
@@ -63,8 +70,12 @@ def list_inputs(
     found = Inputs()
     vanished: dict[str, None] = {}
     for pattern in patterns:
+        if pattern == STANDARD_INPUT:
+            found.files[pattern] = InputFile(pattern, 0)
+            found.named.add(pattern)
+            continue
         if pattern.endswith("/"):
-            pattern += "*"  # of an object store: where there are directories, they have become globs
+            pattern += "**"  # of an object store: where there are directories, they have become globs
         matches = translate(pattern).fullmatch
         ours = {path for path in live if matches(path)}
         if pattern in live and not ours - {pattern}:
@@ -73,7 +84,8 @@ def list_inputs(
         listed = list_files(pattern)
         files, passed_over = {}, listed.links
         for file in listed.files:
-            if listed.is_named or file.path in live or _is_meant(file.path, pattern, format):
+            is_ours = bool(output) and file.path.startswith(f"{output}/")
+            if listed.is_named or file.path in live or (not is_ours and _is_meant(file.path, pattern, format)):
                 files[file.path] = file
             else:
                 passed_over.append(file.path)
@@ -82,7 +94,7 @@ def list_inputs(
         found.files |= files
         found.named |= files.keys() if listed.is_named else set()
         found.passed_over += passed_over
-        found.unlisted |= listed.unlisted
+        found.unlisted |= {path: why for path, why in listed.unlisted.items() if not _is_hidden(path, pattern)}
         vanished |= dict.fromkeys(ours - files.keys())
         if not files and is_glob(pattern):
             reason = f"nothing that {pattern} matches is there; is its filesystem?"
@@ -107,21 +119,74 @@ def _is_awaited(pattern: str) -> bool:
 def _is_meant(path: str, pattern: str, format: str | None) -> bool:
     """Whether a file is one of those that a directory or a glob is given for: its format is told, or given.
 
-    Names that begin with a dot or an underscore are those of desktops, of what is being written and of what others have
-    put beside it; they are meant by a glob that begins so itself, if they tell their format.
+    Names that begin with a dot or an underscore, of files or of directories below, are those of desktops, of what is
+    being written and of what others have put beside it; they are meant by a glob that spells that beginning out.
     """
-    first, asked = (name.rpartition("/")[2][:1] for name in (path, pattern))
-    is_hidden = first in (".", "_")
-    if guess_format(path)[0] is not None:
-        return not is_hidden or first == asked
-    return format is not None and not is_hidden
+    return not _is_hidden(path, pattern) and (tells_format(path) or format is not None)
+
+
+def _is_hidden(path: str, pattern: str) -> bool:
+    asked = pattern.split("/")
+    return any(
+        name[:1] in (".", "_") and (index >= len(asked) or asked[index][:1] != name[:1])
+        for index, name in enumerate(path.split("/"))
+    )
+
+
+def spool_pipes(inputs: Inputs, scratch: str) -> None:
+    """Read what can be read once alone, standard input and pipes that were given by name, to files of our own.
+
+    Args:
+        inputs: whose files become those.
+        scratch: a private local directory, which is removed at the end.
+
+    Raises:
+        InputError: if there is no such input.
+    """
+    for number, path in enumerate(sorted(inputs.named)):
+        if path != STANDARD_INPUT and not _is_pipe(path):
+            continue
+        spooled = Path(scratch, f"input-{number}")
+        try:
+            source = _standard_input() if path == STANDARD_INPUT else os.open(path, os.O_RDONLY | os.O_NOCTTY)
+            with open(source, "rb") as pipe, spooled.open("wb") as file:  # noqa: PTH123 - a descriptor
+                shutil.copyfileobj(pipe, file, 1 << 20)
+        except OSError as error:
+            raise_shortage(error)
+            raise InputError(f"input {path}: cannot be read ({error})") from None
+        status = spooled.stat()
+        known = facts(str(spooled), status)
+        inputs.files[path] = InputFile(path, known.size_in_bytes, status.st_mtime, known.version, str(spooled))
+
+
+def _is_pipe(path: str) -> bool:
+    try:
+        return storage.is_local(path) and stat.S_ISFIFO(os.stat(path).st_mode)  # noqa: PTH116
+    except OSError:
+        return False
+
+
+def _standard_input() -> int:
+    """Standard input as a descriptor of its own.
+
+    Raises:
+        InputError: if nothing can be read from it.
+    """
+    try:
+        descriptor = os.dup(0)
+    except OSError:
+        raise InputError("input -: standard input is closed") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) and not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError("input -: standard input is neither a pipe nor a file; pipe something into the command")
+    return descriptor
 
 
 def _nothing(passed_over: Sequence[str]) -> str:
     if passed_over:
         return (
-            f"all names begin with . or _, or tell no format ({named(passed_over)}); give --format for all files, or "
-            "one file's own name"
+            f"all names begin with . or _, or tell no format ({named(passed_over)}); give one file's own name, or for "
+            f"all files --format {{{','.join(FORMATS)}}}"
         )
     return "no file matches; check the path, and quote globs in the shell"
 
@@ -150,14 +215,14 @@ def try_to_open(files: Iterable[InputFile]) -> Opened:
 
     def open_it(file: InputFile) -> OSError | ChangedError | None:
         try:
-            storage.open_listed(file.path, file.version).close()
+            storage.open_listed(file.place, file.version).close()
         except (OSError, ChangedError) as error:
             raise_shortage(error)  # that of the machine is not the file's
             return error
         return None
 
     opened = Opened()
-    local = [file for file in files if storage.is_local(file.path)]
+    local = [file for file in files if storage.is_local(file.place)]
     with ThreadPoolExecutor(_OPENERS) as threads:
         for file, error in zip(local, threads.map(open_it, local), strict=True):
             # What had no version was no regular file when it was listed: a link that leads nowhere, for instance.

@@ -14,11 +14,13 @@ from pipelines.cli.options import ScoreConfig
 from torchmoji_core.errors import InputError, shortage_of
 from transforms.input import layouts
 from transforms.input.fields import FieldError, FieldMapping, KeptField, infer_kind
-from transforms.input.formats import Record, is_splittable, read_records, resolve_format
+from transforms.input.forms import Form
 from transforms.input.layouts import AUTO, PLAIN
 from transforms.input.paths import getter
 from transforms.input.posts import PostReader, value_of
-from transforms.input.read import InputFile
+from transforms.input.raw_records import Record
+from transforms.input.read import InputFile, first_records, recognize_layout
+from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
 from transforms.storage.files import is_local, open_raw
 
@@ -59,7 +61,8 @@ class Group:
         """
         parts = [f"{what} from {', '.join(counts)}" for what, counts in self.paths.items() if counts]
         parts += [f"{what} in {path}" for what, path in self.others.items()]
-        yield f"layout      {self.layout}, {self.form}: {'; '.join(parts) or 'lines of text'}"
+        nothing = "no text so far" if self.posts or not self.samples else "lines of text"
+        yield f"layout      {self.layout}, {self.form}: {'; '.join(parts) or nothing}"
         if self.posts and not self.with_id:
             other = f"; --id_field {self.id_names[0]} takes that one" if self.id_names else ""
             yield f"    no record has an id: ids are hashes of file and position{other}"
@@ -89,7 +92,8 @@ def inspect(config: ScoreConfig, files: Sequence[InputFile]) -> tuple[Group, ...
     """Describe the inputs by the first of them."""
     seen = _Seen()
     for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
-        _look_at(file, config, MORE_RECORDS, seen)
+        with contextlib.suppress(InputError):  # the run will say it
+            _look_at(file, config, MORE_RECORDS, seen)
     return tuple(seen.groups.values())
 
 
@@ -100,23 +104,19 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig
         InputError: if a file's format is unknown, no record has a text, or a field that was asked for is in none.
     """
     mapping = config.fields
-    kinds = {file.path: resolve_format(file.path, config.format) for file in files}
-    with_fields = [file for file in files if kinds[file.path] != "text"]
-    if files and not with_fields and (mapping.keep or mapping.timestamp):
-        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
     seen = _Seen(values={kept.name: [] for kept in mapping.keep})
     sought = {"text"}
     sought |= {"id"} if mapping.id not in ((AUTO,), ()) else set()
     sought |= {"time"} if mapping.timestamp else set()
-    if len(with_fields) < len(files):
-        seen.found.add("text")  # a line of text is one
-    for file, count in _to_look_at(with_fields, seen):
+    for file, count in _to_look_at(files, seen):
         _look_at(file, config, count, seen)
         if sought <= seen.found and all(map(_has_a_value, seen.values.values())):
             break
+    if seen.found and not seen.names and (mapping.keep or mapping.timestamp):
+        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
     if not seen.names and seen.reason is None:
         return config  # nothing readable in the sample: the run will say what and where
-    is_all_seen = len(with_fields) <= SAMPLED_FILES + MORE_FILES
+    is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
     if is_all_seen:
         _check_found(seen, sought, mapping)
     kept = []
@@ -177,26 +177,36 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> N
     """Look at the first records of a file.
 
     Raises:
-        InputError: if several of its fields could be the text, or a store is down.
+        InputError: if it is in no form that can be read, several of its fields could be the text, or a store is down.
     """
-    mapping = config.fields
-    kind = resolve_format(file.path, config.format)
-    records = _first_records(file, kind, max(count, layouts.RECOGNIZED_FROM))
-    first = list(itertools.islice(records, layouts.RECOGNIZED_FROM))
+    path = file.path
     try:
-        layout = layouts.recognize(record.value for record in first) if mapping.layout == AUTO else None
+        with open_raw(file.place) as opened:
+            for form in recognize(opened, path, config.form):
+                _look_at_records(first_records(file, opened, form), form, config, count, seen)
     except InputError as error:
-        if mapping.text == (AUTO,):
-            raise InputError(f"input {file.path}: {error}") from None
-        layout = None
-    reader = PostReader(mapping, layout or PLAIN)
-    group = seen.groups.setdefault((kind, reader.layout.name), Group(kind, reader.layout.name))
+        raise InputError(f"input {path}: {error}") from None
+    except (OSError, SourceError) as error:
+        cause = error.__cause__ if isinstance(error, SourceError) else error
+        # A store that is down is tried again for minutes: not for each of a thousand files.
+        is_of_file = is_local(path) or isinstance(cause, FileNotFoundError | PermissionError)
+        if not is_of_file or shortage_of(error) is not None:
+            raise InputError(f"input {path}: cannot be read ({error})") from None
+
+
+def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig, count: int, seen: _Seen) -> None:
+    first = list(itertools.islice(records, layouts.RECOGNIZED_FROM))
+    reader = PostReader(config.fields, recognize_layout(first, config.fields) or PLAIN)
+    key = (form.describe(), reader.layout.name)
+    group = seen.groups.setdefault(key, Group(*key))
     group.files += 1
     for record in itertools.chain(first, itertools.islice(records, max(0, count - len(first)))):
         seen.records += 1
         if isinstance(record.value, dict):
             _look_at_record(record.value, reader, group, seen)
-        elif len(group.samples) < SAMPLES:
+            continue
+        seen.found.add("text")  # a line is one
+        if len(group.samples) < SAMPLES:
             group.samples.append((f"line at byte {record.position}", record.value))
 
 
@@ -259,19 +269,3 @@ def _strings(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -
 
 def _has_a_value(values: Iterable[Any]) -> bool:
     return any(value is not None for value in values)
-
-
-def _first_records(file: InputFile, kind: str, count: int) -> Iterator[Record]:
-    """The first whole records of a file."""
-    path = file.path
-    try:
-        with open_raw(path) as opened:
-            end = min(file.bytes_, 1 << 20) if is_splittable(path, kind) else None
-            records = read_records(opened, path, kind, 0, end)
-            yield from (record for record in itertools.islice(records, count) if isinstance(record, Record))
-    except (OSError, SourceError) as error:
-        cause = error.__cause__ if isinstance(error, SourceError) else error
-        # A store that is down is tried again for minutes: not for each of a thousand files.
-        is_of_file = is_local(path) or isinstance(cause, FileNotFoundError | PermissionError)
-        if not is_of_file or shortage_of(error) is not None:
-            raise InputError(f"input {path}: cannot be read ({error})") from None

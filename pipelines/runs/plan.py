@@ -13,11 +13,11 @@ from pipelines.data_set import pending
 from pipelines.data_set.manifest import new_run_id
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import check_goes_on, differences, identity, listed, other_options
-from pipelines.runs.inputs import Inputs, list_inputs, named, try_to_open
+from pipelines.runs.inputs import Inputs, list_inputs, named, spool_pipes, try_to_open
 from pipelines.runs.inspection import Group, check_fields, inspect
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
-from transforms.input.formats import resolve_format
+from transforms.input.forms import named_format
 from transforms.input.read import InputFile
 from transforms.output.commit import journal_directory
 
@@ -71,7 +71,7 @@ class Plan:
         """The plan in a few lines, for people."""
         config = self.config
         paths = [file.path for file in self.files]
-        kinds = sorted({resolve_format(path, config.format) for path in paths})
+        kinds = sorted({named_format(path, config.form.format) for path in paths})
         of_kinds = f", format {', '.join(kinds)}" if kinds else ""
         shown = [f"    {path}" for path in paths[:10]]
         shown += [f"    and {len(paths) - 10} more"] if len(paths) > 10 else []
@@ -111,17 +111,19 @@ class Plan:
         ]
 
 
-def make_plan(config: ScoreConfig, data_set: DataSet) -> Plan:
+def make_plan(config: ScoreConfig, data_set: DataSet, scratch: str) -> Plan:
     """Check a configuration against the world.
 
     Args:
         config: the command line.
         data_set: what is in its output.
+        scratch: a private local directory, for what pipes give.
 
     Raises:
         InputError: for the first thing that is wrong, with its remedy.
     """
-    inputs = list_inputs(config.inputs, config.format)
+    inputs = list_inputs(config.inputs, config.form.format, output=config.output)
+    spool_pipes(inputs, scratch)
     files = tuple(inputs.files[path] for path in sorted(inputs.files))
     unreadable = _check_readable(inputs)
     if config.if_exists == "append" and data_set.identity is not None:

@@ -6,6 +6,7 @@ The caller lowers the bounds of the readers (`BOUNDS`), so that small inputs rea
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -17,23 +18,29 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
+from pyarrow import ipc
 
 from tests.reference.tokenizer_oracle import oracle_tokens
 from torchmoji_core.errors import InputError
 from torchmoji_core.token_rules import chunk_tokens
 from torchmoji_core.tokenizer import Tokenizer, chunks
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
-from transforms.input import compression, formats
+from transforms.input import compression, raw_records
+from transforms.input.delimited import Dialect
 from transforms.input.fields import FieldMapping, KeptField
-from transforms.input.formats import FORMATS, Damage, Record, parquet_rows, read_records
+from transforms.input.formats import read_records
+from transforms.input.forms import FORMATS, Form
+from transforms.input.parquet import parquet_rows
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import Damage, Record
 from transforms.input.read import to_tweets
+from transforms.input.recognition import recognize
 from transforms.records import DeadLetter, Tweet
 
 _RECORD_BYTES, _RAW_KEPT = 4096, 1024
 BOUNDS = (
-    (formats, "MAX_RECORD_BYTES", _RECORD_BYTES),
-    (formats, "RAW_KEPT", _RAW_KEPT),
+    (raw_records, "MAX_RECORD_BYTES", _RECORD_BYTES),
+    (raw_records, "RAW_KEPT", _RAW_KEPT),
     (compression, "MAX_EXPANDED_BYTES", 1 << 20),
 )
 MAX_RECORDS = 50_000
@@ -65,28 +72,33 @@ def records(data: bytes) -> None:
     if len(data) < 2:
         return
     kind = FORMATS[data[0] % len(FORMATS)]
-    suffix, compress = _COMPRESSIONS[data[1] % len(_COMPRESSIONS)] if kind != "parquet" else _COMPRESSIONS[0]
+    suffix, compress = (
+        _COMPRESSIONS[data[1] % len(_COMPRESSIONS)] if kind not in ("parquet", "arrow") else _COMPRESSIONS[0]
+    )
     payload = data[2:]
     content = compress(payload) if data[1] & 128 else payload
     plain = None if suffix and not data[1] & 128 else payload
-    path = f"x.{kind}{suffix}"
-    found = list(islice(read_records(io.BytesIO(content), path, kind), MAX_RECORDS))
+    form = Form(kind, (suffix[1:],) if suffix else (), dialect=Dialect("\t" if kind == "tsv" else ","))
+    found = list(islice(read_records(io.BytesIO(content), form), MAX_RECORDS))
+    with contextlib.suppress(InputError):
+        for seen in recognize(io.BytesIO(content), f"x.{kind}{suffix}"):
+            list(islice(read_records(io.BytesIO(content), seen), MAX_RECORDS))
     for before, after in pairwise(found):
         assert before.position < after.position, (before, after)
     for record in found:
         assert len(record.raw) <= (_RAW_KEPT if isinstance(record, Damage) else _RECORD_BYTES + 1)
         assert isinstance(record, Record) or "\n" not in record.reason
-        if plain is not None and kind != "parquet":
+        if plain is not None and kind not in ("parquet", "arrow"):
             assert plain[record.position :].startswith(record.raw)
     if kind in ("text", "jsonl") and not suffix:
         middle = len(content) // 2
         parts = [(0, middle), (middle, len(content))] if middle else [(0, None)]
-        in_parts = [record for part in parts for record in read_records(io.BytesIO(content), path, kind, *part)]
+        in_parts = [record for part in parts for record in read_records(io.BytesIO(content), form, *part)]
         assert in_parts == found or len(found) == MAX_RECORDS
     if kind == "parquet":
         _parquet_rows_are_all_told(content, found)
     reader = PostReader(_mapping("json"))
-    assert len(list(to_tweets(iter(found), path, reader))) == reader.counts["read"] >= len(found)
+    assert len(list(to_tweets(iter(found), "x", reader))) == reader.counts["read"] >= len(found)
 
 
 def _parquet_rows_are_all_told(content: bytes, found: list[Record | Damage]) -> None:
@@ -202,6 +214,17 @@ def _parquet(**options: Any) -> bytes:
     return file.getvalue()
 
 
+def _arrow(make: Callable[..., Any], compression: str | None) -> bytes:
+    file = io.BytesIO()
+    table = pa.Table.from_pylist(_ROWS * 3)
+    table = table.append_column(
+        "lang", pa.array(["en", "es"] * (len(table) // 2) + ["en"] * (len(table) % 2)).dictionary_encode()
+    )
+    with make(file, table.schema, options=ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return file.getvalue()
+
+
 def _record_seeds() -> list[bytes]:
     jsonl = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _ROWS).encode()
     content = {
@@ -209,6 +232,7 @@ def _record_seeds() -> list[bytes]:
         "jsonl": jsonl + b'\n[]\n{"text": NaN, "text": "twice"}\n{"text": "\\ud800\\u0000"}',
         "csv": b'id,text\n1,a\n2,"b ""c""\nd"\n\n3,"e\n',
         "tsv": b"id\ttext\r\n1\ta\r\n2\tb\n",
+        "json": b"x.y = [\n" + jsonl.replace(b"}\n", b"}\n,") + b'{"text": [{"a": 1}]}, 5 ]\n{"text": "\xff"}',
     }
     seeds = []
     for kind, plain in content.items():
@@ -223,7 +247,12 @@ def _record_seeds() -> list[bytes]:
         {"compression": "snappy", "data_page_version": "2.0", "write_statistics": False},
         {"compression": "none", "use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
     ]
-    return [*seeds, *(head + _parquet(**options) for options in variants)]
+    arrow = bytes([FORMATS.index("arrow"), 0])
+    compressions: list[str | None] = [None, "lz4", "zstd"]
+    in_arrow = [
+        arrow + _arrow(make, compression) for make in (ipc.new_file, ipc.new_stream) for compression in compressions
+    ]
+    return [*seeds, *(head + _parquet(**options) for options in variants), *in_arrow]
 
 
 def _value_seeds() -> list[bytes]:

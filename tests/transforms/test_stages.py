@@ -23,6 +23,7 @@ from torchmoji_core.batching import BatchLimits
 from transforms import WriteDeadLetters, WriteScores, metrics
 from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
+from transforms.input.forms import FormOptions
 from transforms.input.read import _ReadParts, _SplitFiles
 from transforms.options import ScoreOptions
 from transforms.records import RecordBatchCoder
@@ -45,7 +46,7 @@ def pipeline(model: str, tmp_path_factory: pytest.TempPathFactory) -> beam.Pipel
     (directory / "x.txt").write_text("\n".join(make_texts(20)))
     config, _ = parse(["--input", str(directory / "*.txt"), "--output", str(directory / "out"), "--model", model])
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    build_pipeline(pipeline, make_plan(config, DataSet(config.output)))
+    build_pipeline(pipeline, make_plan(config, DataSet(config.output), str(directory)))
     return pipeline
 
 
@@ -119,7 +120,7 @@ def test_no_barrier_lies_between_model_and_file(proto: beam_runner_api_pb2.Pipel
 KEEP = tuple(KeptField(f"some.longer.field.name.{index}", "json") for index in range(20))
 OPTIONS = ScoreOptions(None, outputs=OUTPUTS, keep=KEEP, timestamp=True, run_id="run", progress="/tmp/progress")
 CARRIED: dict[str, Any] = {
-    "SplitFiles": _SplitFiles("jsonl", strict=True),
+    "SplitFiles": _SplitFiles(FormOptions(), strict=True),
     "ReadParts": _ReadParts(FieldMapping(timestamp="at", keep=KEEP), "/tmp/progress", strict=True),
     "Tokenize": _Tokenize(None),
     "Batch": _Batch(BatchLimits()),

@@ -75,8 +75,8 @@ class Layout:
         return any(holds(notice, record) for notice in self.notices)
 
     def is_of(self, record: Fields) -> bool:
-        """Whether a record is of this layout: a post, what holds posts, or a notice."""
-        if self.is_post(record) or (len(record) <= _FIELDS_OF_NOTICES and self.is_notice(record)):
+        """Whether a record is a post of this layout, or holds posts."""
+        if self.is_post(record):
             return True
         if not any(top(path) in record for path in self.posts):
             return False
@@ -530,8 +530,14 @@ def _of_field(field: str) -> Layout:
     return replace(PLAIN, name=f"{PLAIN.name}:{field}", text=(field,))
 
 
-def recognize(records: Iterable[Any]) -> Layout | None:
+def recognize(records: Iterable[Any], finds_text: bool = True) -> Layout | None:
     """The layout that most of some records have, the first of the table where several have as many; None for none.
+
+    Notices tell a layout only where nothing else does.
+
+    Args:
+        records: what is no record with fields is passed over.
+        finds_text: whether the text is to be found, and not given.
 
     Raises:
         InputError: if it is none of a platform, and several fields could be the text.
@@ -540,12 +546,18 @@ def recognize(records: Iterable[Any]) -> Layout | None:
     votes = Counter(layout.name for record in posts for layout in LAYOUTS if layout.is_of(record))
     if votes:
         return max((layout for layout in LAYOUTS if layout.name in votes), key=lambda layout: votes[layout.name])
-    return _plain(posts)
+    notices = (layout for record in posts for layout in LAYOUTS if _is_sole_notice(layout, record))
+    return _plain(posts, finds_text) or next(notices, None)
 
 
 def layout_of(record: Fields) -> Layout | None:
-    """The first layout of a platform that one record is of."""
-    return next((layout for layout in LAYOUTS if layout.is_of(record)), None)
+    """The first layout of a platform that one record is of, or is a notice of."""
+    of_it = (layout for layout in LAYOUTS if layout.is_of(record))
+    return next(of_it, None) or next((layout for layout in LAYOUTS if _is_sole_notice(layout, record)), None)
+
+
+def _is_sole_notice(layout: Layout, record: Fields) -> bool:
+    return len(record) <= _FIELDS_OF_NOTICES and layout.is_notice(record)
 
 
 def is_text_name(name: str) -> bool:
@@ -556,11 +568,13 @@ def is_text_name(name: str) -> bool:
 _SEPARATORS = {ord(character): None for character in " _-"}
 
 
-def _plain(records: Sequence[Fields]) -> Layout | None:
+def _plain(records: Sequence[Fields], finds_text: bool) -> Layout | None:
     if any(look_up(record, path) is not None for record in records for path in PLAIN.text):
         return PLAIN
     strings = dict.fromkeys(name for record in records for name, value in record.items() if isinstance(value, str))
     found = [name for name in strings if isinstance(name, str) and is_text_name(name)]
+    if not finds_text:
+        return None
     if len(found) > 1:
         raise InputError(f"the text may be in {' or '.join(found)}; give --text_field, one of: {','.join(found)}")
     return _of_field(found[0]) if found else None

@@ -14,8 +14,9 @@ from apache_beam.utils.timestamp import Timestamp
 from transforms import metrics
 from transforms.addresses import KafkaTopic, Source
 from transforms.input.fields import FieldError, FieldMapping, position_id, to_microseconds
-from transforms.input.formats import MAX_RECORD_BYTES, RAW_KEPT, Damage, parse_line
+from transforms.input.lines import parse_line
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT, Damage
 from transforms.records import DeadLetter, Message, Outcome, Tweet
 
 FUTURE_SECONDS = 86_400.0

@@ -27,10 +27,10 @@ from transforms.input.fields import (
     to_id,
     to_microseconds,
 )
-from transforms.input.formats import RAW_KEPT, Record
 from transforms.input.html_text import has_html, html_to_text
 from transforms.input.layouts import AUTO, PLAIN, Layout
 from transforms.input.paths import getter, holds, top
+from transforms.input.raw_records import RAW_KEPT, Record
 from transforms.records import DeadLetter, Tweet
 
 Fields = dict[str, Any]
@@ -134,10 +134,10 @@ class PostReader:
         assert isinstance(fields, dict)
         if self._is_each_recognized:
             try:
-                layout = layouts.recognize([fields])
+                layout = layouts.recognize([fields], self.mapping.text == (AUTO,))
             except InputError as error:
                 self.counts[metrics.READ] += 1
-                return [_dead(record, record.position, fields, str(error), source_name)]
+                return [_dead(record, fields, str(error), source_name)]
             reader = self._other(layout or PLAIN)
             return reader.read(record, source, source_name, modified, default_id)
         origin = source, source_name, modified
@@ -145,25 +145,47 @@ class PostReader:
             if path in fields:
                 break
         else:
-            self.counts[metrics.READ] += 1
             try:
-                return (self._tweet(fields, fields, record.position, origin, default_id),)
+                tweet = self._tweet(fields, fields, record.position, origin, default_id)
             except FieldError as error:
-                return (_dead(record, record.position, fields, str(error), source_name),)
+                return self._read_otherwise(record, fields, error, origin, default_id)
+            self.counts[metrics.READ] += 1
+            return (tweet,)
         if not (members := self.layout.members(fields)):  # a page of nothing
             self.counts.update((metrics.READ, metrics.NOTICES))
             return (None,)
         found: list[Tweet | DeadLetter | None] = []
         for number, post, view in members:
-            self.counts[metrics.READ] += 1
-            position = f"{record.position}.{number}" if number else record.position
+            member, id_ = (
+                (record._replace(position=f"{record.position}.{number}", raw=b""), None)
+                if number
+                else (record, default_id)
+            )
             try:
                 if not isinstance(post, dict):
                     raise FieldError(f"a list of posts holds {type(post).__name__}, which is none")
-                found.append(self._tweet(post, view, position, origin, None if number else default_id))
+                found.append(self._tweet(post, view, member.position, origin, id_))
             except FieldError as error:
-                found.append(_dead(record, position, post, str(error), source_name))
+                found += self._read_otherwise(member, post, error, origin, id_)
+            else:
+                self.counts[metrics.READ] += 1
         return found
+
+    def _read_otherwise(
+        self,
+        record: Record,
+        post: Any,
+        error: FieldError,
+        origin: tuple[str, str, float | None],
+        default_id: str | None,
+    ) -> Sequence[Tweet | DeadLetter | None]:
+        """A record that is none of this layout, read by the one that it is of, or else as a dead letter."""
+        if self._may_be_other and isinstance(error, NoTextError):
+            other = layouts.layout_of(post)
+            if other is not None and other is not self.layout:
+                return self._other(other).read(record._replace(value=post), *origin, default_id)
+        self.counts[metrics.READ] += 1
+        return (_dead(record, post, str(error), origin[1]),)
 
     def _other(self, layout: Layout) -> PostReader:
         """A reader for what is of another layout than the rest."""
@@ -183,13 +205,7 @@ class PostReader:
         default_id: str | None,
     ) -> Tweet | None:
         counts, partition_by = self.counts, self.mapping.partition_by
-        try:
-            found = self.find_text(post, view)
-        except NoTextError:
-            other = layouts.layout_of(post) if self._may_be_other else None
-            if other is None or other is self.layout:
-                raise
-            return self._other(other)._tweet(post, view, position, origin, default_id)
+        found = self.find_text(post, view)
         if found is None:
             counts[metrics.NOTICES] += 1
             return None
@@ -325,9 +341,9 @@ def _joined(value: Any, path: str, is_rich: bool) -> str:
     raise FieldError(f"text field {path!r} is {type(value).__name__}, not a string")
 
 
-def _dead(record: Record, position: int | str, post: Any, reason: str, source_name: str) -> DeadLetter:
-    raw = record.raw if post is record.value else b""
+def _dead(record: Record, post: Any, reason: str, source_name: str) -> DeadLetter:
+    raw = record.raw
     if not raw:
         with contextlib.suppress(RecursionError, ValueError):
             raw = json.dumps(post, ensure_ascii=False, default=str).encode("utf-8", "replace")
-    return DeadLetter(source_name, str(position), reason, raw[:RAW_KEPT])
+    return DeadLetter(source_name, str(record.position), reason, raw[:RAW_KEPT])

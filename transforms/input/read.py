@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
 
@@ -16,18 +15,13 @@ from torchmoji_core.files import NotRegularError, name_as_text
 from transforms import metrics
 from transforms.input import layouts
 from transforms.input.fields import FieldMapping, partition_directory, position_id
-from transforms.input.formats import (
-    Damage,
-    Record,
-    absolute,
-    guess_format,
-    is_splittable,
-    parquet_rows,
-    read_records,
-    resolve_format,
-)
+from transforms.input.formats import absolute, read_records
+from transforms.input.forms import Form, FormOptions, tells_format
 from transforms.input.layouts import AUTO, PLAIN, Layout
+from transforms.input.parquet import parquet_rows
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import Damage, Record
+from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.storage import files as storage
@@ -53,19 +47,24 @@ class InputFile(NamedTuple):
     """Seconds since 1970 of its last change, where the filesystem knows."""
     version: str | None = None
     """As of `listing.FileFacts`: what is read must be of it."""
+    spooled: str | None = None
+    """The local file that holds what a pipe gave."""
+
+    @property
+    def place(self) -> str:
+        """Where its content is."""
+        return self.spooled or self.path
 
 
 class Split(NamedTuple):
     """A part of a file that one worker reads: bytes [start, end) of text, rows [start, end) of Parquet."""
 
-    path: str
-    kind: str
+    file: InputFile
+    form: Form
     start: int
     end: int | None
     bytes_: int
-    """Size of the part in the file, for progress; an estimate where parts are rows."""
-    modified: float | None = None
-    version: str | None = None
+    """Size of the part in the file, for progress; an estimate where parts are rows or members."""
     layout: str | None = None
     """Name of the layout of its records; None if none was recognized, or one was given."""
 
@@ -97,7 +96,7 @@ def list_files(pattern: str) -> Listed:
     except OSError as error:
         raise InputError(f"input {pattern}: cannot be listed ({error}); check the address") from None
     # A directory is no file; one that is called like a file was taken for one by whoever gave the pattern.
-    directories = [InputFile(path, 0) for path in found.directories if guess_format(path)[0]]
+    directories = [InputFile(path, 0) for path in found.directories if tells_format(path)]
     return Listed(
         sorted([*map(_input_file, found.files), *directories], key=lambda file: file.path),
         not listing.is_glob(pattern),
@@ -139,50 +138,71 @@ def match_files(patterns: Sequence[str]) -> list[InputFile]:
     return [found[path] for path in sorted(found)]
 
 
-def layout_of(file: InputFile, kind: str) -> Layout | None:
-    """The layout of a file's records, from the first of them; None if it is unknown.
+def first_records(
+    file: InputFile, opened: BinaryIO, form: Form, columns: Container[str] | None = None
+) -> Iterator[Record]:
+    """The whole records at the beginning of a file, in one of its forms.
+
+    Raises:
+        SourceError: if reading the file fails.
+    """
+    end = min(file.bytes_, _HEAD_BYTES) if form.is_splittable and form.kind != "parquet" else None
+    records = read_records(opened, form, 0, end, columns, file.path)
+    return (record for record in records if isinstance(record, Record))
+
+
+def recognize_layout(records: Iterable[Record], fields: FieldMapping) -> Layout | None:
+    """The layout of a file, from its first records; None if it is unknown, or one was given.
 
     Raises:
         InputError: if several fields could be the text.
-        OSError, SourceError: if the file cannot be opened, or reading it fails.
-        ChangedError: if it is not what was listed.
     """
-    if kind == "text":
+    if fields.layout != AUTO:
         return None
-    with storage.open_listed(file.path, file.version) as opened:
-        end = min(file.bytes_, _HEAD_BYTES) if is_splittable(file.path, kind) else None
-        records = read_records(opened, file.path, kind, 0, end, layouts.COLUMNS)
-        first = (record.value for record in records if isinstance(record, Record))
-        return layouts.recognize(itertools.islice(first, layouts.RECOGNIZED_FROM))
+    first = (record.value for record in itertools.islice(records, layouts.RECOGNIZED_FROM))
+    return layouts.recognize(first, fields.text == (AUTO,))
 
 
-def split_file(file: InputFile, kind: str, layout: str | None = None) -> Iterator[Split]:
-    """Cut a file into parts that can be read in parallel.
+def split_file(
+    file: InputFile,
+    options: FormOptions = FormOptions(),  # noqa: B008
+    fields: FieldMapping = FieldMapping(),  # noqa: B008
+) -> Iterator[Split]:
+    """Recognize a file, and cut it into parts that can be read in parallel.
 
     Args:
         file: as it was listed.
-        kind: its format.
-        layout: of its records.
+        options: what is said of its form.
+        fields: what is said of its layout.
 
     Raises:
-        InputError: if a Parquet file's footer is damaged.
+        InputError: if it is in no form that can be read, or a Parquet file's footer is damaged.
         OSError, SourceError: if the file cannot be opened, or reading it fails.
         ChangedError: if it is not what was listed.
     """
-    path, size, modified, version = file
-    if kind == "parquet":
-        with storage.open_listed(path, version) as opened:
-            rows, largest_group = parquet_rows(opened)
+    with storage.open_listed(file.place, file.version) as opened:
+        forms = recognize(opened, file.path, options)
+        share, rest = divmod(file.bytes_, max(1, len(forms)))
+        for number, form in enumerate(forms):
+            records = first_records(file, opened, form, layouts.COLUMNS)
+            layout = None if form.kind == "text" else recognize_layout(records, fields)
+            name = layout.name if layout else None
+            yield from _split_form(file, form, opened, share + (rest if number == 0 else 0), name)
+
+
+def _split_form(file: InputFile, form: Form, opened: BinaryIO, size: int, layout: str | None) -> Iterator[Split]:
+    if not form.is_splittable:
+        yield Split(file, form, 0, None, size, layout)
+    elif form.kind == "parquet":
+        rows, largest_group = parquet_rows(opened)
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
             end = min(start + step, rows)
-            yield Split(path, kind, start, end, size * (end - start) // rows, modified, version, layout)
-    elif is_splittable(path, kind):
+            yield Split(file, form, start, end, size * (end - start) // rows, layout)
+    else:
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield Split(path, kind, start, end, end - start, modified, version, layout)
-    else:
-        yield Split(path, kind, 0, None, size, modified, version, layout)
+            yield Split(file, form, start, end, end - start, layout)
 
 
 class ReadTweets(beam.PTransform):
@@ -195,21 +215,21 @@ class ReadTweets(beam.PTransform):
     def __init__(
         self,
         inputs: Sequence[str | InputFile],
-        format: str | None = None,
+        form: FormOptions = FormOptions(),  # noqa: B008
         fields: FieldMapping = FieldMapping(),  # noqa: B008
         progress: str | None = None,
         strict: bool = False,
     ) -> None:
         """Args:
         inputs: paths, globs or URIs that Beam's filesystems know, or files that have been listed already.
-        format: one of `formats.FORMATS`; None to go by each file's name.
+        form: what is said of the files' form, which else each file shows.
         fields: where records have their text, id and so on; unused in format text.
         progress: directory of `metrics.Progress`, in local runs.
         strict: whether a file that is gone or forbidden is an `UnreadableInput`, instead of one dead letter. One that
             the system fails to read always is.
         """
         super().__init__()
-        self._inputs, self._format, self._fields = list(inputs), format, fields
+        self._inputs, self._form, self._fields = list(inputs), form, fields
         self._progress, self._strict = progress, strict
 
     def expand(self, pbegin: beam.Pipeline) -> Outcome:
@@ -220,7 +240,7 @@ class ReadTweets(beam.PTransform):
             | "MatchFiles" >> beam.FlatMap(_match)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(_SplitFiles(self._format, self._strict, self._fields))
+            >> beam.ParDo(_SplitFiles(self._form, self._strict, self._fields))
             .with_output_types(Any, dead=DeadLetter)
             .with_outputs(DEAD, main="parts")
         )
@@ -285,17 +305,12 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
 
 
 class _SplitFiles(beam.DoFn):
-    def __init__(self, format: str | None, strict: bool, fields: FieldMapping = FieldMapping()) -> None:  # noqa: B008
-        self._format, self._strict, self._fields = format, strict, fields
+    def __init__(self, form: FormOptions, strict: bool, fields: FieldMapping = FieldMapping()) -> None:  # noqa: B008
+        self._form, self._strict, self._fields = form, strict, fields
 
     def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
         try:
-            kind = resolve_format(file.path, self._format)
-            if storage.is_local(file.path):
-                # So that one that cannot be opened is so once, and not in each of its parts, of which it may have none.
-                storage.open_listed(file.path, file.version).close()
-            layout = layout_of(file, kind) if self._fields.layout == AUTO else None
-            yield from split_file(file, kind, layout.name if layout else None)
+            yield from split_file(file, self._form, self._fields)
         except (InputError, OSError, SourceError) as error:
             if not isinstance(error, InputError):
                 raise_unless_gone(file.path, error, self._strict)
@@ -313,12 +328,12 @@ class _ReadParts(beam.DoFn):
         self._progress = metrics.Progress(self._progress_directory)
 
     def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
-        reader: PostReader | None = None
+        path = part.file.path
+        reader = PostReader(self._fields, layouts.named(part.layout or PLAIN.name))
         try:
-            with storage.open_listed(part.path, part.version) as file:
-                reader = PostReader(self._fields, layouts.named(part.layout or PLAIN.name))
-                records = read_records(file, part.path, part.kind, part.start, part.end, reader.columns)
-                for number, tweet in enumerate(to_tweets(records, part.path, reader, part.modified), 1):
+            with storage.open_listed(part.file.place, part.file.version) as file:
+                records = read_records(file, part.form, part.start, part.end, reader.columns, path)
+                for number, tweet in enumerate(to_tweets(records, path, reader, part.file.modified), 1):
                     if number % BEAT_RECORDS == 0:
                         self._progress.add()
                         metrics.count(reader.counts)
@@ -327,13 +342,14 @@ class _ReadParts(beam.DoFn):
                     elif tweet is not None:
                         yield tweet
                 metrics.count(reader.counts)
-                storage.check_unchanged(file, part.path, part.version)
+                storage.check_unchanged(file, part.file.place, part.file.version)
         except (OSError, SourceError) as error:
-            raise_unless_gone(part.path, error, self._strict)
+            raise_unless_gone(path, error, self._strict)
             # The file was there when it was split and is not now, or access to it was lost.
-            metrics.count(Counter({metrics.READ: 1}) if reader is None else reader.counts + Counter({metrics.READ: 1}))
+            reader.counts[metrics.READ] += 1
+            metrics.count(reader.counts)
             yield beam.pvalue.TaggedOutput(
-                DEAD, DeadLetter(name_as_text(part.path), str(part.start), f"cannot be opened: {error}", b"")
+                DEAD, DeadLetter(name_as_text(path), str(part.start), f"cannot be opened: {error}", b"")
             )
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)

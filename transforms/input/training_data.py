@@ -20,7 +20,10 @@ from torchmoji_core.limits import MAX_EXPANSION
 from torchmoji_core.names import shown
 from torchmoji_core.training.emoji_corpus import COLUMNS
 from torchmoji_core.training.labelled_texts import LabelledTexts, label_texts
-from transforms.input.formats import Damage, guess_format, read_records
+from transforms.input.formats import read_records
+from transforms.input.forms import guess_format
+from transforms.input.raw_records import Damage
+from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
 
 MAX_KEPT_BYTES = 256 << 20
@@ -121,7 +124,13 @@ def _rows(path: str | Path, kind: str, columns: Sequence[str] | None = None) -> 
         if not size:
             raise InputError(f"{path}: cannot be read (it is empty)")
         names = None if columns is None else tuple(columns)
-        for number, record in enumerate(read_records(file, str(path), kind, columns=names), 1):
+        try:
+            form, *others = recognize(file, str(path))
+        except InputError as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
+        if others or form.kind == "text" or (kind == "parquet" and form.kind != kind):
+            raise InputError(f"{path}: it is no single file in the format of its name; unpack or rename it")
+        for number, record in enumerate(read_records(file, form, columns=names), 1):
             if isinstance(record, Damage):
                 where = path if isinstance(record.position, int) and not record.raw else f"{path}, row {number}"
                 raise InputError(f"{where}: cannot be read ({record.reason})")

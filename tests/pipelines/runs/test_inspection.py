@@ -38,10 +38,10 @@ def test_a_plan_names_the_layout_and_the_fields_of_each_kind_of_input(tmp_path: 
     (tmp_path / "c.csv").write_text("Tweet,tweet_id,label\nso glad,17,1\n")
     _, said = plan(tmp_path / "*", "--dry_run")
     assert said == [
-        "layout      twitter-v1, jsonl: text from full_text; id from id_str; time in created_at; language in lang",
+        "layout      twitter-v1, JSON lines: text from full_text; id from id_str; time in created_at; language in lang",
         "    1  'tea &\\nrain'",
         "    1  'tea &\\nrain'",
-        "layout      plain:Tweet, csv: text from Tweet",
+        "layout      plain:Tweet, CSV, commas between columns: text from Tweet",
         "    no record has an id: ids are hashes of file and position; --id_field tweet_id takes that one",
         "    (a hash)  'so glad'",
     ]

@@ -117,7 +117,7 @@ def test_a_file_that_arrives_between_plan_and_pipeline_waits_for_the_next_run(
     command = ["--input", f"{tmp_path}/in/*", "--output", "out"]
     config, rest = parse([*command, "--model", model, "--progress", "off", *runner])
     with open_context(config, rest) as context, locked(context):
-        plan = make_plan(config, context.data_set)
+        plan = make_plan(config, context.data_set, context.scratch)
         context.figures.update(model=plan.model.name, fingerprint=plan.model.fingerprint)
         corpus(tmp_path / "in", 1, 10, first=2)
         assert score.run(plan, context) == 0

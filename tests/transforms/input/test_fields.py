@@ -28,9 +28,9 @@ from transforms.input.fields import (
     position_id,
     to_microseconds,
 )
-from transforms.input.formats import Record
 from transforms.input.paths import look_up
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import Record
 from transforms.records import DeadLetter
 
 DEFAULT = FieldMapping()

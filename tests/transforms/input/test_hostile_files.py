@@ -43,11 +43,14 @@ from tests.transforms.forged_parquet import (
 )
 from torchmoji_core.limits import MAX_EXPANDED_BYTES
 from transforms import metrics
-from transforms.input import compression, formats
+from transforms.input import compression, raw_records
 from transforms.input.fields import FieldMapping, KeptField
-from transforms.input.formats import Damage, Record, read_records
+from transforms.input.formats import read_records
+from transforms.input.forms import Form
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import Damage, Record
 from transforms.input.read import InputFile, ReadTweets, split_file, to_tweets
+from transforms.input.recognition import recognize
 from transforms.records import DeadLetter, Tweet
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +91,7 @@ class CountingFile(io.BytesIO):
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_read_to_the_bound_and_no_further(name: str) -> None:
     file = CountingFile(BOMBS[name]())
-    found = list(read_records(file, name, name.split(".")[1].replace("txt", "text")))
+    found = list(read_records(file, recognize(file, name)[0]))
     damage = found[-1]
     assert isinstance(damage, Damage)
     assert "the rest of the file is not read" in damage.reason and "decompress it yourself" in damage.reason
@@ -101,7 +104,7 @@ def test_a_bomb_is_read_to_the_bound_and_no_further(name: str) -> None:
 def test_what_is_before_the_bound_is_given(kind: str, codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compression, "MAX_EXPANDED_BYTES", 1 << 20)
     head = b"id,text\n1,good\n" if kind == "csv" else b'{"id": "1", "text": "good"}\n'
-    found = list(read_records(io.BytesIO(COMPRESS[codec](head + b" " * (8 << 20))), f"x.{kind}.{codec}", kind))
+    found = list(read_records(io.BytesIO(COMPRESS[codec](head + b" " * (8 << 20))), Form(kind, (codec,))))
     assert isinstance(found[0], Record) and b"good" in found[0].raw
     assert isinstance(found[-1], Damage) and "is not read" in found[-1].reason
     assert len(found) == 2
@@ -114,14 +117,14 @@ def test_honest_rows_that_differ_in_their_ids_alone_are_no_bomb(codec: str, monk
         json.dumps({"id": str(1_500_000_000_000 + 977 * n), "text": "the bus is late again"}) for n in range(20_000)
     ]
     content = COMPRESS[codec]("\n".join(rows).encode())
-    found = list(read_records(io.BytesIO(content), f"x.jsonl.{codec}", "jsonl"))
+    found = list(read_records(io.BytesIO(content), Form("jsonl", (codec,))))
     assert len(found) == 20_000 and all(isinstance(record, Record) for record in found)
 
 
 def test_gzip_padded_with_zeros_is_read() -> None:
     """As tapes and block devices leave it; Python's own reader allows it, too."""
     content = gzip.compress(b"one\n") + b"\0" * 5000 + gzip.compress(b"two\n") + b"\0" * 100_000
-    found = list(read_records(io.BytesIO(content), "x.txt.gz", "text"))
+    found = list(read_records(io.BytesIO(content), Form("text", ("gz",))))
     assert [getattr(record, "value", None) for record in found] == ["one", "two"]
 
 
@@ -129,7 +132,7 @@ def test_a_million_empty_members_take_linear_time() -> None:
     """What is behind a member was once copied for each."""
     content = gzip.compress(b"") * 300_000 + gzip.compress(b"last\n")
     started = time.process_time()
-    assert [record.raw for record in read_records(io.BytesIO(content), "x.txt.gz", "text")] == [b"last"]
+    assert [record.raw for record in read_records(io.BytesIO(content), Form("text", ("gz",)))] == [b"last"]
     assert time.process_time() - started < 20
 
 
@@ -171,14 +174,14 @@ def test_hostile_json_is_a_row_or_a_dead_letter(kind: str) -> None:
         if len(line) > 1 << 20 and kind != "json":  # which differ from the others in their size alone
             continue
         content = f'{{"text": "before"}}\n{line}\n{{"text": "behind"}}\n'.encode()
-        records = read_records(io.BytesIO(content), "x.jsonl", "jsonl")
+        records = read_records(io.BytesIO(content), Form("jsonl"))
         before, outcome, behind = to_tweets(records, "x.jsonl", PostReader(mapping))
         assert (before.text, behind.text) == ("before", "behind"), name  # type: ignore[union-attr]
         assert isinstance(outcome, Tweet | DeadLetter)
         if kind == "json":
             assert isinstance(outcome, Tweet) == (name in ROWS), (name, outcome[:3])
         if isinstance(outcome, DeadLetter):
-            assert len(outcome.reason) < 300 and len(outcome.raw) <= formats.RAW_KEPT
+            assert len(outcome.reason) < 300 and len(outcome.raw) <= raw_records.RAW_KEPT
 
 
 def test_kept_json_is_json() -> None:
@@ -202,7 +205,7 @@ def csv_of_a_million_columns() -> bytes:
 
 
 CSV_FILES: dict[str, tuple[Callable[[], bytes], int, int]] = {  # rows and damages that come of it
-    "an unclosed quote": (lambda: b'id,text\n1,a\n2,"b\n' + b"3,c\n" * 1000, 1, 1),
+    "an unclosed quote": (lambda: b'id,text\n1,a\n2,"b\n' + b"3,c\n" * 1000, 1001, 1),
     "a million columns": (csv_of_a_million_columns, 1, 1),
     "NUL bytes": (lambda: b"id,text\n1,a\0b\n\0,\0\n", 2, 0),
     "a header of 100 MB": (lambda: b"a," * 50_000_000 + b"\n1,2\n", 0, 1),
@@ -213,7 +216,7 @@ CSV_FILES: dict[str, tuple[Callable[[], bytes], int, int]] = {  # rows and damag
 @pytest.mark.parametrize("name", CSV_FILES)
 def test_hostile_csv(name: str) -> None:
     make, rows, damages = CSV_FILES[name]
-    found = list(read_records(io.BytesIO(make()), "x.csv", "csv"))
+    found = list(read_records(io.BytesIO(make()), Form("csv")))
     records = [record for record in found if isinstance(record, Record)]
     assert len(found) - len(records) == damages
     assert len(records) == rows
@@ -330,11 +333,13 @@ def peak():
 READ_ALL = f"""{PEAK}
 import json, sys
 from pathlib import Path
-from transforms.input.formats import Record, read_records
+from transforms.input.formats import read_records
+from transforms.input.forms import Form
+from transforms.input.raw_records import Record
 for path in sorted(Path(sys.argv[1]).iterdir()):
     rows, reasons = 0, []
     with path.open("rb") as file:
-        for record in read_records(file, str(path), "parquet", 0, 16384):
+        for record in read_records(file, Form("parquet"), 0, 16384):
             rows += isinstance(record, Record)
             reasons += [] if isinstance(record, Record) else [record.reason]
     print(json.dumps(dict(rows=rows, reasons=reasons, peak=peak())), flush=True)
@@ -375,7 +380,7 @@ def test_honest_files_are_read(codec: str, options: dict[str, Any]) -> None:
     rows = [{"id": str(n), "text": text, "tags": ["a", "b" * (n % 7)]} for n, text in enumerate(make_texts(3000))]
     rows[5] = {"id": "5", "text": "so happy " * 100_000, "tags": ["c" * 300_000]}
     content = write(pa.Table.from_pylist(rows), compression=codec, row_group_size=1000, **options)
-    found = list(read_records(io.BytesIO(content), "x.parquet", "parquet"))
+    found = list(read_records(io.BytesIO(content), Form("parquet")))
     assert [record.value for record in found if isinstance(record, Record)] == rows
 
 
@@ -384,7 +389,7 @@ def test_parts_of_absurd_row_groups_are_few(claimed: int, tmp_path: Path) -> Non
     """Each of them decodes what is before it, so their number is what a row group costs."""
     path = tmp_path / "x.parquet"
     path.write_bytes(forge(whole(), claim_rows(claimed)))
-    parts = list(split_file(InputFile(str(path), path.stat().st_size), "parquet"))
+    parts = list(split_file(InputFile(str(path), path.stat().st_size)))
     assert len(parts) <= 65
     assert (parts[0].start, parts[-1].end) == (0, claimed)
 
@@ -393,10 +398,10 @@ def test_ten_million_rows_in_a_tiny_file_are_rows(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(repeated(10**7))
     assert path.stat().st_size < 50_000
-    parts = list(split_file(InputFile(str(path), path.stat().st_size), "parquet"))
+    parts = list(split_file(InputFile(str(path), path.stat().st_size)))
     assert sum(part.end - part.start for part in parts if part.end) == 10**7
     with path.open("rb") as file:
-        *_, last = read_records(file, str(path), "parquet", 10**7 - 10, 10**7)
+        *_, last = read_records(file, Form("parquet"), 10**7 - 10, 10**7)
     assert last == Record(10**7 - 1, {"text": "so happy"}, b"")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from transforms.input.fields import FieldMapping
+from transforms.input.forms import FormOptions
 from transforms.input.read import InputFile, _ReadParts, _SplitFiles
 from transforms.records import DeadLetter, Tweet
 
@@ -21,7 +22,7 @@ def read(case: str, **mapping: Any) -> tuple[list[Tweet], list[DeadLetter]]:
     reader = _ReadParts(fields, None, strict=True)
     reader.setup()
     tweets, dead = [], []
-    for part in _SplitFiles(None, True, fields).process(InputFile(str(path), path.stat().st_size)):
+    for part in _SplitFiles(FormOptions(), True, fields).process(InputFile(str(path), path.stat().st_size)):
         for item in reader.process(part):
             (tweets if isinstance(item, Tweet) else dead).append(getattr(item, "value", item))
     return tweets, dead

@@ -12,10 +12,10 @@ import pytest
 from torchmoji_core.errors import InputError
 from transforms.input import layouts
 from transforms.input.fields import FieldMapping
-from transforms.input.formats import Record
 from transforms.input.html_text import has_html, html_to_text
 from transforms.input.layouts import LAYOUTS, PLAIN, recognize
 from transforms.input.posts import PostReader
+from transforms.input.raw_records import Record
 from transforms.records import DeadLetter, Tweet
 
 ROOT = Path(__file__).parents[3]
@@ -250,6 +250,19 @@ def test_notices_of_a_stream_are_no_dead_letters(notice: dict[str, Any]) -> None
         reader = PostReader(FieldMapping(), recognize(first))
         assert [*reader.read(Record(0, notice, b""), "f", "f")] == [None]
         assert reader.counts == {"read": 1, "notices": 1}
+
+
+def test_a_page_among_notices_of_another_layout_is_read() -> None:
+    page = {"data": [{"id": "1", "text": "a"}, {"id": "2", "text": "b"}], "meta": {"result_count": 2}}
+    notice = {"delete": {"status": {"id": 1}}}
+    tweet = {"id_str": "3", "text": "c", "created_at": TWITTER}
+    for records in ([notice, notice, page], [page, notice], [tweet, notice, page]):
+        reader = PostReader(FieldMapping(), recognize(records))
+        found = [item for record in records for item in reader.read(Record(0, record, b""), "f", "f")]
+        texts = sorted(item.text for item in found if isinstance(item, Tweet))
+        assert texts == ["a", "b", "c"][: 2 + (tweet in records)]
+        assert reader.counts["read"] == len(found) == len(texts) + reader.counts["notices"]
+        assert reader.counts["notices"] == records.count(notice)
 
 
 def test_what_is_called_like_a_notice_may_be_a_post() -> None:

@@ -18,8 +18,8 @@ from apache_beam.utils.timestamp import Timestamp
 from torchmoji_core.errors import InputError
 from transforms.addresses import KafkaTopic, PubSubName, parse_sink, parse_source
 from transforms.input.fields import FieldMapping, KeptField, position_id
-from transforms.input.formats import MAX_RECORD_BYTES, RAW_KEPT
 from transforms.input.messages import MessageFields, MessageParser, ParseMessages, to_message
+from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT
 from transforms.metrics import Tally
 from transforms.output.publish import to_messages
 from transforms.records import DeadLetter, Message, Tweet

@@ -22,6 +22,7 @@ from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.errors import InputError
 from transforms import metrics
 from transforms.input.fields import FieldMapping, KeptField, position_id
+from transforms.input.forms import Form
 from transforms.input.read import (
     InputFile,
     ReadTweets,
@@ -242,7 +243,7 @@ def test_a_given_format_is_used_for_all_files(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_file_that_vanishes_after_it_was_found(run: Run, tmp_path: Path) -> None:
-    part = Split(str(tmp_path / "gone.txt"), "text", 0, 10, 10)
+    part = Split(InputFile(str(tmp_path / "gone.txt"), 10), Form("text"), 0, 10, 10)
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         read = (
@@ -254,7 +255,7 @@ def test_a_file_that_vanishes_after_it_was_found(run: Run, tmp_path: Path) -> No
 
     ran = run(build)
     (letter,) = ran["dead"]
-    assert letter.source == part.path
+    assert letter.source == part.file.path
     assert "cannot be opened" in letter.reason
     assert_reconciles(ran)
 
@@ -276,7 +277,7 @@ def test_a_big_file_is_read_in_parts(run: Run, tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "big.jsonl"
     path.write_bytes("\ufeff".encode() + jsonl(rows) + b'{"id": "bad"}\n')
     monkeypatch.setattr("transforms.input.read.PART_BYTES", 1000)
-    parts = list(split_file(InputFile(str(path), path.stat().st_size), "jsonl"))
+    parts = list(split_file(InputFile(str(path), path.stat().st_size)))
     assert len(parts) > 20
     assert sum(part.bytes_ for part in parts) == path.stat().st_size
     ran = read(run, path)
@@ -292,7 +293,7 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
     path = tmp_path / "big.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
     monkeypatch.setattr("transforms.input.read.PART_ROWS", 7)
-    assert len(list(split_file(InputFile(str(path), path.stat().st_size), "parquet"))) == 15
+    assert len(list(split_file(InputFile(str(path), path.stat().st_size)))) == 15
     ran = read(run, path)
     assert sorted(ran["tweets"]) == sorted(tweets_of(rows, path))
     assert_reconciles(ran)
@@ -300,8 +301,13 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
 
 def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.input.read.PART_BYTES", 10)
-    for name, kind in (("x.jsonl.gz", "jsonl"), ("x.csv", "csv")):
-        assert list(split_file(InputFile(name, 1000, 7.5), kind)) == [Split(name, kind, 0, None, 1000, 7.5)]
+    for name, content, form in (
+        ("x.jsonl.gz", gzip.compress(b"{}\n" * 99), Form("jsonl", ("gz",))),
+        ("x.csv", b"id,text\n" + b"1,hi\n" * 99, Form("csv")),
+    ):
+        (tmp_path / name).write_bytes(content)
+        file = InputFile(str(tmp_path / name), 1000, 7.5)
+        assert list(split_file(file)) == [Split(file, form, 0, None, 1000)]
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "empty.csv", "empty.jsonl.gz"])

@@ -38,7 +38,7 @@ from torchmoji_core.errors import DISK, FILES, MEMORY, THREADS, RunError, Shorta
 from torchmoji_core.inference.cache import ScoreCache
 from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
-from transforms.input.formats import resolve_format
+from transforms.input.forms import FormOptions
 from transforms.input.read import InputFile, UnreadableInput, _ReadParts, _SplitFiles, split_file, unreadable_path
 from transforms.input.source_file import SourceError, raise_unless_damage
 from transforms.options import ScoreOptions
@@ -194,7 +194,7 @@ class Pipeline:
         reader, batches = _ReadParts(FIELDS, None, strict), _Batch(limits)
         reader.setup()
         batches.start_bundle()
-        for part in results(_SplitFiles(None, strict).process(file)):
+        for part in results(_SplitFiles(FormOptions(), strict).process(file)):
             for tweet in results(reader.process(part)):
                 for tokenized in self.tokenize.process(tweet):
                     for batch in results(batches.process(tokenized, window=None)):
@@ -412,7 +412,7 @@ def test_a_disk_or_store_that_fails_while_reading_makes_no_dead_letter(
     name: str, error: Exception, strict: bool, inputs: dict[str, InputFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = inputs[name]
-    (part,) = split_file(file, resolve_format(file.path, None))
+    (part,) = split_file(file)
     content = Path(file.path).read_bytes()
     if name.endswith("zst"):  # more than is read at once
         content = zstandard.compress(
@@ -440,7 +440,7 @@ def test_a_file_that_the_system_cannot_open_is_no_dead_letter(
     code: int, kind: type[Exception], strict: bool, inputs: dict[str, InputFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = inputs["good.parquet"]
-    (part,) = split_file(file, "parquet")
+    (part,) = split_file(file)
 
     def fail(path: str) -> None:
         raise OSError(code, os.strerror(code), path)
@@ -448,7 +448,7 @@ def test_a_file_that_the_system_cannot_open_is_no_dead_letter(
     monkeypatch.setattr(storage, "open_raw", fail)
     reader = _ReadParts(FieldMapping(), None, strict)
     reader.setup()
-    for process in (lambda: reader.process(part), lambda: _SplitFiles(None, strict).process(file)):
+    for process in (lambda: reader.process(part), lambda: _SplitFiles(FormOptions(), strict).process(file)):
         with pytest.raises(kind, match=os.strerror(code)):
             list(process())
 
