@@ -163,7 +163,7 @@ JSON_LINES = {
 }
 ROWS = {
     "nested to the limit", "the most digits", "huge exponent", "not a number", "twice", "surrogates", "nul", "long id",
-    "a million fields", "huge time as a string",
+    "a million fields", "huge time as a string", "the most digits as a time", "no number as a time",
 }  # fmt: skip
 
 
