@@ -46,6 +46,8 @@ class Group:
     with_id: int = 0
     paths: dict[str, Counter[str]] = field(default_factory=dict)
     """Where text, id and time were found, and how often."""
+    refused: str = ""
+    """Why an id is none."""
     others: dict[str, str] = field(default_factory=dict)
     """Where the layout has time, language and author, which nobody asked for."""
     samples: list[tuple[str, str]] = field(default_factory=list)
@@ -63,7 +65,9 @@ class Group:
         parts += [f"{what} in {path}" for what, path in self.others.items()]
         nothing = "no text so far" if self.posts or not self.samples else "lines of text"
         yield f"layout      {self.layout}, {self.form}: {'; '.join(parts) or nothing}"
-        if self.posts and not self.with_id:
+        if self.refused:
+            yield f"    dead letters: {self.refused}"
+        elif self.posts and not self.with_id:
             other = f"; --id_field {self.id_names[0]} takes that one" if self.id_names else ""
             yield f"    no record has an id: ids are hashes of file and position{other}"
         for tweet_id, text in self.samples if with_samples else ():
@@ -236,8 +240,12 @@ def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, se
             if path := _first_there(places, post, view):
                 seen.found.add(what)
                 group.paths.setdefault(what, Counter())[path] += 1
-        with contextlib.suppress(FieldError):
-            group.with_id += reader.find_id(post, view) is not None
+        tweet_id = None
+        try:
+            tweet_id = reader.find_id(post, view)
+        except FieldError as error:
+            group.refused = str(error)
+        group.with_id += tweet_id is not None
         layout = reader.layout
         for what, places in (("time", layout.time), ("language", (layout.language,)), ("author", (layout.author,))):
             if what not in group.paths and (path := _first_there(places, post, view)):
@@ -245,10 +253,7 @@ def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, se
         if not group.with_id and not group.id_names:
             group.id_names += [name for name in post if isinstance(name, str) and "id" in name.lower().split("_")]
         if len(group.samples) < SAMPLES:
-            tweet_id = None
-            with contextlib.suppress(FieldError):
-                tweet_id = reader.find_id(post, view) or "(a hash)"
-            group.samples.append((tweet_id or "(refused)", text))
+            group.samples.append((tweet_id or ("(refused)" if group.refused else "(a hash)"), text))
 
 
 def _first_there(paths: Iterable[str], post: dict[str, Any], view: dict[str, Any]) -> str | None:

@@ -527,7 +527,7 @@ def named(name: str) -> Layout:
 
 
 def _of_field(field: str) -> Layout:
-    return replace(PLAIN, name=f"{PLAIN.name}:{field}", text=(field,))
+    return replace(PLAIN, name=f"{PLAIN.name}:{field}", text=(field,), id=(*PLAIN.id, "ID", "Id"))
 
 
 def recognize(records: Iterable[Any], finds_text: bool = True) -> Layout | None:
@@ -558,6 +558,16 @@ def layout_of(record: Fields) -> Layout | None:
 
 def _is_sole_notice(layout: Layout, record: Fields) -> bool:
     return len(record) <= _FIELDS_OF_NOTICES and layout.is_notice(record)
+
+
+def columns_of(row: Sequence[str]) -> tuple[str, ...] | None:
+    """What the columns of a CSV file are called that has no header, by its first row; None if that is not known."""
+    looks_known = row[:1] and row[0] in _LABELS
+    return next((layout.columns for layout in LAYOUTS if looks_known and len(layout.columns) == len(row)), None)
+
+
+_LABELS = ("0", "2", "4")
+"""What rows of Sentiment140 begin with."""
 
 
 def is_text_name(name: str) -> bool:

@@ -92,6 +92,32 @@ def test_what_an_error_advises_works(record: dict[str, Any], options: tuple[str,
         assert plan(path, *others, option, advised)[1]
 
 
+def test_a_set_without_a_header_is_read_as_its_message_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"0","146781","Mon Apr 06 22:19:45 PDT 2009","NO_QUERY","ann","so cold"\n' * 3)
+    with pytest.raises(InputError) as caught:
+        plan(path)
+    advised = re.search(r"--columns (\S+), and (--no_header)", str(caught.value))
+    assert advised
+    _, said = plan(path, "--columns", advised[1], advised[2], "--timestamp_field", "auto", "--dry_run")
+    assert said[0].startswith("layout      sentiment140, CSV") and "time from date" in said[0]
+    assert said[1:] == ["    146781  'so cold'"] * 3
+
+
+def test_ids_that_are_refused_are_told_beforehand_and_the_advice_works(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,key,text\n1.2E+18,k1,so cold\n")
+    _, said = plan(path, "--dry_run")
+    assert "dead letters: id field 'id' is '1.2E+18', a float" in said[1] and said[2] == "    (refused)  'so cold'"
+    assert plan(path, "--dry_run", "--id_field", "key")[1][1] == "    k1  'so cold'"
+    assert plan(path, "--dry_run", "--id_field", "")[1][2] == "    (a hash)  'so cold'"
+
+
+def test_columns_in_capitals_are_text_and_id(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("ID,TEXT\n17,so cold\n")
+    assert plan(tmp_path / "a.csv", "--dry_run")[1][1] == "    17  'so cold'"
+
+
 def test_a_field_that_is_called_like_a_column_is_kept_as_its_message_says(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", POST | {"source": "an app", "truncated": False})
     for name in ("source", "truncated:bool"):
