@@ -189,7 +189,7 @@ def test_two_in_one_pipeline(run: Run, bundle: Bundle, model: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"outputs": ["emoji"]}, "outputs: 'emoji' is unknown"),
+        ({"outputs": ["emoji"]}, "outputs 'emoji' is unknown"),
         ({"top_k": 0}, "top_k"),
         ({"options": ScoreOptions()}, "takes options, or model"),
         ({"keep": [KeptField("status")]}, "'status' has the name of an output column"),
