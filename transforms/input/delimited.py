@@ -88,6 +88,8 @@ def recognize_dialect(
     first = next(_rows(lines, dialect), None)
     if first is not None:
         _check_first(first, dialect)
+        if not dialect.has_header and not columns:
+            dialect = replace(dialect, columns=layouts.columns_of(first) or ())
     return dialect
 
 

@@ -194,6 +194,7 @@ LAYOUTS: tuple[Layout, ...] = (
         time=("created_at",),
         language="lang",
         author="user.screen_name",
+        posts=("statuses",),
         notices=(
             "delete.status",
             "scrub_geo.user_id",

@@ -64,6 +64,8 @@ def test_backslashes_before_quotes() -> None:
 def test_names_of_columns_that_are_given() -> None:
     assert read("1,a\n2,b\n", no_header=True) == [{"1": "1", "2": "a"}, {"1": "2", "2": "b"}]
     assert read("1,a\n", no_header=True, columns=("id", "text")) == [{"id": "1", "text": "a"}]
+    (known,) = read('"4","1467810001","Mon Apr 06 22:19:45 PDT 2009","NO_QUERY","someone","so happy"\n', no_header=True)
+    assert (known["ids"], known["text"]) == ("1467810001", "so happy")
     assert read("id,id\n1,a\n", columns=("id", "text")) == [{"id": "1", "text": "a"}], "instead of the header's"
 
 

@@ -42,6 +42,10 @@ SAMPLES: list[tuple[str, Any, list[tuple[str | None, str, bool]]]] = [
         "created_at": TWITTER, "id_str": "14", "full_text": "so true", "is_quote_status": True,
         "quoted_status": {"id_str": "9", "full_text": LONG},
     }, [("14", "so true", True)]),
+    ("twitter-v1", {
+        "statuses": [{"created_at": TWITTER, "id_str": "15", "full_text": "tea &amp; rain"}],
+        "search_metadata": {"count": 1},
+    }, [("15", "tea & rain", True)]),
     ("twitter-v2", {
         "data": {"id": "21", "text": "tea &amp; rain", "created_at": WHEN, "edit_history_tweet_ids": ["21"]},
         "includes": {"users": []},
