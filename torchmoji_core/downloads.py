@@ -14,7 +14,7 @@ import time
 from typing import IO, Any
 
 from torchmoji_core import stores
-from torchmoji_core.errors import InputError, UnavailableError
+from torchmoji_core.errors import InputError, UnavailableError, panics_are_errors
 from torchmoji_core.patience import TransientError, request_seconds
 
 SLOWEST = 32 << 10
@@ -132,10 +132,11 @@ class _Download:
         self._file.seek(0)
         self._file.truncate()
         try:
-            answer = stores.store(at).get(at.key)
-            self._check(answer.meta["size"])
-            pieces = iter(answer.stream(_PIECE))
-            self._copy(lambda _: next(pieces, b""))
+            with panics_are_errors():
+                answer = stores.store(at).get(at.key)
+                self._check(answer.meta["size"])
+                pieces = iter(answer.stream(_PIECE))
+                self._copy(lambda _: next(pieces, b""))
         except (BaseError, FileNotFoundError) as error:
             raise stores.explain(self._uri, error) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -71,7 +72,9 @@ MEMORY = Shortage(
     r"|(?:not enough|insufficient|out of) memory|allocation[ _](?:error|failed)|failed to map segment)"
     # zlib by its number; torch; Arrow; oneDNN, whose kernels are compiled into memory that it asks for
     r"|(?:^|zlib\.)error: Error -4 while|zlib inflateInit failed"
-    r"|alloc_cpu\.cpp|\b(?:m|re)alloc of size \d+ failed|could not create a (?:primitive(?! desc)|memory)",
+    r"|alloc_cpu\.cpp|\b(?:m|re)alloc of size \d+ failed|could not create a (?:primitive(?! desc)|memory)"
+    # Python itself, where there was no room for the error
+    r"|(?:error return|returned NULL|result) without (?:setting an )?exception",
 )
 THREADS = Shortage(
     "out of memory, or of threads and processes: none could be started",
@@ -149,3 +152,20 @@ def raise_shortage(error: BaseException) -> None:
     """
     if shortage_of(error) is not None:
         raise error
+
+
+@contextlib.contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """What a library written in Rust raises where it is short of files or threads, as an error like others.
+
+    Its kind, pyo3's PanicException, is no Exception, and passes all that expects one.
+
+    Raises:
+        OSError: instead.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise OSError(f"a library gave up: {first_line(error)}") from error

@@ -20,10 +20,20 @@ from transforms.stopping import check_stopped
 NAMESPACE = "torchmoji"
 
 READ = "read"
-"""Records met, damaged ones included. read = scored + empty + dead at the end of every run."""
+"""Records met, damaged ones included. read = scored + empty + dead + notices at the end of every run."""
 SCORED = "scored"
 EMPTY = "empty"
 DEAD = "dead"
+NOTICES = "notices"
+"""Records that are no posts and are not meant to be, such as deletions in a stream of tweets."""
+CUT = "cut_by_platform"
+"""Tweets whose platform has cut the text, and whose record has no whole one."""
+WITHOUT_ID = "without_id"
+"""Tweets whose id is a hash of file and position, as their record has none."""
+WITH_HTML = "with_html"
+"""Tweets in whose text there are tags or entities of HTML, scored as they are."""
+TIMES_UNREAD = "times_unread"
+"""Tweets whose time could not be read, and is null."""
 TOKENS = "tokens"
 UNKNOWN = "unknown_tokens"
 TRUNCATED = "truncated"
@@ -139,6 +149,13 @@ def counter(name: str) -> _Counter:
     Kept, since to make it costs more than to count.
     """
     return _Counter(name)
+
+
+def count(counts: Counter[str]) -> None:
+    """Add figures to the counters of their names, and take them from where they are."""
+    for name, number in counts.items():
+        counter(name).inc(number)
+    counts.clear()
 
 
 @functools.cache

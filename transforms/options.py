@@ -27,7 +27,7 @@ PARTITION_COLUMN = "_partition"
 """Travels with the rows to the writer, which makes directories of it; it is in no file."""
 RESERVED_COLUMNS = (
     "id", "text", "source", "timestamp", PARTITION_COLUMN, "top_emojis", "top_classes", "probabilities", "embedding",
-    "attention", "n_tokens", "n_unknown", "truncated", "status", FINGERPRINT_COLUMN,
+    "attention", "n_tokens", "n_unknown", "truncated", "status", "cut_by_platform", FINGERPRINT_COLUMN,
 )  # fmt: skip
 
 
@@ -111,5 +111,6 @@ class ScoreOptions:
         for field in self.keep:
             if field.name in RESERVED_COLUMNS:
                 raise InputError(
-                    f"kept field {field.name!r} has the name of an output column; leave it out or rename it"
+                    f"kept field {field.name!r} has the name of an output column; leave it out, or "
+                    f"rename it: {field.path}:as=input_{field.name}"
                 )

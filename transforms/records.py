@@ -25,6 +25,8 @@ class Tweet(NamedTuple):
     """The file it is from."""
     partition: str = ""
     """Directory of its row below the output, `date=2026-01-31` for instance; see `fields.partition_directory`."""
+    is_cut: bool = False
+    """Whether its platform has cut the text, and the whole one is not in the record."""
 
 
 class Message(NamedTuple):

@@ -173,7 +173,8 @@ def add_shared_options(result: argparse.ArgumentParser, without: Collection[str]
     add_options(group, FieldMapping, without, **defaults)
     group.add_argument(
         "--keep_fields", default="", metavar="FIELDS",
-        help=f"fields to carry through, name or name:type; types: {', '.join(KEPT_TYPES)} (default: as in the data)",
+        help="fields to carry through, path, path:type or path:type:as=name of the column; types: "
+        f"{', '.join(KEPT_TYPES)} (default: as in the data)",
     )  # fmt: skip
     add_options(result.add_argument_group("output"), OutputOptions, without, **defaults)
     add_options(result.add_argument_group("scores"), ScoreOptions)
@@ -216,14 +217,23 @@ def parse_known(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[
     return options, rest
 
 
+def _kept_field(text: str) -> tuple[KeptField, bool]:
+    """A field of --keep_fields, and whether its type is given."""
+    field, _, column = text.partition(":as=")
+    path, _, kind = field.partition(":")
+    column, _, kind_behind = column.partition(":")
+    kind = kind or kind_behind
+    return KeptField(column or path, kind or "string", path), bool(kind)
+
+
 def score_config(options: argparse.Namespace) -> ScoreConfig:
     """Validate the shared options.
 
     Raises:
         InputError: naming the option at fault and its valid values.
     """
-    kept = [name.partition(":") for name in names(options.keep_fields)]
-    keep = tuple(KeptField(name, kind or "string") for name, _, kind in kept)
+    kept = [_kept_field(text) for text in names(options.keep_fields)]
+    keep = tuple(field for field, _ in kept)
     fields = take_options(FieldMapping, options, keep=keep)
     if options.threads is None and options.runner == LOCAL_RUNNER:
         # One thread a core in all: more threads than cores slow each other down.
@@ -241,7 +251,7 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
         inputs=tuple(absolute(pattern) for pattern in options.input),
         form=take_options(FormOptions, options),
         fields=fields,
-        keep_without_type=tuple(name for name, _, kind in kept if not kind),
+        keep_without_type=tuple(field.name for field, is_typed in kept if not is_typed),
         score=score,
         limits=take_options(BatchLimits, options),
     )

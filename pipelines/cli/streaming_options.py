@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cli.parsing import add_options, seconds, take_options
+from pipelines.cli.parsing import add_options, names, seconds, take_options
 from torchmoji_core.errors import InputError
 from torchmoji_core.options import option
 from transforms.addresses import KafkaTopic, PubSubName, Source, is_topic, parse_sink, parse_source
@@ -152,9 +152,10 @@ def _stream_options(options: argparse.Namespace, given: Collection[str]) -> Stre
         )
     if (options.format or "jsonl") not in MESSAGE_FORMATS:
         raise InputError(f"--format of messages must be jsonl or text, not {options.format}")
-    if untyped := [name for name in options.keep_fields.split(",") if name.strip() and ":" not in name]:
-        name = untyped[0].strip()
-        raise InputError(f"--keep_fields {name}: no data tells the type yet; give it, {name}:string for instance")
+    if untyped := [name for name in names(options.keep_fields) if ":" not in name.replace(":as=", "")]:
+        path, _, column = untyped[0].partition(":as=")
+        typed = f"{path}:string" + (f":as={column}" if column else "")
+        raise InputError(f"--keep_fields {untyped[0]}: no data tells the type yet; give it, {typed} for instance")
     if options.format == "text" and (options.keep_fields or options.timestamp_field):
         raise InputError("text messages have no fields: leave out --keep_fields and --timestamp_field")
     stream = take_options(

@@ -13,7 +13,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import mmap
 import re
+import resource
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data_set import manifest
 from pipelines.data_set.manifest import DataFile
+from torchmoji_core.errors import panics_are_errors
 from torchmoji_core.stores import address, is_object
 from transforms.input.fields import DATE, HIVE_NULL, HOUR
 from transforms.storage import files as storage
@@ -45,6 +48,9 @@ _CONFIGURATION = {"delta.logRetentionDuration": "interval 1 days"}
 """And not a month: a stream commits thousands of times a day. Files that are retired stay for a day as well."""
 _PARTITION_TYPES = {DATE: pa.date32(), HOUR: pa.int32()}
 """Others are strings."""
+_ADDRESS_SPACE = 1 << 30
+"""Bytes that the library takes: its threads have stacks and heaps of their own, of which little is ever used."""
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -69,7 +75,9 @@ class DeltaLog:
         """
         said = ""
         try:
-            self._publish(files, number)
+            _check_room()
+            with panics_are_errors():
+                self._publish(files, number)
         except _NoTableError as error:
             said = f"{self.output} has no Delta log: {error}; read the files of pipelines.data_set.snapshot.live_files"
         except Exception as error:  # the library raises OSError, kinds of its own, and Exception itself
@@ -261,6 +269,19 @@ def _partition(path: str) -> dict[str, str | None]:
     """
     pairs = [directory.partition("=") for directory in path.split("/")[:-1]]
     return {unquote(name): None if value == HIVE_NULL else unquote(value) for name, _, value in pairs}
+
+
+def _check_room() -> None:
+    """Make sure that the library finds the address space that it takes, if that is limited (`ulimit -v`).
+
+    Python raises an error where memory is short. The library, written in Rust, ends the process: a run that has
+    committed its results would seem to have failed.
+
+    Raises:
+        OSError: if there is less.
+    """
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        mmap.mmap(-1, _ADDRESS_SPACE).close()
 
 
 def _in_a_line(error: Exception) -> str:

@@ -165,12 +165,13 @@ def _check_counts(change: Manifest, findings: Findings) -> None:
     counts = change.counts
     if not counts:
         return
-    read, scored, empty, dead = (
-        counts.get(name, 0) for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD)
+    read, scored, empty, dead, notices = (
+        counts.get(name, 0) for name in (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.NOTICES)
     )
-    if read != scored + empty + dead:
+    if read != scored + empty + dead + notices:
         findings.problems.append(
-            f"manifest {change.name}: read {read} is not scored {scored} + empty {empty} + dead {dead}"
+            f"manifest {change.name}: read {read} is not scored {scored} + empty {empty} + dead {dead} + notices "
+            f"{notices}"
         )
     rows = [entry.rows for entry in change.inputs if entry.rows is not None]
     if rows and sum(rows) != scored + empty:

@@ -120,7 +120,7 @@ def is_dead(file: DataFile) -> bool:
 
 
 def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
-    """Check that every record met is scored, empty or dead, and every row and dead letter is in a file.
+    """Check that every record met is scored, empty, dead or a notice, and every row and dead letter is in a file.
 
     Raises:
         RunError: with the figures.
@@ -137,11 +137,11 @@ def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
 
 def unaccounted(counts: dict[str, int]) -> str | None:
     """The figures of a run that has not written, or rejected, each record that it met; None if it has."""
-    read, scored, empty, dead, rows = (counts.get(name, 0) for name in _ACCOUNT)
-    return None if read == scored + empty + dead and rows == scored + empty else _figures(counts)
+    read, scored, empty, dead, notices, rows = (counts.get(name, 0) for name in _ACCOUNT)
+    return None if read == scored + empty + dead + notices and rows == scored + empty else _figures(counts)
 
 
-_ACCOUNT = (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.ROWS_WRITTEN)
+_ACCOUNT = (metrics.READ, metrics.SCORED, metrics.EMPTY, metrics.DEAD, metrics.NOTICES, metrics.ROWS_WRITTEN)
 
 
 def _figures(counts: dict[str, int]) -> str:

@@ -31,7 +31,8 @@ from pipelines.runs.context import RunContext, open_command, open_run
 from pipelines.runs.execute import clean_up, commit, execute
 from pipelines.runs.identity import differences, identity, listed
 from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open
-from pipelines.runs.plan import ModelFacts, Plan, as_before, check_fields, check_model, check_no_stream
+from pipelines.runs.inspection import check_fields, inspect
+from pipelines.runs.plan import ModelFacts, Plan, as_before, check_model, check_no_stream
 from pipelines.runs.selection import Groups, Selection, generation_of, select
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.files import name_as_text
@@ -142,7 +143,8 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
                 "give the same options as before, or another --output"
             )
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
-    return Plan(score, selection.work, model, passed_over=tuple(selection.found.passed_over), strict=True)
+    passed_over, groups = tuple(selection.found.passed_over), inspect(score, selection.work)
+    return Plan(score, selection.work, model, passed_over=passed_over, strict=True, groups=groups)
 
 
 def _other_options(score: ScoreConfig, earlier: dict[str, Any]) -> list[str]:

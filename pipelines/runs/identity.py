@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.redaction import HIDDEN, redact
+from transforms.input.layouts import AUTO, PLAIN
 
 
 def identity(config: ScoreConfig) -> dict[str, Any]:
@@ -16,17 +17,24 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
     return {
         "inputs": sorted(map(_address, config.inputs)),
         **config.form.identity,
-        "text_field": list(config.fields.text),
-        "id_field": list(config.fields.id),
+        "text_field": _fields(config.fields.text, PLAIN.text),
+        "id_field": _fields(config.fields.id, PLAIN.id),
         "timestamp_field": config.fields.timestamp,
-        "keep_fields": [f"{kept.name}:{kept.kind}" for kept in config.fields.keep],
+        "keep_fields": [f"{kept.option}:{kept.kind}" for kept in config.fields.keep],
         "partition_by": list(config.fields.partition_by),
         "model": None if score.model is None else _address(score.model),
         "precision": score.precision,
         "outputs": sorted(score.outputs),
         "top_k": score.top_k,
         "embedding_type": score.embedding_type,
+    } | {
+        name: value for name, value in (("layout", config.fields.layout), ("html", config.fields.html)) if value != AUTO
     }
+
+
+def _fields(paths: Sequence[str], by_default: Sequence[str]) -> list[str]:
+    """As data sets have them that were begun before there were layouts."""
+    return list(by_default if tuple(paths) == (AUTO,) else paths)
 
 
 def _address(text: str) -> str:

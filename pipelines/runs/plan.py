@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,22 +13,12 @@ from pipelines.data_set import pending
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import differences, identity, identity_of_stream, listed
 from pipelines.runs.inputs import Inputs, list_inputs, named, spool_pipes, try_to_open
+from pipelines.runs.inspection import Group, check_fields, inspect
 from torchmoji_core.bundle import load_bundle
-from torchmoji_core.errors import InputError, shortage_of
-from transforms.input.fields import FieldError, KeptField, find_text, infer_kind, look_up
-from transforms.input.formats import read_records
-from transforms.input.forms import FormOptions, named_format
-from transforms.input.raw_records import Record
+from torchmoji_core.errors import InputError
+from transforms.input.forms import named_format
 from transforms.input.read import InputFile
-from transforms.input.recognition import recognize
-from transforms.input.source_file import SourceError
 from transforms.output.commit import journal_directory
-from transforms.storage.files import is_local, open_raw
-
-SAMPLED_RECORDS, SAMPLED_FILES = 1000, 20
-"""The first records of so many files that have some are looked at before a run, while something is sought."""
-MORE_RECORDS, MORE_FILES = 10, 1000
-"""And those of so many more, spread over the rest, if something has not been found: some files do not tell for all."""
 
 
 class ModelFacts(NamedTuple):
@@ -63,6 +52,8 @@ class Plan:
     """Those of the files that could not be opened, with the reason; each will be a dead letter."""
     strict: bool = False
     """Whether an input that cannot be opened fails the run, instead of being a dead letter."""
+    groups: tuple[Group, ...] = ()
+    """What the inputs are, by the first of them."""
 
     def with_new_run(self, files: Sequence[InputFile]) -> Plan:
         """The plan for a run of its own over some of the files."""
@@ -87,6 +78,7 @@ class Plan:
         return [
             f"inputs      {len(self.files)} file(s), {self.input_bytes:,} bytes{of_kinds}",
             *shown,
+            *(line for group in self.groups for line in group.describe(config.dry_run)),
             *self._describe_other_files(),
             *self.describe_model(),
             *([f"replaces    {self.replaced} file(s) of earlier runs there"] if self.replaced else []),
@@ -107,7 +99,7 @@ class Plan:
     def describe_model(self) -> list[str]:
         """The lines about model and output."""
         config, model = self.config, self.model
-        kept = ", ".join(f"{field.name} ({field.kind})" for field in config.fields.keep)
+        kept = ", ".join(f"{field.option} ({field.kind})" for field in config.fields.keep)
         return [
             f"model       {model.name}, fingerprint {model.fingerprint[:12]}, {len(model.classes)} classes, "
             f"embedding of {model.channels} channels, reads {model.maxlen} tokens of a text, "
@@ -138,8 +130,8 @@ def make_plan(config: ScoreConfig, data_set: DataSet, scratch: str) -> Plan:
     config = check_fields(config, files)
     model = check_model(config)
     replaced = check_output(config, data_set, files, model)
-    passed_over = tuple(inputs.passed_over)
-    return Plan(config, files, model, "", replaced, passed_over, unreadable).with_new_run(files)
+    passed_over, groups = tuple(inputs.passed_over), inspect(config, files)
+    return Plan(config, files, model, "", replaced, passed_over, unreadable, groups=groups).with_new_run(files)
 
 
 def _check_readable(inputs: Inputs) -> dict[str, str]:
@@ -170,94 +162,6 @@ def check_model(config: ScoreConfig) -> ModelFacts:
     )
 
 
-def _sample(files: Sequence[InputFile], form: FormOptions) -> Iterator[Iterator[Record]]:
-    """The first whole records of files: of the first that have some, and then of others all over the rest.
-
-    What cannot be read has none; the run will say what, and where.
-    """
-    waiting = iter(files)
-    sampled = 0
-    for file in waiting:
-        records = _first_records(file, form, SAMPLED_RECORDS)
-        first = next(records, None)
-        if first is not None:
-            yield itertools.chain([first], records)
-            sampled += 1
-        if sampled == SAMPLED_FILES:
-            break
-    rest = list(waiting)
-    for file in rest[:: max(1, -(-len(rest) // MORE_FILES))]:
-        yield _first_records(file, form, MORE_RECORDS)
-
-
-def _first_records(file: InputFile, options: FormOptions, count: int) -> Iterator[Record]:
-    path = file.path
-    try:
-        with open_raw(file.place) as opened:
-            for form in recognize(opened, path, options):
-                end = min(file.bytes_, 1 << 20) if form.is_splittable and form.kind != "parquet" else None
-                records = itertools.islice(read_records(opened, form, 0, end, path=path), count)
-                yield from (record for record in records if isinstance(record, Record))
-    except InputError as error:
-        raise InputError(f"input {path}: {error}") from None
-    except (OSError, SourceError) as error:
-        cause = error.__cause__ if isinstance(error, SourceError) else error
-        # A store that is down is tried again for minutes: not for each of a thousand files.
-        is_of_file = is_local(path) or isinstance(cause, FileNotFoundError | PermissionError)
-        if not is_of_file or shortage_of(error) is not None:
-            raise InputError(f"input {path}: cannot be read ({error})") from None
-
-
-def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig:
-    """Make sure that the fields are there, and fill in the types of kept ones.
-
-    Raises:
-        InputError: if a file's format is unknown, no record has a text, or a kept field is in none.
-    """
-    mapping = config.fields
-    seen: dict[str, None] = {}
-    values: dict[str, list[Any]] = {field.name: [] for field in mapping.keep}
-    reason: FieldError | None = None
-    found = False
-    for records in _sample(files, config.form):
-        for record in records:
-            if not isinstance(record.value, dict):
-                found = True  # a line of text is one
-                continue
-            seen.update(dict.fromkeys(record.value))
-            for name in values:
-                values[name].append(look_up(record.value, name))
-            try:
-                find_text(record.value, mapping)
-                found = True
-            except FieldError as error:
-                reason = error
-        if found and all(map(_has_a_value, values.values())):
-            break
-    if found and not seen and (mapping.keep or mapping.timestamp):
-        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
-    if not found and reason is None:
-        return config  # nothing readable in the sample: the run will say what and where
-    is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
-    if not found and is_all_seen:
-        raise InputError(f"no record has a text ({reason}); give --text_field one of: {', '.join(list(seen)[:20])}")
-    kept = []
-    for field in mapping.keep:
-        is_typed = field.name not in config.keep_without_type
-        if not _has_a_value(values[field.name]) and not (is_typed and not is_all_seen) and seen:
-            raise InputError(f"kept field {field.name!r} is in no record; fields are: {', '.join(list(seen)[:20])}")
-        kept.append(field if is_typed else KeptField(field.name, infer_kind(values[field.name])))
-    return dataclasses.replace(
-        config,
-        fields=dataclasses.replace(mapping, keep=tuple(kept)),
-        score=dataclasses.replace(config.score, keep=tuple(kept)),
-    )
-
-
-def _has_a_value(values: Iterable[Any]) -> bool:
-    return any(value is not None for value in values)
-
-
 def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
     """With the types of kept fields that were told from the data once, from the first files.
 
@@ -265,9 +169,11 @@ def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
         config: the command line.
         earlier: identity of the data set that it goes on with.
     """
-    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
+    kinds = _kept_before(earlier)
     keep = tuple(
-        KeptField(field.name, kinds.get(field.name, field.kind)) if field.name in config.keep_without_type else field
+        dataclasses.replace(field, kind=kinds.get(field.option, field.kind))
+        if field.name in config.keep_without_type
+        else field
         for field in config.fields.keep
     )
     return dataclasses.replace(
@@ -275,6 +181,11 @@ def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
         fields=dataclasses.replace(config.fields, keep=keep),
         score=dataclasses.replace(config.score, keep=keep),
     )
+
+
+def _kept_before(earlier: Mapping[str, Any]) -> dict[str, str]:
+    """The kept fields of a data set, as options, with their types."""
+    return dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
 
 
 def _joining(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
@@ -296,8 +207,8 @@ def _check_appending(config: ScoreConfig, data_set: DataSet, files: Sequence[Inp
         InputError: if they are another model's, would be counted twice, or have a column of another type.
     """
     earlier = data_set.identity or {}
-    kinds: dict[str, str] = dict(kept.rsplit(":", 1) for kept in earlier.get("keep_fields", []))
-    types = {f"--keep_fields {field.name}": (field.kind, kinds.get(field.name)) for field in config.fields.keep}
+    kinds = _kept_before(earlier)
+    types = {f"--keep_fields {field.option}": (field.kind, kinds.get(field.option)) for field in config.fields.keep}
     types["--embedding_type"] = (str(config.score.embedding_type), earlier.get("embedding_type"))
     for option, (ours, theirs) in types.items():
         if theirs not in (None, ours):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,18 +42,18 @@ class Buffer:
 
     def __init__(self, options: LoopOptions) -> None:
         self._options = options
-        self._waiting: collections.deque[tuple[float, str, Prepared, int]] = collections.deque()
+        self._waiting: collections.deque[tuple[float, str, Sequence[Prepared], int]] = collections.deque()
         self._tokens = self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, position: str, prepared: Prepared, size: int, now: float) -> None:
+    def add(self, position: str, prepared: Sequence[Prepared], size: int, now: float) -> None:
         """Take up a message.
 
         Args:
             position: what tells it from others.
-            prepared: its tweet or dead letter.
+            prepared: its tweets and dead letters; none of a notice.
             size: bytes of its payload.
             now: seconds of the clock that `is_due` is asked with.
         """
@@ -75,15 +76,14 @@ class Buffer:
         """The messages that have waited longest."""
         metrics.distribution(metrics.BUFFER_WAIT).update(round(1000 * (now - self._waiting[0][0])))
         chunk = Chunk([], [])
-        while self._waiting and len(chunk.positions) < CHUNK_ROWS:
+        while self._waiting and max(len(chunk.positions), len(chunk.prepared)) < CHUNK_ROWS:
             _, position, prepared, size = self._waiting.popleft()
             self._count(prepared, size, -1)
             chunk.positions.append(position)
-            chunk.prepared.append(prepared)
-        metrics.distribution(metrics.HELD_ROWS).update(len(chunk.positions))
+            chunk.prepared.extend(prepared)
+        metrics.distribution(metrics.HELD_ROWS).update(len(chunk.prepared))
         return chunk
 
-    def _count(self, prepared: Prepared, size: int, sign: int) -> None:
+    def _count(self, prepared: Sequence[Prepared], size: int, sign: int) -> None:
         self._bytes += sign * size
-        if isinstance(prepared, TokenizedTweet):
-            self._tokens += sign * prepared.length
+        self._tokens += sign * sum(item.length for item in prepared if isinstance(item, TokenizedTweet))

@@ -22,10 +22,10 @@ from pipelines.streams.sources import Publisher
 from torchmoji_core.batching import BatchLimits, LengthBuckets
 from transforms import metrics
 from transforms.annotate import check_tweet
-from transforms.input.messages import parse_message
+from transforms.input.messages import MessageParser
 from transforms.output.commit import commit
 from transforms.output.write import DeadLetterFiles, Files, ScoreFiles
-from transforms.records import DeadLetter, Message, TokenizedTweet
+from transforms.records import DeadLetter, Message, TokenizedTweet, Tweet
 from transforms.scoring.batch import tweet_size
 from transforms.scoring.loaded_model import load_model
 from transforms.scoring.model_refresh import Lookout, ModelWatch
@@ -50,8 +50,7 @@ class Stages:
             InputError, RunError: if the model cannot be loaded.
         """
         self._config, self._publisher = config, publisher
-        self._source = stream.source.uri
-        self._rules = message_fields(config, stream)
+        self._parser = MessageParser(stream.source.uri, message_fields(config, stream))
         self._window = round(1e6 * stream.window)
         self._model = load_model(config.score.model, config.score)
         scorer = self._model.scorer
@@ -61,9 +60,11 @@ class Stages:
         if stream.model_watch is not None:
             self._lookout = Lookout(ModelWatch(stream.model_watch, stream.model_poll), config.score)
 
-    def prepare(self, message: Message) -> Prepared:
-        """The tokens of a message's tweet, or a dead letter."""
-        parsed = parse_message(message, self._source, self._rules)
+    def prepare(self, message: Message) -> list[Prepared]:
+        """The tokens of a message's tweets, or dead letters; nothing for a notice."""
+        return [self._prepare(parsed) for parsed in self._parser.parse(message)]
+
+    def _prepare(self, parsed: Tweet | DeadLetter) -> Prepared:
         checked = parsed if isinstance(parsed, DeadLetter) else check_tweet(parsed, len(self._config.score.keep))
         if isinstance(checked, DeadLetter):
             return checked

@@ -19,7 +19,7 @@ from tests.pipelines.conftest import corpus
 pytestmark = pytest.mark.faults
 
 KILLS = 50
-FILES, ROWS = 40, 500
+FILES, ROWS = 80, 250
 
 
 def committed_inputs(output: Path) -> Counter[str]:
@@ -52,7 +52,7 @@ def kill_at_random(process: subprocess.Popen[str], output: Path, old: str, chanc
         deadline = time.monotonic() + 60
         while lock(output) in ("", old) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        changes, before = chance.randrange(40), None
+        changes, before = chance.randrange(20), None
         while changes and process.poll() is None and time.monotonic() < deadline:
             now = {name for _, _, names in os.walk(output) for name in names if not name.endswith(".tmp")}
             changes -= now != before

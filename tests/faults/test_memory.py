@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -22,7 +23,7 @@ SECONDS = 120
 def score(directory: Path, model: str, preparation: Callable[[], None]) -> tuple[int | None, str]:
     """Status, None for a run that had to be killed, as one whose own threads could not start, and what was printed."""
     command = [sys.executable, "-m", "pipelines.score", "--model", model, "--input", "in.jsonl", "--output", "out"]
-    with (directory / "log").open("w+") as log:
+    with (directory / "log").open("w+", errors="replace") as log:
         process = subprocess.Popen(
             [*command, "--cache_mb", "0", "--progress", "off", "--report", "report.json"],
             cwd=directory,
@@ -37,7 +38,7 @@ def score(directory: Path, model: str, preparation: Callable[[], None]) -> tuple
             process.kill()
             process.wait()
             status = None
-        log.seek(0)
+        log.seek(max(0, log.seek(0, os.SEEK_END) - (1 << 20)))  # who prints without end is not read to it
         return status, log.read()
 
 

@@ -44,6 +44,7 @@ def test_the_command_alone_scores_the_sample(
     assert len(set(table["id"].to_pylist())) == 360
     assert table.schema.names == [
         "id", "text", "top_emojis", "probabilities", "embedding", "n_tokens", "n_unknown", "truncated", "status",
+        "cut_by_platform",
     ]  # fmt: skip
     for name in ("read ", "scored ", "empty ", "dead ", "tokens ", "tweets/s", "fingerprint", "commonest"):
         assert name in finished.out
@@ -199,7 +200,16 @@ def test_outputs_choose_the_columns(run_score: Score, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", posts(5))
     assert run_score("--input", "in.jsonl", "--output", "out", "--outputs", "attention,top", "--top_k", "2").status == 0
     table = read_scores(tmp_path / "out")
-    assert table.schema.names == ["id", "top_emojis", "attention", "n_tokens", "n_unknown", "truncated", "status"]
+    assert table.schema.names == [
+        "id",
+        "top_emojis",
+        "attention",
+        "n_tokens",
+        "n_unknown",
+        "truncated",
+        "status",
+        "cut_by_platform",
+    ]
     for row in table.to_pylist():
         assert len(row["top_emojis"]) == 2
         assert len(row["attention"]) == row["n_tokens"]

@@ -7,7 +7,7 @@ at a time. Arrow allocates what a message claims, so each is looked at before Ar
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 from torchmoji_core.errors import InputError, first_line
@@ -37,7 +37,7 @@ def is_stream(beginning: bytes) -> bool:
     return 0 < int.from_bytes(beginning[4:8], "little") <= MAX_METADATA_BYTES
 
 
-def read_arrow(content: Readable, columns: tuple[str, ...] | None) -> Iterator[Record | Damage]:
+def read_arrow(content: Readable, columns: Container[str] | None) -> Iterator[Record | Damage]:
     """The rows of a file; their positions are their numbers.
 
     Args:
@@ -84,7 +84,7 @@ def column_names(content: Readable) -> list[str]:
         raise InputError(f"not a readable Arrow file: {first_line(error)}") from None
 
 
-def _rows(batch: Any, columns: tuple[str, ...] | None, position: int) -> Iterator[Record | Damage]:
+def _rows(batch: Any, columns: Container[str] | None, position: int) -> Iterator[Record | Damage]:
     """Rows of a batch of which nothing is known but that its buffers are there."""
     import pyarrow as pa
 

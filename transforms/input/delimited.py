@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.names import shown
-from transforms.input import raw_records
+from transforms.input import layouts, raw_records
 from transforms.input.compression import Readable
 from transforms.input.encodings import UTF_8, is_utf_16_among_utf_8, not_decoded
 from transforms.input.lines import TWO_ENCODINGS, read_lines
@@ -125,9 +125,10 @@ def _check_first(row: list[str], dialect: Dialect) -> None:
         return
     values = [name for name in row if _VALUE.fullmatch(name)]
     if values:
+        names = ",".join(layouts.columns_of(row) or ("a", "b", "c"))
         raise InputError(
             f"its first line has values such as {shown(values[0])} where names of columns should be; give the names of "
-            f"its {len(row)} columns, --columns a,b,c, and --no_header if the first line is a row"
+            f"its {len(row)} columns, --columns {names}, and --no_header if the first line is a row"
         )
     check_names(row, RENAME)
 

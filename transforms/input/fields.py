@@ -1,11 +1,13 @@
-"""Which fields of an input record become a tweet: look-up by dotted path, types, kept fields. Pure, no Beam."""
+"""Which fields of a record are asked for, and what their values become: ids, times, kept fields. Pure, no Beam."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,10 +19,11 @@ import pyarrow as pa
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
 from torchmoji_core.options import option
+from transforms.input.layouts import AUTO, NAMES, named
+from transforms.input.paths import look_up, top
 
-DEFAULT_TEXT_FIELDS = ("extended_tweet.full_text", "full_text", "data.text", "text")
-"""Tried in order: the whole text of a tweet in versions 1.1 and 2 of Twitter's API, then the plain name."""
-DEFAULT_ID_FIELDS = ("id_str", "data.id", "id")
+HTML = (AUTO, "keep", "entities", "tags")
+"""What is done with HTML in texts."""
 
 KEPT_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -38,25 +41,34 @@ MAX_PARTITION_NAME = 255
 """Bytes of a directory's name, where most filesystems end them."""
 HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _EPOCH = date(1970, 1, 1)
-_TWITTER_TIME = "%a %b %d %H:%M:%S %z %Y"
+_WITH_WEEKDAY = ("%a %b %d %H:%M:%S %z %Y", "%a, %d %b %Y %H:%M:%S %z")
+"""Twitter's, which is that of `date`, and that of mail and HTTP."""
 
 
 @dataclass(frozen=True)
 class KeptField:
-    """An input field that is carried through to a column of the same name."""
+    """An input field that is carried through to a column."""
 
     name: str
-    """Dotted path in the input, name of the output column."""
+    """Of the output column."""
     kind: str = "string"
     """One of `KEPT_TYPES`."""
+    path: str = ""
+    """Dotted path in the input; the same as the name unless something else is given."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.path or self.name)
         if not self.name:
             raise InputError("a kept field needs a name")
         if self.kind not in KEPT_TYPES:
             raise InputError(
                 f"kept field {self.name}: type {self.kind!r} is unknown; choose from {', '.join(KEPT_TYPES)}"
             )
+
+    @property
+    def option(self) -> str:
+        """As the command line has it, without the type."""
+        return self.name if self.path == self.name else f"{self.path}:as={self.name}"
 
     @property
     def column(self) -> pa.Field:
@@ -68,20 +80,22 @@ class FieldMapping:
     """Where a record has its text, id, timestamp, and what else to keep."""
 
     text: tuple[str, ...] = option(
-        DEFAULT_TEXT_FIELDS,
-        "field with the text; dots go into nested fields; the first of several that is there and not null",
+        (AUTO,),
+        "field with the text; dots go into nested fields; the first of several that is there and not blank; auto: as "
+        "the layout has it",
         name="text_field",
         metavar="PATHS",
     )
     id: tuple[str, ...] = option(
-        DEFAULT_ID_FIELDS,
-        "field with the id; without one, ids are hashes of file and position",
+        (AUTO,),
+        "field with the id; without one, or with '', ids are hashes of file and position",
         name="id_field",
         metavar="PATHS",
     )
     timestamp: str | None = option(
         None,
-        "field with the time, written as column timestamp: ISO 8601, Twitter's format, or seconds since 1970",
+        "field with the time, written as column timestamp: ISO 8601 and what databases make of it, Twitter's format, "
+        "or seconds, milliseconds or microseconds since 1970; auto: where the layout has it",
         name="timestamp_field",
         metavar="PATH",
     )
@@ -92,10 +106,23 @@ class FieldMapping:
         "(UTC) of the timestamp or, without --timestamp_field, of the file; '' for none",
         metavar="FIELDS",
     )
+    layout: str = option(
+        AUTO, f"how records are written; auto tells it for each file; or {', '.join(NAMES)}", metavar="NAME"
+    )
+    html: str = option(
+        AUTO,
+        "HTML in texts: keep it, decode its entities (&lt; is <), or its tags as well; auto: as the layout's platform "
+        "writes it",
+        choices=HTML,
+    )
 
     def __post_init__(self) -> None:
         if not self.text:
             raise InputError("the field mapping needs at least one text field")
+        if self.layout != AUTO:
+            named(self.layout)
+        if self.html not in HTML:
+            raise InputError(f"html {self.html!r} is unknown; choose one of {', '.join(HTML)}")
         names = [field.name for field in self.keep]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"kept field {sorted(twice)[0]!r} is named twice")
@@ -111,66 +138,36 @@ class FieldMapping:
             *self.text,
             *self.id,
             *([self.timestamp] if self.timestamp else []),
-            *(field.name for field in self.keep),
+            *(field.path for field in self.keep),
             *self.partition_by,
         ]
-        return tuple(dict.fromkeys(name for path in paths for name in (path, path.partition(".")[0])))
+        return tuple(dict.fromkeys(name for path in paths if path != AUTO for name in (path, top(path))))
 
 
 class FieldError(ValueError):
     """A record that is no tweet; the message says why."""
 
 
-def look_up(record: dict[str, Any], path: str) -> Any:
-    """The value under a name, or else under a dotted path of names; None where there is none.
-
-    >>> look_up({"data": {"text": "hi"}}, "data.text")
-    'hi'
-    """
-    if path in record:
-        return record[path]
-    value: Any = record
-    for name in path.split("."):
-        if not isinstance(value, dict):
-            return None
-        value = value.get(name)
-    return value
-
-
-def find_text(record: dict[str, Any], mapping: FieldMapping) -> str:
-    """The text of a record.
+def to_id(value: Any, name: str) -> str:
+    """An id as a string.
 
     Raises:
-        FieldError: if no text field is there, or it is not a string.
+        FieldError: if it is neither a string nor an integer, or written as a float: those lose digits of tweet ids.
     """
-    for path in mapping.text:
-        value = look_up(record, path)
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise FieldError(f"text field {path!r} is {type(value).__name__}, not a string")
+    if isinstance(value, str):
+        if not value.isalnum() and _FLOAT.fullmatch(value):
+            raise FieldError(f"id field {name!r} is {_shown(value)}, a float, which loses digits of ids; {_NO_FLOATS}")
         return valid_unicode(value)
-    raise FieldError(f"no text: none of the fields {', '.join(mapping.text)}")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    is_float = isinstance(value, float)
+    lost = f" (floats lose digits of ids; {_NO_FLOATS})" if is_float else ""
+    raise FieldError(f"id field {name!r} is {type(value).__name__}, neither a string nor an integer{lost}")
 
 
-def find_id(
-    record: dict[str, Any], mapping: FieldMapping, source: str, position: int | str, default: str | None = None
-) -> str:
-    """The id of a record as a string; without one, the default or else `position_id`.
-
-    Raises:
-        FieldError: if it is neither a string nor an integer: floats lose digits of tweet ids.
-    """
-    for path in mapping.id:
-        value = look_up(record, path)
-        if value is None or value == "":
-            continue
-        if isinstance(value, str):
-            return valid_unicode(value)
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
-        raise FieldError(f"id field {path!r} is {type(value).__name__}, neither a string nor an integer")
-    return default or position_id(source, position)
+_FLOAT = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?[eE]\+\d+|\d+[.,]\d+[eE]-?\d+|\d+\.0*)", re.ASCII)
+"""What spreadsheets and pandas make of large integers. Ids may look like 12e34, with neither a point nor a sign."""
+_NO_FLOATS = "give --id_field with another column, or '' for hashes of file and position"
 
 
 def position_id(source: str, position: int | str) -> str:
@@ -182,40 +179,70 @@ def position_id(source: str, position: int | str) -> str:
     return hashlib.sha256(f"{source}\0{position}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def find_timestamp(record: dict[str, Any], mapping: FieldMapping) -> int | None:
-    """Microseconds since 1970 in UTC; None where the field is missing or null, or none is asked for.
-
-    Raises:
-        FieldError: if there is a value that is no time.
-    """
-    value = look_up(record, mapping.timestamp) if mapping.timestamp else None
-    return None if value is None or value == "" else to_microseconds(value, mapping.timestamp or "")
+_TIMES = ((1e11, 1_000_000), (1e14, 1000), (1e17, 1))
+"""By the size of a number: how many microseconds it counts; larger ones count nanoseconds."""
 
 
 def to_microseconds(value: Any, name: str) -> int:
-    """A time in any accepted form as microseconds since 1970; times without a zone are in UTC."""
+    """A time in any accepted form as microseconds since 1970; times without a zone are in UTC.
+
+    Numbers are seconds, or milliseconds from 1e11 on, microseconds from 1e14 and nanoseconds from 1e17 on.
+    """
     try:
         if isinstance(value, str):
             try:
                 # Digits alone are a number, unless they may be a date: milliseconds would pass for one of another age.
                 is_number = value.isdecimal() and len(value) != len("YYYYMMDD")
-                value = float(value) if is_number else datetime.fromisoformat(value)
+                value = int(value) if is_number else datetime.fromisoformat(value)
             except ValueError:
-                value = datetime.strptime(value, _TWITTER_TIME) if value[:1].isalpha() else float(value)
+                value = _written(value)
         if isinstance(value, datetime):
             value = value if value.tzinfo else value.replace(tzinfo=UTC)
             delta = value - datetime(1970, 1, 1, tzinfo=UTC)
             return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
         if isinstance(value, int | float) and not isinstance(value, bool):
-            microseconds = round(value * 1_000_000)
-            datetime.fromtimestamp(value, UTC)  # raises for what no calendar holds, milliseconds for instance
+            size = abs(value)
+            times = next((times for bound, times in _TIMES if size < bound), 0)
+            microseconds = round(value * times) if times else round(value // 1000)
+            datetime.fromtimestamp(microseconds / 1e6, UTC)  # raises for what no calendar holds
             return microseconds
     except (ValueError, OverflowError):
         pass
     except OSError as error:
         if error.errno not in (errno.EOVERFLOW, errno.EINVAL):  # what the C library says of times out of its range
             raise
-    raise FieldError(f"field {name!r} is no time: {_shown(value)}; expected ISO 8601 or seconds since 1970")
+    zone = _NAMED_ZONE.search(value) if isinstance(value, str) else None
+    unknown = f" (zone {zone[1]} is none of {', '.join(_ZONES)})" if zone and zone[1].upper() not in _ZONES else ""
+    raise FieldError(f"field {name!r} is no time: {_shown(value)}{unknown}; expected ISO 8601 or seconds since 1970")
+
+
+_ZONES = {
+    "UTC": 0, "GMT": 0, "Z": 0, "EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7,
+}  # fmt: skip
+"""Hours before or behind UTC, as mail has them (RFC 5322): names of other zones mean several."""
+_NAMED_ZONE = re.compile(r"(?<=[0-9]) ?([A-Za-z]{1,5})(?= \d{4}$|$)", re.ASCII)
+_OFFSET_APART = re.compile(r" (?=[+-]\d\d(?::?\d\d)?$)", re.ASCII)
+
+
+def _written(text: str) -> datetime | float:
+    """A time as databases and Twitter write it, or a number.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    text = text.strip()
+    zone = _NAMED_ZONE.search(text)
+    if zone and (hours := _ZONES.get(zone[1].upper())) is not None:
+        offset = f"{hours:+03}00"
+        text = f"{text[: zone.start()]} {offset}{text[zone.end() :]}"
+    if not text[:1].isalpha():
+        with contextlib.suppress(ValueError):
+            return float(text)
+        return datetime.fromisoformat(_OFFSET_APART.sub("", text))
+    for form in _WITH_WEEKDAY:
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(text, form)
+    raise ValueError(text)
 
 
 def partition_directory(
@@ -266,15 +293,6 @@ def _day_or_hour(field: str, mapping: FieldMapping, timestamp: int | None, modif
         return _EPOCH + timedelta(days=math.floor(seconds / 86_400))
     except (OverflowError, ValueError):  # in its own time zone it may be of the year 1 or 9999
         raise FieldError(f"partition field {field!r} is a day that no calendar holds in UTC") from None
-
-
-def find_kept(record: dict[str, Any], mapping: FieldMapping) -> tuple[Any, ...]:
-    """The values of the kept fields, in their order.
-
-    Raises:
-        FieldError: if one is not of its declared type.
-    """
-    return tuple(convert_kept(look_up(record, field.name), field) for field in mapping.keep)
 
 
 def convert_kept(value: Any, field: KeptField) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import BinaryIO
 from urllib.parse import unquote
 
@@ -58,7 +58,7 @@ def read_records(
     form: Form,
     start: int = 0,
     end: int | None = None,
-    columns: tuple[str, ...] | None = None,
+    columns: Container[str] | None = None,
     path: str = "",
 ) -> Iterator[Record | Damage]:
     """Read one file, or the part of it that starts in [start, end).
@@ -99,7 +99,7 @@ def directory_fields(path: str) -> dict[str, str | None]:
 
 
 def _read(
-    source: SourceFile, form: Form, start: int, end: int | None, columns: tuple[str, ...] | None
+    source: SourceFile, form: Form, start: int, end: int | None, columns: Container[str] | None
 ) -> Iterator[Record | Damage]:
     try:
         if form.kind == "parquet":

@@ -17,6 +17,8 @@ _FORMAT_OF_SUFFIX = {
     "csv": "csv", "tsv": "tsv", "tab": "tsv", "parquet": "parquet", "pq": "parquet",
     "arrow": "arrow", "arrows": "arrow", "feather": "arrow", "ipc": "arrow",
 }  # fmt: skip
+_OF_ARCHIVE = ("tweet", "note-tweet", "community-tweet", "like")
+"""How the files of posts in a Twitter account's archive begin."""
 _NAMES = {
     "text": "text", "jsonl": "JSON lines", "json": "JSON document", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet",
     "arrow": "Arrow",
@@ -119,7 +121,7 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
     compression = COMPRESSIONS.get(parts.pop()) if len(parts) > 1 and parts[-1] in COMPRESSIONS else None
     if len(parts) < 2:
         return None, compression
-    if parts[-1] == "js" and name.startswith("tweet"):  # those of the archive of an account; others are programs
+    if parts[-1] == "js" and name.startswith(_OF_ARCHIVE):  # others are programs
         return "jsonl", compression
     return _FORMAT_OF_SUFFIX.get(parts[-1]), compression
 

@@ -13,17 +13,9 @@ from apache_beam.utils.timestamp import Timestamp
 
 from transforms import metrics
 from transforms.addresses import KafkaTopic, Source
-from transforms.input.fields import (
-    FieldError,
-    FieldMapping,
-    find_id,
-    find_kept,
-    find_text,
-    find_timestamp,
-    position_id,
-    to_microseconds,
-)
+from transforms.input.fields import FieldError, FieldMapping, position_id, to_microseconds
 from transforms.input.lines import parse_line
+from transforms.input.posts import PostReader
 from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT, Damage
 from transforms.records import DeadLetter, Message, Outcome, Tweet
 
@@ -144,48 +136,63 @@ class _Parse(beam.DoFn):
     def __init__(self, source: str, rules: MessageFields) -> None:
         self._source, self._rules = source, rules
 
+    def setup(self) -> None:
+        self._parser = MessageParser(self._source, self._rules)
+
     def process(self, element: Any) -> Iterator[TimestampedValue | beam.pvalue.TaggedOutput]:
-        parsed = parse_message(to_message(element), self._source, self._rules)
-        if isinstance(parsed, Tweet):
-            yield TimestampedValue(parsed, Timestamp(micros=parsed.timestamp))
-        else:
-            yield beam.pvalue.TaggedOutput(_DEAD, parsed)
+        for parsed in self._parser.parse(to_message(element)):
+            if isinstance(parsed, Tweet):
+                yield TimestampedValue(parsed, Timestamp(micros=parsed.timestamp))
+            else:
+                yield beam.pvalue.TaggedOutput(_DEAD, parsed)
 
 
-def parse_message(message: Message, source: str, rules: MessageFields) -> Tweet | DeadLetter:
-    """The tweet of a message, with a timestamp; a dead letter if it is none. Counts what was read."""
-    metrics.counter(metrics.READ).inc()
-    metrics.counter(metrics.BYTES_READ).inc(len(message.data))
-    try:
-        return _to_tweet(message, source, rules)
-    except FieldError as error:
-        return DeadLetter(source, message.position, str(error), message.data[:RAW_KEPT])
+class MessageParser:
+    """What the messages of a source become. The layout of each is told by itself."""
 
+    def __init__(self, source: str, rules: MessageFields) -> None:
+        self._source, self._rules = source, rules
+        # The time decides the window.
+        self._reader = PostReader(rules.fields, needs_times=True)
 
-def _to_tweet(message: Message, source: str, rules: MessageFields) -> Tweet:
-    if len(message.data) > MAX_RECORD_BYTES:
-        raise FieldError(f"message is longer than {MAX_RECORD_BYTES >> 20} MiB")
-    record = parse_line(message.position, message.data, rules.format)
-    if record is None:
-        raise FieldError("empty message")
-    if isinstance(record, Damage):
-        raise FieldError(record.reason)
-    attribute_id = message.attributes.get(rules.id_attribute) if rules.id_attribute else None
-    fields, scope = rules.fields, rules.id_scope or source
-    if isinstance(record.value, str):
-        tweet = Tweet(attribute_id or position_id(scope, message.position), record.value, source=source)
-    else:
-        tweet = Tweet(
-            find_id(record.value, fields, scope, message.position, attribute_id),
-            find_text(record.value, fields),
-            find_timestamp(record.value, fields),
-            find_kept(record.value, fields),
-            source,
-        )
-    if tweet.timestamp is None:
-        tweet = tweet._replace(timestamp=_attribute_time(message, rules))
-    _check_time(tweet.timestamp or 0, message, rules)
-    return tweet
+    def parse(self, message: Message) -> list[Tweet | DeadLetter]:
+        """The tweets of a message, with timestamps, and dead letters for what is none: several, if it is a page of
+        posts, and none for a notice. Counts what was read."""
+        metrics.counter(metrics.BYTES_READ).inc(len(message.data))
+        try:
+            found = self._tweets(message)
+        except FieldError as error:
+            self._reader.counts[metrics.READ] += 1
+            found = [DeadLetter(self._source, message.position, str(error), message.data[:RAW_KEPT])]
+        metrics.count(self._reader.counts)
+        return found
+
+    def _tweets(self, message: Message) -> list[Tweet | DeadLetter]:
+        if len(message.data) > MAX_RECORD_BYTES:
+            raise FieldError(f"message is longer than {MAX_RECORD_BYTES >> 20} MiB")
+        rules = self._rules
+        record = parse_line(message.position, message.data, rules.format)
+        if record is None:
+            raise FieldError("empty message")
+        if isinstance(record, Damage):
+            raise FieldError(record.reason)
+        attribute_id = (message.attributes.get(rules.id_attribute) if rules.id_attribute else None) or None
+        scope = rules.id_scope or self._source
+        if isinstance(record.value, str):
+            self._reader.counts[metrics.READ] += 1
+            tweet = Tweet(attribute_id or position_id(scope, message.position), record.value, source=self._source)
+            return [self._timed(tweet, message)]
+        parsed = self._reader.read(record, scope, self._source, default_id=attribute_id)
+        return [self._timed(item, message) if isinstance(item, Tweet) else item for item in parsed if item is not None]
+
+    def _timed(self, tweet: Tweet, message: Message) -> Tweet | DeadLetter:
+        try:
+            if tweet.timestamp is None:
+                tweet = tweet._replace(timestamp=_attribute_time(message, self._rules))
+            _check_time(tweet.timestamp or 0, message, self._rules)
+        except FieldError as error:
+            return DeadLetter(self._source, message.position, str(error), message.data[:RAW_KEPT])
+        return tweet
 
 
 def _attribute_time(message: Message, rules: MessageFields) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, BinaryIO
 
 from torchmoji_core.errors import InputError, first_line
@@ -49,7 +49,7 @@ def _open(file: SourceFile) -> tuple[Any, Footer]:
 
 
 def read_parquet(
-    file: SourceFile, start: int, end: int | None, columns: tuple[str, ...] | None
+    file: SourceFile, start: int, end: int | None, columns: Container[str] | None
 ) -> Iterator[Record | Damage]:
     """The rows [start, end) of a file, and what cannot be read of them.
 

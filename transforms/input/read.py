@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
@@ -13,20 +14,14 @@ import apache_beam as beam
 from torchmoji_core.errors import ChangedError, InputError, RunError, raise_shortage
 from torchmoji_core.files import NotRegularError, name_as_text
 from transforms import metrics
-from transforms.input.fields import (
-    FieldError,
-    FieldMapping,
-    find_id,
-    find_kept,
-    find_text,
-    find_timestamp,
-    partition_directory,
-    position_id,
-)
+from transforms.input import layouts
+from transforms.input.fields import FieldMapping, partition_directory, position_id
 from transforms.input.formats import absolute, read_records
 from transforms.input.forms import Form, FormOptions, tells_format
+from transforms.input.layouts import AUTO, PLAIN, Layout
 from transforms.input.parquet import parquet_rows
-from transforms.input.raw_records import RAW_KEPT, Damage, Record
+from transforms.input.posts import PostReader
+from transforms.input.raw_records import Damage, Record
 from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
 from transforms.records import DeadLetter, Outcome, Tweet
@@ -38,6 +33,8 @@ PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 BEAT_RECORDS = 1000
 """How often reading shows that it gets on, where nothing of what is read may come to be scored."""
+_HEAD_BYTES = 1 << 20
+"""In so much of a file its first records are looked for."""
 PARTS_OF_GROUP = 64
 """At most: each part of a row group decodes what is before it."""
 _FAULTS_OF_FILES = (
@@ -74,6 +71,8 @@ class Split(NamedTuple):
     end: int | None
     bytes_: int
     """Size of the part in the file, for progress; an estimate where parts are rows or members."""
+    layout: str | None = None
+    """Name of the layout of its records; None if none was recognized, or one was given."""
 
 
 class Listed(NamedTuple):
@@ -145,8 +144,42 @@ def match_files(patterns: Sequence[str]) -> list[InputFile]:
     return [found[path] for path in sorted(found)]
 
 
-def split_file(file: InputFile, options: FormOptions = FormOptions()) -> Iterator[Split]:  # noqa: B008
+def first_records(
+    file: InputFile, opened: BinaryIO, form: Form, columns: Container[str] | None = None
+) -> Iterator[Record]:
+    """The whole records at the beginning of a file, in one of its forms.
+
+    Raises:
+        SourceError: if reading the file fails.
+    """
+    end = min(file.bytes_, _HEAD_BYTES) if form.is_splittable and form.kind != "parquet" else None
+    records = read_records(opened, form, 0, end, columns, file.path)
+    return (record for record in records if isinstance(record, Record))
+
+
+def recognize_layout(records: Iterable[Record], fields: FieldMapping) -> Layout | None:
+    """The layout of a file, from its first records; None if it is unknown, or one was given.
+
+    Raises:
+        InputError: if several fields could be the text.
+    """
+    if fields.layout != AUTO:
+        return None
+    first = (record.value for record in itertools.islice(records, layouts.RECOGNIZED_FROM))
+    return layouts.recognize(first, fields.text == (AUTO,))
+
+
+def split_file(
+    file: InputFile,
+    options: FormOptions = FormOptions(),  # noqa: B008
+    fields: FieldMapping = FieldMapping(),  # noqa: B008
+) -> Iterator[Split]:
     """Recognize a file, and cut it into parts that can be read in parallel.
+
+    Args:
+        file: as it was listed.
+        options: what is said of its form.
+        fields: what is said of its layout.
 
     Raises:
         InputError: if it is in no form that can be read, or a Parquet file's footer is damaged.
@@ -157,22 +190,25 @@ def split_file(file: InputFile, options: FormOptions = FormOptions()) -> Iterato
         forms = recognize(opened, file.path, options)
         share, rest = divmod(file.bytes_, max(1, len(forms)))
         for number, form in enumerate(forms):
-            yield from _split_form(file, form, opened, share + (rest if number == 0 else 0))
+            records = first_records(file, opened, form, layouts.COLUMNS)
+            layout = None if form.kind == "text" else recognize_layout(records, fields)
+            name = layout.name if layout else None
+            yield from _split_form(file, form, opened, share + (rest if number == 0 else 0), name)
 
 
-def _split_form(file: InputFile, form: Form, opened: BinaryIO, size: int) -> Iterator[Split]:
+def _split_form(file: InputFile, form: Form, opened: BinaryIO, size: int, layout: str | None) -> Iterator[Split]:
     if not form.is_splittable:
-        yield Split(file, form, 0, None, size)
+        yield Split(file, form, 0, None, size, layout)
     elif form.kind == "parquet":
         rows, largest_group = parquet_rows(opened)
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
             end = min(start + step, rows)
-            yield Split(file, form, start, end, size * (end - start) // rows)
+            yield Split(file, form, start, end, size * (end - start) // rows, layout)
     else:
         for start in range(0, size, PART_BYTES):
             end = min(start + PART_BYTES, size)
-            yield Split(file, form, start, end, end - start)
+            yield Split(file, form, start, end, end - start, layout)
 
 
 class ReadTweets(beam.PTransform):
@@ -210,7 +246,7 @@ class ReadTweets(beam.PTransform):
             | "MatchFiles" >> beam.FlatMap(_match)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(_SplitFiles(self._form, self._strict))
+            >> beam.ParDo(_SplitFiles(self._form, self._strict, self._fields))
             .with_output_types(Any, dead=DeadLetter)
             .with_outputs(DEAD, main="parts")
         )
@@ -275,12 +311,12 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
 
 
 class _SplitFiles(beam.DoFn):
-    def __init__(self, form: FormOptions, strict: bool) -> None:
-        self._form, self._strict = form, strict
+    def __init__(self, form: FormOptions, strict: bool, fields: FieldMapping = FieldMapping()) -> None:  # noqa: B008
+        self._form, self._strict, self._fields = form, strict, fields
 
     def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
         try:
-            yield from split_file(file, self._form)
+            yield from split_file(file, self._form, self._fields)
         except (InputError, OSError, SourceError) as error:
             if not isinstance(error, InputError):
                 raise_unless_gone(file.path, error, self._strict)
@@ -298,23 +334,26 @@ class _ReadParts(beam.DoFn):
         self._progress = metrics.Progress(self._progress_directory)
 
     def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
-        read, path = metrics.counter(metrics.READ), part.file.path
+        path = part.file.path
+        reader = PostReader(self._fields, layouts.named(part.layout or PLAIN.name))
         try:
             with storage.open_listed(part.file.place, part.file.version) as file:
-                records = read_records(file, part.form, part.start, part.end, self._fields.columns, path)
-                for number, tweet in enumerate(to_tweets(records, path, self._fields, part.file.modified), 1):
-                    read.inc()
+                records = read_records(file, part.form, part.start, part.end, reader.columns, path)
+                for number, tweet in enumerate(to_tweets(records, path, reader, part.file.modified), 1):
                     if number % BEAT_RECORDS == 0:
                         self._progress.add()
+                        metrics.count(reader.counts)
                     if isinstance(tweet, DeadLetter):
                         yield beam.pvalue.TaggedOutput(DEAD, tweet)
-                    else:
+                    elif tweet is not None:
                         yield tweet
+                metrics.count(reader.counts)
                 storage.check_unchanged(file, part.file.place, part.file.version)
         except (OSError, SourceError) as error:
             raise_unless_gone(path, error, self._strict)
             # The file was there when it was split and is not now, or access to it was lost.
-            read.inc()
+            reader.counts[metrics.READ] += 1
+            metrics.count(reader.counts)
             yield beam.pvalue.TaggedOutput(
                 DEAD, DeadLetter(name_as_text(path), str(part.start), f"cannot be opened: {error}", b"")
             )
@@ -323,33 +362,22 @@ class _ReadParts(beam.DoFn):
 
 
 def to_tweets(
-    records: Iterator[Record | Damage], source: str, fields: FieldMapping, modified: float | None = None
-) -> Iterator[Tweet | DeadLetter]:
-    """Records of a file as tweets; those that are none as dead letters."""
-    source_name = name_as_text(source)
+    records: Iterable[Record | Damage], source: str, reader: PostReader, modified: float | None = None
+) -> Iterator[Tweet | DeadLetter | None]:
+    """Records of a file as tweets; those that are none as dead letters, and None for each notice.
+
+    The reader counts them.
+    """
+    source_name, fields, counts = name_as_text(source), reader.mapping, reader.counts
+    # A line of text is all that its record has.
+    of_lines = (source_name, partition_directory({}, fields, None, modified) if fields.partition_by else "")
+    kept = (None,) * len(fields.keep)
     for record in records:
         if isinstance(record, Damage):
+            counts[metrics.READ] += 1
             yield DeadLetter(source_name, str(record.position), record.reason, record.raw)
-            continue
-        try:
-            yield _to_tweet(record, source, source_name, fields, modified)
-        except FieldError as error:
-            raw = record.raw or json.dumps(record.value, ensure_ascii=False, default=str).encode("utf-8", "replace")
-            yield DeadLetter(source_name, str(record.position), str(error), raw[:RAW_KEPT])
-
-
-def _to_tweet(record: Record, source: str, source_name: str, fields: FieldMapping, modified: float | None) -> Tweet:
-    value = record.value
-    if isinstance(value, str):
-        partition = partition_directory({}, fields, None, modified) if fields.partition_by else ""
-        kept = (None,) * len(fields.keep)  # a line of text among records with fields
-        return Tweet(position_id(source, record.position), value, None, kept, source_name, partition)
-    timestamp = find_timestamp(value, fields)
-    return Tweet(
-        find_id(value, fields, source, record.position),
-        find_text(value, fields),
-        timestamp,
-        find_kept(value, fields),
-        source_name,
-        partition_directory(value, fields, timestamp, modified) if fields.partition_by else "",
-    )
+        elif isinstance(record.value, str):
+            counts[metrics.READ] += 1
+            yield Tweet(position_id(source, record.position), record.value, None, kept, *of_lines)
+        else:
+            yield from reader.read(record, source, source_name, modified)

@@ -77,6 +77,7 @@ def output_schema(scorer: Scorer, name: str, options: ScoreOptions) -> pa.Schema
     if options.timestamp:
         fields.append(pa.field("timestamp", pa.timestamp("us", tz="UTC")))
     fields += list(score_schema(scorer.classes, options.score_outputs, options.embedding_type or "float32"))
+    fields.append(pa.field("cut_by_platform", pa.bool_()))
     if FINGERPRINT_COLUMN in options.outputs:
         fields.append(pa.field(FINGERPRINT_COLUMN, pa.string()))
     metadata = {

@@ -209,6 +209,7 @@ def _to_record_batch(
     columns.update(zip(scored.schema.names, scored.columns, strict=True))
     # Scores know whether ids were cut off only if they saw them; the tokenizing step knows.
     columns["truncated"] = pa.array([row.truncated for row in rows])
+    columns["cut_by_platform"] = pa.array([tweet.is_cut for tweet in tweets], pa.bool_())
     if FINGERPRINT_COLUMN in options.outputs:
         columns[FINGERPRINT_COLUMN] = pa.array([model.scorer.fingerprint] * len(rows), pa.string())
     return pa.record_batch([columns[name] for name in model.schema.names], schema=model.schema)

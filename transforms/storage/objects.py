@@ -23,7 +23,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import AzureOptions, PipelineOptions, S3Options
 
 from torchmoji_core import stores
-from torchmoji_core.errors import ChangedError
+from torchmoji_core.errors import ChangedError, panics_are_errors
 from torchmoji_core.patience import TransientError, request_seconds, retrying
 from torchmoji_core.stores import MissingBucketError, object_address
 from transforms import metrics
@@ -348,7 +348,8 @@ def _request(path: str, operation: str, call: Callable[[], T]) -> T:
 
     def translated() -> T:
         try:
-            return _interruptible(call)
+            with panics_are_errors():
+                return _interruptible(call)
         except (TransientError, PermissionError, MissingBucketError):
             raise
         except (BaseError, FileNotFoundError, ValueError) as error:

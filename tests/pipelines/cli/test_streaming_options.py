@@ -38,6 +38,7 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (f"{PUBSUB} --model_poll 5s", "--model_poll belongs to --model_watch"),
         (f"{PUBSUB} --format csv", "--format of messages must be jsonl or text"),
         (f"{PUBSUB} --keep_fields lang", "--keep_fields lang: no data tells the type yet; give it, lang:string"),
+        (f"{PUBSUB} --keep_fields source:as=app", "give it, source:string:as=app"),
         (f"{PUBSUB} --format text --timestamp_field at", "text messages have no fields"),
         (f"{PUBSUB} --if_exists replace", "--if_exists cannot be used with --streaming"),
         (f"{PUBSUB} --direct_num_workers 2", "--direct_num_workers cannot be used with --streaming"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -346,3 +348,24 @@ def test_another_that_commits_after_the_look_is_noticed(
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     publish(tmp_path, *files[:4], number=3)
     assert ids(tmp_path) == ids_of(*files[: max(later, 3) + 1])
+
+
+@pytest.mark.parametrize("limit", ["NOFILE", "AS"])
+def test_a_library_that_finds_no_room_does_not_end_the_run(tmp_path: Path, limit: str) -> None:
+    """It panics where it can open no more files, and ends the process where it gets no memory."""
+    file = put(tmp_path, "a.parquet")
+    code = f"""
+import re, resource
+import deltalake.transaction  # an import may fail by itself
+from pipelines.data_set.delta_log import DeltaLog
+from pipelines.data_set.manifest import DataFile
+size = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
+limit = {{"NOFILE": 4, "AS": size + (96 << 20)}}[{limit!r}]
+resource.setrlimit(resource.RLIMIT_{limit}, (limit, limit))
+DeltaLog({str(tmp_path)!r}).publish({{"a.parquet": DataFile("a.parquet", 2, {file.bytes}, "")}}, 1)
+print("went on")
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (finished.returncode, finished.stdout) == (0, "went on\n"), finished.stderr
+    assert "is behind until the next commit" in finished.stderr
+    assert publish(tmp_path, file) and ids(tmp_path) == ids_of(file)

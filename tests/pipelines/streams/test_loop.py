@@ -43,11 +43,11 @@ class ScriptedWork:
         """Whether it has come so far."""
         self.fails: dict[str, Exception] = {}
 
-    def prepare(self, message: Message) -> Prepared:
+    def prepare(self, message: Message) -> list[Prepared]:
         self._fail("prepare")
         metrics.counter(metrics.READ).inc()
         self.prepared.append(message.position)
-        return tokenized(message.position)
+        return [tokenized(message.position)]
 
     def score(self, prepared: Sequence[Prepared]) -> ScoredBatch:
         self.scores.set()
@@ -75,11 +75,11 @@ class ScriptedWork:
 def test_messages_wait_for_each_other_and_no_longer_than_the_latency() -> None:
     buffer = Buffer(options())
     assert not buffer.is_due(1e9), "nothing waits"
-    buffer.add("a", tokenized("a"), 10, now=5.0)
-    buffer.add("b", tokenized("b"), 10, now=5.9)
+    buffer.add("a", [tokenized("a")], 10, now=5.0)
+    buffer.add("b", [tokenized("b")], 10, now=5.9)
     assert not buffer.is_due(5.99) and buffer.is_due(6.0)
     assert buffer.take(6.0).positions == ["a", "b"]
-    buffer.add("c", tokenized("c"), 10, now=6.5)
+    buffer.add("c", [tokenized("c")], 10, now=6.5)
     assert not buffer.is_due(7.4) and buffer.is_due(7.5), "counted from the first of those that wait"
 
 
@@ -93,7 +93,7 @@ def test_a_full_batch_does_not_wait(length: int, size: int, due_at: int) -> None
     for number in range(due_at):
         assert not buffer.is_due(0.0)
         letter = DeadLetter("", "", "", b"")
-        buffer.add(str(number), tokenized(str(number), length) if length else letter, size, now=0.0)
+        buffer.add(str(number), [tokenized(str(number), length) if length else letter], size, now=0.0)
     assert buffer.is_due(0.0)
     buffer.take(0.0)
     assert not buffer.is_due(0.0), "what has gone does not count"
@@ -103,14 +103,14 @@ def test_a_batch_is_full_when_no_more_may_come() -> None:
     buffer = Buffer(options(max_messages=6))
     for number in range(3):
         assert not buffer.is_due(0.0)
-        buffer.add(str(number), tokenized(str(number)), 1, now=0.0)
+        buffer.add(str(number), [tokenized(str(number))], 1, now=0.0)
     assert buffer.is_due(0.0)
 
 
 def test_a_backlog_goes_in_parts_oldest_first() -> None:
     buffer = Buffer(options())
     for number in range(CHUNK_ROWS + 1):
-        buffer.add(str(number), tokenized(str(number)), 1, now=float(number))
+        buffer.add(str(number), [tokenized(str(number))], 1, now=float(number))
     assert buffer.take(0.0).positions == [str(number) for number in range(CHUNK_ROWS)]
     assert buffer.take(0.0).positions == [str(CHUNK_ROWS)]
 

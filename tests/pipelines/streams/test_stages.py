@@ -36,7 +36,7 @@ from tests.tiny import tiny_bundle
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from transforms import AnnotateTweets, BufferOptions, ParseMessages, WriteDeadLetters, WriteScores, metrics
-from transforms.input.messages import parse_message
+from transforms.input.messages import MessageParser
 from transforms.options import OUTPUTS
 from transforms.records import DeadLetter, Message, TokenizedTweet
 
@@ -103,7 +103,8 @@ def batch_rows(model: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """What batch mode makes of the same tweets."""
     output = tmp_path_factory.mktemp("batch")
     config, stream = configure(output, model)
-    parsed = [parse_message(item, SOURCE, message_fields(config, stream)) for item in MESSAGES]
+    parser = MessageParser(SOURCE, message_fields(config, stream))
+    parsed = [found for item in MESSAGES for found in parser.parse(item)]
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         tweets = pipeline | beam.Create([item for item in parsed if not isinstance(item, DeadLetter)])
         scored = tweets | AnnotateTweets(**vars(config.score) | {"limits": BatchLimits(max_rows=7)})
@@ -176,7 +177,7 @@ def test_rows_depend_on_no_order_and_no_company(
     order: list[int], cuts: list[int], max_rows: int, stages_by_rows: dict[int, Stages], batch_rows: dict[str, Row]
 ) -> None:
     stages = stages_by_rows[max_rows]
-    prepared = [stages.prepare(MESSAGES[index]) for index in order]
+    prepared = [item for index in order for item in stages.prepare(MESSAGES[index])]
     rows: list[Row] = []
     for first, last in itertools.pairwise([0, *sorted(cuts), len(prepared)]):
         scored = stages.score(prepared[first:last])
@@ -189,7 +190,7 @@ def test_a_file_has_rows_of_one_window_and_one_record_on_the_disk(model: str, tm
     config, stream = configure(tmp_path, model)
     stages = Stages(config, stream)
     many = [message(number, "love and rain", number * 20) for number in range(9)]
-    stages.write(stages.score([stages.prepare(item) for item in many]))
+    stages.write(stages.score([prepared for item in many for prepared in stages.prepare(item)]))
     assert sorted(len(rows) for rows in files_of(tmp_path)) in ([1, 2, 3, 3], [3, 3, 3])
     records = list(tmp_path.glob("_journal/*/part-*.json"))
     assert len(records) == len(files_of(tmp_path)), "which says that the file is a result"
@@ -209,14 +210,14 @@ def test_rows_are_published_and_dead_letters_are_not(model: str, tmp_path: Path)
     config, stream = configure(tmp_path, model)
     topic = Topic()
     stages = Stages(config, stream, topic)
-    stages.write(stages.score([stages.prepare(item) for item in MESSAGES]))
+    stages.write(stages.score([prepared for item in MESSAGES for prepared in stages.prepare(item)]))
     assert sorted(topic.ids) == sorted(rows_by_id(tmp_path))
 
 
 def test_a_poison_row_costs_itself_alone(model: str, tmp_path: Path) -> None:
     config, stream = configure(tmp_path, model)
     stages = Stages(config, stream)
-    good = [stages.prepare(item) for item in MESSAGES[:10]]
+    good = [prepared for item in MESSAGES[:10] for prepared in stages.prepare(item)]
     poison = good[3]
     assert isinstance(poison, TokenizedTweet)
     poison = poison._replace(tweet=poison.tweet._replace(timestamp="now"))  # type: ignore[arg-type]
@@ -231,7 +232,7 @@ def test_a_stream_takes_each_model_that_appears(bundle: Bundle, model: str, tmp_
     bundles = [bundle, tiny_bundle(WORDS, seed=21), tiny_bundle([*reversed(WORDS), "zyxwv"], seed=22)]
     config, stream = configure(output, model, "--model_watch", f"{models}/*", "--model_poll", "1ms")
     stages = Stages(config, stream)
-    prepared = [stages.prepare(item) for item in MESSAGES[:10]]
+    prepared = [prepared for item in MESSAGES[:10] for prepared in stages.prepare(item)]
 
     def fingerprint() -> str:
         return str(stages.score(prepared[:1]).parts[0]["fingerprint"][0].as_py())
@@ -253,7 +254,7 @@ def test_a_stream_takes_each_model_that_appears(bundle: Bundle, model: str, tmp_
         alone = tmp_path / f"alone{number}"
         each.save(tmp_path / f"model{number}")
         of_one = Stages(*configure(alone, str(tmp_path / f"model{number}"), "--outputs", f"{','.join(OUTPUTS)}"))
-        scored = of_one.score([of_one.prepare(item) for item in MESSAGES[:10]])
+        scored = of_one.score([prepared for item in MESSAGES[:10] for prepared in of_one.prepare(item)])
         expected = {row["id"]: row for part in scored.parts for row in part.to_pylist()}
         for row in itertools.chain(*(pq.ParquetFile(path).read().to_pylist() for path in output.rglob("*.parquet"))):
             if row["fingerprint"] == each.fingerprint:

@@ -23,17 +23,37 @@ from transforms.input.fields import (
     FieldMapping,
     KeptField,
     convert_kept,
-    find_id,
-    find_text,
-    find_timestamp,
     infer_kind,
-    look_up,
     partition_directory,
     position_id,
     to_microseconds,
 )
+from transforms.input.paths import look_up
+from transforms.input.posts import PostReader
+from transforms.input.raw_records import Record
+from transforms.records import DeadLetter
 
 DEFAULT = FieldMapping()
+
+
+def find_text(record: dict[str, Any], mapping: FieldMapping) -> str:
+    """Of a record of no platform's layout."""
+    found = PostReader(mapping).find_text(record, record)
+    assert found is not None
+    return found[0]
+
+
+def find_id(record: dict[str, Any]) -> str:
+    """Of a record with a text, at place 3 of a file."""
+    (tweet,) = PostReader(FieldMapping(layout="plain")).read(Record(3, {"text": "a", **record}, b""), "x.jsonl", "x")
+    if isinstance(tweet, DeadLetter):
+        raise FieldError(tweet.reason)
+    assert tweet is not None
+    return tweet.id
+
+
+def find_timestamp(record: dict[str, Any], mapping: FieldMapping) -> int | None:
+    return PostReader(mapping).find_time(record, record)
 
 
 # --- look-up -------------------------------------------------------------------------------------------------------
@@ -96,7 +116,8 @@ def test_kept_fields_that_make_no_sense() -> None:
         ({"data": {"text": "version 2", "id": "1"}, "includes": {}}, "version 2"),
         ({"data.text": "flattened"}, "flattened"),
         ({"full_text": None, "text": "plain"}, "plain"),
-        ({"full_text": "", "text": "plain"}, ""),
+        ({"full_text": "", "text": "plain"}, "plain"),
+        ({"full_text": "", "text": None}, ""),
         ({"text": "half a pair \ud83d!"}, "half a pair \ufffd!"),
         ({"text": "a pair in two \ud83d\ude0d"}, "a pair in two 😍"),
     ],
@@ -135,21 +156,33 @@ def test_no_text(record: dict[str, Any]) -> None:
     ],
 )
 def test_find_id(record: dict[str, Any], tweet_id: str) -> None:
-    assert find_id(record, DEFAULT, "x.jsonl", 3) == tweet_id
+    assert find_id(record) == tweet_id
 
 
 @pytest.mark.parametrize("value", [1.0, 1.2345678901234567e18, True, False, ["1"], {"id": 1}, b"1", Decimal(1)])
 def test_ids_that_are_refused(value: Any) -> None:
     with pytest.raises(FieldError, match=f"id field 'id' is {type(value).__name__}"):
-        find_id({"id": value}, DEFAULT, "x.jsonl", 3)
+        find_id({"id": value})
+
+
+@pytest.mark.parametrize(
+    "value", ["1.23E+18", "1.23456789012345e+18", "1E+18", "1,23E+18", "123.0", "1234567890123456789.", "1.5e3"]
+)
+def test_ids_that_are_written_as_floats_are_refused_as_floats_are(value: str) -> None:
+    with pytest.raises(FieldError, match=r"a float, which loses digits of ids; give --id_field with another column"):
+        find_id({"id": value})
+
+
+@pytest.mark.parametrize("value", ["12e34", "7e5", "2301.01234", "1.2.3", "e+18", "0x1E+2", "1 E+18", "-17"])
+def test_ids_that_only_look_like_floats_are_taken(value: str) -> None:
+    assert find_id({"id": value}) == value
 
 
 @pytest.mark.parametrize("record", [{}, {"id": None}, {"id": ""}, {"id_str": "", "data": {"id": None}}])
 def test_a_missing_id_is_a_hash_of_source_and_position(record: dict[str, Any]) -> None:
-    assert (
-        find_id(record, DEFAULT, "tweets.txt", 0) == position_id("tweets.txt", 0) == "e92141e17acbd40d6f8825bfb12038e2"
-    )
-    ids = {find_id(record, DEFAULT, source, position) for source in ("a", "b") for position in range(100)}
+    assert find_id(record) == position_id("x.jsonl", 3)
+    assert position_id("tweets.txt", 0) == "e92141e17acbd40d6f8825bfb12038e2"
+    ids = {position_id(source, position) for source in ("a", "b") for position in range(100)}
     assert len(ids) == 200
     assert all(re.fullmatch("[0-9a-f]{32}", tweet_id) for tweet_id in ids)
 
@@ -184,6 +217,21 @@ MICROSECONDS = 1711011512_123456
         ("1711011512", MICROSECONDS - 123456),
         ("1711011512.123456", MICROSECONDS),
         (" 1711011512 ", MICROSECONDS - 123456),
+        (1711011512123, MICROSECONDS - 456),
+        ("1711011512123", MICROSECONDS - 456),
+        (1711011512123.456, MICROSECONDS),
+        (1711011512123456, MICROSECONDS),
+        ("1711011512123456789", MICROSECONDS),
+        ("2024-03-21 08:58:32 UTC", MICROSECONDS - 123456),
+        ("2024-03-21 08:58:32.123456 UTC", MICROSECONDS),
+        ("2024-03-21 08:58:32.123456+00", MICROSECONDS),
+        ("2024-03-21 08:58:32 +0000", MICROSECONDS - 123456),
+        ("2024-03-21 10:58:32.1234560 +02:00", MICROSECONDS),
+        ("2024-03-21 08:58:32Z", MICROSECONDS - 123456),
+        ("Thu Mar 21 01:58:32 PDT 2024", MICROSECONDS - 123456),
+        ("Thu Mar 21 04:58:32 EDT 2024", MICROSECONDS - 123456),
+        ("Thu, 21 Mar 2024 08:58:32 GMT", MICROSECONDS - 123456),
+        ("Thu, 21 Mar 2024 10:58:32 +0200", MICROSECONDS - 123456),
         ("1.711011512e9", MICROSECONDS - 123456),
         (0, 0),
         ("0", 0),
@@ -221,9 +269,9 @@ def test_times(value: Any, microseconds: int) -> None:
         False,
         float("nan"),
         float("inf"),
-        1711011512123,  # milliseconds
-        "1711011512123",
         10**400,
+        "Thu Mar 21 08:58:32 CET 2024",
+        "2024-03-21 10:58:32 CEST",
         b"2024",
         ["2024-03-21"],
         {"$date": 1},
@@ -241,8 +289,13 @@ def test_what_is_no_time(value: Any) -> None:
 def test_milliseconds_do_not_pass_for_a_date_of_another_age(milliseconds: str) -> None:
     """Python takes the first for 1711-01-15T23:00."""
     assert datetime.fromisoformat(milliseconds).year < 1800
-    with pytest.raises(FieldError, match="no time"):
-        to_microseconds(milliseconds, "t")
+    assert to_microseconds(milliseconds, "t") == int(milliseconds) * 1000
+
+
+@pytest.mark.parametrize("text", ["Thu Mar 21 08:58:32 CET 2024", "2024-03-21 10:58:32 CET"])
+def test_a_zone_whose_name_is_not_known_is_named(text: str) -> None:
+    with pytest.raises(FieldError, match=r"zone CET is none of UTC, GMT"):
+        to_microseconds(text, "t")
 
 
 @pytest.mark.parametrize("record", [{}, {"t": None}, {"t": ""}])
@@ -325,7 +378,6 @@ def test_kept_values(kind: str, value: Any, kept: Any) -> None:
         ("bool", "yes"),
         ("bool", "0"),
         ("timestamp", "soon"),
-        ("timestamp", 1711011512123),
         ("date", "21.3.2024"),
         ("date", 20240321),
         ("date", "2024-03-21T08:58:32Z"),

@@ -711,6 +711,7 @@ def test_a_column_with_a_literal_dot() -> None:
 def test_recursion_never_escapes() -> None:
     """Whatever depth the parser just stands, what comes behind it must stand, too."""
     from transforms.input.fields import FieldMapping, KeptField
+    from transforms.input.posts import PostReader
     from transforms.input.read import to_tweets
     from transforms.records import DeadLetter, Tweet
 
@@ -719,5 +720,5 @@ def test_recursion_never_escapes() -> None:
         mapping = FieldMapping(keep=(KeptField("k", kind),), timestamp="k")
         for depth in range(limit - 150, limit + 20):
             line = f'{{"text": "hi", "k": {"[" * depth}{"]" * depth}}}\n'.encode()
-            (outcome,) = to_tweets(iter(read(line, "jsonl")), "x.jsonl", mapping)
+            (outcome,) = to_tweets(iter(read(line, "jsonl")), "x.jsonl", PostReader(mapping))
             assert isinstance(outcome, DeadLetter | Tweet)

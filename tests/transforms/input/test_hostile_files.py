@@ -47,6 +47,7 @@ from transforms.input import compression, raw_records
 from transforms.input.fields import FieldMapping, KeptField
 from transforms.input.formats import read_records
 from transforms.input.forms import Form
+from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
 from transforms.input.read import InputFile, ReadTweets, split_file, to_tweets
 from transforms.input.recognition import recognize
@@ -174,7 +175,7 @@ def test_hostile_json_is_a_row_or_a_dead_letter(kind: str) -> None:
             continue
         content = f'{{"text": "before"}}\n{line}\n{{"text": "behind"}}\n'.encode()
         records = read_records(io.BytesIO(content), Form("jsonl"))
-        before, outcome, behind = to_tweets(records, "x.jsonl", mapping)
+        before, outcome, behind = to_tweets(records, "x.jsonl", PostReader(mapping))
         assert (before.text, behind.text) == ("before", "behind"), name  # type: ignore[union-attr]
         assert isinstance(outcome, Tweet | DeadLetter)
         if kind == "json":
@@ -187,7 +188,9 @@ def test_kept_json_is_json() -> None:
     """A reader would refuse the whole column for one NaN."""
     value = {"x": [float("nan"), float("-inf"), 1.5, {"y": float("inf")}]}
     (tweet,) = to_tweets(
-        iter([Record(0, {"text": "a", "kept": value}, b"")]), "x", FieldMapping(keep=(KeptField("kept", "json"),))
+        iter([Record(0, {"text": "a", "kept": value}, b"")]),
+        "x",
+        PostReader(FieldMapping(keep=(KeptField("kept", "json"),))),
     )
     assert isinstance(tweet, Tweet)
     assert tweet.extra == ('{"x": [null, null, 1.5, {"y": null}]}',)

@@ -18,8 +18,9 @@ from apache_beam.utils.timestamp import Timestamp
 from torchmoji_core.errors import InputError
 from transforms.addresses import KafkaTopic, PubSubName, parse_sink, parse_source
 from transforms.input.fields import FieldMapping, KeptField, position_id
-from transforms.input.messages import MessageFields, ParseMessages, parse_message, to_message
+from transforms.input.messages import MessageFields, MessageParser, ParseMessages, to_message
 from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT
+from transforms.metrics import Tally
 from transforms.output.publish import to_messages
 from transforms.records import DeadLetter, Message, Tweet
 
@@ -34,7 +35,8 @@ def message(content: object, position: str = "17", **attributes: str) -> Message
 
 
 def parsed(content: object, rules: MessageFields = MessageFields(), **attributes: str) -> Tweet | DeadLetter:  # noqa: B008
-    return parse_message(message(content, **attributes), SOURCE, rules)
+    (found,) = MessageParser(SOURCE, rules).parse(message(content, **attributes))
+    return found
 
 
 def tweet(content: object, rules: MessageFields = MessageFields(), **attributes: str) -> Tweet:  # noqa: B008
@@ -79,9 +81,9 @@ def test_ids_come_from_the_payload_then_the_attribute_then_the_position(
 
 
 def test_a_redelivered_message_has_the_same_id_and_others_have_others() -> None:
-    ids = [parse_message(message({"text": "a"}, position), SOURCE, MessageFields()) for position in ("1", "1", "2")]
-    elsewhere = parse_message(message({"text": "a"}, "1"), f"{SOURCE}2", MessageFields())
-    found = [each.id for each in (*ids, elsewhere) if isinstance(each, Tweet)]
+    here, elsewhere = MessageParser(SOURCE, MessageFields()), MessageParser(f"{SOURCE}2", MessageFields())
+    ids = [here.parse(message({"text": "a"}, position)) for position in ("1", "1", "2")]
+    found = [each.id for (each,) in (*ids, elsewhere.parse(message({"text": "a"}, "1"))) if isinstance(each, Tweet)]
     assert found[0] == found[1] and len(set(found)) == 3
 
 
@@ -111,7 +113,8 @@ def test_times_come_from_the_payload_then_the_attribute_then_publishing(
         (b"[1]", "not a JSON object but an array"),
         (b"", "empty message"),
         (b" \n", "empty message"),
-        ({"body": "a"}, "no text"),
+        ({"words": "a"}, "no text"),
+        ({"body": "a", "comment": "b"}, "the text may be in body or comment"),
         ({"text": 5}, "text field 'text' is int"),
         ({"text": "a", "id": 1.5}, "id field 'id' is float"),
         ({"text": "a", "at": "yesterday"}, "no time"),
@@ -127,6 +130,22 @@ def test_what_is_no_tweet_is_a_dead_letter_with_its_bytes(content: object, reaso
 @pytest.mark.parametrize("value", ["soon", "9" * 400, "2026-13-01T00:00:00Z"])
 def test_an_attribute_that_is_no_time_is_a_dead_letter(value: str) -> None:
     assert "attribute when" in letter({"text": "a"}, replace(WITH_TIME, timestamp_attribute="when"), when=value).reason
+
+
+def test_a_page_is_several_tweets_and_a_notice_none() -> None:
+    parser = MessageParser(SOURCE, MessageFields(id_attribute="key"))
+    page = {"data": [{"id": "1", "text": "a"}, {"text": "b", "edit_history_tweet_ids": []}, 5], "meta": {}}
+    tally = Tally()
+    with tally.counting():
+        first, second, third = parser.parse(message(page, key="of the page"))
+        assert isinstance(first, Tweet) and isinstance(second, Tweet) and isinstance(third, DeadLetter)
+        assert (first.id, second.id) == ("1", position_id(SOURCE, "17.1"))
+        assert (third.position, third.raw) == ("17.2", b"5")
+        assert parser.parse(message({"delete": {"status": {"id": 1}}})) == []
+    assert tally.counts() == {
+        "read": 4, "notices": 1, "without_id": 1,
+        "bytes_read": len(message(page).data) + len(message({"delete": {"status": {"id": 1}}}).data),
+    }  # fmt: skip
 
 
 def test_lateness_is_measured_against_the_time_of_publishing() -> None:

@@ -22,7 +22,7 @@ from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.errors import InputError
 from transforms import metrics
 from transforms.input.fields import FieldMapping, KeptField, position_id
-from transforms.input.forms import Form
+from transforms.input.forms import Form, FormOptions
 from transforms.input.read import (
     InputFile,
     ReadTweets,
@@ -185,9 +185,10 @@ def test_what_is_no_tweet_is_a_dead_letter(run: Run, tmp_path: Path) -> None:
     ran = read(run, path, fields=FieldMapping(timestamp="at", keep=(KeptField("likes", "int64"),)))
     assert sorted(ran["tweets"]) == [
         Tweet("1", "fine", None, (None,), str(path)),
+        Tweet("8", "no time", None, (None,), str(path)),
         Tweet("9", "kept", 1711011512_000000, (12,), str(path)),
     ]
-    assert {letter.raw for letter in ran["dead"]} == set(lines[1:8])
+    assert {letter.raw for letter in ran["dead"]} == set(lines[1:7])
     assert all(type(letter) is DeadLetter and letter.source == str(path) for letter in ran["dead"])
     content = path.read_bytes()
     assert all(content[int(letter.position) :].startswith(letter.raw) for letter in ran["dead"])
@@ -205,7 +206,7 @@ def test_dead_rows_of_parquet_have_their_content(run: Run, tmp_path: Path) -> No
 
 
 def test_missing_columns_make_dead_letters(run: Run, tmp_path: Path) -> None:
-    pq.write_table(pa.table({"body": ["a", "b", "c"]}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"words": ["a", "b", "c"]}), tmp_path / "x.parquet")
     ran = read(run, tmp_path / "x.parquet")
     assert sorted(letter.position for letter in ran["dead"]) == ["0", "1", "2"]
     assert all("no text" in letter.reason for letter in ran["dead"])
@@ -237,7 +238,7 @@ def test_unreadable_files_are_one_dead_letter_each(run: Run, tmp_path: Path) -> 
 
 def test_a_given_format_is_used_for_all_files(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.log").write_text("hello\nworld\n")
-    ran = read(run, tmp_path / "x.log", format="text")
+    ran = read(run, tmp_path / "x.log", form=FormOptions("text"))
     assert sorted(tweet.text for tweet in ran["tweets"]) == ["hello", "world"]
 
 
@@ -300,13 +301,13 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
 
 def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.input.read.PART_BYTES", 10)
-    for name, content, form in (
-        ("x.jsonl.gz", gzip.compress(b"{}\n" * 99), Form("jsonl", ("gz",))),
-        ("x.csv", b"id,text\n" + b"1,hi\n" * 99, Form("csv")),
+    for name, content, form, layout in (
+        ("x.jsonl.gz", gzip.compress(b"{}\n" * 99), Form("jsonl", ("gz",)), None),
+        ("x.csv", b"id,text,label\n" + b"1,hi,2\n" * 99, Form("csv"), "plain"),
     ):
         (tmp_path / name).write_bytes(content)
         file = InputFile(str(tmp_path / name), 1000, 7.5)
-        assert list(split_file(file)) == [Split(file, form, 0, None, 1000)]
+        assert list(split_file(file)) == [Split(file, form, 0, None, 1000, layout)]
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "empty.csv", "empty.jsonl.gz"])

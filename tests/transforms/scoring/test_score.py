@@ -79,7 +79,8 @@ def test_only_the_outputs_asked_for(outputs: tuple[str, ...], run: Run, bundle: 
     ran = score(run, [tokenized(bundle, texts)], ScoreOptions(model, outputs=outputs))
     columns = {"top": "top_emojis"}
     assert set(ran["batches"][0].schema.names) == {
-        "id", "n_tokens", "n_unknown", "truncated", "status", *(columns.get(name, name) for name in outputs)
+        "id", "n_tokens", "n_unknown", "truncated", "status", "cut_by_platform",
+        *(columns.get(name, name) for name in outputs),
     }  # fmt: skip
     assert_scores(rows_of(ran), texts, bundle, outputs)
 
@@ -122,7 +123,7 @@ def test_schema_and_metadata(run: Run, bundle: Bundle, model: str) -> None:
     (batch,) = ran["batches"]
     assert batch.schema.names == [
         "id", "text", "source", "likes", "user.name", "day", "timestamp", "top_emojis", "probabilities", "embedding",
-        "attention", "n_tokens", "n_unknown", "truncated", "status", "fingerprint",
+        "attention", "n_tokens", "n_unknown", "truncated", "status", "cut_by_platform", "fingerprint",
     ]  # fmt: skip
     types = {field.name: field.type for field in batch.schema}
     assert types["likes"] == pa.int64()

@@ -335,6 +335,7 @@ def test_a_shortage_behind_an_error_about_a_value_is_seen() -> None:
         ("MemoryError: Unable to allocate 8.00 PiB for an array", MEMORY),
         ("pyarrow.lib.ArrowMemoryError: realloc of size 128 failed", MEMORY),
         ("RuntimeError: std::bad_alloc", MEMORY),
+        ("SystemError: error return without exception set", MEMORY),
         ("zlib.error: Error -4 while decompressing data", MEMORY),
         ("RuntimeError: could not create a primitive", MEMORY),
         ("OSError: [Errno 12] Cannot allocate memory", MEMORY),

@@ -1,0 +1,276 @@
+"""What will be read, seen before it is: layouts and fields of the inputs, samples, and whether all is there."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.cli.options import ScoreConfig
+from torchmoji_core.errors import InputError, shortage_of
+from transforms.input import layouts
+from transforms.input.fields import FieldError, FieldMapping, KeptField, infer_kind
+from transforms.input.forms import Form
+from transforms.input.layouts import AUTO, PLAIN
+from transforms.input.paths import getter
+from transforms.input.posts import PostReader, value_of
+from transforms.input.raw_records import Record
+from transforms.input.read import InputFile, first_records, recognize_layout
+from transforms.input.recognition import recognize
+from transforms.input.source_file import SourceError
+from transforms.storage.files import is_local, open_raw
+
+SAMPLED_RECORDS, SAMPLED_FILES = 1000, 20
+"""The first records of so many files that have some are looked at before a run, while something is sought."""
+MORE_RECORDS, MORE_FILES = 10, 1000
+"""And those of so many more, spread over the rest, if something has not been found: some files do not tell for all."""
+DESCRIBED_FILES = 5
+"""So many of the first files are described in any case."""
+SAMPLES, SHOWN_CHARACTERS = 3, 300
+_CANDIDATES = 20
+_DEPTH = 4
+
+
+@dataclass
+class Group:
+    """Files of one form and layout, as far as they were looked at."""
+
+    form: str
+    layout: str
+    files: int = 0
+    posts: int = 0
+    with_id: int = 0
+    paths: dict[str, Counter[str]] = field(default_factory=dict)
+    """Where text, id and time were found, and how often."""
+    refused: str = ""
+    """Why an id is none."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Where the layout has time, language and author, which nobody asked for."""
+    samples: list[tuple[str, str]] = field(default_factory=list)
+    """Ids and texts as they will be read."""
+    id_names: list[str] = field(default_factory=list)
+    """Fields that look like ids, where none is used."""
+
+    def describe(self, with_samples: bool) -> Iterator[str]:
+        """A few lines for people.
+
+        Args:
+            with_samples: whether to show some ids and texts.
+        """
+        parts = [f"{what} from {', '.join(counts)}" for what, counts in self.paths.items() if counts]
+        parts += [f"{what} in {path}" for what, path in self.others.items()]
+        nothing = "no text so far" if self.posts or not self.samples else "lines of text"
+        yield f"layout      {self.layout}, {self.form}: {'; '.join(parts) or nothing}"
+        if self.refused:
+            yield f"    dead letters: {self.refused}"
+        elif self.posts and not self.with_id:
+            other = f"; --id_field {self.id_names[0]} takes that one" if self.id_names else ""
+            yield f"    no record has an id: ids are hashes of file and position{other}"
+        for tweet_id, text in self.samples if with_samples else ():
+            yield f"    {tweet_id}  {text[:SHOWN_CHARACTERS]!r}{'...' if len(text) > SHOWN_CHARACTERS else ''}"
+
+
+@dataclass
+class _Seen:
+    """What the records that were looked at have."""
+
+    groups: dict[tuple[str, str], Group] = field(default_factory=dict)
+    names: dict[str, None] = field(default_factory=dict)
+    """Of top-level fields."""
+    texts: dict[str, None] = field(default_factory=dict)
+    """Paths of strings."""
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    """Of kept fields, by the columns' names."""
+    records: int = 0
+    found: set[str] = field(default_factory=set)
+    """Of text, id and time, which some record has."""
+    reason: FieldError | None = None
+    """Why a record has no text."""
+
+
+def inspect(config: ScoreConfig, files: Sequence[InputFile]) -> tuple[Group, ...]:
+    """Describe the inputs by the first of them."""
+    seen = _Seen()
+    for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
+        with contextlib.suppress(InputError):  # the run will say it
+            _look_at(file, config, MORE_RECORDS, seen)
+    return tuple(seen.groups.values())
+
+
+def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig:
+    """Make sure that the fields are there, and fill in the types of kept ones.
+
+    Raises:
+        InputError: if a file's format is unknown, no record has a text, or a field that was asked for is in none.
+    """
+    mapping = config.fields
+    seen = _Seen(values={kept.name: [] for kept in mapping.keep})
+    sought = {"text"}
+    sought |= {"id"} if mapping.id not in ((AUTO,), ()) else set()
+    sought |= {"time"} if mapping.timestamp else set()
+    for file, count in _to_look_at(files, seen):
+        _look_at(file, config, count, seen)
+        if sought <= seen.found and all(map(_has_a_value, seen.values.values())):
+            break
+    if seen.found and not seen.names and (mapping.keep or mapping.timestamp):
+        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
+    if not seen.names and seen.reason is None:
+        return config  # nothing readable in the sample: the run will say what and where
+    is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
+    if is_all_seen:
+        _check_found(seen, sought, mapping)
+    kept = []
+    for each in mapping.keep:
+        is_typed = each.name not in config.keep_without_type
+        if not _has_a_value(seen.values[each.name]) and not (is_typed and not is_all_seen) and seen.names:
+            raise InputError(f"kept field {each.path!r} is in no record; fields are: {_listed(seen.names)}")
+        kept.append(each if is_typed else KeptField(each.name, infer_kind(seen.values[each.name]), each.path))
+    return dataclasses.replace(
+        config,
+        fields=dataclasses.replace(mapping, keep=tuple(kept)),
+        score=dataclasses.replace(config.score, keep=tuple(kept)),
+    )
+
+
+def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
+    if "text" not in seen.found and seen.reason is not None:
+        remedy = f"{'leave out --layout, or ' if mapping.layout != AUTO else ''}give --text_field"
+        if not seen.texts:
+            raise InputError(f"no record has a text ({seen.reason}), and no field of any is a string")
+        raise InputError(f"no record has a text ({seen.reason}); {remedy} one of: {_listed(seen.texts)}")
+    names = [*seen.names, *(path for path in seen.texts if path not in seen.names)]
+    if "id" in sought - seen.found:
+        raise InputError(f"--id_field {','.join(mapping.id)} is in no record; fields are: {_listed(names)}")
+    if "time" in sought - seen.found:
+        if mapping.timestamp == AUTO:
+            known = ", ".join(group.layout for group in seen.groups.values())
+            raise InputError(
+                f"--timestamp_field auto: no record of layout {known} has a time; leave it out, or give one of: "
+                f"{_listed(names)}"
+            )
+        raise InputError(f"--timestamp_field {mapping.timestamp} is in no record; fields are: {_listed(names)}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(list(names)[:_CANDIDATES])
+
+
+def _to_look_at(files: Sequence[InputFile], seen: _Seen) -> Iterator[tuple[InputFile, int]]:
+    """Files, and how many of their first records: the first that have some, and then others all over the rest.
+
+    What cannot be read has none; the run will say what, and where.
+    """
+    waiting = iter(files)
+    sampled = 0
+    for file in waiting:
+        before = seen.records
+        yield file, SAMPLED_RECORDS
+        sampled += seen.records > before
+        if sampled == SAMPLED_FILES:
+            break
+    rest = list(waiting)
+    for file in rest[:: max(1, -(-len(rest) // MORE_FILES))]:
+        yield file, MORE_RECORDS
+
+
+def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> None:
+    """Look at the first records of a file.
+
+    Raises:
+        InputError: if it is in no form that can be read, several of its fields could be the text, or a store is down.
+    """
+    path = file.path
+    try:
+        with open_raw(file.place) as opened:
+            for form in recognize(opened, path, config.form):
+                _look_at_records(first_records(file, opened, form), form, config, count, seen)
+    except InputError as error:
+        raise InputError(f"input {path}: {error}") from None
+    except (OSError, SourceError) as error:
+        cause = error.__cause__ if isinstance(error, SourceError) else error
+        # A store that is down is tried again for minutes: not for each of a thousand files.
+        is_of_file = is_local(path) or isinstance(cause, FileNotFoundError | PermissionError)
+        if not is_of_file or shortage_of(error) is not None:
+            raise InputError(f"input {path}: cannot be read ({error})") from None
+
+
+def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig, count: int, seen: _Seen) -> None:
+    first = list(itertools.islice(records, layouts.RECOGNIZED_FROM))
+    reader = PostReader(config.fields, recognize_layout(first, config.fields) or PLAIN)
+    key = (form.describe(), reader.layout.name)
+    group = seen.groups.setdefault(key, Group(*key))
+    group.files += 1
+    for record in itertools.chain(first, itertools.islice(records, max(0, count - len(first)))):
+        seen.records += 1
+        if isinstance(record.value, dict):
+            _look_at_record(record.value, reader, group, seen)
+            continue
+        seen.found.add("text")  # a line is one
+        if len(group.samples) < SAMPLES:
+            group.samples.append((f"line at byte {record.position}", record.value))
+
+
+def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, seen: _Seen) -> None:
+    seen.names.update(dict.fromkeys(fields))
+    if len(seen.texts) < 10 * _CANDIDATES:
+        seen.texts.update(dict.fromkeys(_strings(fields)))
+    mapping = reader.mapping
+    for _, post, view in reader.members(fields):
+        if not isinstance(post, dict):
+            continue
+        for kept in mapping.keep:
+            seen.values.setdefault(kept.name, []).append(value_of(getter(kept.path), post, view))
+        try:
+            found = reader.find_text(post, view)
+        except FieldError as error:
+            seen.reason = error
+            continue
+        if found is None:
+            seen.found.add("text")  # as far as that goes: none is missing
+            continue
+        text, text_path, _ = found
+        seen.found.add("text")
+        group.posts += 1
+        group.paths.setdefault("text", Counter())[text_path] += 1
+        for what, places in (("id", reader.id_paths), ("time", reader.time_paths)):
+            if path := _first_there(places, post, view):
+                seen.found.add(what)
+                group.paths.setdefault(what, Counter())[path] += 1
+        tweet_id = None
+        try:
+            tweet_id = reader.find_id(post, view)
+        except FieldError as error:
+            group.refused = str(error)
+        group.with_id += tweet_id is not None
+        layout = reader.layout
+        for what, places in (("time", layout.time), ("language", (layout.language,)), ("author", (layout.author,))):
+            if what not in group.paths and (path := _first_there(places, post, view)):
+                group.others.setdefault(what, path)
+        if not group.with_id and not group.id_names:
+            group.id_names += [name for name in post if isinstance(name, str) and "id" in name.lower().split("_")]
+        if len(group.samples) < SAMPLES:
+            group.samples.append((tweet_id or ("(refused)" if group.refused else "(a hash)"), text))
+
+
+def _first_there(paths: Iterable[str], post: dict[str, Any], view: dict[str, Any]) -> str | None:
+    """The first of some paths under which there is a value."""
+    return next((path for path in paths if path and value_of(getter(path), post, view) not in (None, "")), None)
+
+
+def _strings(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -> Iterator[str]:
+    """Paths of all strings in a record that a path can reach."""
+    for name, value in fields.items():
+        if not isinstance(name, str) or "," in name or name != name.strip() or (before and "." in name):
+            continue
+        if isinstance(value, str):
+            yield before + name
+        elif isinstance(value, dict) and depth and "." not in name:
+            yield from _strings(value, f"{before}{name}.", depth - 1)
+
+
+def _has_a_value(values: Iterable[Any]) -> bool:
+    return any(value is not None for value in values)

@@ -1,0 +1,166 @@
+"""What a user sees of the inputs before work starts, and that what errors advise works on what has caused them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli.options import ScoreConfig, parse
+from pipelines.runs.identity import differences, identity
+from pipelines.runs.inspection import check_fields, inspect
+from torchmoji_core.errors import InputError
+from transforms.input.read import match_files
+
+
+def plan(path: Path, *options: str) -> tuple[ScoreConfig, list[str]]:
+    """The checked command, and what is said of its inputs."""
+    config, _ = parse(["--input", str(path), *options])
+    files = match_files(config.inputs)
+    config = check_fields(config, files)
+    return config, [line for group in inspect(config, files) for line in group.describe(config.dry_run)]
+
+
+def write(path: Path, *records: Any) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+POST = {"id_str": "1", "full_text": "tea &amp;\nrain", "created_at": "Thu Mar 21 08:58:32 +0000 2024", "lang": "en"}
+
+
+def test_a_plan_names_the_layout_and_the_fields_of_each_kind_of_input(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", POST)
+    write(tmp_path / "b.jsonl", POST)
+    (tmp_path / "c.csv").write_text("Tweet,tweet_id,label\nso glad,17,1\n")
+    _, said = plan(tmp_path / "*", "--dry_run")
+    assert said == [
+        "layout      twitter-v1, JSON lines: text from full_text; id from id_str; time in created_at; language in lang",
+        "    1  'tea &\\nrain'",
+        "    1  'tea &\\nrain'",
+        "layout      plain:Tweet, CSV, commas between columns: text from Tweet",
+        "    no record has an id: ids are hashes of file and position; --id_field tweet_id takes that one",
+        "    (a hash)  'so glad'",
+    ]
+    assert len(plan(tmp_path / "*")[1]) == 3, "texts are shown where nothing is done"
+    assert "id from tweet_id" in plan(tmp_path / "c.csv", "--id_field", "tweet_id")[1][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--id_field", "key,tweet.key"), "--id_field key,tweet.key is in no record; fields are: id_str, full_text"),
+        (("--timestamp_field", "when"), "--timestamp_field when is in no record; fields are: id_str"),
+        (("--keep_fields", "place.name"), "kept field 'place.name' is in no record; fields are: id_str"),
+        (("--layout", "mastodon"), "no text: none of the fields content"),
+        (("--text_field", "words"), "no record has a text"),
+    ],
+)
+def test_fields_that_no_record_has_end_the_command(options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        plan(write(tmp_path / "a.jsonl", POST), *options)
+
+
+REMEDIES: list[tuple[str, Any, tuple[str, ...]]] = [
+    ("nested", {"event": {"record": {"text": "hi", "n": 1}, "kind": "post"}, "n": 2}, ()),
+    ("top-level", {"words": "hi", "list": [{"text": "a"}], "data": {"n": 1}}, ()),
+    ("several", {"Comment": "hi", "message": "there"}, ()),
+    ("another layout", {"content": "<p>hi</p>", "reblog": None, "id": "1"}, ("--layout", "twitter-v1")),
+    ("a text that is none", {"text": 5, "words": "hi"}, ()),
+    ("no id there", {"text": "hi", "key": "7"}, ("--id_field", "id2")),
+    ("no time there", {"text": "hi", "at": "2024-03-21"}, ("--timestamp_field", "time")),
+    ("no time of the layout", {"text": "hi", "at": "2024-03-21"}, ("--timestamp_field", "auto")),
+    ("kept and not there", {"text": "hi", "at": "2024-03-21"}, ("--keep_fields", "place")),
+]
+
+
+@pytest.mark.parametrize(("record", "options"), [row[1:] for row in REMEDIES], ids=[row[0] for row in REMEDIES])
+def test_what_an_error_advises_works(record: dict[str, Any], options: tuple[str, ...], tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", record)
+    with pytest.raises(InputError) as caught:
+        plan(path, *options)
+    listed = re.search(r"(?:one of|fields are): (.*)", str(caught.value))
+    assert listed, caught.value
+    option = next((name for name in options if name not in ("auto", "--layout", "twitter-v1")), "--text_field")
+    for advised in re.split(", ?", listed[1]):
+        if option in ("--timestamp_field", "--keep_fields") and advised != "at":
+            continue  # all fields are listed
+        others = options if option == "--text_field" else ()
+        assert plan(path, *others, option, advised)[1]
+
+
+def test_a_set_without_a_header_is_read_as_its_message_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"0","146781","Mon Apr 06 22:19:45 PDT 2009","NO_QUERY","ann","so cold"\n' * 3)
+    with pytest.raises(InputError) as caught:
+        plan(path)
+    advised = re.search(r"--columns (\S+), and (--no_header)", str(caught.value))
+    assert advised
+    _, said = plan(path, "--columns", advised[1], advised[2], "--timestamp_field", "auto", "--dry_run")
+    assert said[0].startswith("layout      sentiment140, CSV") and "time from date" in said[0]
+    assert said[1:] == ["    146781  'so cold'"] * 3
+
+
+def test_ids_that_are_refused_are_told_beforehand_and_the_advice_works(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("id,key,text\n1.2E+18,k1,so cold\n")
+    _, said = plan(path, "--dry_run")
+    assert "dead letters: id field 'id' is '1.2E+18', a float" in said[1] and said[2] == "    (refused)  'so cold'"
+    assert plan(path, "--dry_run", "--id_field", "key")[1][1] == "    k1  'so cold'"
+    assert plan(path, "--dry_run", "--id_field", "")[1][2] == "    (a hash)  'so cold'"
+
+
+def test_columns_in_capitals_are_text_and_id(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("ID,TEXT\n17,so cold\n")
+    assert plan(tmp_path / "a.csv", "--dry_run")[1][1] == "    17  'so cold'"
+
+
+def test_a_field_that_is_called_like_a_column_is_kept_as_its_message_says(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", POST | {"source": "an app", "truncated": False})
+    for name in ("source", "truncated:bool"):
+        with pytest.raises(InputError) as caught:
+            plan(path, "--keep_fields", name)
+        advised = re.search(r"rename it: (\S+)$", str(caught.value))
+        assert advised
+        config, _ = plan(path, "--keep_fields", advised[1])
+        (kept,) = config.fields.keep
+        assert (kept.path, kept.name) == (name.partition(":")[0], f"input_{name.partition(':')[0]}")
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "kind", "column"),
+    [
+        ("lang", "lang", "string", "lang"),
+        ("n:int64", "n", "int64", "n"),
+        ("user.name:as=who", "user.name", "string", "who"),
+        ("n:int64:as=count", "n", "int64", "count"),
+        ("n:as=count:int64", "n", "int64", "count"),
+        ("n:as=count", "n", "int64", "count"),
+    ],
+)
+def test_kept_fields_can_be_renamed(given: str, path: str, kind: str, column: str, tmp_path: Path) -> None:
+    record = POST | {"user": {"name": "ann"}, "n": 3}
+    config, _ = plan(write(tmp_path / "a.jsonl", record), "--keep_fields", given)
+    (kept,) = config.score.keep
+    assert (kept.path, kept.kind, kept.name) == (path, kind, column)
+    assert kept.column.name == column
+
+
+def test_data_sets_of_before_there_were_layouts_are_gone_on_with(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", POST)
+    earlier = {
+        "format": None,
+        "text_field": ["extended_tweet.full_text", "full_text", "data.text", "text"],
+        "id_field": ["id_str", "data.id", "id"],
+        "timestamp_field": None,
+        "keep_fields": ["lang:string"],
+        "partition_by": [],
+    }
+    ours = identity(plan(path, "--keep_fields", "lang")[0])
+    assert not set(differences(ours, {**ours, **earlier}))
+    for option in (("--layout", "twitter-v1"), ("--html", "keep"), ("--keep_fields", "lang:as=language")):
+        other = identity(plan(path, "--keep_fields", "lang", *option)[0])
+        assert differences(ours, other), option
