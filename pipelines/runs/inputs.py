@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchmoji_core.errors import ChangedError, InputError, raise_shortage
-from transforms.input.formats import STANDARD_INPUT
+from transforms.input.formats import STANDARD_INPUT, absolute_directory
 from transforms.input.forms import FORMATS, tells_format
 from transforms.input.read import InputFile, list_files
 from transforms.storage import files as storage
@@ -68,6 +68,7 @@ def list_inputs(
         InputError: if a pattern matches nothing, and never did, or its filesystem cannot be reached.
     """
     found = Inputs()
+    ours_begin = f"{absolute_directory(output)}/" if output else None
     vanished: dict[str, None] = {}
     for pattern in patterns:
         if pattern == STANDARD_INPUT:
@@ -84,7 +85,7 @@ def list_inputs(
         listed = list_files(pattern)
         files, passed_over = {}, listed.links
         for file in listed.files:
-            is_ours = bool(output) and file.path.startswith(f"{output}/")
+            is_ours = ours_begin is not None and file.path.startswith(ours_begin)
             if listed.is_named or file.path in live or (not is_ours and _is_meant(file.path, pattern, format)):
                 files[file.path] = file
             else:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torchmoji_core.errors import InputError, first_line
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
-from transforms.input.arrow_values import rows_as_records
+from transforms.input.arrow_values import conversions, rows_as_records
 from transforms.input.compression import READ_ERRORS, Readable
 from transforms.input.delimited import check_names
 from transforms.input.parquet_guard import MAX_BATCH_BYTES, MAX_LIST_VALUES, MAX_ROW_BYTES, GuardError
@@ -99,8 +99,9 @@ def _rows(batch: Any, columns: Container[str] | None, position: int) -> Iterator
     if longest > MAX_ROW_BYTES:
         raise GuardError(f"a row may have {longest >> 20} MiB; write it without dictionaries and views")
     rows = max(1, min(BATCH_ROWS, MAX_BATCH_BYTES // max(longest, 1)))
+    converted = conversions(batch.schema)
     for start in range(0, len(checked), rows):
-        yield from rows_as_records(batch.slice(start, rows), position + start)
+        yield from rows_as_records(batch.slice(start, rows), position + start, converted)
 
 
 def _as_bytes(column: Any) -> Any:

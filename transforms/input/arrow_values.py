@@ -12,10 +12,15 @@ from transforms.input.raw_records import Damage, Record
 
 _VALUE_ERRORS = (ValueError, OverflowError, RecursionError)
 """Of Arrow's values as Python's: a string that is not UTF-8, a date outside Python's range."""
-_Convert = Callable[[Any], Any]
+Convert = Callable[[Any], Any]
 
 
-def rows_as_records(batch: Any, position: int) -> Iterator[Record | Damage]:
+def conversions(schema: Any) -> dict[str, Convert]:
+    """What makes of the columns' values what JSON would have, by their names; those that are so already have none."""
+    return {field.name: convert for field in schema if (convert := _conversion(field.type)) is not None}
+
+
+def rows_as_records(batch: Any, position: int, converted: dict[str, Convert]) -> Iterator[Record | Damage]:
     """Rows of a batch; all at once where they are small, since that is faster.
 
     Whole decimals are integers, and bytes that are UTF-8 are strings: so some databases export ids and texts.
@@ -23,12 +28,16 @@ def rows_as_records(batch: Any, position: int) -> Iterator[Record | Damage]:
     Args:
         batch: a `pyarrow.RecordBatch`.
         position: number of its first row.
+        converted: `conversions` of its schema.
     """
-    converted = {field.name: convert for field in batch.schema if (convert := _conversion(field.type)) is not None}
     rows: list[dict[str, Any]] | None = None
     is_large = batch.nbytes > raw_records.MAX_RECORD_BYTES
     with contextlib.suppress(*_VALUE_ERRORS):
         rows = None if is_large else batch.to_pylist()
+    if rows is not None and not converted:
+        for index, value in enumerate(rows):
+            yield Record(position + index, value, b"")
+        return
     for index in range(len(batch)):
         try:
             if rows is None:
@@ -47,7 +56,7 @@ def rows_as_records(batch: Any, position: int) -> Iterator[Record | Damage]:
         yield Record(position + index, value, b"")
 
 
-def _conversion(kind: Any) -> _Convert | None:
+def _conversion(kind: Any) -> Convert | None:
     """What makes of a value of a type what JSON would have; None where it is so already."""
     import pyarrow as pa
     from pyarrow import types
@@ -80,13 +89,13 @@ def _text(value: Any) -> Any:
     return value
 
 
-def _of_values(convert: _Convert | None) -> _Convert | None:
+def _of_values(convert: Convert | None) -> Convert | None:
     if convert is None:
         return None
     return lambda values: None if values is None else [convert(value) for value in values]
 
 
-def _of_fields(parts: dict[str, _Convert]) -> _Convert:
+def _of_fields(parts: dict[str, Convert]) -> Convert:
     def fields(value: Any) -> Any:
         if value is not None:
             for name, convert in parts.items():

@@ -111,15 +111,13 @@ def _read(
     except (InputError, *READ_ERRORS) as error:
         if not isinstance(error, InputError):
             raise_unless_damage(error)
-        yield Damage(start, f"cannot be read: {error}", b"")
-        return
+        return iter([Damage(start, f"cannot be read: {error}", b"")])
     if form.kind == "parquet":
-        yield from read_parquet(content, start, end, columns)
-    elif form.kind == "arrow":
-        yield from read_arrow(content, columns)
-    elif form.kind in ("csv", "tsv"):
-        yield from read_delimited(content, form.dialect, form.encoding)
-    elif form.kind == "json":
-        yield from read_documents(content, form.encoding)
-    else:
-        yield from parse_lines(read_lines(content, start, end), form.kind, form.encoding)
+        return read_parquet(content, start, end, columns)
+    if form.kind == "arrow":
+        return read_arrow(content, columns)
+    if form.kind in ("csv", "tsv"):
+        return read_delimited(content, form.dialect, form.encoding)
+    if form.kind == "json":
+        return read_documents(content, form.encoding)
+    return parse_lines(read_lines(content, start, end), form.kind, form.encoding)

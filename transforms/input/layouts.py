@@ -53,8 +53,10 @@ class Layout:
     """Whether texts hold HTML's entities, `&lt;` for `<`, and no other HTML."""
     blanks: tuple[str, ...] = ()
     """What stands where a text was deleted."""
-    shared: Callable[[Fields, Fields], Fields | None] | None = None
-    """Of a post and its record: the post that it repeats, whose text is whole where that of the repetition is cut."""
+    shared_in: str = ""
+    """Field with the post that a post repeats, whose text is whole where that of the repetition is cut."""
+    find_shared: Callable[[Fields, Fields], Fields | None] | None = None
+    """Where the field does not hold it itself: it, of a post and its record."""
     cut: tuple[str, ...] = ()
     """Paths of texts that are cut if the field `truncated` says so."""
     make_id: Callable[[Any, Fields], str | None] | None = None
@@ -102,13 +104,14 @@ class Layout:
 
 def _members(layout: Layout, record: Fields, number: str, depth: int) -> Iterator[tuple[str, Any, Fields]]:
     """What is held by a record that is no post itself, or held beside one."""
-    for path in layout.posts:
-        value = look_up(record, path)
+    there = {path: value for path in layout.posts if isinstance(value := look_up(record, path), dict | list)}
+    for path, value in there.items():
+        parts = (number, path if len(there) > 1 else "")
         if isinstance(value, dict):
-            yield from _member(layout, value, number, record, depth)
-        elif isinstance(value, list):
+            yield from _member(layout, value, ".".join(filter(None, parts)), record, depth)
+        else:
             for index, member in enumerate(value):
-                place = f"{number}.{index}" if number else str(index)
+                place = ".".join(filter(None, (*parts, str(index))))
                 yield from _member(layout, member, place, {**record, path: member}, depth)
 
 
@@ -155,16 +158,6 @@ def _retweeted(post: Fields, record: Fields) -> Fields | None:
     return None
 
 
-def _under(name: str) -> Callable[[Fields, Fields], Fields | None]:
-    """The post that is there under a name."""
-
-    def shared(post: Fields, record: Fields) -> Fields | None:
-        value = post.get(name)
-        return value if isinstance(value, dict) else None
-
-    return shared
-
-
 def _gnip_shared(post: Fields, record: Fields) -> Fields | None:
     shared = post.get("object")
     return shared if post.get("verb") == "share" and isinstance(shared, dict) else None
@@ -208,7 +201,7 @@ LAYOUTS: tuple[Layout, ...] = (
             "event source target",
         ),
         is_escaped=True,
-        shared=_under("retweeted_status"),
+        shared_in="retweeted_status",
         cut=("text",),
     ),
     Layout(
@@ -227,7 +220,8 @@ LAYOUTS: tuple[Layout, ...] = (
         posts=("data",),
         notices=("meta.result_count", "delete.tweet", "delete.id"),
         is_escaped=True,
-        shared=_retweeted,
+        shared_in="referenced_tweets",
+        find_shared=_retweeted,
         fits=_is_plain_v2,
     ),
     Layout(
@@ -240,7 +234,7 @@ LAYOUTS: tuple[Layout, ...] = (
         language="lang",
         posts=("tweet",),
         is_escaped=True,
-        shared=_under("retweeted_status"),
+        shared_in="retweeted_status",
         cut=("text",),
     ),
     Layout(
@@ -270,7 +264,8 @@ LAYOUTS: tuple[Layout, ...] = (
         author="actor.preferredUsername",
         notices=("info.message",),
         is_escaped=True,
-        shared=_gnip_shared,
+        shared_in="object",
+        find_shared=_gnip_shared,
         make_id=_after_colon,
     ),
     Layout(
@@ -282,7 +277,7 @@ LAYOUTS: tuple[Layout, ...] = (
         language="lang",
         author="user.username",
         is_escaped=True,
-        shared=_under("retweetedTweet"),
+        shared_in="retweetedTweet",
     ),
     Layout(
         "twint",
@@ -346,7 +341,7 @@ LAYOUTS: tuple[Layout, ...] = (
         author="account.acct",
         posts=("statuses",),
         html=("content",),
-        shared=_under("reblog"),
+        shared_in="reblog",
     ),
     Layout(
         "activitypub",

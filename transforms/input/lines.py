@@ -79,10 +79,10 @@ def parse_line(position: int | str, raw: bytes, kind: str, encoding: str | None 
         reason = f": {error.reason} at byte {error.start}"
         return damage(position, f"not UTF-8{reason}" if encoding is None else not_decoded(encoding, reason), raw)
     if raw.startswith(BOM):  # where files were joined, also in the middle
-        text = text.removeprefix("\ufeff")
-    if is_utf_16_among_utf_8(raw):
-        return damage(position, TWO_ENCODINGS, raw)
+        text = text[1:]
     if kind == "text":
+        if "\0" in text and is_utf_16_among_utf_8(raw):
+            return damage(position, TWO_ENCODINGS, raw)
         return Record(position, text, raw)
     return parse_json(position, text, raw) if text and not text.isspace() else None
 
@@ -92,8 +92,8 @@ def parse_json(position: int | str, text: str, raw: bytes) -> Record | Damage:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return damage(position, f"not JSON: {error}", raw)
-    return as_object(position, value, raw)
+        return damage(position, TWO_ENCODINGS if is_utf_16_among_utf_8(raw) else f"not JSON: {error}", raw)
+    return Record(position, value, raw) if isinstance(value, dict) else as_object(position, value, raw)
 
 
 def as_object(position: int | str, value: object, raw: bytes) -> Record | Damage:

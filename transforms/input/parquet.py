@@ -6,7 +6,7 @@ from collections.abc import Container, Iterator
 from typing import Any, BinaryIO
 
 from torchmoji_core.errors import InputError, first_line
-from transforms.input.arrow_values import rows_as_records
+from transforms.input.arrow_values import conversions, rows_as_records
 from transforms.input.delimited import check_names
 from transforms.input.parquet_guard import Footer, batch_rows, read_footer
 from transforms.input.raw_records import Damage, Record
@@ -64,6 +64,8 @@ def read_parquet(
         parquet, footer = _open(file)
         names = None if columns is None else [name for name in parquet.schema_arrow.names if name in columns]
         check_names(parquet.schema_arrow.names)
+        converted = conversions(parquet.schema_arrow)
+        converted = {name: converted[name] for name in (converted if names is None else names) if name in converted}
     except InputError as error:
         yield Damage(start, str(error), b"")
         return
@@ -83,7 +85,7 @@ def read_parquet(
                 for batch in parquet.iter_batches(rows, row_groups=[group], columns=names, use_threads=False):
                     skipped = min(max(0, start - position), len(batch))
                     part = batch.slice(skipped, min(last - position, len(batch)) - skipped)
-                    yield from rows_as_records(part, position + skipped)
+                    yield from rows_as_records(part, position + skipped, converted)
                     position += len(batch)
                     if position >= last:
                         break

@@ -67,7 +67,7 @@ class PostReader:
         self._others: dict[str, PostReader] = {}
         self.counts: Counter[str] = Counter()
         """Of what was read, by the names of metrics; whoever takes them clears them."""
-        self._shared = ours.shared if mapping.text == (AUTO,) else None
+        self._shared_in = ours.shared_in if mapping.text == (AUTO,) else ""
         self._make_id = ours.make_id if mapping.id == (AUTO,) else None
         self._texts = tuple(map(self._place, ours.text if mapping.text == (AUTO,) else mapping.text))
         parts = [(path, *parts[0]) for path, parts in self._texts if len(parts) == 1]
@@ -255,8 +255,10 @@ class PostReader:
         layout = self.layout
         if layout.only and not holds(layout.only, post):
             return None
-        shared = self._shared(post, view) if self._shared is not None else None
-        found = self._text_of(shared, shared) if shared is not None else None
+        shared = post.get(self._shared_in) if self._shared_in else None
+        if shared is not None and layout.find_shared is not None:
+            shared = layout.find_shared(post, view)
+        found = self._text_of(shared, shared) if isinstance(shared, dict) else None
         if found is None:
             shared, found = None, self._text_of(post, view)
             if found is None:
@@ -278,7 +280,7 @@ class PostReader:
                 break
             if clean is not None and ("&" in value or "<" in value) and not (value := clean(value)):
                 break
-            return valid_unicode(value), path
+            return value if value.isascii() else valid_unicode(value), path
         blank = None
         for path, parts in self._texts:
             text = None
@@ -310,7 +312,8 @@ class PostReader:
             if value is None and view is not post:
                 value = get(view)
             if value is not None and value != "":
-                tweet_id = to_id(value, path)
+                is_simple = value.__class__ is str and value.isalnum() and value.isascii()  # as most are
+                tweet_id = value if is_simple else to_id(value, path)
                 return tweet_id if self._make_id is None else self._make_id(tweet_id, post)
         return None if self._make_id is None else self._make_id(None, post)
 

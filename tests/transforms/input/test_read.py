@@ -22,7 +22,7 @@ from tests.transforms.conftest import Ran, Run, make_texts
 from torchmoji_core.errors import InputError
 from transforms import metrics
 from transforms.input.fields import FieldMapping, KeptField, position_id
-from transforms.input.forms import Form
+from transforms.input.forms import Form, FormOptions
 from transforms.input.read import (
     InputFile,
     ReadTweets,
@@ -238,7 +238,7 @@ def test_unreadable_files_are_one_dead_letter_each(run: Run, tmp_path: Path) -> 
 
 def test_a_given_format_is_used_for_all_files(run: Run, tmp_path: Path) -> None:
     (tmp_path / "x.log").write_text("hello\nworld\n")
-    ran = read(run, tmp_path / "x.log", format="text")
+    ran = read(run, tmp_path / "x.log", form=FormOptions("text"))
     assert sorted(tweet.text for tweet in ran["tweets"]) == ["hello", "world"]
 
 
@@ -301,13 +301,13 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
 
 def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transforms.input.read.PART_BYTES", 10)
-    for name, content, form in (
-        ("x.jsonl.gz", gzip.compress(b"{}\n" * 99), Form("jsonl", ("gz",))),
-        ("x.csv", b"id,text\n" + b"1,hi\n" * 99, Form("csv")),
+    for name, content, form, layout in (
+        ("x.jsonl.gz", gzip.compress(b"{}\n" * 99), Form("jsonl", ("gz",)), None),
+        ("x.csv", b"id,text,label\n" + b"1,hi,2\n" * 99, Form("csv"), "plain"),
     ):
         (tmp_path / name).write_bytes(content)
         file = InputFile(str(tmp_path / name), 1000, 7.5)
-        assert list(split_file(file)) == [Split(file, form, 0, None, 1000)]
+        assert list(split_file(file)) == [Split(file, form, 0, None, 1000, layout)]
 
 
 @pytest.mark.parametrize("name", ["empty.txt", "empty.jsonl", "empty.csv", "empty.jsonl.gz"])
