@@ -1,4 +1,4 @@
-"""The token <-> id table of a model: load, save, extend. No tokenization here."""
+"""The token <-> id table of a model: load, save, extend, coverage. No tokenization here."""
 
 from __future__ import annotations
 
@@ -106,3 +106,11 @@ class Vocabulary(Mapping[str, int]):
         """
         unknown = [(-count, token) for token, count in counts.items() if token not in self._ids]
         return Vocabulary(self.tokens + tuple(token for _, token in sorted(unknown)[:limit]))
+
+    def coverage(self, ids: Iterable[int]) -> float:
+        """Share of token ids that are not unknown; NaN when there are none."""
+        total = unknown = 0
+        for index in ids:
+            total += 1
+            unknown += index == UNKNOWN
+        return 1 - unknown / total if total else float("nan")

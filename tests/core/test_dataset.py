@@ -15,7 +15,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.tokenizer import Tokenizer
-from torchmoji_core.training.dataset import TweetDataset
+from torchmoji_core.training.dataset import TweetDataset, collate
 from torchmoji_core.training.sampler import BalancedBatchSampler
 from torchmoji_core.vocabulary import Vocabulary
 
@@ -29,7 +29,7 @@ texts_of_ids = st.lists(st.lists(st.integers(1, 19), min_size=1, max_size=8), mi
 @settings(max_examples=60, deadline=None)
 def test_labels_follow_the_sort_and_the_inverse_undoes_it(rows: list[list[int]]) -> None:
     data = TweetDataset(rows, list(range(len(rows))), len(rows))  # each text's label is its own number
-    batch = data.batch(range(len(rows)))
+    batch = collate([data[index] for index in range(len(rows))])
     padded, lengths = pad_packed_sequence(batch.ids, batch_first=True)
     assert lengths.tolist() == sorted(map(len, rows), reverse=True)
     assert [padded[row, : lengths[row]].tolist() for row in range(len(rows))] == [rows[n] for n in batch.labels]
@@ -43,11 +43,11 @@ def test_a_loaded_batch_is_scored_as_its_texts_are_alone(rows: list[list[int]]) 
     model = TorchMoji(Dimensions(20, 4, 3, 5)).eval()
     initialize_like_keras(model)
     data = TweetDataset(rows, [0] * len(rows), 1)
-    (batch,) = data.loader([range(len(rows))])
+    (batch,) = data.loader([list(range(len(rows)))])  # type: ignore[arg-type]
     with torch.inference_mode():
         together = model(batch.ids).logits[batch.inverse]
         for index in range(len(rows)):
-            torch.testing.assert_close(model(data.batch([index]).ids).logits[0], together[index])
+            torch.testing.assert_close(model(collate([data[index]]).ids).logits[0], together[index])
 
 
 SEVERAL = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
@@ -66,16 +66,17 @@ def test_kinds_of_labels(labels: Any, expected: torch.Tensor) -> None:
     data = TweetDataset([[1], [2, 3], [4]], labels, 3)
     assert data.multi_label == (expected.ndim == 2)
     assert torch.equal(data.targets, expected) and data.targets.dtype == expected.dtype
-    assert torch.equal(data.batch([2]).labels, expected[2:])
-    assert data.batch([1, 0]).labels.shape == expected[:2].shape
+    assert torch.equal(data[-1].label, expected[2])
+    assert collate([data[1], data[0]]).labels.shape == expected[:2].shape
 
 
 def test_texts_are_tokenized(vocabulary: Vocabulary) -> None:
     tokenizer = Tokenizer(vocabulary)
     data = TweetDataset.from_texts(["I love my dog", "rain"], [0, 1], 2, tokenizer, maxlen=3)
-    ids = data.batch([0]).ids.data
-    assert ids.tolist() == tokenizer.ids("I love my dog", 3) and ids.dtype == torch.int64
+    assert data[0].ids.tolist() == tokenizer.ids("I love my dog", 3) and data[0].ids.dtype == torch.int64
     assert data.lengths.tolist() == [3, 1]
+    with pytest.raises(IndexError):
+        data[2]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,9 @@ def test_extend_takes_the_most_frequent_unknown_tokens(vocabulary: Vocabulary) -
     assert vocabulary.extend(dict(reversed(counts.items())), 3).tokens[-3:] == ("wasp", "ant", "bee")
     assert vocabulary.extend(counts, 0).tokens == vocabulary.tokens
     assert len(vocabulary.extend(counts, 100)) == len(vocabulary) + 4
+
+
+def test_coverage_counts_unknown_tokens(vocabulary: Vocabulary) -> None:
+    assert vocabulary.coverage([UNKNOWN, 12, 13, 14]) == 0.75
+    assert vocabulary.coverage(iter([12])) == 1
+    assert math.isnan(vocabulary.coverage([]))

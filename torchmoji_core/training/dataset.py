@@ -1,21 +1,31 @@
-"""Texts with labels, and a loader's batches of them: packed, the labels following the sort."""
+"""Texts with labels as a torch data set, and a loader's batches of it: packed, the labels following the sort."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.training.corpus import Corpus
 
 Labels = Sequence[int] | Sequence[Sequence[int]] | NDArray[Any]
+
+
+class Sample(NamedTuple):
+    """One text."""
+
+    ids: Tensor
+    """[tokens] of int64"""
+    label: Tensor
+    """[] of int64, the class; or [classes] of float32, 1 for each class that holds"""
 
 
 class Batch(NamedTuple):
@@ -29,7 +39,7 @@ class Batch(NamedTuple):
     """[rows]: `result[inverse]` is in the order of the samples given"""
 
 
-class TweetDataset:
+class TweetDataset(Dataset[Sample]):
     """Token ids with labels. Rows are stored flat, so millions take no Python object each."""
 
     def __init__(self, ids: Corpus | Sequence[Sequence[int]], labels: Labels, classes: int) -> None:
@@ -69,21 +79,29 @@ class TweetDataset:
     def __len__(self) -> int:
         return len(self.corpus)
 
+    def __getitem__(self, index: int) -> Sample:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"text {index} of {len(self)}")
+        index %= len(self)
+        return Sample(torch.from_numpy(self.corpus[index].astype(np.int64)), self.targets[index])
+
     @property
     def targets(self) -> Tensor:
         """Labels of all texts as a loss takes them: [texts] of int64, or [texts, classes] of float32."""
         return torch.from_numpy(self.labels)
 
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """Some texts, packed longest first, their labels alongside; equally long ones keep their order."""
-        chosen = np.array(rows)
-        order = np.argsort(-self.corpus.lengths_of(chosen), kind="stable")
-        ids, packed = self.corpus.pack(chosen[order])
-        return Batch(ids, self.targets[torch.from_numpy(packed)], torch.from_numpy(np.argsort(order)))
-
-    def loader(self, sampler: Iterable[Sequence[int]]) -> Iterator[Batch]:
+    def loader(self, sampler: Sampler[list[int]]) -> DataLoader[Batch]:
         """Batches of the rows that a sampler names."""
-        return map(self.batch, sampler)
+        return DataLoader(self, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Pack samples, longest first, and permute their labels alongside; equally long ones keep their order."""
+    lengths = torch.tensor([len(sample.ids) for sample in samples])
+    order = lengths.argsort(descending=True, stable=True)
+    ids = pack_sequence([samples[index].ids for index in order])
+    labels = torch.stack([samples[index].label for index in order])
+    return Batch(ids, labels, order.argsort())
 
 
 def _uniform(labels: Labels, classes: int) -> NDArray[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,18 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchmoji_core.errors import RunError
-from torchmoji_core.model import ModelOutput, TorchMoji
+from torchmoji_core.model import TorchMoji
 from torchmoji_core.training.corpus import Corpus
 
 BATCH_SIZE = 512
-
-
-def _outputs(model: TorchMoji, corpus: Corpus, batch_size: int) -> Iterator[tuple[NDArray[np.integer], ModelOutput]]:
-    """Batches of the texts that have tokens, as their rows and what the model in evaluation mode gives."""
-    model.eval()
-    for rows in corpus.batches(np.arange(len(corpus)), batch_size):
-        packed, rows = corpus.pack(rows)
-        yield rows, model(packed)
 
 
 @torch.inference_mode()
@@ -31,9 +22,12 @@ def forward(model: TorchMoji, corpus: Corpus, batch_size: int = BATCH_SIZE) -> t
 
     The model is set to evaluation mode.
     """
+    model.eval()
     logits = torch.zeros(len(corpus), model.dimensions.classes)
     embedding = torch.zeros(len(corpus), model.dimensions.channels)
-    for rows, output in _outputs(model, corpus, batch_size):
+    for rows in corpus.batches(np.arange(len(corpus)), batch_size):
+        packed, rows = corpus.pack(rows)
+        output = model(packed)
         logits[rows], embedding[rows] = output.logits.float(), output.embedding.float()
     return logits, embedding
 
@@ -56,12 +50,14 @@ def predict(
     Raises:
         RunError: if the probabilities are no finite numbers.
     """
+    model.eval()
     classes = model.dimensions.classes
     if out is None:
         out = np.empty((len(corpus), classes), np.float32)
     out[:] = 1 / classes
-    for rows, output in _outputs(model, corpus, batch_size):
-        probabilities = output.logits.float().softmax(dim=1)
+    for rows in corpus.batches(np.arange(len(corpus)), batch_size):
+        packed, rows = corpus.pack(rows)
+        probabilities = model(packed).logits.float().softmax(dim=1)
         if not probabilities.sum().isfinite():
             raise RunError("a model gives probabilities that are no finite numbers; its weights are far too large")
         out[rows] = probabilities.numpy()
