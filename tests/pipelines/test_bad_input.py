@@ -61,9 +61,9 @@ def test_options_that_cannot_be(arguments: str, expected: str) -> None:
         ("--input in.jsonl nothing.txt", "nothing.txt: no file matches"),
         ("--input unknown.scheme://x/y", "unknown.scheme"),
         ("--input data.xyz", "--format"),
-        ("--input other.jsonl", "give --text_field one of: body, user"),
+        ("--input other.jsonl", "give --text_field one of: words, user"),
         ("--input in.jsonl --text_field tekst", "tekst"),
-        ("--input other.csv", "body"),
+        ("--input other.csv", "words"),
         ("--input in.jsonl --keep_fields mood,colour", "kept field 'mood' is in no record; fields are: id, text"),
         ("--input in.txt --keep_fields a", "text lines have no fields"),
         ("--input in.jsonl --no_such_option", "--no_such_option"),
@@ -76,8 +76,8 @@ def test_options_that_cannot_be(arguments: str, expected: str) -> None:
 )
 def test_wrong_options(run_score: Score, tmp_path: Path, arguments: str, expected: str) -> None:
     write_lines(tmp_path / "in.jsonl", posts(3))
-    write_lines(tmp_path / "other.jsonl", [{"body": "so happy", "user": "a"}])
-    (tmp_path / "other.csv").write_text("body,user\nso happy,a\n")
+    write_lines(tmp_path / "other.jsonl", [{"words": "so happy", "user": "a"}])
+    (tmp_path / "other.csv").write_text("words,user\nso happy,a\n")
     (tmp_path / "in.txt").write_text("so happy\n")
     (tmp_path / "data.xyz").write_text("so happy\n")
     output = [] if "--output" in arguments else ["--output", "out"]

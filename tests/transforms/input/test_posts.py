@@ -30,7 +30,7 @@ RECORDS = st.lists(st.dictionaries(st.sampled_from(_NAMES), VALUES, max_size=6),
 @pytest.mark.parametrize(
     "layout", ["auto", "each", *(layout.name for layout in LAYOUTS if layout.posts or layout.only)]
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(RECORDS)
 def test_nothing_is_in_no_count(layout: str, records: list[dict[str, Any]]) -> None:
     mapping = FieldMapping(layout="auto" if layout == "each" else layout, timestamp="auto")
