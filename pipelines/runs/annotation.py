@@ -93,7 +93,7 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
     check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
-        score = check_fields(score, selection.work)
+        score = check_fields(score, selection.work, spares_bad_files=True)
     else:
         score = as_before(score, earlier)
         check_goes_on(score, earlier)

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.cli.options import ScoreConfig
-from torchmoji_core.errors import InputError, shortage_of
+from torchmoji_core.errors import InputError, is_outage, shortage_of
 from transforms.input import layouts
 from transforms.input.fields import FieldError, FieldMapping, KeptField, infer_kind
-from transforms.input.forms import Form
+from transforms.input.forms import Form, tells_format
 from transforms.input.layouts import AUTO, PLAIN
 from transforms.input.paths import getter
 from transforms.input.posts import PostReader, value_of
-from transforms.input.raw_records import Record
+from transforms.input.raw_records import DamagedFileError, Record
 from transforms.input.read import InputFile, first_records, recognize_layout
 from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
@@ -101,23 +101,39 @@ def inspect(config: ScoreConfig, files: Sequence[InputFile]) -> tuple[Group, ...
     return tuple(seen.groups.values())
 
 
-def check_fields(config: ScoreConfig, files: Sequence[InputFile]) -> ScoreConfig:
+def check_fields(config: ScoreConfig, files: Sequence[InputFile], spares_bad_files: bool = False) -> ScoreConfig:
     """Make sure that the fields are there, and fill in the types of kept ones.
+
+    Args:
+        config: the command line.
+        files: the inputs. Those that are damaged are passed over here: the run will say what they are, and where.
+        spares_bad_files: whether those that are in no form that is read are, too, unless all are such.
 
     Raises:
         InputError: if a file's format is unknown, no record has a text, or a field that was asked for is in none.
     """
+    problem: InputError | None = None
     mapping = config.fields
     seen = _Seen(values={kept.name: [] for kept in mapping.keep})
     sought = {"text"}
     sought |= {"id"} if mapping.id not in ((AUTO,), ()) else set()
     sought |= {"time"} if mapping.timestamp else set()
     for file, count in _to_look_at(files, seen):
-        _look_at(file, config, count, seen)
+        try:
+            _look_at(file, config, count, seen)
+        except DamagedFileError:
+            continue
+        except InputError as error:
+            is_spared = spares_bad_files and tells_format(file.path)  # of others, only what was named gets here
+            if not is_spared or is_outage(error) or shortage_of(error) is not None:
+                raise
+            problem = problem or error
         if sought <= seen.found and all(map(_has_a_value, seen.values.values())):
             break
     if seen.found and not seen.names and (mapping.keep or mapping.timestamp):
         raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
+    if problem is not None and not seen.records:
+        raise problem
     if not seen.names and seen.reason is None:
         return config  # nothing readable in the sample: the run will say what and where
     is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
@@ -189,7 +205,7 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> N
             for form in recognize(opened, path, config.form):
                 _look_at_records(first_records(file, opened, form), form, config, count, seen)
     except InputError as error:
-        raise InputError(f"input {path}: {error}") from None
+        raise type(error)(f"input {path}: {error}") from None
     except (OSError, SourceError) as error:
         cause = error.__cause__ if isinstance(error, SourceError) else error
         # A store that is down is tried again for minutes: not for each of a thousand files.

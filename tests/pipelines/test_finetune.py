@@ -97,7 +97,7 @@ def edit(row: int, **values: Any) -> Mistake:
         (edit(7, body="  "), [], "row 8: the text is empty; remove such rows"),
         (edit(2, mood=""), [], "row 3: no 'mood'; label or remove such rows"),
         (edit(2, split="holdout"), [], "row 3: split 'holdout' is unknown"),
-        (lambda rows: None, ["--method", "freeze"], "method 'freeze' is unknown"),
+        (lambda rows: None, ["--method", "freeze"], "--method: invalid choice: 'freeze'"),
         (lambda rows: None, ["--patience", "0"], "patience must be above 0"),
         (lambda rows: None, ["--hidden", "8", "--method", "last"], "'last' keeps the size"),
         (lambda rows: None, ["--model", "/nowhere/at/all"], "/nowhere/at/all"),

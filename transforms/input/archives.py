@@ -10,6 +10,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
 from torchmoji_core.names import shown
 from transforms.input.compression import ExpansionError, Readable
+from transforms.input.raw_records import DamagedFileError
 from transforms.input.source_file import SourceFile, raise_unless_damage
 
 MAX_MEMBERS = 100_000
@@ -65,7 +66,7 @@ def _open(file: SourceFile) -> zipfile.ZipFile:
         archive = zipfile.ZipFile(file)  # type: ignore[arg-type]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise_unless_damage(error)
-        raise InputError(f"not a readable .zip file: {error}") from None
+        raise DamagedFileError(f"not a readable .zip file: {error}") from None
     listed = archive.infolist()
     if len(listed) > MAX_MEMBERS:
         raise InputError(f"it has more than {MAX_MEMBERS:,} members; unpack it, and give the directory")

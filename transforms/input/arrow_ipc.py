@@ -16,7 +16,7 @@ from transforms.input.arrow_values import conversions, rows_as_records
 from transforms.input.compression import READ_ERRORS, Readable
 from transforms.input.delimited import check_names
 from transforms.input.parquet_guard import MAX_BATCH_BYTES, MAX_LIST_VALUES, MAX_ROW_BYTES, GuardError
-from transforms.input.raw_records import Damage, Record
+from transforms.input.raw_records import Damage, DamagedFileError, Record
 from transforms.input.source_file import raise_unless_damage
 
 MAGIC = b"ARROW1"
@@ -81,7 +81,7 @@ def column_names(content: Readable) -> list[str]:
             return list(reader.schema.names)
     except (pa.ArrowException, *READ_ERRORS, RuntimeError, ValueError) as error:
         raise_unless_damage(error)
-        raise InputError(f"not a readable Arrow file: {first_line(error)}") from None
+        raise DamagedFileError(f"not a readable Arrow file: {first_line(error)}") from None
 
 
 def _rows(batch: Any, columns: Container[str] | None, position: int) -> Iterator[Record | Damage]:

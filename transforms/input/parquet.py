@@ -9,7 +9,7 @@ from torchmoji_core.errors import InputError, first_line
 from transforms.input.arrow_values import conversions, rows_as_records
 from transforms.input.delimited import check_names
 from transforms.input.parquet_guard import Footer, batch_rows, read_footer
-from transforms.input.raw_records import Damage, Record
+from transforms.input.raw_records import Damage, DamagedFileError, Record
 from transforms.input.source_file import SourceFile, raise_unless_damage
 
 BATCH_ROWS = 1024
@@ -28,7 +28,7 @@ def parquet_rows(file: BinaryIO | SourceFile) -> tuple[int, int]:
         names = parquet.schema_arrow.names
     except _errors() as error:
         raise_unless_damage(error)
-        raise InputError(f"not a readable Parquet file: {first_line(error)}") from None
+        raise DamagedFileError(f"not a readable Parquet file: {first_line(error)}") from None
     check_names(names)
     return sum(footer.rows), max(footer.rows, default=0)
 

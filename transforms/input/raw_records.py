@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torchmoji_core.errors import InputError
+
 MAX_RECORD_BYTES = 16 << 20
 """A longer record is damage: nothing a person wrote is that long, and it would have to fit into memory many times."""
 RAW_KEPT = 1 << 20
 """Bytes of a damaged record that are kept for its dead letter."""
+
+
+class DamagedFileError(InputError):
+    """A file is not what it begins as or is called: cut off, or no longer what was written. Others may be sound."""
 
 
 class Record(NamedTuple):

@@ -18,7 +18,7 @@ from transforms.input.forms import FORMATS, Form, FormOptions, guess_format, tel
 from transforms.input.json_documents import is_document
 from transforms.input.lines import parse_json
 from transforms.input.parquet import parquet_rows
-from transforms.input.raw_records import Record
+from transforms.input.raw_records import DamagedFileError, Record
 from transforms.input.source_file import SourceFile, raise_unless_damage
 
 SAMPLE_BYTES = 1 << 16
@@ -56,7 +56,7 @@ def recognize(file: BinaryIO, path: str, options: FormOptions = FormOptions()) -
         return list(_forms(SourceFile(file), path, options, Form("text", long_window=options.long_window)))
     except READ_ERRORS as error:
         raise_unless_damage(error)
-        raise InputError(f"cannot be read: {error}") from None
+        raise DamagedFileError(f"cannot be read: {error}") from None
 
 
 def open_content(source: SourceFile, form: Form) -> Readable:
@@ -88,7 +88,7 @@ def _forms(source: SourceFile, name: str, options: FormOptions, packed: Form) ->
     kind, named = guess_format(name)
     beginning, is_whole, problem = _beginning(open_content(source, packed))
     if problem is not None and not beginning and kind is None:
-        raise InputError(f"cannot be read: {problem}")
+        raise DamagedFileError(f"cannot be read: {problem}")
     compression = compression_of(beginning)
     if compression is None and named not in (None, ZIP, *packed.layers) and not _is_text(beginning) and beginning:
         compression = named
@@ -122,7 +122,7 @@ def _forms_of_members(source: SourceFile, options: FormOptions, packed: Form, ki
         try:
             yield from _forms(source, name if guess_format(name)[0] else f"{name}.{kind or ''}", options, inside)
         except InputError as error:
-            raise InputError(f"its member {shown(name)}: {error}") from None
+            raise type(error)(f"its member {shown(name)}: {error}") from None
 
 
 def _form_of_plain(

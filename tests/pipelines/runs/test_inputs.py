@@ -352,9 +352,9 @@ def test_names_that_tell_no_format_are_passed_over(
         assert ".DS_Store: the name does not tell its format; give --format" in finished.err
     finished = run_score("--input", "in/*.part", "--output", "other")
     assert finished.status == 2
-    assert "0.jsonl.part" in finished.err and "give --format" in finished.err
+    assert "0.jsonl.part" in finished.err and "--format {" in finished.err
     finished = run_score("--input", "in/*.part", "in/.D*", "--output", "other", "--format", "jsonl", "--dry_run")
-    assert finished.status == 2 and "tell no format" in finished.err
+    assert finished.status == 0, "as the message before has advised"
 
 
 def test_the_first_files_do_not_decide_for_all(tmp_path: Path, run_annotate: Run, run_verify: Run) -> None:
@@ -380,6 +380,21 @@ def test_the_first_files_do_not_decide_for_all(tmp_path: Path, run_annotate: Run
     assert len(found) == 7
     assert [found["p"], found["0"]] == [None, 3]
     assert len(read_dead_letters(tmp_path / "out")) == 32
+    assert_sound(run_verify)
+
+
+def test_a_file_of_no_use_does_not_stop_the_annotation_of_others(
+    tmp_path: Path, run_annotate: Run, run_score: Run, run_verify: Run
+) -> None:
+    corpus(tmp_path / "in", 2, 5)
+    (tmp_path / "in" / "00.csv").write_text("id,text,text\n1,a,b\n")
+    finished = run_score("--input", "in", "--output", "scored")
+    assert finished.status == 2 and "column text is there twice" in finished.err
+    finished = run_annotate("--max_dead_fraction", "1")
+    assert finished.status == 0
+    assert len(read_live(tmp_path / "out")) == 10
+    (letter,) = read_dead_letters(tmp_path / "out")
+    assert "column text is there twice" in letter["reason"]
     assert_sound(run_verify)
 
 
