@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipelines.cli import console
-from pipelines.cli.interrupts import INTERRUPTED, interruptible
+from pipelines.cli.interrupts import INTERRUPTED, interruptible, is_told_to_end
 from pipelines.cli.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, first_line, is_outage, shortage_of
 
@@ -33,7 +33,10 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     set_up_logging(wanted_format(arguments))
     try:
         with interruptible():
-            return told(main(arguments), is_all="--dry_run" in arguments)
+            status = main(arguments)
+            if status != DONE and is_told_to_end():
+                raise KeyboardInterrupt  # of which a library has made a failure of its own
+            return told(status, is_all="--dry_run" in arguments)
     except InputError as error:
         status = exit_status(error)
         event = "error" if status == WRONG_INPUT else "failed"

@@ -186,6 +186,11 @@ def is_ending() -> bool:
     return _current is not None and (_current.came.is_set() or _current.is_abandoned)
 
 
+def is_told_to_end() -> bool:
+    """Whether a signal has told the process to end."""
+    return _current is not None and _current.is_told_to_end
+
+
 def heed_interrupt() -> None:
     """Have an interrupt that was heard not raised again, so that cleaning up after it is not interrupted in turn."""
     if _current is not None:

@@ -72,6 +72,9 @@ BUSY = {
         "try:\n    ready(); time.sleep(600)\nexcept KeyboardInterrupt:\n    raise ValueError('cannot import')",
         "interrupted",
     ),
+    "a failure of the interrupt, dealt with": (
+        "try:\n    ready(); time.sleep(600)\nexcept KeyboardInterrupt:\n    return 5", "interrupted",
+    ),
     "an import": ("sys.path.insert(0, '.'); import slow_module  # which says ready()\ntime.sleep(600)", "interrupted"),
     "a thread that does not end": (
         "threading.Thread(target=time.sleep, args=(600,)).start()\ntime.sleep(600)", "interrupted",
