@@ -29,7 +29,7 @@ test: lint
 
 test-faults: .venv/installed-dev
 	$(PIP) --editable '.[dev,faults]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests/faults
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults --durations 5 tests
 
 test-power-cut: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults/test_durable.py
@@ -62,6 +62,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.fidelity
+	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.object_store
 	$(BIN)/python -m benchmarks.annotation

@@ -33,10 +33,10 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     set_up_logging(wanted_format(arguments))
     try:
         with interruptible():
-            status = main(arguments)
-            if status != DONE and is_told_to_end():
+            ended = main(arguments)
+            if ended != DONE and is_told_to_end():
                 raise KeyboardInterrupt  # of which a library has made a failure of its own
-            return told(status, is_all="--dry_run" in arguments)
+            return told(ended, is_all="--dry_run" in arguments)
     except InputError as error:
         status = exit_status(error)
         event = "error" if status == WRONG_INPUT else "failed"

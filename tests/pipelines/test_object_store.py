@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -123,7 +124,12 @@ def local_rows(server: ObjectStoreServer, model: str, tmp_path_factory: pytest.T
     return read_scores(Path(output))
 
 
-@pytest.mark.parametrize("faults", [Faults(), mixed(0.2, seed=1)], ids=["healthy", "faulty"])
+def faults_only(value: Any) -> Any:
+    """A case that is left to `make test-faults`, since a like one is in the suite."""
+    return pytest.param(value, marks=pytest.mark.faults)
+
+
+@pytest.mark.parametrize("faults", [faults_only(Faults()), mixed(0.2, seed=1)], ids=["healthy", "faulty"])
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_scores_are_those_of_a_local_run(
     server: ObjectStoreServer, local_rows: pa.Table, tmp_path: Path, faults: Faults, processes: str
@@ -234,7 +240,7 @@ def test_the_next_run_removes_what_a_killed_one_has_left(server: ObjectStoreServ
     assert verified.status == 0, verified.out
 
 
-@pytest.mark.parametrize("command", ["score", "annotate", "compact", "verify"])
+@pytest.mark.parametrize("command", ["score", faults_only("annotate"), faults_only("compact"), "verify"])
 def test_a_store_that_goes_down_midway_is_said_in_one_line(
     server: ObjectStoreServer, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Run, command: str
 ) -> None:
