@@ -250,6 +250,7 @@ def test_a_store_that_goes_down_midway_is_said_in_one_line(
     go_down(server, run_main, model, command, tmp_path, lambda total: (total // 2, total - 1))
 
 
+@pytest.mark.faults
 def test_a_store_that_is_down_before_the_work_begins_is_no_wrong_input(
     server: ObjectStoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_main: Run
 ) -> None:
