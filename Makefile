@@ -1,6 +1,6 @@
 # make score        install everything into .venv and score the bundled sample
 # make test         install everything and run ruff, mypy and the whole test suite
-# make test-faults  kills, full disks, clocks that step: a quarter of an hour
+# make test-faults  kills, full disks, clocks that step: up to an hour
 # make test-power-cut  images of a disk taken right after a command; mounts loop devices, so as root
 # make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest: before a release
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
