@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.archives import zip_of
 from tests.core.bundles import (
     MEGA,
     assert_same,
@@ -27,14 +28,6 @@ from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS
 from torchmoji_core.errors import InputError
 
 # --- archives -----------------------------------------------------------------------------------------------------
-
-
-def zip_of(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        for name, content in members.items():
-            file.writestr(name, content)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import json
 import os
 import tempfile
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,19 +15,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import feather
 
+from tests.archives import zip_of
 from tests.pipelines.conftest import Finished, read_dead_letters, read_live
 
 Run = Callable[..., Finished]
 TEXTS = [f"so happy number {number}" for number in range(6)]
 LINES = "".join(json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(TEXTS)).encode()
-
-
-def zipped(members: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
 
 
 def in_many_forms(directory: Path) -> int:
@@ -43,7 +35,7 @@ def in_many_forms(directory: Path) -> int:
         "tweets.js": f"window.YTD.tweets.part0 = {json.dumps(rows)}".encode(),
         "x.feather": buffer.getvalue(),
         "lies.jsonl": gzip.compress(LINES),
-        "members.zip": zipped({"a.jsonl": LINES, "b.csv": table.encode()}),
+        "members.zip": zip_of({"a.jsonl": LINES, "b.csv": table.encode()}),
         "lang=en/deep/x.jsonl": LINES,
         "_temporary/x.jsonl": b"not read",
         "lang=en/.hidden/x.jsonl": b"not read",
@@ -72,7 +64,7 @@ def test_what_has_changed_in_an_archive_is_scored_again(run_annotate: Run, run_v
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "x.zip"
     for members in ({"a.jsonl": LINES}, {"a.jsonl": LINES.splitlines(keepends=True)[0], "b.txt": b"how sad\n\xff\n"}):
-        path.write_bytes(zipped(members))
+        path.write_bytes(zip_of(members))
         assert run_annotate("--partition_by", "", "--max_dead_fraction", "1").status == 0
     assert sorted(read_live(tmp_path / "out")["text"].to_pylist()) == ["how sad", TEXTS[0]]
     assert run_verify().status == 0
@@ -152,7 +144,7 @@ ADVICE: dict[str, tuple[str, bytes, tuple[str, ...], int]] = {
     "--columns": ("x.csv", b"id,text,id,text\n1,so happy,2,b\n", ("--columns", "id,text,user,bio"), 1),
     "--no_header": ("x.csv", b"1467810001,hi\n1467810002,ho\n", ("--no_header", "--columns", "id,text"), 2),
     "--format": ("x.dat", b"so happy\n", ("--format", "text"), 1),
-    "save it as CSV": ("x.xlsx", zipped({"[Content_Types].xml": b""}), (), 0),
+    "save it as CSV": ("x.xlsx", zip_of({"[Content_Types].xml": b""}), (), 0),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
-from torchmoji_core.options import option
+from torchmoji_core.options import check_options, option
 from transforms.input.layouts import AUTO, NAMES, named
 from transforms.input.paths import look_up, top
 
@@ -121,8 +121,7 @@ class FieldMapping:
             raise InputError("the field mapping needs at least one text field")
         if self.layout != AUTO:
             named(self.layout)
-        if self.html not in HTML:
-            raise InputError(f"html {self.html!r} is unknown; choose one of {', '.join(HTML)}")
+        check_options(self)
         names = [field.name for field in self.keep]
         if twice := {name for name in names if names.count(name) > 1}:
             raise InputError(f"kept field {sorted(twice)[0]!r} is named twice")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.names import shown
-from torchmoji_core.options import option
+from torchmoji_core.options import check_options, option
 from transforms.input.compression import COMPRESSIONS, ZIP
 from transforms.input.delimited import Dialect
 from transforms.input.encodings import UTF_8, check_encoding
@@ -50,8 +50,7 @@ class FormOptions:
         """Raises:
         InputError: naming the option and its valid values.
         """
-        if self.format not in (None, *FORMATS):
-            raise InputError(f"--format {shown(self.format)} is unknown; choose one of {', '.join(FORMATS)}")
+        check_options(self)
         if self.encoding is not None:
             object.__setattr__(self, "encoding", check_encoding(self.encoding))
         if self.delimiter is not None:

@@ -17,6 +17,7 @@ import pytest
 import zstandard
 from pyarrow import feather, ipc
 
+from tests.archives import zip_of
 from torchmoji_core.errors import InputError
 from transforms.input.formats import read_records
 from transforms.input.forms import Form, FormOptions
@@ -37,14 +38,6 @@ def read(content: bytes, name: str, **options: Any) -> list[Record | Damage]:
 def values(found: list[Record | Damage]) -> list[Any]:
     assert all(isinstance(record, Record) for record in found), found
     return [record.value for record in found if isinstance(record, Record)]
-
-
-def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
 
 
 def in_parquet() -> bytes:
@@ -71,7 +64,7 @@ PACKED: dict[str, Callable[[bytes], bytes]] = {
     "bz2": bz2.compress,
     "xz": lzma.compress,
     "zst": zstandard.compress,
-    "zip": lambda content: zipped({"x.jsonl": content}),
+    "zip": lambda content: zip_of({"x.jsonl": content}),
 }
 WHOLE: dict[str, tuple[str, bytes]] = {
     "JSON lines": ("x.jsonl", LINES.encode()),
@@ -96,9 +89,9 @@ WHOLE: dict[str, tuple[str, bytes]] = {
     "gzip in gzip": ("x.jsonl.gz", gzip.compress(gzip.compress(LINES.encode()))),
     "plain though .gz": ("x.jsonl.gz", LINES.encode()),
     "zip in gzip": ("x.jsonl.gz", gzip.compress(PACKED["zip"](LINES.encode()))),
-    "gzip in zip": ("x.zip", zipped({"x.jsonl.gz": gzip.compress(LINES.encode())})),
-    "Parquet in zip": ("x.zip", zipped({"x.parquet": in_parquet()})),
-    "a member of any name": ("x.jsonl.zip", zipped({"data": LINES.encode()})),
+    "gzip in zip": ("x.zip", zip_of({"x.jsonl.gz": gzip.compress(LINES.encode())})),
+    "Parquet in zip": ("x.zip", zip_of({"x.parquet": in_parquet()})),
+    "a member of any name": ("x.jsonl.zip", zip_of({"data": LINES.encode()})),
     **{f"{name} without its suffix": ("x.jsonl", pack(LINES.encode())) for name, pack in PACKED.items()},
     **{f"{name} with its suffix": (f"x.jsonl.{name}", pack(LINES.encode())) for name, pack in PACKED.items()},
     **{
@@ -157,7 +150,7 @@ def test_lines_that_end_with_carriage_returns() -> None:
 
 
 def test_members_are_files_of_their_own() -> None:
-    content = zipped({
+    content = zip_of({
         "a/one.csv": b"text;id\nhi, you;1\n", "two.jsonl": b'{"text": "two"}\n', "__MACOSX/._two.jsonl": b"x",
         "README": b"y", "a/": b"",
     })  # fmt: skip
@@ -170,7 +163,7 @@ def test_members_are_files_of_their_own() -> None:
 
 
 def encrypted() -> bytes:
-    content = bytearray(zipped({"x.csv": b"text\nhi\n"}))
+    content = bytearray(zip_of({"x.csv": b"text\nhi\n"}))
     content[6] |= 1
     content[content.index(b"PK\1\2") + 8] |= 1
     return bytes(content)
@@ -178,11 +171,11 @@ def encrypted() -> bytes:
 
 REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "encrypted zip": ("x.zip", encrypted(), {}, "encrypted; unpack it"),
-    "zip of bzip2": ("x.zip", zipped({"x.csv": b"a"}, zipfile.ZIP_BZIP2), {}, "not compressed by deflate"),
-    "zip in zip": ("x.zip", zipped({"y.zip": zipped({"x.csv": b"text\nhi\n"})}), {}, "a .zip file itself"),
-    "zip without a format": ("x.zip", zipped({"README": b"hello"}), {}, "tell no format"),
-    "damaged zip": ("x.zip", zipped({"x.csv": b"text\nhi\n"})[:-9], {}, "not a readable .zip file"),
-    "workbook": ("x.xlsx", zipped({"[Content_Types].xml": b"", "xl/workbook.xml": b""}), {}, "save it as CSV"),
+    "zip of bzip2": ("x.zip", zip_of({"x.csv": b"a"}, zipfile.ZIP_BZIP2), {}, "not compressed by deflate"),
+    "zip in zip": ("x.zip", zip_of({"y.zip": zip_of({"x.csv": b"text\nhi\n"})}), {}, "a .zip file itself"),
+    "zip without a format": ("x.zip", zip_of({"README": b"hello"}), {}, "tell no format"),
+    "damaged zip": ("x.zip", zip_of({"x.csv": b"text\nhi\n"})[:-9], {}, "not a readable .zip file"),
+    "workbook": ("x.xlsx", zip_of({"[Content_Types].xml": b"", "xl/workbook.xml": b""}), {}, "save it as CSV"),
     "SQLite": ("x.csv", b"SQLite format 3\0" + bytes(100), {}, "export"),
     "tar": ("x.tar.gz", gzip.compress(b"x" * 257 + b"ustar" + bytes(250)), {}, "tar archive"),
     "Feather 1": ("x.feather", b"FEA1" + bytes(100), {}, "write_feather"),
@@ -224,7 +217,7 @@ ADVICE: dict[str, tuple[str, bytes, dict[str, Any], dict[str, Any], int]] = {
     "each": ("x.csv", b"1467810001,hi\n", {"columns": ("a",)}, {"columns": ("a", "b"), "no_header": True}, 1),
     "--encoding cp1252": ("x.txt", "can’t\n".encode("cp1252"), {}, {"encoding": "cp1252"}, 1),
     "--encoding": ("x.csv", "1467810001,café\n".encode("latin-1"), {}, {"encoding": "latin-1", "no_header": True}, 1),
-    "zip": ("x.zip", zipped({"README": b"hello"}), {}, {"format": "text"}, 1),
+    "zip": ("x.zip", zip_of({"README": b"hello"}), {}, {"format": "text"}, 1),
 }
 
 
