@@ -100,21 +100,24 @@ LONG_COLUMNS = [column.name for column in _ALL.values() if not column.is_short]
 """Left out of messages: who listens to a topic wants to be told, not to be sent kilobytes a row."""
 
 
-def paths_of_words(schema: pa.Schema) -> list[str]:
-    """Paths of the columns whose strings repeat, so that dictionaries pay."""
+def paths_of_repeats(schema: pa.Schema) -> list[str]:
+    """Paths of the columns whose values repeat, so that dictionaries pay.
+
+    Half floats are left out: they repeat as well, but their dictionaries save nothing, and take their time.
+    """
     paths = []
     for field in schema:
         column = _ALL.get(field.name)
         repeats = column.repeats if column else "" if pa.types.is_string(field.type) else None
-        if repeats is not None:
+        if repeats is not None and not (_is_vector(field.type) and pa.types.is_float16(field.type.value_type)):
             paths.append(f"{field.name}.{repeats}".rstrip("."))
     return paths
 
 
 def paths_of_vectors(schema: pa.Schema) -> list[str]:
     """Paths of the columns that are lists of numbers."""
-    return [
-        f"{field.name}.list.element"
-        for field in schema
-        if pa.types.is_list(field.type) and pa.types.is_floating(field.type.value_type)
-    ]
+    return [f"{field.name}.list.element" for field in schema if _is_vector(field.type)]
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and pa.types.is_floating(kind.value_type)

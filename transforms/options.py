@@ -15,10 +15,10 @@ from transforms.input.fields import KeptField
 
 ROWS_PER_FILE = 100_000
 DEFAULT_OUTPUTS = ("text", "top", "probabilities", "embedding")
-PARQUET_ENCODINGS = ("plain", "byte_stream_split")
-"""How files hold probabilities and embeddings; the second makes them a fifth smaller, and Spark 4.0 cannot read it."""
+PARQUET_ENCODINGS = ("dictionary", "plain", "byte_stream_split")
+"""How files hold embeddings, and by the last also probabilities, which repeat too little for a dictionary."""
 ENCODING = b"torchmoji.parquet_encoding"
-"""Key of files' metadata, from which whoever writes rows on takes it; not there where the encoding is plain."""
+"""Key of files' metadata, from which whoever writes rows on takes it; not there where it is the first of them."""
 RUN_ID = b"torchmoji.run_id"
 """Key of files' metadata: the run that wrote them."""
 
@@ -39,13 +39,13 @@ class ScoreOptions:
     top_k: int = option(DEFAULT_TOP, "classes in the top column", metavar="K", within=AT_LEAST_1)
     embedding_type: str | None = option(
         "float32",
-        "float32 holds multiples of 1/4096; float16 takes a bit less, is half as exact, and fewer tools read it",
+        "float32 holds multiples of 1/4096; float16 is half as exact, takes more space, and fewer tools read it",
         choices=EMBEDDING_TYPES,
     )
     """None for float32 as computed."""
     parquet_encoding: str = option(
-        "plain",
-        "of probabilities and embeddings; byte_stream_split takes a fifth less",
+        PARQUET_ENCODINGS[0],
+        "of embeddings; dictionary is the smallest, and what every reader knows",
         choices=PARQUET_ENCODINGS,
     )
     keep: tuple[KeptField, ...] = ()

@@ -94,19 +94,34 @@ def test_other_readers_agree(run_score: Score, tmp_path: Path, embedding_type: s
     assert polars["top_emojis"].to_list() == expected["top_emojis"].to_pylist()
 
 
-def test_split_streams_of_bytes_hold_the_same_values_in_less_and_are_kept(
-    run_score: Score, run_compact: Callable[..., Finished], tmp_path: Path
+VECTORS = ("probabilities.list.element", "embedding.list.element")
+
+
+@pytest.mark.parametrize(
+    ("options", "encoding", "encoded"),
+    [
+        ((), "RLE_DICTIONARY", {"embedding.list.element"}),
+        (("--parquet_encoding", "byte_stream_split"), "BYTE_STREAM_SPLIT", set(VECTORS)),
+    ],
+    ids=["dictionary", "byte_stream_split"],
+)
+def test_encodings_of_vectors_hold_the_same_values_and_are_kept(
+    run_score: Score,
+    run_compact: Callable[..., Finished],
+    tmp_path: Path,
+    options: tuple[str, ...],
+    encoding: str,
+    encoded: set[str],
 ) -> None:
     write_lines(tmp_path / "in.jsonl", posts(200))
-    for output, options in (("out", ("--parquet_encoding", "byte_stream_split")), ("plain", ())):
-        assert run_score("--input", "in.jsonl", "--output", output, "--rows_per_file", 100, *options).status == 0
+    for output, chosen in (("out", options), ("plain", ("--parquet_encoding", "plain"))):
+        assert run_score("--input", "in.jsonl", "--output", output, "--rows_per_file", 100, *chosen).status == 0
     assert read_live(tmp_path / "out").equals(read_live(tmp_path / "plain"))
     assert run_compact().status == 0
     (file,) = live_files("out")
     columns = pq.read_metadata(file).row_group(0)
-    names = {columns.column(i).path_in_schema for i in range(columns.num_columns)
-             if "BYTE_STREAM_SPLIT" in columns.column(i).encodings}  # fmt: skip
-    assert names == {"probabilities.list.element", "embedding.list.element"}
+    chunks = [columns.column(number) for number in range(columns.num_columns)]
+    assert {chunk.path_in_schema for chunk in chunks if encoding in chunk.encodings} & set(VECTORS) == encoded
     assert pl.scan_delta("out").sort("id").collect().to_dicts() == read_live(tmp_path / "plain").to_pylist()
 
 

@@ -197,7 +197,8 @@ class Scorer:
         def run(batch: list[int]) -> None:
             indices = [chosen[place] for place in batch]
             output = self._engine.run([rows[index] for index in indices])
-            if not all(bool(part.sum().isfinite()) for part in output):
+            # No number that is not finite stays hidden from the probabilities: all that is before them goes into them.
+            if not output.probabilities.sum().isfinite():
                 raise RunError(
                     f"the model {self._name} gives scores that are no finite numbers; its weights are broken or far "
                     "too large: train or convert it again"

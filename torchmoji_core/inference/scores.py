@@ -17,8 +17,8 @@ EMBEDDING_TYPES = ("float32", "float16")
 """How files hold the components of embeddings, which lie in [-1, 1]: as multiples of `EMBEDDING_STEP`, or as half
 floats, which round by at most 2.5e-4, and which neither Spark nor Delta knows."""
 EMBEDDING_STEP = 2.0**-12
-"""Rounding to multiples of it, half to even, changes a component by at most 1/8192 (1.2e-4); what is left compresses to
-little more than half floats do."""
+"""Rounding to multiples of it, half to even, changes a component by at most 1/8192 (1.2e-4); what is left is one of 8193
+values, so that files with a dictionary of them are smaller than with half floats."""
 DEFAULT_TOP = 5
 
 
@@ -102,7 +102,7 @@ class Column(NamedTuple):
     output: str | None = None
     """Which output gives it; None if it is always there."""
     repeats: str | None = None
-    """Path, inside the column, of strings of which a file has few different ones."""
+    """Path, inside the column, of values of which a file has few different ones."""
     is_short: bool = True
     """Whether it goes into messages."""
 
@@ -160,6 +160,7 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
             "with `--embedding_type float16`)",
             lambda made, kind: _vectors(made.scores.embedding.astype(embedding_type, copy=False), made.empty, kind),
             "embedding",
+            repeats="list.element",  # of the 8193 multiples of the step
             is_short=False,
         ),
         Column(

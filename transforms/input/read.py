@@ -30,7 +30,7 @@ from transforms.storage import listing
 DEAD = "dead"
 PART_BYTES = 4 << 20
 PART_ROWS = 16_384
-BEAT_RECORDS = 1000
+BEAT_RECORDS = 10_000
 """How often reading shows that it gets on, where nothing of what is read may come to be scored."""
 _HEAD_BYTES = 1 << 20
 """In so much of a file its first records are looked for."""

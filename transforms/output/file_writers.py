@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchmoji_core.inference.scores import valid_unicode
-from transforms.columns import paths_of_vectors, paths_of_words
-from transforms.options import ENCODING
+from transforms.columns import paths_of_repeats, paths_of_vectors
+from transforms.options import ENCODING, PARQUET_ENCODINGS
 from transforms.records import DeadLetter
 from transforms.storage import files as storage
 
@@ -187,17 +187,18 @@ class ParquetFileWriter(FileWriter):
 
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
-            # Dictionaries and statistics cost time and space on vectors and ids, and pay on short repeated strings.
+            # Dictionaries and statistics cost time and space where values differ, as those of ids do.
             schema = self._schema
-            is_split = (schema.metadata or {}).get(ENCODING) == b"byte_stream_split"
+            encoding = (schema.metadata or {}).get(ENCODING, PARQUET_ENCODINGS[0].encode()).decode()
+            vectors, repeats = paths_of_vectors(schema), paths_of_repeats(schema)
             self._writer = pq.ParquetWriter(
                 self.file,
                 schema,
                 compression="zstd",
                 compression_level=1,
-                use_dictionary=paths_of_words(schema),
+                use_dictionary=[path for path in repeats if encoding == "dictionary" or path not in vectors],
                 write_statistics=[field.name for field in schema if not pa.types.is_nested(field.type)],
-                use_byte_stream_split=paths_of_vectors(schema) if is_split else False,
+                use_byte_stream_split=vectors if encoding == "byte_stream_split" else False,
             )
         return self._writer
 

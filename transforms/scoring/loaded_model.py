@@ -22,7 +22,7 @@ from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import UNKNOWN
 from transforms.columns import columns_of
-from transforms.options import ENCODING, RUN_ID, ScoreOptions
+from transforms.options import ENCODING, PARQUET_ENCODINGS, RUN_ID, ScoreOptions
 
 _LOGGER = logging.getLogger(__name__)
 _alive: WeakValueDictionary[ScoreOptions, LoadedModel] = WeakValueDictionary()
@@ -82,7 +82,7 @@ def _schema(scorer: Scorer, name: str, options: ScoreOptions, columns: Sequence[
         "torchmoji.version": __version__,
         RUN_ID.decode(): options.run_id,
     }
-    if options.parquet_encoding != "plain":
+    if options.parquet_encoding != PARQUET_ENCODINGS[0]:
         metadata[ENCODING.decode()] = options.parquet_encoding
     return schema_of(columns).with_metadata(metadata)
 
