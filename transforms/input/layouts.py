@@ -67,6 +67,8 @@ class Layout:
     """Of a CSV file that comes without a header."""
     fits: Callable[[Fields], bool] | None = None
     """A further mark, where conditions cannot say it."""
+    also: tuple[str, ...] = ()
+    """Paths that the functions of the layout look at, and nothing else here names."""
 
     def is_post(self, post: Fields) -> bool:
         """Whether a record is a post of this layout."""
@@ -94,12 +96,31 @@ class Layout:
 
     @property
     def top_names(self) -> set[str]:
-        """First names of all paths: the columns of a table that are of any concern."""
-        conditions = (*self.marks, *self.notices, self.only)
-        of_conditions = (part.partition("=")[0] for condition in conditions for part in condition.split())
-        texts = (part for text in self.text for part in text.split(" + "))
-        paths = (*of_conditions, *texts, *self.id, *self.time, *self.posts, self.language, self.author)
-        return {name for path in paths if path for name in (path, top(path))}
+        """Columns of a table that are of any concern: all paths, and their first names."""
+        return column_names(
+            (*_of_conditions(self.marks), *self.texts, *self.id, *self.time, self.language, self.author, *self.read_too)
+        )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Paths of texts and of parts of texts."""
+        return tuple(part for text in self.text for part in text.split(" + "))
+
+    @property
+    def read_too(self) -> tuple[str, ...]:
+        """Paths that reading a post looks at, besides those of text, id and time."""
+        conditions = (*self.notices, self.only, *(self.marks if self.posts else ()))
+        cut = ("truncated",) if self.cut else ()
+        return (*_of_conditions(conditions), *self.posts, self.shared_in, *cut, *self.also)
+
+
+def column_names(paths: Iterable[str]) -> set[str]:
+    """What a table may call paths: by the whole of them, or by their first names, with the rest nested in it."""
+    return {name for path in paths if path for name in (path, top(path))}
+
+
+def _of_conditions(conditions: Iterable[str]) -> Iterator[str]:
+    return (part.partition("=")[0] for condition in conditions for part in condition.split())
 
 
 def _members(layout: Layout, record: Fields, number: str, depth: int) -> Iterator[tuple[str, Any, Fields]]:
@@ -223,6 +244,7 @@ LAYOUTS: tuple[Layout, ...] = (
         shared_in="referenced_tweets",
         find_shared=_retweeted,
         fits=_is_plain_v2,
+        also=("includes",),
     ),
     Layout(
         "twitter-archive",
@@ -266,6 +288,7 @@ LAYOUTS: tuple[Layout, ...] = (
         is_escaped=True,
         shared_in="object",
         find_shared=_gnip_shared,
+        also=("verb",),
         make_id=_after_colon,
     ),
     Layout(
@@ -310,6 +333,7 @@ LAYOUTS: tuple[Layout, ...] = (
         author="did",
         only="kind=commit commit.operation=create commit.collection=app.bsky.feed.post",
         make_id=_at_uri,
+        also=("did", "commit.collection", "commit.rkey"),
     ),
     Layout(
         "bluesky",

@@ -81,8 +81,15 @@ class PostReader:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """First names of all that is looked at, and the names themselves: the columns of a table to be read."""
-        return tuple(dict.fromkeys((*self.mapping.columns, *sorted(self.layout.top_names))))
+        """Columns of a table to be read: the names of all that is looked at."""
+        ours, asked = self.layout, self.mapping
+        paths = (
+            *(ours.texts if asked.text == (AUTO,) else ()),
+            *(ours.id if asked.id == (AUTO,) else ()),
+            *(ours.time if asked.timestamp == AUTO else ()),
+            *ours.read_too,
+        )
+        return tuple(dict.fromkeys((*asked.columns, *sorted(layouts.column_names(paths)))))
 
     @property
     def id_paths(self) -> tuple[str, ...]:
@@ -268,7 +275,8 @@ class PostReader:
         text, path = found
         is_cut = text[-1:] == _ELLIPSIS and text.startswith("RT @")
         if path in layout.cut and not is_cut:
-            is_cut = str((shared or post).get("truncated")).lower() == "true"
+            truncated = (shared or post).get("truncated")
+            is_cut = truncated is True or (isinstance(truncated, str) and truncated.lower() == "true")
         return text, path, is_cut
 
     def _text_of(self, post: Fields, view: Fields) -> tuple[str, str] | None:

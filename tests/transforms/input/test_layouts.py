@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from torchmoji_core.errors import InputError
 from transforms.input import layouts
 from transforms.input.fields import FieldMapping
+from transforms.input.formats import read_records
 from transforms.input.html_text import has_html, html_to_text
-from transforms.input.layouts import LAYOUTS, PLAIN, recognize
+from transforms.input.layouts import LAYOUTS, PLAIN, named, recognize
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Record
+from transforms.input.read import list_files, split_file, to_tweets
 from transforms.records import DeadLetter, Tweet
 
 ROOT = Path(__file__).parents[3]
@@ -377,26 +383,61 @@ def test_deep_lists_of_lists_end() -> None:
 # --- cut texts -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("record", "is_cut"),
-    [
-        ({"id_str": "1", "text": "nobody told\u2026 https://t.co/x", "truncated": True}, True),
-        ({"id_str": "1", "text": "nobody told", "truncated": "True"}, True),
-        ({"id_str": "1", "text": "nobody told", "truncated": "False"}, False),
-        ({"id_str": "1", "text": "nobody", "truncated": True, "extended_tweet": {"full_text": LONG}}, False),
-        ({"id_str": "1", "text": "RT @x: nobody\u2026", "retweeted_status": {"id_str": "2", "text": "nobody",
-                                                                      "truncated": True}}, True),
-        ({"id_str": "1", "text": "RT @x: nobody\u2026", "retweeted_status": {"id_str": "2"}}, True),
-        ({"id": "1", "text": "RT @x: nobody\u2026", "referenced_tweets": [{"type": "retweeted", "id": "2"}]}, True),
-        ({"tweet_id": 1, "content": "RT @x: nobody\u2026"}, True),
-        ({"tweet_id": 1, "content": "well\u2026"}, False),
-        ({"text": "nobody", "truncated": True, "n_tokens": 60}, False),
-    ],
-)  # fmt: skip
+CUT: list[tuple[dict[str, Any], bool]] = [
+    ({"id_str": "1", "text": "nobody told\u2026 https://t.co/x", "truncated": True}, True),
+    ({"id_str": "1", "text": "nobody told", "truncated": "True"}, True),
+    ({"id_str": "1", "text": "nobody told", "truncated": "False"}, False),
+    ({"id_str": "1", "text": "nobody", "truncated": True, "extended_tweet": {"full_text": LONG}}, False),
+    ({"id_str": "1", "text": "RT @x: nobody\u2026", "retweeted_status": {"id_str": "2", "text": "nobody",
+                                                                  "truncated": True}}, True),
+    ({"id_str": "1", "text": "RT @x: nobody\u2026", "retweeted_status": {"id_str": "2"}}, True),
+    ({"id": "1", "text": "RT @x: nobody\u2026", "referenced_tweets": [{"type": "retweeted", "id": "2"}]}, True),
+    ({"tweet_id": 1, "content": "RT @x: nobody\u2026"}, True),
+    ({"tweet_id": 1, "content": "well\u2026"}, False),
+    ({"text": "nobody", "truncated": True, "n_tokens": 60}, False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("record", "is_cut"), CUT)
 def test_texts_that_the_platform_has_cut_are_told(record: dict[str, Any], is_cut: bool) -> None:
     (tweet,), reader = read(record)
     assert isinstance(tweet, Tweet)
     assert tweet.is_cut == is_cut == reader.counts["cut_by_platform"]
+
+
+@pytest.mark.parametrize("record", [record for _, record, _ in SAMPLES] + [record for record, _ in CUT])
+@pytest.mark.parametrize("timestamp", ["auto", None])
+def test_of_a_table_no_column_is_left_out_that_a_post_needs(record: dict[str, Any], timestamp: str | None) -> None:
+    found, reader = read(record, timestamp=timestamp)
+    needed = {name: value for name, value in record.items() if name in reader.columns}
+    position = Record(7, needed, b"")
+    again = PostReader(reader.mapping, reader.layout).read(position, "file", "file")
+    assert [*again] == found
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_table_of_posts_is_read_as_its_lines_are(suffix: str, tmp_path: Path) -> None:
+    posts = [{**record, "truncated": str(record.get("truncated"))} for record, _ in CUT if "id_str" in record]
+    names = dict.fromkeys(name for post in posts for name in post)
+    table = pa.table({name: [post.get(name) for post in posts] for name in names})
+    path, lines = tmp_path / f"posts.{suffix}", tmp_path / "posts.jsonl"
+    pq.write_table(table, path) if suffix == "parquet" else feather.write_feather(table, path)
+    lines.write_text("".join(json.dumps(post) + "\n" for post in posts))
+    assert _tweets(path) == _tweets(lines)
+    assert sum(is_cut for _, _, is_cut in _tweets(path)) == sum(is_cut for record, is_cut in CUT if "id_str" in record)
+
+
+def _tweets(path: Path) -> list[tuple[str, str, bool]]:
+    (file,) = list_files(str(path)).files
+    found: list[tuple[str, str, bool]] = []
+    for part in split_file(file):
+        reader = PostReader(FieldMapping(), named(part.layout or "plain"))
+        with path.open("rb") as opened:
+            records = read_records(opened, part.form, part.start, part.end, reader.columns)
+            for tweet in to_tweets(records, str(path), reader):
+                assert isinstance(tweet, Tweet)
+                found.append((tweet.id, tweet.text, tweet.is_cut))
+    return found
 
 
 # --- HTML ----------------------------------------------------------------------------------------------------------
