@@ -17,8 +17,8 @@ EMBEDDING_TYPES = ("float32", "float16")
 """How files hold the components of embeddings, which lie in [-1, 1]: as multiples of `EMBEDDING_STEP`, or as half
 floats, which round by at most 2.5e-4, and which neither Spark nor Delta knows."""
 EMBEDDING_STEP = 2.0**-12
-"""Rounding to multiples of it, half to even, changes a component by at most 1/8192 (1.2e-4); what is left is one of 8193
-values, so that files with a dictionary of them are smaller than with half floats."""
+"""Rounding to multiples of it, half to even, changes a component by at most 1/8192 (1.2e-4); what is left is one of
+8193 values, so that files with a dictionary of them are smaller than with half floats."""
 DEFAULT_TOP = 5
 
 
