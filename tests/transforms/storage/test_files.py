@@ -424,12 +424,10 @@ def test_a_server_that_always_fails_ends_in_one_clear_error(
 ) -> None:
     monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "1")
     server.faults = Faults(errors=1.0)
-    begin = time.monotonic()
     with pytest.raises(
         OSError, match=r"failed \d+ times in 1 seconds, at last with: .*(500|503|SlowDown|Internal)"
     ) as e:
         operation(f"{bucket}/object")
-    assert time.monotonic() - begin < HANG_GUARD
     assert str(e.value).startswith(f"{bucket}/object")
     assert "\n" not in str(e.value)
 
