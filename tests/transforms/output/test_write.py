@@ -148,7 +148,7 @@ def open_below(directory: Path) -> int:
 def test_of_many_partitions_few_files_are_open_and_every_row_is_there_once(tmp_path: Path) -> None:
     """Every row is a row group here, so that every partition wants an open file."""
     files = ScoreFiles(str(tmp_path), "run", 100, 1)
-    rows = [(f"{index:05}", f"key={index * 7 % 300}") for index in range(1500)]
+    rows = [(f"{index:05}", f"key={index * 7 % 160}") for index in range(640)]
     opened = []
     for first in range(0, len(rows), 10):
         files.write(partitioned(rows[first : first + 10]), GlobalWindow())
@@ -159,7 +159,7 @@ def test_of_many_partitions_few_files_are_open_and_every_row_is_there_once(tmp_p
     for _, file in closed:
         commit(file)
     assert rows_of(tmp_path) == rows
-    assert len({name for _, name in rows_of(tmp_path)}) == 300
+    assert len({name for _, name in rows_of(tmp_path)}) == 160
 
 
 def test_many_partitions_with_a_few_rows_wait_in_memory_up_to_a_bound(

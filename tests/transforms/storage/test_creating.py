@@ -21,7 +21,7 @@ from transforms.storage import files as storage
 directory, writer = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
-for number in range(30):
+for number in range(15):
     if storage.create_if_absent(f"{directory}/{number}", writer.encode(), f"{directory}/_tmp/{writer}-{number}"):
         print(number)
 """
@@ -68,7 +68,7 @@ def test_of_several_processes_one_creates_a_file(place: str) -> None:
         process.stdin.flush()
     outputs = [process.communicate(timeout=HANG_GUARD)[0].split() for process in processes]
     won = {name: writer.encode() for writer, names in zip(writers, outputs, strict=True) for name in names}
-    assert sum(map(len, outputs)) == 30
+    assert sum(map(len, outputs)) == 15
     assert files_of(place) == won
 
 
