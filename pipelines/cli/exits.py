@@ -18,8 +18,8 @@ from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, fir
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LOCK_HELD, COULD_NOT_TELL = range(6)
 _YOUNG_OBJECTS = 50_000
-"""So many more objects begin a search for cycles. With the usual 700, importing torch and Beam, which make a million objects
-that stay, takes 0.3 s longer."""
+"""So many more objects begin a search for cycles. With the usual 700, importing torch and Beam takes 0.3 s longer: they
+make a million objects that stay."""
 LAST_SECONDS = 10.0
 """For what threads still do when a command has done its work; then the process ends without them."""
 
