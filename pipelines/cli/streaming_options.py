@@ -54,7 +54,7 @@ class StreamOptions:
     )
     commit_every: float = option(10.0, "how often files become part of the data set, in local runs", type=seconds)
     max_in_flight: int = option(
-        20_000, "messages that are read and not yet written, in local runs; further ones are left where they are",
+        20_000, "messages that are read and not yet acknowledged, in local runs; further ones are left where they are",
         metavar="N",
     )  # fmt: skip
     drain: float = option(

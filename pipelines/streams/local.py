@@ -39,7 +39,7 @@ from transforms import metrics
 from transforms.addresses import PubSubName
 
 IN_FLIGHT_BYTES = 64 << 20
-"""Payloads of messages that are read and not yet written; what is made of them takes several times that."""
+"""Payloads of messages that are read and not yet acknowledged; what is made of them takes several times that."""
 DRAIN_MARGIN = 2.0
 """Seconds to give back messages after --drain; what is not given back by then comes again when its deadline is over."""
 _TICK_SECONDS = 0.1
