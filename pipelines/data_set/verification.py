@@ -261,7 +261,8 @@ def _check_jsonl(path: str, file: DataFile) -> list[str]:
 
 
 def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings: Findings) -> None:
-    """Look for ids that are there twice, in bounded memory: the database sorts out on disk what does not fit."""
+    """Look for ids that are there twice, in bounded memory: a database keeps on disk what does not fit. Python's set of
+    ten million ids would not."""
     schema = pa.schema([("id", pa.string())])
 
     def ids() -> Iterator[pa.RecordBatch]:

@@ -2,6 +2,9 @@
 
 A look that finds what the last one has left done costs no more than the listing. Otherwise the lock is taken, so
 whatever dies is gone on with, and every row is there once. The model is loaded once.
+
+Files that go on coming are read by a loop of bounded runs, not by a source without end: Beam's `MatchContinuously`
+forgets at a restart what it has read, and never reads again what has changed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A stream that this process reads, until it is told to stop.
 
 What it has written becomes part of the data set every few seconds. A message is acknowledged before that, as soon as
-its rows are in files that are in place and pending: so a command that holds the output for an hour, as a large
-compaction may, holds up the listing of files, but no message.
+its rows are in files that are in place and pending. So a commit that fails or takes long holds up no message.
 """
 
 from __future__ import annotations

@@ -5,6 +5,11 @@
 A message is in flight from its delivery to its acknowledgement. So many messages, and bytes of payloads, may be in
 flight; what comes faster stays in the source. Messages that are scored together are written together, and acknowledged
 when all their rows and dead letters are in files that are in place and on the disk.
+
+Scoring holds Python's lock only for a small part of the time, so the other threads cost it little. What comes while a
+batch is scored goes on together: batches grow with the load, and a stream that has fallen behind catches up.
+To stop, nothing more is pulled, what waits for company goes on at once, and each thread ends when the one before it has
+ended and nothing of it is left.
 """
 
 from __future__ import annotations
