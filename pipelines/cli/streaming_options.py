@@ -186,7 +186,7 @@ def _check_pubsub() -> None:
 
 
 def _check_kafka(stream: StreamOptions, runner: str) -> None:
-    """What can be said without Beam: who may run Kafka's transforms, and Java."""
+    """Check what can be checked without Beam: the runner that Kafka's transforms need, and Java."""
     for name, values, topic in (
         ("consumer_option", stream.consumer_options, stream.source),
         ("producer_option", stream.producer_options, stream.publish),

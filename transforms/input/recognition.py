@@ -1,4 +1,4 @@
-"""`recognize`: the form of a file, from its first bytes, its name and what is said of it. Contents win over names."""
+"""`recognize`: the form of a file, from its first bytes, its name and the options. Contents win over names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FOREIGN = (
     (b"\x04\x22\x4d\x18", "compressed by LZ4", "decompress it, lz4 -d"),
     (FEATHER_1, "Feather of version 1", "in Python, feather.write_feather(feather.read_table(A), B) writes it anew"),
 )  # fmt: skip
-"""What is no text and not read: by what it begins, what it is, what to do."""
+"""Files that are not read: how they begin, what they are, what to do."""
 _TAR = slice(257, 262), b"ustar"
 _WORKBOOK = "[Content_Types].xml"
 
@@ -46,7 +46,7 @@ def recognize(file: BinaryIO, path: str, options: FormOptions = FormOptions()) -
     Args:
         file: seekable; as it is stored.
         path: its name.
-        options: what is said of it.
+        options: the user's word on it.
 
     Raises:
         InputError: if it is in none that can be read, with the remedy.
@@ -172,7 +172,7 @@ def _form_of_plain(
 
 
 def _check_columns(source: SourceFile, form: Form) -> None:
-    """Refuse what has a column twice.
+    """Refuse a file that has a column twice.
 
     Raises:
         InputError: naming it, or if what tells of the columns cannot be read.

@@ -36,7 +36,7 @@ class FileWriter(ABC):
         self.temporary, self.final = temporary, final
         self.rows = 0
         self.waiting_bytes = 0
-        """What is held in memory until it is written."""
+        """Held in memory until they are written."""
         self.sources: Counter[str] = Counter()
         self.event_times: dict[str, int] = {}
         self.empty = 0
