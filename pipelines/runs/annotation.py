@@ -27,7 +27,7 @@ from pipelines.runs.context import RunContext
 from pipelines.runs.execute import commit, execute
 from pipelines.runs.identity import check_goes_on, other_options
 from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open
-from pipelines.runs.inspection import check_fields, inspect
+from pipelines.runs.inspection import check_fields, describe
 from pipelines.runs.plan import ModelFacts, Plan, as_before, check_no_stream
 from pipelines.runs.selection import Groups, Selection, generation_of, select
 from torchmoji_core.errors import InputError, RunError
@@ -93,12 +93,13 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
     check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
-        score = check_fields(score, selection.work, spares_bad_files=True)
+        score, groups = check_fields(score, selection.work, spares_bad_files=True)
     else:
         score = as_before(score, earlier)
         check_goes_on(score, earlier)
+        groups = describe(score, selection.work)
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
-    passed_over, groups = tuple(selection.found.passed_over), inspect(score, selection.work)
+    passed_over = tuple(selection.found.passed_over)
     return Plan(score, selection.work, model, passed_over=passed_over, strict=True, groups=groups)
 
 

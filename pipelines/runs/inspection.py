@@ -78,6 +78,8 @@ class Group:
 class _Seen:
     """What the records that were looked at have."""
 
+    paths: set[str] = field(default_factory=set)
+    """Of the files that were looked at."""
     groups: dict[tuple[str, str], Group] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
     """Of top-level fields."""
@@ -92,22 +94,18 @@ class _Seen:
     """Why a record has no text."""
 
 
-def inspect(config: ScoreConfig, files: Sequence[InputFile]) -> tuple[Group, ...]:
-    """Describe the inputs by the first of them."""
-    seen = _Seen()
-    for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
-        with contextlib.suppress(InputError):  # the run will say it
-            _look_at(file, config, MORE_RECORDS, seen)
-    return tuple(seen.groups.values())
-
-
-def check_fields(config: ScoreConfig, files: Sequence[InputFile], spares_bad_files: bool = False) -> ScoreConfig:
+def check_fields(
+    config: ScoreConfig, files: Sequence[InputFile], spares_bad_files: bool = False
+) -> tuple[ScoreConfig, tuple[Group, ...]]:
     """Make sure that the fields are there, and fill in the types of kept ones.
 
     Args:
         config: the command line.
         files: the inputs. Those that are damaged are passed over here: the run will say what they are, and where.
         spares_bad_files: whether those that are in no form that is read are, too, unless all are such.
+
+    Returns:
+        The command line, and what the inputs are, by the first of them.
 
     Raises:
         InputError: if a file's format is unknown, no record has a text, or a field that was asked for is in none.
@@ -135,7 +133,7 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile], spares_bad_fil
     if problem is not None and not seen.records:
         raise problem
     if not seen.names and seen.reason is None:
-        return config  # nothing readable in the sample: the run will say what and where
+        return config, describe(config, files, seen)  # nothing readable in the sample: the run will say what and where
     is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
     if is_all_seen:
         _check_found(seen, sought, mapping)
@@ -145,11 +143,22 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile], spares_bad_fil
         if not _has_a_value(seen.values[each.name]) and not (is_typed and not is_all_seen) and seen.names:
             raise InputError(f"kept field {each.path!r} is in no record; fields are: {_listed(seen.names)}")
         kept.append(each if is_typed else KeptField(each.name, infer_kind(seen.values[each.name]), each.path))
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         fields=dataclasses.replace(mapping, keep=tuple(kept)),
         score=dataclasses.replace(config.score, keep=tuple(kept)),
     )
+    return config, describe(config, files, seen)
+
+
+def describe(config: ScoreConfig, files: Sequence[InputFile], seen: _Seen | None = None) -> tuple[Group, ...]:
+    """What the inputs are, by the first of them and those that have been looked at."""
+    seen = seen or _Seen()
+    for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
+        if file.path not in seen.paths:
+            with contextlib.suppress(InputError):  # the run will say it
+                _look_at(file, config, MORE_RECORDS, seen)
+    return tuple(seen.groups.values())
 
 
 def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
@@ -200,6 +209,7 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> N
         InputError: if it is in no form that can be read, several of its fields could be the text, or a store is down.
     """
     path = file.path
+    seen.paths.add(path)
     try:
         with open_raw(file.place) as opened:
             for form in recognize(opened, path, config.form):

@@ -102,6 +102,8 @@ _REMARKS = {
     "field, if there is one",
     metrics.WITH_HTML: "html        {:,} texts hold tags or entities of HTML; --html tags, or --html entities, "
     "makes words of them",
+    metrics.MEMBERS_PASSED_OVER: "passed over {:,} members of .zip files, whose names tell no format or begin with . "
+    "or _; unpack the file to give them by their names",
     metrics.TIMES_UNREAD: "no time     {:,} records have a time that cannot be read, and null in its place; see "
     "--timestamp_field",
 }

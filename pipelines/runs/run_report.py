@@ -43,6 +43,7 @@ _GAUGES = {
     "without_id": (f"{_RUN}_without_id_records", "Records without an id, which got a hash of file and position."),
     "with_html": (f"{_RUN}_with_html_records", "Records scored with HTML's tags or entities in their texts."),
     "times_unread": (f"{_RUN}_unread_time_records", "Records whose time could not be read and is null."),
+    "members_passed_over": (f"{_RUN}_passed_over_members", "Files in .zip files that were not read."),
     "rows_written": (f"{_RUN}_written_rows", "Rows in the files written."),
     "files_written": (f"{_RUN}_written_files", "Files written, of rows and of dead letters."),
     "bytes_written": (f"{_RUN}_written_bytes", "Size of those files."),

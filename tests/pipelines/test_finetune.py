@@ -15,6 +15,7 @@ import pytest
 
 from pipelines import finetune
 from pipelines.cli.exits import DONE, WRONG_INPUT, run_command
+from tests.pipelines.conftest import Finished
 from tests.pipelines.shells import kill_while_training, shell
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import load_bundle
@@ -167,20 +168,22 @@ def test_an_output_that_exists_or_cannot_be_written_is_refused(
 # --- kill -9 ------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_is_continued_to_the_same_weights(tmp_path: Path, base: Path, data: Path) -> None:
+def test_a_killed_run_is_continued_to_the_same_weights(
+    run_main: Callable[..., Finished], tmp_path: Path, base: Path, data: Path
+) -> None:
     """Killed in mid-training, twice; the weights are those of a run that was not."""
     settings = [
         "--data", data, "--text_field", "body", "--label_field", "mood", "--model", base, "--threads", 1,
         "--method", "chain-thaw", "--epoch_samples", 400, "--batch_size", 20, "--most_epochs", 3, "--patience", 3,
         "--checkpoint_seconds", 0.05, "--name", "moods",
     ]  # fmt: skip
-    whole = shell("pipelines.finetune", *settings, "--output", tmp_path / "whole")
-    assert whole.returncode == DONE, whole.stderr
+    whole = run_main(finetune.main, *settings, "--output", tmp_path / "whole")
+    assert whole.status == DONE, whole.err
     checkpoint = tmp_path / "checkpoint.pt"
     resumable = [*settings, "--checkpoint", checkpoint, "--output", tmp_path / "killed"]
     for _ in range(2):
         kill_while_training("pipelines.finetune", resumable, checkpoint)
         assert not (tmp_path / "killed").exists()
-    done = shell("pipelines.finetune", *resumable)
-    assert done.returncode == DONE, done.stderr
+    done = run_main(finetune.main, *resumable)
+    assert done.status == DONE, done.err
     assert load_bundle(tmp_path / "killed").fingerprint == load_bundle(tmp_path / "whole").fingerprint

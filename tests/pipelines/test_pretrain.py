@@ -97,18 +97,20 @@ def test_training_goes_on_from_a_bundle(data: Path, teacher: Path, tmp_path: Pat
     assert "from the weights of teacher" in later.card
 
 
-def test_a_killed_run_is_continued_to_the_same_weights(data: Path, tmp_path: Path) -> None:
-    settings = ["--data", data, "--epochs", 40, "--batch_size", 32, "--checkpoint_seconds", 0.05, *SMALL]
-    whole = shell("pipelines.pretrain", *settings, "--output", tmp_path / "whole")
-    assert whole.returncode == DONE, whole.stderr
+def test_a_killed_run_is_continued_to_the_same_weights(
+    run_main: Callable[..., Finished], data: Path, tmp_path: Path
+) -> None:
+    settings = ["--data", data, "--epochs", 20, "--batch_size", 32, "--checkpoint_seconds", 0.05, *SMALL]
+    whole = run_main(pretrain.main, *settings, "--output", tmp_path / "whole")
+    assert whole.status == DONE, whole.err
     checkpoint = tmp_path / "checkpoint.pt"
     resumable = [*settings, "--checkpoint", checkpoint, "--output", tmp_path / "killed"]
     for _ in range(2):
         kill_while_training("pipelines.pretrain", resumable, checkpoint)
         assert not (tmp_path / "killed").exists()
     assert torch.load(checkpoint, weights_only=True)["step"] > 0
-    done = shell("pipelines.pretrain", *resumable)
-    assert done.returncode == DONE, done.stderr
+    done = run_main(pretrain.main, *resumable)
+    assert done.status == DONE, done.err
     assert load_bundle(str(tmp_path / "killed")).fingerprint == load_bundle(str(tmp_path / "whole")).fingerprint
 
 

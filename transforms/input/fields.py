@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
-from torchmoji_core.options import check_options, option
+from torchmoji_core.options import check_choice, check_options, option
 from transforms.input.layouts import AUTO, NAMES, named
 from transforms.input.paths import look_up, top
 
@@ -60,10 +60,7 @@ class KeptField:
         object.__setattr__(self, "path", self.path or self.name)
         if not self.name:
             raise InputError("a kept field needs a name")
-        if self.kind not in KEPT_TYPES:
-            raise InputError(
-                f"kept field {self.name}: type {self.kind!r} is unknown; choose from {', '.join(KEPT_TYPES)}"
-            )
+        check_choice(f"kept field {self.name}: type", self.kind, KEPT_TYPES)
 
     @property
     def option(self) -> str:

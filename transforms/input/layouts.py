@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.options import check_choice
 from transforms.input.paths import holds, look_up, top
 
 AUTO = "auto"
@@ -541,8 +542,7 @@ def named(name: str) -> Layout:
         InputError: if there is none.
     """
     name, colon, field = name.partition(":")
-    if name not in _BY_NAME or (colon and name != PLAIN.name):
-        raise InputError(f"--layout {name!r} is unknown; choose one of {', '.join((AUTO, *NAMES))}")
+    check_choice("--layout", name, (PLAIN.name,) if colon else NAMES)
     return _of_field(field) if colon else _BY_NAME[name]
 
 

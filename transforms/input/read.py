@@ -21,7 +21,7 @@ from transforms.input.layouts import AUTO, PLAIN, Layout
 from transforms.input.parquet import parquet_rows
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
-from transforms.input.recognition import recognize
+from transforms.input.recognition import members_passed_over, recognize
 from transforms.input.source_file import SourceError
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.storage import files as storage
@@ -182,6 +182,8 @@ def split_file(
     """
     with storage.open_listed(file.place, file.version) as opened:
         forms = recognize(opened, file.path, options)
+        if passed_over := members_passed_over(opened, forms):
+            metrics.counter(metrics.MEMBERS_PASSED_OVER).inc(passed_over)
         share, rest = divmod(file.bytes_, max(1, len(forms)))
         for number, form in enumerate(forms):
             records = first_records(file, opened, form, layouts.COLUMNS)

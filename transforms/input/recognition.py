@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -57,6 +57,14 @@ def recognize(file: BinaryIO, path: str, options: FormOptions = FormOptions()) -
     except READ_ERRORS as error:
         raise_unless_damage(error)
         raise DamagedFileError(f"cannot be read: {error}") from None
+
+
+def members_passed_over(file: BinaryIO, forms: Sequence[Form]) -> int:
+    """How many files of a .zip file are in none of the forms that `recognize` has found."""
+    if not forms or forms[0].member is None:
+        return 0
+    packed = replace(forms[0], layers=forms[0].layers[: forms[0].layers.index(ZIP)], member=None)
+    return len(members(seekable(open_content(SourceFile(file), packed)))) - len(forms)
 
 
 def open_content(source: SourceFile, form: Form) -> Readable:

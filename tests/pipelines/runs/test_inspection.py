@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.cli.options import ScoreConfig, parse
 from pipelines.runs.identity import differences, identity
-from pipelines.runs.inspection import check_fields, inspect
+from pipelines.runs.inspection import check_fields
 from torchmoji_core.errors import InputError
 from transforms.input.read import match_files
 
@@ -20,8 +20,8 @@ def plan(path: Path, *options: str) -> tuple[ScoreConfig, list[str]]:
     """The checked command, and what is said of its inputs."""
     config, _ = parse(["--input", str(path), *options])
     files = match_files(config.inputs)
-    config = check_fields(config, files)
-    return config, [line for group in inspect(config, files) for line in group.describe(config.dry_run)]
+    config, groups = check_fields(config, files)
+    return config, [line for group in groups for line in group.describe(config.dry_run)]
 
 
 def write(path: Path, *records: Any) -> Path:

@@ -79,7 +79,7 @@ def test_a_member_that_is_damaged() -> None:
 MIB = 1 << 20
 DOCUMENTS: dict[str, Callable[[], bytes]] = {
     "an endless string": lambda: b'[{"text": "' + b"x" * (40 * MIB),
-    "an endless object": lambda: b"[{" + b'"a": 1, ' * (5 * MIB),
+    "an endless object": lambda: b"[{" + b'"a": 1, ' * (5 * MIB // 2),
     "brackets": lambda: b"[" * (8 * MIB),
     "objects in objects": lambda: b'[{"a":' * MIB,
     "a record above the bound": lambda: b'[{"text": "' + b"x" * (17 * MIB) + b'"},\n{"text": "good"}]',

@@ -297,7 +297,7 @@ def test_a_layout_that_is_given_is_the_only_one() -> None:
     assert (
         isinstance(found[0], DeadLetter) and "no text: none of the fields extended_tweet.full_text" in found[0].reason
     )
-    with pytest.raises(InputError, match="--layout 'twiter' is unknown; choose one of auto, twitter-v1"):
+    with pytest.raises(InputError, match="--layout 'twiter' is unknown; choose from twitter-v1, twitter-v2"):
         FieldMapping(layout="twiter")
 
 
