@@ -85,6 +85,12 @@ class _Seen:
     """Of top-level fields."""
     texts: dict[str, None] = field(default_factory=dict)
     """Paths of strings."""
+    lists: dict[str, None] = field(default_factory=dict)
+    """Paths of lists of objects."""
+    is_by_columns: bool = False
+    """Whether a record looks like a whole table."""
+    has_header: bool = False
+    """Whether names of fields are from a first line."""
     values: dict[str, list[Any]] = field(default_factory=dict)
     """Of kept fields, by the columns' names."""
     records: int = 0
@@ -163,10 +169,7 @@ def describe(config: ScoreConfig, files: Sequence[InputFile], seen: _Seen | None
 
 def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
     if "text" not in seen.found and seen.reason is not None:
-        remedy = f"{'leave out --layout, or ' if mapping.layout != AUTO else ''}give --text_field"
-        if not seen.texts:
-            raise InputError(f"no record has a text ({seen.reason}), and no field of any is a string")
-        raise InputError(f"no record has a text ({seen.reason}); {remedy} one of: {_listed(seen.texts)}")
+        raise InputError(f"no record has a text ({seen.reason}){_remedy(seen, mapping)}")
     names = [*seen.names, *(path for path in seen.texts if path not in seen.names)]
     if "id" in sought - seen.found:
         raise InputError(f"--id_field {','.join(mapping.id)} is in no record; fields are: {_listed(names)}")
@@ -178,6 +181,21 @@ def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
                 f"{_listed(names)}"
             )
         raise InputError(f"--timestamp_field {mapping.timestamp} is in no record; fields are: {_listed(names)}")
+
+
+def _remedy(seen: _Seen, mapping: FieldMapping) -> str:
+    """What can be done where no record has a text."""
+    if seen.is_by_columns:
+        return "; it is a table by columns, as pandas writes it: write it with to_json(orient='records', lines=True)"
+    said = ""
+    if seen.lists:
+        path = next(iter(seen.lists))
+        said += f"; if its records are in the list {path}, write them as lines: jq -c '.{path}[]' A > B.jsonl"
+    remedy = "; leave out --layout, or" if mapping.layout != AUTO else ";"
+    said += f"{remedy} give --text_field one of: {_listed(seen.texts)}" if seen.texts else "; no field is a string"
+    if seen.has_header:
+        said += "; if the first line is a row, give --no_header, and --columns with names of your own"
+    return said
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -230,6 +248,7 @@ def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig,
     key = (form.describe(), reader.layout.name)
     group = seen.groups.setdefault(key, Group(*key))
     group.files += 1
+    seen.has_header |= form.kind in ("csv", "tsv") and form.dialect.has_header
     for record in itertools.chain(first, itertools.islice(records, max(0, count - len(first)))):
         seen.records += 1
         if isinstance(record.value, dict):
@@ -254,6 +273,8 @@ def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, se
             found = reader.find_text(post, view)
         except FieldError as error:
             seen.reason = error
+            seen.lists.update(dict.fromkeys(_lists(post)))
+            seen.is_by_columns |= _is_by_columns(post)
             continue
         if found is None:
             seen.found.add("text")  # as far as that goes: none is missing
@@ -296,6 +317,34 @@ def _strings(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -
             yield before + name
         elif isinstance(value, dict) and depth and "." not in name:
             yield from _strings(value, f"{before}{name}.", depth - 1)
+
+
+def _lists(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -> Iterator[str]:
+    """Paths of all lists of objects in a record, as `jq` has them."""
+    for name, value in fields.items():
+        if not isinstance(name, str) or not (name.isidentifier() and name.isascii()):
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield before + name
+        elif isinstance(value, dict) and depth:
+            yield from _lists(value, f"{before}{name}.", depth - 1)
+
+
+def _is_by_columns(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is a whole table, as pandas and others write it by default.
+
+    That is for each column its values by their rows' names, or in a list, or for each row's number its fields; or names
+    of columns, and a list of lists.
+    """
+    if isinstance(fields.get("columns"), list) and isinstance(fields.get("data"), list):
+        return True
+    values = list(fields.values())
+    if len(values) > 1 and all(isinstance(value, list) for value in values):
+        return len({len(value) for value in values}) == 1 and not any(isinstance(value, dict) for value in values[0])
+    if not values or not all(isinstance(value, dict) and value for value in values):
+        return False
+    are_numbered = all(name.isdecimal() for name in fields) or all(name.isdecimal() for name in values[0])
+    return are_numbered and all(value.keys() == values[0].keys() for value in values)
 
 
 def _has_a_value(values: Iterable[Any]) -> bool:

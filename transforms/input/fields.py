@@ -153,6 +153,8 @@ def to_id(value: Any, name: str) -> str:
     if isinstance(value, str):
         if not value.isalnum() and _FLOAT.fullmatch(value):
             raise FieldError(f"id field {name!r} is {_shown(value)}, a float, which loses digits of ids; {_NO_FLOATS}")
+        if not value.isalnum() and (guarded := _GUARDED.fullmatch(value)):
+            return guarded[1] or guarded[2]
         return valid_unicode(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -163,6 +165,8 @@ def to_id(value: Any, name: str) -> str:
 
 _FLOAT = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?[eE]\+\d+|\d+[.,]\d+[eE]-?\d+|\d+\.0*)", re.ASCII)
 """What spreadsheets and pandas make of large integers. Ids may look like 12e34, with neither a point nor a sign."""
+_GUARDED = re.compile(r"""=?"(\d+)"|'(\d+)'?""", re.ASCII)
+"""How digits are kept from spreadsheets, which would make floats of them: ="123" and '123."""
 _NO_FLOATS = "give --id_field with another column, or '' for hashes of file and position"
 
 

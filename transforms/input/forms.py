@@ -19,6 +19,8 @@ _FORMAT_OF_SUFFIX = {
 }  # fmt: skip
 _OF_ARCHIVE = ("tweet", "note-tweet", "community-tweet", "like")
 """How the files of posts in a Twitter account's archive begin."""
+_ABOUT = frozenset(("readme", "read_me", "license", "licence", "copying", "notice", "changelog"))
+"""Texts about the files beside them."""
 _NAMES = {
     "text": "text", "jsonl": "JSON lines", "json": "JSON document", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet",
     "arrow": "Arrow",
@@ -128,7 +130,8 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
 def tells_format(path: str) -> bool:
     """Whether the name of a file says that it may have records."""
     kind, compression = guess_format(path)
-    return kind is not None or compression == ZIP
+    is_about = path.rsplit("/", 1)[-1].partition(".")[0].lower() in _ABOUT
+    return (kind is not None and not (is_about and kind == "text")) or compression == ZIP
 
 
 def named_format(path: str, given: str | None) -> str:

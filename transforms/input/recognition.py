@@ -12,7 +12,7 @@ from torchmoji_core.names import shown
 from transforms.input.archives import members, open_member
 from transforms.input.arrow_ipc import FEATHER_1, MAGIC, column_names, is_stream
 from transforms.input.compression import READ_ERRORS, ZIP, Readable, compression_of, decompress, seekable
-from transforms.input.delimited import check_names, recognize_dialect
+from transforms.input.delimited import check_names, recognize_dialect, recognize_table
 from transforms.input.encodings import UTF_8, as_utf_8, detect
 from transforms.input.forms import FORMATS, Form, FormOptions, guess_format, tells_format
 from transforms.input.json_documents import is_document
@@ -33,9 +33,12 @@ _FOREIGN = (
     (b"ORC", "an ORC file", "write it as Parquet"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "write it as Parquet"),
     (b"\x04\x22\x4d\x18", "compressed by LZ4", "decompress it, lz4 -d"),
+    (b"version https://git-lfs", "a pointer of Git LFS, and not the file", "fetch that with git lfs pull"),
     (FEATHER_1, "Feather of version 1", "in Python, feather.write_feather(feather.read_table(A), B) writes it anew"),
 )  # fmt: skip
 """Files that are not read: how they begin, what they are, what to do."""
+_PAGES = {"<!doctype html": "a page in HTML", "<html": "a page in HTML", "<?xml": "XML"}
+"""By their beginnings: files that are read as text only if that is asked for."""
 _TAR = slice(257, 262), b"ustar"
 _WORKBOOK = "[Content_Types].xml"
 
@@ -161,6 +164,9 @@ def _form_of_plain(
     text = text.replace(newline, "\n")
     form = replace(packed, encoding=encoding, newline=newline)
     first = next((line for line in text.split("\n") if line.strip()), "")
+    page = next((what for tag, what in _PAGES.items() if first.lstrip("\ufeff \t")[:20].lower().startswith(tag)), None)
+    if page and options.format != "text":
+        raise InputError(f"it is {page}: write the texts as CSV or JSON lines, or give --format text for whole lines")
     looks_like_json = first.lstrip()[:1] == "{" and isinstance(parse_json(0, first, b""), Record)
     if kind in ("jsonl", "json") or (options.format is None and looks_like_json):
         return replace(form, kind="json" if is_document(text, is_whole) else "jsonl")
@@ -168,6 +174,8 @@ def _form_of_plain(
         if not is_document(text, is_whole):
             raise InputError(f"the name does not tell its format; give --format {{{','.join(FORMATS)}}}")
         return replace(form, kind="json")
+    if kind == "text" and options.format is None:
+        kind = recognize_table(text, is_whole) or kind
     if kind not in ("csv", "tsv"):
         return replace(form, kind=kind)
     usual = "\t" if kind == "tsv" else ","
