@@ -42,7 +42,7 @@ DIRECTORY = "_delta_log"
 APPLICATION = "torchmoji"
 """The application that transactions belong to; their numbers are those of the manifests that they take account of."""
 _PAUSES = (0.0, 0.1, 1.0, 3.0)
-"""Seconds before each look at the log: it is looked at anew if another was faster, or a store does not answer."""
+"""Seconds before each look at the log: it is looked at again if another was faster, or a store does not answer."""
 _READERS = 16
 _CONFIGURATION = {"delta.logRetentionDuration": "interval 1 days"}
 """And not a month: a stream commits thousands of times a day. Files that are retired stay for a day as well."""

@@ -70,7 +70,7 @@ class Rewriter:
         return DataFile(path, writer.rows, writer.file.bytes_, writer.file.sha256, sources, files[0].fingerprint)
 
     def dead_letters_without(self, file: DataFile, without: Collection[str]) -> DataFile | None:
-        """Write a file of dead letters anew without those of some inputs.
+        """Write a file of dead letters again, without those of some inputs.
 
         Returns:
             The new file; None if no letter is left.

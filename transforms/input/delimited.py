@@ -1,8 +1,8 @@
 """CSV and TSV: recognizes from the first lines how a file is written, and reads its rows.
 
-A quote that is missing its end would make one row of many. So several lines are one row only if they are
-one by the strict rules, and if the lines in the quotes do not look like rows themselves. Otherwise the first line is
-damage, and reading goes on at the second.
+A quote that is missing its end would make one row of many. So several lines are one row only if they are one by
+the strict rules, and if the lines in the quotes do not look like rows themselves. Otherwise the first line is damage,
+and reading goes on at the second.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def facts(path: str, status: os.stat_result) -> FileFacts:
 
 
 def version(status: os.stat_result) -> str:
-    """As of `FileFacts`. Not the inode: some networked filesystems number files anew when their memory is short."""
+    """As of `FileFacts`. Not the inode: some networked filesystems give files new ones when memory is short."""
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
