@@ -4,8 +4,8 @@ A signal raises KeyboardInterrupt in the main thread, so that what was begun is 
 Python runs a signal's handler only between two instructions of the main thread, which may be inside a library for
 minutes; it drops an exception that comes while a finalizer runs; and cleaning up may wait for a store that is down. So
 a separate thread hears of the signal too, through Python's wakeup file descriptor. It raises the interrupt again
-until it is heard, and when the time is over it ends the process. What is left then is what a killed process leaves,
-and the next run removes that.
+until it is heard, and when the time is over it ends the process. That leaves the same behind as a killed process, and
+the next run removes it.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Interrupts:
         signal.pthread_kill(self._main, signal.SIGINT)
 
     def _end_process(self) -> None:
-        # Saying so must not keep it from ending: nobody may read what is printed, or the main thread may print.
+        # The message must not keep it from ending: its reader may be gone, or the main thread may be printing.
         said = threading.Thread(target=_say_the_end, daemon=True)
         said.start()
         said.join(1.0)

@@ -1,7 +1,7 @@
 """A lock on an output directory, so that two runs do not do the same work; on any filesystem.
 
-It is for that alone: what is committed is sound with or without it, since manifests' numbers are claimed. So nobody
-needs to be sure that it still has the lock, and it is one file, put where none is.
+It is for that alone: commits are sound with or without it, since manifests' numbers are claimed. So a run need not be
+sure that it still has the lock. It is one file, created only if there is none.
 
 Its holder writes it again at every beat. That a holder on this machine has died is known from its process. A holder
 elsewhere has died if its last beat is long ago, and none follows while another run watches: so clocks that disagree,

@@ -129,7 +129,7 @@ def names(output: str) -> list[str]:
     """Names of all manifests below an output directory, in the order of their numbers.
 
     Raises:
-        InputError, RunError: if they cannot be listed, since then nobody can say which files are results.
+        InputError, RunError: if they cannot be listed, since then it is unknown which files are results.
     """
     return [name for _, name, _ in _listed(output)]
 
@@ -213,7 +213,7 @@ def read(path: str) -> Manifest:
     """Read one manifest.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is not a manifest.
         InputError, RunError: from an OSError, if it cannot be read.
     """
     try:
@@ -255,7 +255,7 @@ def _check(manifest: Manifest, number: int) -> None:
         if {"", ".", ".."} & set(path.split("/")):
             raise ValueError(f"path {path!r} leaves the output")
     for time in (manifest.finished, *manifest.retired_since.values()):
-        # What is deleted goes by these times.
+        # These times decide when files are deleted.
         if datetime.fromisoformat(time).tzinfo is None:
             raise ValueError(f"time {time!r} without a zone")
 

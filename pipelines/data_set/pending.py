@@ -144,7 +144,7 @@ def read(output: str) -> Pending:
     """Read the descriptions of streams, and the records of their files, of an output.
 
     Raises:
-        InputError, RunError: if one cannot be read, since then nobody can say which files are results.
+        InputError, RunError: if one cannot be read, since then it is unknown which files are results.
     """
     waiting = Pending()
     try:

@@ -171,7 +171,7 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     except OSError as error:
         if not storage.is_full(error):
             raise
-        fence = None  # there is no room for anybody's manifest
+        fence = None  # there is no room for any manifest
     storage.delete(f"{output}/{path}" for path in placed)
     if fence is not None:
         remove_temporary(output, fence.run_id)

@@ -1,6 +1,6 @@
 """Result files made from result files: some merged into one, or one without the rows of some inputs.
 
-Values are copied bit by bit; nothing is scored. What is made is a result only once a manifest lists it.
+Values are copied bit by bit; nothing is scored. A new file is a result only once a manifest lists it.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ class DataSet:
         return known
 
     def next_manifest(self, kind: str, **fields: Any) -> Manifest:
-        """What is to follow this state. All manifests are made here, in a function that is given to `commit`.
+        """The manifest that follows this state. All manifests are made here, by functions that are given to `commit`.
 
         Args:
             kind: as of `Manifest`.

@@ -29,7 +29,7 @@ def vacuum(output: str, older_than: float) -> list[str]:
 
     Raises:
         LockHeldError: if another run is writing there.
-        InputError, RunError: if a manifest cannot be read: then nobody can say what is listed.
+        InputError, RunError: if a manifest cannot be read: then it is unknown what is listed.
         OSError: if a file cannot be deleted.
     """
     try:
@@ -63,7 +63,7 @@ def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_t
 
 
 def _vacuum_without_lock(output: str, older_than: float) -> list[str]:
-    """Where a disk is so full that no lock can be written, delete what certainly nobody needs.
+    """If a disk is so full that no lock can be written, delete files that are certainly not needed.
 
     Those are files that are old enough, were there before this looked for a lock and found none, and are in none of the
     manifests that were there after that. A command that begins later writes other files.

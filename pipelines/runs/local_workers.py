@@ -1,4 +1,4 @@
-"""Beam's in-process runner with workers that nobody else can reach, and that end when they are told to.
+"""Beam's in-process runner with workers that only this user can reach, and that end when they are told to.
 
 Workers are threads of this process, which talk with the runner through memory, or processes of their own, which talk
 with it through Unix sockets in a directory that only this user can enter. Beam's own workers of either kind use gRPC

@@ -79,7 +79,7 @@ def compression_of(beginning: bytes) -> str | None:
 
 
 def decompress(content: Readable, compression: str, long_window: bool = False) -> Readable:
-    """What is in a compressed file; its reads raise `READ_ERRORS` where it is damaged or expands too far.
+    """The content of a compressed file; its reads raise `READ_ERRORS` where it is damaged or expands too far.
 
     Args:
         content: as it is stored.

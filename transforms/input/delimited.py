@@ -395,7 +395,7 @@ def _swallows_rows(row: Sequence[str], delimiter: str) -> bool:
         if between and all(len(fields) == width for fields in between) and (width > 2 or len(between) > 1):
             return True
         for index, length in numbers:
-            # What is before its place in a row begins the lines of those that were swallowed, what is behind ends them.
+            # The fields before its place in a row begin the lines of swallowed rows, and the fields behind it end them.
             lines = (
                 [fields for fields in (*between, last) if len(fields) > place] if index < place else (first, *between)
             )

@@ -4,7 +4,7 @@ A stateful stage in front of `BatchByLength`, for runners whose bundles are of a
 bundles, then lets many of them go in one. Where bundles are large it is not needed, and `AnnotateTweets` leaves it out.
 
 Bundles of endless input are of some ten tweets. In a batch of ten a row costs 2.6 times what it costs in one of 512; in
-one of 64, 1.2 times. What is held are texts and token ids, never rows of the model, which are larger.
+one of 64, 1.2 times. It holds texts and token ids, never rows of the model, which are larger.
 """
 
 from __future__ import annotations

@@ -330,7 +330,7 @@ def _write(path: str, content: bytes) -> None:
 
 
 def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
-    """Write a file that appears whole, to stay, if none of that name is there: of several writers at a time, one does.
+    """Write a file that appears whole, to stay, if none of that name is there: of several writers, one succeeds.
 
     Args:
         path: its name.

@@ -28,7 +28,7 @@ class FileFacts:
     """Since 1970; 0 where that is not known."""
     version: str | None = None
     """What changes whenever the content does: of local files size, time of the last change and time of the last change
-    of the inode, which nobody can set back; the ETag of an object; None where nothing tells."""
+    of the inode, which cannot be set back; the ETag of an object; None where nothing tells."""
 
 
 @dataclasses.dataclass
@@ -186,7 +186,7 @@ def _walk_deep(directory: str, expression: re.Pattern[str], found: Listing) -> N
 
 
 def _entries(directory: str, found: Listing, is_matched: bool) -> Iterator[os.DirEntry[str]]:
-    """What is in a directory: nothing if it is gone, or if the glob has only matched it and it is none."""
+    """The entries of a directory: none if it is gone, or if the glob only matched it and it is not a directory."""
     try:
         with os.scandir(directory or ".") as entries:
             yield from list(entries)
