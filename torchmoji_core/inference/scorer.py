@@ -27,6 +27,7 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB, ScoreCache
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.scores import EMBEDDING_STEP, EMBEDDING_TYPES, Scores
 from torchmoji_core.options import check_choice
+from torchmoji_core.processes import renew_after_fork
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.vocabulary import UNKNOWN
 
@@ -56,7 +57,10 @@ class Model(Protocol):
 
 
 class Scorer:
-    """A model ready to score; loading it takes a moment, so keep one. Threads may share it."""
+    """A model ready to score; loading it takes a moment, so keep one.
+
+    Threads may share it, and so may processes that are forked: each has threads and a cache of its own.
+    """
 
     def __init__(
         self,
@@ -83,7 +87,8 @@ class Scorer:
         self.fingerprint = bundle.fingerprint
         self._engine = Engine(bundle.state, precision, bundle.multi_label)
         self._threads = available_cores() if threads is None else threads
-        self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
+        self.renew()
+        renew_after_fork(self)
         if embedding_type is not None:
             check_choice("embedding type", embedding_type, EMBEDDING_TYPES)
         self._embedding_type = embedding_type
@@ -97,6 +102,10 @@ class Scorer:
             ]
         )
         self._cache = ScoreCache(cache_mb, self._record) if cache_mb else None
+
+    def renew(self) -> None:
+        """Begin with new threads: a forked process does not have its parent's."""
+        self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
 
     @property
     def precision(self) -> str:
