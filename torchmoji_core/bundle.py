@@ -60,7 +60,10 @@ _BYTES_OF_A_WEIGHT = 8
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A loaded model with its vocabulary and class list."""
+    """A loaded model with its vocabulary and class list.
+
+    It can be pickled and copied, before and after it has scored, and used in forked processes.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -97,6 +100,11 @@ class Bundle:
             )
         _check_weights(self.name, self.state)
         _check_reading(self.name, self.maxlen, self.tokenizer_version)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made on demand: a copy, in this process or another, makes its own threads and caches."""
+        kept = {each.name for each in fields(self)} | {"fingerprint"}
+        return {name: value for name, value in vars(self).items() if name in kept}
 
     @cached_property
     def dimensions(self) -> Dimensions:

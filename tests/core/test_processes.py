@@ -3,10 +3,13 @@ there would be waited for for ever."""
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from tests.core.bundles import assert_same
 from torchmoji_core import Bundle, load_bundle
+from torchmoji_core.bundle_files import CONFIG
 
 SECONDS = 120
 TEXTS = [f"I love my {animal}{mark}" for animal in ("cat", "dog", "so", "sad") for mark in ["", "!", "?"]] * 3
@@ -82,6 +87,58 @@ def test_a_forked_process_forks_again_and_ends(used: Bundle) -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(used.score(TEXTS)) == len(TEXTS)  # the parent's own threads are still there
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_bundle_is_sent_to_other_processes(used: Bundle, method: str) -> None:
+    np.testing.assert_array_equal(call(method, probabilities_of, used), probabilities_of(used))
+
+
+COPIES: dict[str, Callable[[Bundle], Bundle]] = {
+    **{
+        f"pickle {protocol}": lambda bundle, protocol=protocol: pickle.loads(pickle.dumps(bundle, protocol))
+        for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)
+    },
+    # The one written in Python, of which joblib derives its own.
+    "pickle in Python": lambda bundle: pickle._loads(pickle._dumps(bundle)),  # type: ignore[attr-defined]
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_a_copy_is_the_same_model(used: Bundle, how: str) -> None:
+    copied = COPIES[how](used)
+    assert_same(copied, used)
+    assert_same(COPIES[how](copied), used)  # once more, when the copy has scored
+    assert copied.tokenizer is not used.tokenizer
+
+
+def test_a_copy_takes_no_more_than_the_model(make_bundle: Callable[..., Bundle]) -> None:
+    """No cache, no files, nothing of the scorers goes with it."""
+    bundle = make_bundle()
+    size = len(pickle.dumps(bundle))
+    bundle.score(TEXTS)
+    assert bundle.fingerprint
+    assert len(pickle.dumps(bundle)) <= size + 100
+
+
+def test_a_copy_keeps_the_fingerprint_of_its_files(directory: Path) -> None:
+    """Which are not those that it would be saved as, if another version wrote them."""
+    config = directory / CONFIG
+    config.write_text(config.read_text() + "\n")
+    bundle = load_bundle(directory)
+    assert pickle.loads(pickle.dumps(bundle)).fingerprint == copy.deepcopy(bundle).fingerprint == bundle.fingerprint
+
+
+def test_a_tokenizer_can_be_pickled(bundle: Bundle) -> None:
+    assert bundle.tokenizer.ids(TEXTS[0]) == pickle.loads(pickle.dumps(bundle.tokenizer)).ids(TEXTS[0])
+
+
+def test_a_scorer_says_what_to_pickle_instead(bundle: Bundle) -> None:
+    for way in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"pickle or copy its bundle, and call bundle\.scorer\(\)"):
+            way(bundle.scorer())
 
 
 class Scored(Dataset[NDArray[np.float32]]):

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -106,6 +106,11 @@ class Scorer:
     def renew(self) -> None:
         """Begin with new threads: a forked process does not have its parent's."""
         self._pool = ThreadPoolExecutor(self._threads, "score", initializer=torch.set_num_threads, initargs=(1,))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a scorer is of one process; pickle or copy its bundle, and call bundle.scorer() where it is used"
+        )
 
     @property
     def precision(self) -> str:
