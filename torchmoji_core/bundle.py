@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from torchmoji_core.inference.scorer import Scorer
     from torchmoji_core.inference.scores import Scores
+    from torchmoji_core.inference.texts import Texts
     from torchmoji_core.model import TorchMoji
 
 FORMAT = "torchmoji-bundle-1"
@@ -164,16 +165,24 @@ class Bundle:
 
         return Scorer(self, precision)
 
-    def score(self, texts: Sequence[str], precision: str = "auto") -> Scores:
+    def score(self, texts: Texts, precision: str = "auto", missing: str = "error") -> Scores:
         """Score texts, keeping their order; a text without tokens gives a row of NaN.
 
         Args:
-            texts: any strings.
+            texts: any iterable of strings, read once: a list, a generator, a Series of pandas or polars, an array of
+                numpy or Arrow. One text is given as [text].
             precision: one of `torchmoji_core.inference.PRECISIONS`.
+            missing: whether a missing text (None, NaN) is an "error", or scored as an "empty" text.
+
+        Raises:
+            TypeError: if `texts` is one string, bytes, a mapping, a set or a table, or a row of it is no text; the
+                message names the row, or the right call.
+            InputError: for another `precision` or `missing`.
+            RunError: if the model makes something else than finite numbers of a text with tokens.
         """
         if precision not in self._scorers:
             self._scorers[precision] = self.scorer(precision)
-        return self._scorers[precision].score(texts)
+        return self._scorers[precision].score(texts, missing)
 
     @cached_property
     def _scorers(self) -> dict[str, Scorer]:

@@ -26,6 +26,7 @@ from torchmoji_core.inference import available_cores
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB, ScoreCache
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.scores import EMBEDDING_STEP, EMBEDDING_TYPES, Scores
+from torchmoji_core.inference.texts import Texts, as_texts
 from torchmoji_core.options import check_choice
 from torchmoji_core.processes import renew_after_fork
 from torchmoji_core.tokenizer import Tokenizer
@@ -127,19 +128,19 @@ class Scorer:
         """Width of an embedding."""
         return self._engine.dimensions.channels
 
-    def score(self, texts: Sequence[str]) -> Scores:
+    def score(self, texts: Texts, missing: str = "error") -> Scores:
         """Score texts; a text without tokens gives a row of NaN.
 
+        Args:
+            texts: any iterable of strings, read once, in its order.
+            missing: whether a missing text (None, NaN) is an "error", or scored as an "empty" text.
+
         Raises:
-            TypeError: if `texts` is one string, or holds something else than strings.
+            TypeError: if `texts` is one string, bytes, a mapping, a set or a table, or a row of it is no text.
+            InputError: for another `missing`.
             RunError: if the model makes something else than finite numbers of a text with tokens.
         """
-        if isinstance(texts, str):
-            raise TypeError("score takes a list of texts; for one text give [text]")
-        for text in texts:
-            if not isinstance(text, str):
-                raise TypeError(f"score takes texts, not {type(text).__name__}; give '' for a missing text")
-        return self.score_ids([self.tokenizer.ids(text, self.maxlen + 1) for text in texts])
+        return self.score_ids([self.tokenizer.ids(text, self.maxlen + 1) for text in as_texts(texts, missing)])
 
     def score_ids(self, rows: Sequence[Sequence[int]], reuse: bool = True) -> Scores:
         """Score rows of token ids; what is behind the first `maxlen` of a row is not read.
