@@ -59,7 +59,7 @@ _BYTES_OF_A_WEIGHT = 8
 """At most; usually 2 or 4."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bundle:
     """A loaded model with its vocabulary and class list.
 
@@ -101,6 +101,12 @@ class Bundle:
             )
         _check_weights(self.name, self.state)
         _check_reading(self.name, self.maxlen, self.tokenizer_version)
+
+    def __repr__(self) -> str:
+        sizes = (
+            f"{len(self.classes):,} classes, {len(self.vocabulary):,} tokens, embedding of {self.dimensions.channels:,}"
+        )
+        return f"Bundle({self.name!r}: {sizes}, maxlen {self.maxlen})"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made on demand: a copy, in this process or another, makes its own threads and caches."""

@@ -172,9 +172,10 @@ class Scorer:
         records["attention"][empty] = 0
         return Scores(
             classes=self.classes,
-            probabilities=records["probabilities"],
+            # Copies of what is small, which as views would keep all records in memory; these are embeddings mostly.
+            probabilities=records["probabilities"].copy(),
             embedding=embedding,
-            attention=records["attention"][:, : max(lengths, default=0)],
+            attention=records["attention"][:, : max(lengths, default=0)].copy(),
             n_tokens=np.array(lengths, np.int32),
             n_unknown=np.array([row.count(UNKNOWN) for row in read], np.int32),
             truncated=np.array([len(row) > self.maxlen for row in rows], bool),
