@@ -94,6 +94,11 @@ class Bundle:
             raise InputError(
                 f"bundle {self.name}: {len(self.classes)} classes for {dimensions.classes} outputs, or one twice"
             )
+        if len(self.classes) == 1 and not self.multi_label:
+            raise InputError(
+                f"bundle {self.name}: of one class alone every text has probability 1; a model with one output, of a "
+                "sigmoid, is converted to two classes: convert or train it again"
+            )
         if len(self.vocabulary) != dimensions.vocabulary:
             raise InputError(
                 f"bundle {self.name}: the vocabulary has {len(self.vocabulary)} tokens, "
