@@ -103,7 +103,6 @@ def test_a_row_is_the_score_of_one_text() -> None:
         (~SCORES.is_empty, [0, 2, 3]),
         (pd.Series([True, False, False, True], index=list("abcd")), [0, 3]),
     ],
-    ids=repr,
 )
 def test_some_rows_are_scores(rows: Any, expected: list[int]) -> None:
     chosen = SCORES[rows]
