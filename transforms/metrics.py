@@ -56,9 +56,9 @@ ROWS_WRITTEN = "rows_written"
 BYTES_WRITTEN = "bytes_written"
 ROWS_PUBLISHED = "rows_published"
 EVENT_LAG = "event_lag_ms"
-"""Distribution, of streaming runs: milliseconds from a tweet's event time to its arrival at the hold stage."""
+"""Distribution, of streaming runs: milliseconds from a tweet's event time to its arrival at the buffer."""
 BUFFER_WAIT = "buffer_wait_ms"
-"""Distribution: milliseconds that the first of the tweets that go on together has been held."""
+"""Distribution: of tweets that go on together, the milliseconds that the first was in the buffer."""
 HELD_ROWS = "held_rows"
 """Distribution: tweets that go on together. batch_rows says how full the model's batches are."""
 LATENCY = "latency_ms"
@@ -68,7 +68,7 @@ TOP_PREFIX = "top_"
 
 
 class Tally:
-    """What is counted where no pipeline of Beam's runs. Safe for threads."""
+    """Counts where no pipeline of Beam's runs. Safe for threads."""
 
     _of_this_thread: ContextVar[Tally | None] = ContextVar("tally", default=None)
 
@@ -167,7 +167,7 @@ def distribution(name: str) -> _Distribution:
 
 
 class Progress:
-    """Counts of one local run, shared by its processes through small files: for a display, and to see that it gets on.
+    """Counts of one local run, shared by its processes through small files: for a display, and to show progress.
 
     Beam's local runner gives out metrics only at its end. Off where no directory is given, as on clusters.
     """
@@ -182,7 +182,7 @@ class Progress:
             _displays.add(self)
 
     def add(self, rows: int = 0, bytes_read: int = 0) -> None:
-        """Add to the counts of this process; with nothing to add, show that it gets on.
+        """Add to the counts of this process; with nothing to add, show progress.
 
         Raises:
             StoppedError: if nobody waits for this thread's work any more.
@@ -207,7 +207,7 @@ class Progress:
 
     @classmethod
     def state(cls, directory: str) -> tuple[int, int, int]:
-        """Rows, bytes, and how often a process has shown that it gets on."""
+        """Rows, bytes, and how often a process has shown progress."""
         totals = [0, 0, 0]
         for path in Path(directory).iterdir():
             content = path.read_bytes()
@@ -220,7 +220,7 @@ _displays: weakref.WeakSet[Progress] = weakref.WeakSet()
 
 
 def get_on() -> None:
-    """Show that this process gets on where rows and bytes do not tell, as in a long upload.
+    """Show that this process makes progress where rows and bytes do not show it, as in a long upload.
 
     Raises:
         StoppedError: if nobody waits for this thread's work any more.

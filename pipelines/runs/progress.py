@@ -107,7 +107,7 @@ _REMARKS = {
     metrics.TIMES_UNREAD: "no time     {:,} records have a time that cannot be read, and null in its place; see "
     "--timestamp_field",
 }
-"""What is said of records that were counted so, with what can be done."""
+"""A line on records that were counted so, with a remedy."""
 
 
 def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fingerprint: str, output: str) -> list[str]:

@@ -57,9 +57,9 @@ _GAUGES = {
 """By the names of transforms/metrics.py. A run that failed has left nothing: what is missing is 0."""
 
 _ALWAYS = {"output", "exit_status", "started", "finished", "last_success"}
-"""What every report has, by which ours are known."""
+"""Fields of every report, by which our own reports are recognized."""
 _MAX_BYTES = 16 << 20
-"""No report is as long; what is, is not read."""
+"""No report is as long; a longer file is not read."""
 
 _STREAM = "torchmoji_stream"
 _STREAM_GAUGES = {
@@ -130,7 +130,7 @@ def reported(path: str | None, dry_run: bool = False, **figures: Any) -> Iterato
 
 
 def report_so_far(path: str | None, figures: Mapping[str, Any], started: datetime) -> None:
-    """Write a report of what was done so far, if one is wanted; what cannot be written is said, and no more."""
+    """Write a report of what was done so far, if one is wanted; if it cannot be written, that is a warning."""
     if path is not None:
         try:
             write_report(path, {**figures, "started": started, "finished": datetime.now(UTC)})
@@ -209,7 +209,7 @@ class _Metrics(Collector):
 
 
 def _label(value: Any) -> str:
-    """Without what the format, which has an escape for ends of lines, or its readers cannot take."""
+    """A value without characters that the format or its readers cannot take; ends of lines it can escape."""
     return "\n".join(map(printable, str(value).split("\n")))
 
 
@@ -235,7 +235,7 @@ def _check_ours(file: Path) -> None:
     """Make sure that a name is free, or has what an earlier run has written.
 
     Raises:
-        _NotOursError: if not. A link is none of ours: who follows it may write anywhere.
+        _NotOursError: if not. A link is not ours: a write through it may go anywhere.
         OSError: if it cannot be read.
     """
     try:

@@ -174,7 +174,7 @@ class Pipeline:
     ) -> tuple[list[str], list[DeadLetter]]:
         """Ids of the rows, and dead letters. Nothing is known of an earlier call."""
         if self.model.scorer._cache is not None:
-            self.model.scorer._cache._open()
+            self.model.scorer._cache.renew()
         dead: list[DeadLetter] = []
         ids: list[str] = []
 
