@@ -120,13 +120,9 @@ def test_a_killed_run_is_continued_to_the_same_weights(
         ([{"text": "a", "emoji": "❤", "split": "train"}], [], "no column 'emojis'"),
         ([{"text": "a", "emoji": "x", "emojis": ["x"], "split": "train"}], [], "'x' is not one of DeepMoji's 64"),
         ([{"text": "a", "emoji": "❤", "emojis": ["❤"], "split": "train"}], [], "no rows with split 'val'"),
-        (None, ["--learning_rate", "0"], "learning_rate must be above 0"),
-        (None, ["--teacher_weight", "2"], "teacher_weight must be between 0 and 1"),
-        (None, ["--card", "nowhere.md"], "--card nowhere.md: cannot be read"),
         (None, ["--vocabulary", "nowhere.json"], "nowhere.json"),
         (None, ["--teacher", "nowhere"], "nowhere"),
         (None, ["--maxlen", "20", "--teacher", "TEACHER"], "model teacher: its vocabulary or maxlen is another"),
-        (None, ["--threads", "0"], "--threads must be at least 1"),
     ],
 )
 def test_a_mistake_ends_in_one_line_before_any_training(
@@ -147,6 +143,10 @@ def test_a_mistake_ends_in_one_line_before_any_training(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (["--learning_rate", "0"], "learning_rate must be above 0"),
+        (["--teacher_weight", "2"], "teacher_weight must be between 0 and 1"),
+        (["--card", "nowhere.md"], "--card nowhere.md: cannot be read"),
+        (["--threads", "0"], "--threads must be at least 1"),
         (["--name", "two\nlines"], "--name must be one line"),
         (["--maxlen", "1000000000"], "--maxlen must be a positive integer of at most 10,000"),
         (["--hidden", "0"], "--hidden must be a positive integer"),

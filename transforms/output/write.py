@@ -177,6 +177,11 @@ class Files:
         """An element's first `rows` rows, and the rest or None."""
         raise NotImplementedError
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What is held in memory until it is written."""
+        return sum(writer.waiting_bytes for writer in self._writers.values())
+
     def write(self, element: Any, window: Any) -> None:
         """Add an element of a window.
 
@@ -186,7 +191,7 @@ class Files:
         schema = self.schema(element)
         for partition, rows in self.partitions(element):
             self._write(_Key(window, partition, schema), rows)
-        while sum(writer.waiting_bytes for writer in self._writers.values()) > WAITING_BYTES:
+        while self.waiting_bytes > WAITING_BYTES:
             max(self._writers.values(), key=lambda writer: writer.waiting_bytes).shrink()
         opened = [key for key, writer in self._writers.items() if writer.is_open]
         for key in opened[: max(0, len(opened) - self._max_open)]:

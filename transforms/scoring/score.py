@@ -48,7 +48,7 @@ class ScoreBatches(beam.PTransform):
         self._model_updates = model_updates
 
     def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
-        handler = _RecordBatchHandler(self._options).with_no_batching()
+        handler = RecordBatchHandler(self._options).with_no_batching()
         unpacked = (
             batches
             | "RunInference" >> RunInference(handler, model_metadata_pcoll=self._model_updates)
@@ -66,7 +66,7 @@ def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.Tagged
         yield beam.pvalue.TaggedOutput("dead", letter)
 
 
-class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
+class RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
     """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, and models per process."""
 
     def __init__(self, options: ScoreOptions) -> None:

@@ -54,7 +54,7 @@ def test_hostile_archives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_MEMBERS", 3)
     with pytest.raises(InputError, match="more than 3 members"):
         read(zipped(*((f"{number}.txt", b"a") for number in range(4))), "x.zip")
-    monkeypatch.setattr(archives, "_MAX_DIRECTORY_BYTES", 10)
+    monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 10)
     with pytest.raises(InputError, match="list of members is larger"):
         read(zipped(("1.txt", b"a")), "x.zip")
 

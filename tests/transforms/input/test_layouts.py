@@ -468,7 +468,7 @@ def test_hostile_html_takes_no_longer_than_other_html(piece: str) -> None:
     began = time.process_time()
     html_to_text(html)
     has_html(html)
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 30
 
 
 @pytest.mark.parametrize(
