@@ -41,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--name", help="name of the bundle (default: the checkpoint's name without its ending)")
     result.add_argument("--maxlen", type=int, default=30, help="tokens read of each text (default: %(default)s)")
     result.add_argument(
-        "--classes", type=local_path, help="JSON list of names, one for each output (default: DeepMoji's emojis if 64)"
+        "--classes",
+        type=local_path,
+        help="JSON list of names, one for each output; of a binary classifier's one output two, that of label 0 first "
+        "(default: DeepMoji's emojis if 64)",
     )
     result.add_argument("--half", action="store_true", help="store float16: half the size, slightly other scores")
     result.add_argument(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from torchmoji_core.inference.scorer import Scorer
     from torchmoji_core.inference.scores import Scores
+    from torchmoji_core.inference.texts import Texts
     from torchmoji_core.model import TorchMoji
 
 FORMAT = "torchmoji-bundle-1"
@@ -58,9 +59,12 @@ _BYTES_OF_A_WEIGHT = 8
 """At most; usually 2 or 4."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bundle:
-    """A loaded model with its vocabulary and class list."""
+    """A loaded model with its vocabulary and class list.
+
+    It can be pickled and copied, before and after it has scored, and used in forked processes.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -90,6 +94,11 @@ class Bundle:
             raise InputError(
                 f"bundle {self.name}: {len(self.classes)} classes for {dimensions.classes} outputs, or one twice"
             )
+        if len(self.classes) == 1 and not self.multi_label:
+            raise InputError(
+                f"bundle {self.name}: of one class alone every text has probability 1; a model with one output, of a "
+                "sigmoid, is converted to two classes: convert or train it again"
+            )
         if len(self.vocabulary) != dimensions.vocabulary:
             raise InputError(
                 f"bundle {self.name}: the vocabulary has {len(self.vocabulary)} tokens, "
@@ -97,6 +106,17 @@ class Bundle:
             )
         _check_weights(self.name, self.state)
         _check_reading(self.name, self.maxlen, self.tokenizer_version)
+
+    def __repr__(self) -> str:
+        sizes = (
+            f"{len(self.classes):,} classes, {len(self.vocabulary):,} tokens, embedding of {self.dimensions.channels:,}"
+        )
+        return f"Bundle({self.name!r}: {sizes}, maxlen {self.maxlen})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made on demand: a copy, in this process or another, makes its own threads and caches."""
+        kept = {each.name for each in fields(self)} | {"fingerprint"}
+        return {name: value for name, value in vars(self).items() if name in kept}
 
     @cached_property
     def dimensions(self) -> Dimensions:
@@ -156,16 +176,24 @@ class Bundle:
 
         return Scorer(self, precision)
 
-    def score(self, texts: Sequence[str], precision: str = "auto") -> Scores:
+    def score(self, texts: Texts, precision: str = "auto", missing: str = "error") -> Scores:
         """Score texts, keeping their order; a text without tokens gives a row of NaN.
 
         Args:
-            texts: any strings.
+            texts: any iterable of strings, read once: a list, a generator, a Series of pandas or polars, an array of
+                numpy or Arrow. One text is given as [text].
             precision: one of `torchmoji_core.inference.PRECISIONS`.
+            missing: whether a missing text (None, NaN) is an "error", or scored as an "empty" text.
+
+        Raises:
+            TypeError: if `texts` is one string, bytes, a mapping, a set or a table, or a row of it is no text; the
+                message names the row, or the right call.
+            InputError: for another `precision` or `missing`.
+            RunError: if the model makes something else than finite numbers of a text with tokens.
         """
         if precision not in self._scorers:
             self._scorers[precision] = self.scorer(precision)
-        return self._scorers[precision].score(texts)
+        return self._scorers[precision].score(texts, missing)
 
     @cached_property
     def _scorers(self) -> dict[str, Scorer]:

@@ -62,6 +62,7 @@ _PICKLE = "data.pkl"
 _KERAS_ARRAYS = {"embedding": 1, "bi_lstm_0": 6, "bi_lstm_1": 6, "attlayer": 1, "softmax": 2}
 _KERAS_1_ARRAYS = 24
 _MOST_NAMES = 100
+_OUTPUT_WEIGHT, _OUTPUT_BIAS = "output_layer.0.weight", "output_layer.0.bias"
 
 
 def read_checkpoint(source: str) -> dict[str, Tensor]:
@@ -71,7 +72,8 @@ def read_checkpoint(source: str) -> dict[str, Tensor]:
         source: a path, or a URI (https, s3, gs, az).
 
     Returns:
-        The weights under the published torchMoji names; float32, contiguous, finite, of shapes that fit together.
+        The weights under the published torchMoji names; float32, contiguous, finite, of shapes that fit together. A
+        binary classifier's one output, of a sigmoid, is two: 1 - p and p, as of the labels 0 and 1.
 
     Raises:
         InputError: in one line that names the file, if it is not such a checkpoint.
@@ -134,6 +136,9 @@ def parse_checkpoint(content: bytes, source: str) -> dict[str, Tensor]:
         check_weights(result)
     except InputError as error:
         raise InputError(f"checkpoint {source}: {error}; download it again") from None
+    if len(result[_OUTPUT_BIAS]) == 1:
+        for name in (_OUTPUT_WEIGHT, _OUTPUT_BIAS):  # sigmoid(z) = softmax(0, z)[1]
+            result[name] = torch.cat((torch.zeros_like(result[name]), result[name]))
     return result
 
 
@@ -296,8 +301,8 @@ def _rename(layers: Mapping[str, list[NDArray[np.float32]]]) -> dict[str, NDArra
     result = {
         "embed.weight": layers["embedding"][0],
         "attention_layer.attention_vector": vector.ravel() if vector.shape[1:] == (1,) else vector,
-        "output_layer.0.weight": kernel.T,
-        "output_layer.0.bias": bias,
+        _OUTPUT_WEIGHT: kernel.T,
+        _OUTPUT_BIAS: bias,
     }
     for number in (0, 1):
         arrays = layers[f"bi_lstm_{number}"]

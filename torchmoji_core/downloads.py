@@ -2,7 +2,7 @@
 
 A server may be silent, send a byte a second (of its headers, too), send without an end, redirect in a circle, or break
 off. Timeouts of libraries bound the time between two bytes and no more, and those of stores differ. So a download runs
-in a thread, and whoever waits for it looks at what has come: it may take twice $TORCHMOJI_REQUEST_SECONDS, and a second
+in a thread, and the waiting thread looks at what has come: it may take twice $TORCHMOJI_REQUEST_SECONDS, and a second
 more for each 32 KiB that have come. A thread that is given up ends with its connection, or with the process.
 """
 

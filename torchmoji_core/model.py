@@ -19,6 +19,7 @@ from torchmoji_core.attention import AttentionWeightedAverage
 from torchmoji_core.dimensions import Dimensions as Dimensions
 from torchmoji_core.errors import InputError
 from torchmoji_core.lstm import HardSigmoidLSTM
+from torchmoji_core.processes import single_threaded
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types that weights may have."""
 
 
+@single_threaded()
 def check_weights(state: Mapping[str, Tensor]) -> None:
     """Refuse weights that no training makes, and that would give scores all the same.
 

@@ -49,7 +49,11 @@ class Tokenizer:
         cache_chunks: how many distinct white-space chunks to remember (0 for none); about 150 bytes each.
         """
         self.vocabulary = vocabulary
+        self._cache_chunks = cache_chunks
         self._cache = _ChunkCache(vocabulary, cache_chunks)
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, int]]:
+        return Tokenizer, (self.vocabulary, self._cache_chunks)  # a copy has an empty cache
 
     def tokens(self, text: str, limit: int | None = None) -> list[str]:
         """The tokens of a text, after run shortening and with special tokens put in; at most `limit`.

@@ -1,7 +1,7 @@
 """Annotation of a growing corpus: what `pipelines.annotate` does.
 
 An input file is the unit of work: files are scored in groups, each group by one run of the pipeline that
-`pipelines.score` runs, and each group is committed by a manifest. What dies is gone on with by the next run.
+`pipelines.score` runs, and each group is committed by a manifest. If a run dies, the next one goes on with its work.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Annotation:
 
     def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""
-        # Those that can be known beforehand at once: of a run, one ends it, and then the next.
+        # First those that can be told beforehand: in a run, each would end it, one after the other.
         opened = try_to_open(group)
         self.unreadable |= opened.unreadable
         self.left += sorted(opened.changed)
@@ -293,7 +293,7 @@ class Annotation:
         return taken
 
     def _retire(self, paths: Sequence[str]) -> None:
-        """Commit that the rows of some inputs are results no longer, of those that no other run has dealt with."""
+        """Commit that the rows of some inputs are no longer live; not of inputs that another run has dealt with."""
         plan, started = self.plan.with_new_run(()), now()
         register_run(self._data_set.output, plan.run_id)
         rewritten: _Rewritten = {}
@@ -316,7 +316,7 @@ class Annotation:
         return state.generations.get(self.selection.generation, Generation())
 
     def _check(self, state: DataSet) -> None:
-        """Make sure that what another run has made of the data set can be gone on with.
+        """Make sure that this run can go on with the data set as another run has left it.
 
         Raises:
             RunError: if not.
@@ -342,7 +342,7 @@ class Annotation:
             state: of the data set.
             inputs: their paths.
             run_id: of the run that writes.
-            rewritten: what was made of files when it was asked before, of another state; is added to.
+            rewritten: what earlier calls, for other states, have made of files; is added to.
         """
         generation = self._scored(state)
         if not inputs:

@@ -1,4 +1,4 @@
-"""What will be read, seen before it is: layouts and fields of the inputs, samples, and whether all is there."""
+"""A look at the inputs before they are read: their layouts and fields, samples, and whether all is there."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from transforms.input.source_file import SourceError
 from transforms.storage.files import is_local, open_raw
 
 SAMPLED_RECORDS, SAMPLED_FILES = 1000, 20
-"""The first records of so many files that have some are looked at before a run, while something is sought."""
+"""Before a run, so many first records of so many files that have any are looked at, while something is sought."""
 MORE_RECORDS, MORE_FILES = 10, 1000
-"""And those of so many more, spread over the rest, if something has not been found: some files do not tell for all."""
+"""If it is not found: so many of so many more files, spread over the rest, since a few files do not tell for all."""
 DESCRIBED_FILES = 5
 """So many of the first files are described in any case."""
 SAMPLES, SHOWN_CHARACTERS = 3, 300
@@ -205,7 +205,7 @@ def _listed(names: Iterable[str]) -> str:
 def _to_look_at(files: Sequence[InputFile], seen: _Seen) -> Iterator[tuple[InputFile, int]]:
     """Files, and how many of their first records: the first that have some, and then others all over the rest.
 
-    What cannot be read has none; the run will say what, and where.
+    A file that cannot be read has no records; the run will say what is wrong, and where.
     """
     waiting = iter(files)
     sampled = 0

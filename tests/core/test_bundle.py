@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,18 @@ def test_parts_that_do_not_belong_together(
 def test_a_class_given_twice(bundle: Bundle) -> None:
     twice = (*bundle.classes[:-1], bundle.classes[0])
     assert "one twice" in error_of(lambda: Bundle("odd", twice, bundle.vocabulary, bundle.state))
+
+
+def test_one_class_alone_is_refused(make_bundle: Callable[..., Bundle]) -> None:
+    """Its probability would be 1 of every text; where several can hold, it is a probability like others."""
+    assert "convert or train it again" in error_of(lambda: make_bundle(classes=1))
+    bundle = make_bundle(classes=2)
+    state = {
+        **bundle.state,
+        **{name: bundle.state[name][:1] for name in ("output_layer.0.weight", "output_layer.0.bias")},
+    }
+    tags = Bundle("tags", ("joy",), bundle.vocabulary, state, multi_label=True)
+    assert 0 < tags.score(["good"]).probabilities[0, 0] < 1
 
 
 def test_names_of_files_that_are_no_text_survive_in_the_provenance(bundle: Bundle, tmp_path: Path) -> None:

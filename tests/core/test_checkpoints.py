@@ -8,7 +8,7 @@ import pickle
 import pickletools
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,11 @@ def keras_file(
     return buffer.getvalue()
 
 
-def outputs(state: State) -> ModelOutput:
+def outputs(state: State, rows: Sequence[Sequence[int]] = ([12, 13, 14, 15], [16], [17, 18, 59])) -> ModelOutput:
     model = TorchMoji(dimensions_of(state))
     model.load_state_dict(state)
     with torch.inference_mode():
-        return model.eval()(pack_ids([[12, 13, 14, 15], [16], [17, 18, 59]]))
+        return model.eval()(pack_ids(rows))
 
 
 def refusal(content: bytes, source: str = "weights.bin") -> str:
@@ -141,6 +141,21 @@ def test_keras_gives_the_saved_state_with_one_bias(root: str) -> None:
 def test_all_formats_score_alike(content: bytes) -> None:
     for found, expected in zip(outputs(parse_checkpoint(content, "file")), outputs(STATE), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "keras"])
+def test_one_output_of_a_sigmoid_is_two_classes(form: str, vocabulary: Vocabulary) -> None:
+    """As classifiers of two classes are trained by torchMoji and DeepMoji."""
+    words = Vocabulary(vocabulary.tokens[:50])
+    binary = make_state(Dimensions(len(words), SMALL.embedding, SMALL.hidden, classes=1))
+    binary["output_layer.0.weight"] *= 20
+    content = keras_file(keras_layers(binary)) if form == "keras" else torch_file(binary, legacy=form == "legacy")
+    bundle = Bundle("binary", ("no", "yes"), words, parse_checkpoint(content, "file"))
+    texts = ["I love my dog", "sad", "no rain, no sun"]
+    expected = outputs(binary, [bundle.tokenizer.ids(text) for text in texts]).logits.sigmoid().numpy()
+    assert np.ptp(expected) > 0.1
+    probabilities = bundle.score(texts, "fp32").probabilities
+    np.testing.assert_allclose(probabilities, np.hstack([1 - expected, expected]), rtol=0, atol=1e-5)
 
 
 def test_keras_names_may_be_strings_of_variable_length() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,9 +60,21 @@ SEVERAL = [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
         ([2, 0, 1], torch.tensor([2, 0, 1])),
         ([[0, 2], [], [1]], torch.tensor(SEVERAL, dtype=torch.float32)),  # emojis of a tweet, as a list
         (np.array(SEVERAL, bool), torch.tensor(SEVERAL, dtype=torch.float32)),
+        (SEVERAL, torch.tensor(SEVERAL, dtype=torch.float32)),
+        ((np.array(SEVERAL) == 1).tolist(), torch.tensor(SEVERAL, dtype=torch.float32)),
+        (torch.tensor(SEVERAL), torch.tensor(SEVERAL, dtype=torch.float32)),
+        (pd.DataFrame(SEVERAL, index=[2, 0, 1], columns=["x", "y", "z"]), torch.tensor(SEVERAL, dtype=torch.float32)),
+        ([np.array(row, bool) for row in SEVERAL], torch.tensor(SEVERAL, dtype=torch.float32)),
+        (pd.Series([[0, 2], [], [1]], index=[2, 0, 1]), torch.tensor(SEVERAL, dtype=torch.float32)),
+        (pd.Series([2, 0, 1], index=[2, 0, 1]), torch.tensor([2, 0, 1])),
+        ([False, True, False], torch.tensor([0, 1, 0])),
+        ([2.0, 0.0, 1.0], torch.tensor([2, 0, 1])),
     ],
-    ids=["int", "list", "multi-label"],
-)
+    ids=[
+        "int", "list", "multi-label", "lists of zeros and ones", "lists of bool", "tensor", "DataFrame",
+        "arrays of bool", "Series of lists", "Series", "bool", "whole floats",
+    ],
+)  # fmt: skip
 def test_kinds_of_labels(labels: Any, expected: torch.Tensor) -> None:
     data = TweetDataset([[1], [2, 3], [4]], labels, 3)
     assert data.multi_label == (expected.ndim == 2)
@@ -89,12 +102,32 @@ def test_texts_are_tokenized(vocabulary: Vocabulary) -> None:
         ([[1], [2]], [0, 0.5], "label 2 is 0.5"),
         ([[1], [2]], [[0], [1, 9]], "label 2 is 9"),
         ([[1]], np.array([[1, 0]]), "need 3 columns"),
+        ([[1]], [[True, False]], "labels of bool need 3 in each row"),
+        ([[1], [2]], ["joy", "fear"], "label 1 is 'joy', outside the 3 classes; give numbers of classes"),
+        ([[1], [2]], [["joy"], []], "label 1 is 'joy'"),
+        ([[1], [2]], [0, None], "label 2 is None"),
+        ([[1], [2]], [0, float("nan")], "label 2 is nan"),
         ([[1]], np.array([[1, 0, 7]]), "of 0 or 1"),
     ],
 )
 def test_labels_at_fault(ids: list[list[int]], labels: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         TweetDataset(ids, labels, 3)
+
+
+@pytest.mark.parametrize(("labels", "classes"), [([[0, 1], [1, 0]], 2), ([[0], [0]], 1)])
+def test_lists_that_may_be_numbers_of_classes_or_zeros_and_ones_are_refused(
+    labels: list[list[int]], classes: int
+) -> None:
+    ids = [[1], [2]]
+    with pytest.raises(InputError, match="give zeros and ones as an array"):
+        TweetDataset(ids, labels, classes)
+    assert TweetDataset(ids, np.array(labels), classes).labels.tolist() == labels
+    assert TweetDataset(ids, np.array(labels, bool).tolist(), classes).labels.tolist() == labels
+
+
+def test_lists_with_a_number_twice_are_zeros_and_ones() -> None:
+    assert TweetDataset([[1], [2]], [[0, 1], [1, 1]], 2).labels.tolist() == [[0, 1], [1, 1]]
 
 
 # --- sampler ------------------------------------------------------------------------------------------------------

@@ -209,12 +209,6 @@ def test_ids_outside_the_vocabulary_are_refused(bundle: Bundle, index: int) -> N
         bundle.scorer().score_ids([[11], [12, index]])
 
 
-@pytest.mark.parametrize("texts", ["one text", [None], ["good", b"bytes"], [float("nan")], [3]], ids=repr)
-def test_what_is_no_list_of_texts_is_a_type_error(bundle: Bundle, texts: Any) -> None:
-    with pytest.raises(TypeError, match="text"):
-        bundle.score(texts)
-
-
 def test_an_unknown_precision_lists_the_valid_ones(bundle: Bundle) -> None:
     with pytest.raises(InputError, match="'fp8' is unknown") as error:
         bundle.score(["good"], precision="fp8")

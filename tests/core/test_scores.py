@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
+from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import (
     EMBEDDING_TYPES,
     SCORE_OUTPUTS,
@@ -70,6 +74,111 @@ def test_top_gives_no_more_classes_than_there_are(k: int, expected: int) -> None
     assert [len(row) for row in SCORES.top(k)] == [expected, 0, expected, expected]
     column = SCORES.to_arrow(["top"], top_k=k)["top_emojis"]
     assert [row and len(row) for row in column.to_pylist()] == [expected, None, expected, expected]
+
+
+# --- rows, and other forms ----------------------------------------------------------------------------------------
+
+
+def test_a_row_is_the_score_of_one_text() -> None:
+    for index, score in enumerate(SCORES):
+        np.testing.assert_array_equal(score.probabilities, SCORES.probabilities[index])
+        np.testing.assert_array_equal(score.embedding, SCORES.embedding[index])
+        np.testing.assert_array_equal(score.attention, SCORES.attention[index, : SCORES.n_tokens[index]])
+        assert (score.n_tokens, score.n_unknown) == (SCORES.n_tokens[index], SCORES.n_unknown[index])
+        assert type(score.n_tokens) is int and type(score.truncated) is bool
+        assert score.top(3) == SCORES.top(3)[index]
+    assert index == 3
+    assert SCORES[-1].n_tokens == SCORES[np.int64(3)].n_tokens == 4
+    with pytest.raises(IndexError):
+        SCORES[4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (slice(1, 3), [1, 2]),
+        (slice(None, None, -1), [3, 2, 1, 0]),
+        ([3, 0], [3, 0]),
+        ([], []),
+        (~SCORES.is_empty, [0, 2, 3]),
+        (pd.Series([True, False, False, True], index=list("abcd")), [0, 3]),
+    ],
+)
+def test_some_rows_are_scores(rows: Any, expected: list[int]) -> None:
+    chosen = SCORES[rows]
+    assert len(chosen) == len(expected)
+    for place, index in enumerate(expected):
+        assert repr(chosen[place]) == repr(SCORES[index])
+        np.testing.assert_array_equal(chosen.embedding[place], SCORES.embedding[index])
+    assert chosen.to_arrow().to_pylist() == [SCORES.to_arrow().to_pylist()[index] for index in expected]
+
+
+def root(array: np.ndarray) -> np.ndarray:
+    """The array that a view keeps in memory."""
+    while array.base is not None:
+        array = array.base
+    return array
+
+
+def test_what_is_kept_of_scores_keeps_nothing_far_larger_in_memory(bundle: Bundle) -> None:
+    scores = bundle.score(["I love my dog", "", "so sad"] * 100)
+    kept: list[np.ndarray] = [scores.probabilities, scores.embedding, scores.attention]
+    for some in (scores[2], scores[:2]):
+        kept += [some.probabilities, some.embedding, some.attention]
+    for scorer in (Scorer(bundle, embedding_type=kind) for kind in EMBEDDING_TYPES):
+        kept.append(scorer.score(["I love my dog"]).probabilities)
+    for array in kept[:1] + kept[2:]:
+        assert root(array).nbytes <= array.nbytes + 8
+    row = sum(array[0].nbytes for array in kept[:2]) + 4 * bundle.maxlen
+    assert root(scores.embedding).nbytes <= row * len(scores)
+
+
+def test_without_nan_for_what_takes_none() -> None:
+    filled = SCORES.fillna()
+    assert not filled.embedding[1].any() and not filled.probabilities[1].any()
+    assert np.isfinite(filled.embedding).all() and filled.embedding.dtype == SCORES.embedding.dtype
+    assert (SCORES.fillna(-1).embedding[1] == -1).all()
+    assert np.isnan(SCORES.embedding[1]).all()
+    assert filled.is_empty.tolist() == [False, True, False, False]
+    assert filled.to_arrow().equals(SCORES.to_arrow())  # empty all the same
+    np.testing.assert_array_equal(filled.embedding[~filled.is_empty], SCORES[~SCORES.is_empty].embedding)
+
+
+def test_predictions() -> None:
+    assert SCORES.predict().tolist() == ["😭", None, "😂", "😂"]
+    assert make_scores([]).predict().shape == (0,)
+    thresholds = dict(zip(EMOJIS, (0.2, 0.2, 0.35, 0.9), strict=True))
+    for wanted, expected in (
+        (0.25, [[0, 0, 1, 1], [0] * 4, [1, 0, 1, 0], [1, 1, 1, 1]]),
+        (thresholds, [[0, 1, 0, 0], [0] * 4, [1, 0, 1, 0], [1, 1, 0, 0]]),
+    ):
+        predicted = SCORES.predict(wanted)
+        assert predicted.dtype == bool and predicted.astype(int).tolist() == expected
+    with pytest.raises(KeyError):
+        SCORES.predict({"😂": 0.5})
+
+
+def test_a_data_frame_has_a_column_of_each_class() -> None:
+    frame = SCORES.to_pandas(index=list("abcd"))
+    assert frame.columns.tolist() == list(EMOJIS) and frame.index.tolist() == list("abcd")
+    np.testing.assert_array_equal(frame.to_numpy(), SCORES.probabilities)
+    assert SCORES.to_pandas().index.tolist() == [0, 1, 2, 3]
+
+
+def test_without_pandas_another_form_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match="needs pandas; install it, or take to_arrow"):
+        SCORES.to_pandas()
+
+
+def test_what_is_printed_is_one_short_line(bundle: Bundle) -> None:
+    assert repr(SCORES) == "Scores(4 texts, 1 of them empty; 4 classes, embedding of 3)"
+    assert repr(SCORES[0]) == "Score(😭 0.40, ❤ 0.30, 😒 0.20; n_tokens=1)"
+    assert repr(SCORES[1]) == "Score(empty; n_tokens=0)"
+    assert repr(bundle) == "Bundle('small': 64 classes, 56 tokens, embedding of 26, maxlen 30)"
+
+
+# --- Arrow --------------------------------------------------------------------------------------------------------
 
 
 def test_arrow_columns_hold_the_scores() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import weakref
 from collections import OrderedDict
@@ -13,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from torchmoji_core.processes import renew_after_fork
 
 DEFAULT_CACHE_MB = 320
 
@@ -38,10 +39,11 @@ class ScoreCache:
         self._record = np.dtype(record)
         self.capacity = max(1, megabytes * 10**6 // (self._record.itemsize + _KEY_BYTES))
         """Most records that are kept."""
-        self._open()
-        _caches.add(self)
+        self.renew()
+        renew_after_fork(self)  # which would share its parent's file, but not know what is written there
 
-    def _open(self) -> None:
+    def renew(self) -> None:
+        """Begin with an empty file."""
         self._slots: OrderedDict[bytes, int] = OrderedDict()
         self._next_slot = 0
         self._lock = Lock()
@@ -117,16 +119,3 @@ class ScoreCache:
 def _bytes(records: NDArray[Any]) -> memoryview:
     """The memory of records that lie side by side."""
     return records.view(np.uint8).data.cast("B") if len(records) else memoryview(b"")
-
-
-_caches: weakref.WeakSet[ScoreCache] = weakref.WeakSet()
-
-
-def _part_from_parent() -> None:
-    """A forked process would share its parent's file, but not know what is written there."""
-    for cache in _caches:
-        cache._open()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_part_from_parent)

@@ -5,7 +5,7 @@
 * Channels are rounded up to whole vector registers, with zeros, so that no operation has a remainder to treat apart.
 
 Results agree with the readable model to 1e-5 in fp32. A row's result does not depend on its neighbours, to the last
-bit: every reduction runs over one row alone, and products see to it by themselves (`arithmetic`).
+bit: every reduction runs over one row alone, and products see to it by themselves (`kernels`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torchmoji_core.inference.kernels import choose
 from torchmoji_core.inference.network import Direction, Layer, Network, compiled
 from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid
 from torchmoji_core.model import dimensions_of
+from torchmoji_core.processes import single_threaded
 
 _REGISTER_CHANNELS = 32
 """Values that the widest vectorized loop takes at once."""
@@ -46,6 +47,7 @@ class EngineOutput(NamedTuple):
 class Engine:
     """A loaded network; calls do not change it, so threads may share one."""
 
+    @single_threaded()
     def __init__(self, state: Mapping[str, Tensor], precision: str = "auto", multi_label: bool = False) -> None:
         """Args:
             state: weights under the published names, any float type.

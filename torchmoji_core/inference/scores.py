@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from torchmoji_core.errors import InputError
 from torchmoji_core.labels import are_emojis
 from torchmoji_core.options import check_choice
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EMBEDDING_TYPES = ("float32", "float16")
 """How files hold the components of embeddings, which lie in [-1, 1]: as multiples of `EMBEDDING_STEP`, or as half
@@ -22,9 +26,38 @@ EMBEDDING_STEP = 2.0**-12
 DEFAULT_TOP = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
+class Score:
+    """Scores of one text."""
+
+    classes: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    """[classes]"""
+    embedding: NDArray[np.floating]
+    """[dimension]"""
+    attention: NDArray[np.float32]
+    """[n_tokens]"""
+    n_tokens: int
+    n_unknown: int
+    truncated: bool
+    reused: bool
+
+    def __repr__(self) -> str:
+        top = ", ".join(f"{name} {probability:.2f}" for name, probability in self.top(3))
+        return f"Score({top or 'empty'}; n_tokens={self.n_tokens})"
+
+    def top(self, k: int = DEFAULT_TOP) -> list[tuple[str, float]]:
+        """The k most probable classes with their probabilities, highest first; [] for no tokens."""
+        order = np.argsort(-self.probabilities, kind="stable")[:k] if self.n_tokens else ()
+        return [(self.classes[index], float(self.probabilities[index])) for index in order]
+
+
+@dataclass(frozen=True, repr=False)
 class Scores:
-    """Scores of n texts, in the order of the texts. A text without tokens has NaN in every score."""
+    """Scores of n texts, in the order of the texts. A text without tokens has NaN in every score.
+
+    `scores[i]` is the `Score` of one text; a slice, a mask or a list of rows gives `Scores` of these rows, copied.
+    """
 
     classes: tuple[str, ...]
     probabilities: NDArray[np.float32]
@@ -44,6 +77,82 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.probabilities)
+
+    def __repr__(self) -> str:
+        return (
+            f"Scores({len(self):,} texts, {int(self.is_empty.sum()):,} of them empty; {len(self.classes)} classes, "
+            f"embedding of {self.embedding.shape[1]})"
+        )
+
+    @overload
+    def __getitem__(self, rows: int | np.integer) -> Score: ...
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Scores: ...
+    def __getitem__(self, rows: Any) -> Score | Scores:
+        # Copies, since a view would keep the scores of all texts in memory.
+        if isinstance(rows, (int, np.integer)):
+            return Score(
+                self.classes,
+                self.probabilities[rows].copy(),
+                self.embedding[rows].copy(),
+                self.attention[rows, : self.n_tokens[rows]].copy(),
+                *(values[rows].item() for values in (self.n_tokens, self.n_unknown, self.truncated, self.reused)),
+            )
+        rows = np.arange(len(self))[rows]
+        chosen = {name: values[rows] for name, values in vars(self).items() if name != "classes"}
+        return Scores(classes=self.classes, **chosen)
+
+    @property
+    def is_empty(self) -> NDArray[np.bool_]:
+        """[n], texts without tokens."""
+        return self.n_tokens == 0
+
+    def fillna(self, value: float = 0.0) -> Scores:
+        """Scores in which probabilities and embeddings of empty texts are a number instead of NaN.
+
+        scikit-learn takes no NaN. The other way is to leave such texts out: `scores[~scores.is_empty]`.
+        """
+        filled = replace(self, probabilities=self.probabilities.copy(), embedding=self.embedding.copy())
+        filled.probabilities[self.is_empty] = filled.embedding[self.is_empty] = value
+        return filled
+
+    def predict(self, thresholds: float | Mapping[str, float] | None = None) -> NDArray[Any]:
+        """The class of each text, or the classes where several can hold.
+
+        Args:
+            thresholds: the probability from which on a class holds, of all or by class; those that fine-tuning chose
+                are `bundle.provenance["thresholds"]`.
+
+        Returns:
+            Without thresholds [n] of object, the name of the most probable class, None for an empty text; with
+            thresholds [n, classes] of bool, False for an empty text.
+
+        Raises:
+            KeyError: if the threshold of a class is missing.
+        """
+        if thresholds is None:
+            names = np.array([*self.classes, None], object)
+            return names[np.where(self.is_empty, len(self.classes), self.probabilities.argmax(axis=1))]
+        if isinstance(thresholds, Mapping):
+            return self.probabilities >= np.array([thresholds[name] for name in self.classes])
+        return self.probabilities >= thresholds
+
+    def to_pandas(self, index: Any = None) -> pd.DataFrame:
+        """Probabilities as a DataFrame with a column of each class, named by it.
+
+        `scores.to_arrow().to_pandas()` has the columns of the pipeline's files instead.
+
+        Args:
+            index: of the rows, that of the texts' Series for example; None for 0 to n - 1.
+
+        Raises:
+            InputError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise InputError("to_pandas needs pandas; install it, or take to_arrow") from None
+        return pd.DataFrame(self.probabilities, index, self.classes)
 
     def top(self, k: int = DEFAULT_TOP) -> list[list[tuple[str, float]]]:
         """The k most probable classes of each text with their probabilities, highest first; [] for no tokens."""
@@ -86,7 +195,7 @@ class Scores:
                     f"{len(self)} texts give more {name} values than a column holds; fewer texts at a time"
                 )
         columns = chosen(score_columns(self.classes, embedding_type), outputs)
-        made = _Made(self, self.n_tokens == 0, top_k, tokens)
+        made = _Made(self, self.is_empty, top_k, tokens)
         return pa.record_batch([column.make(made, column.type) for column in columns], schema=schema_of(columns))
 
 
@@ -131,7 +240,8 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
     """The columns of scores, in their order; those of outputs are null in rows without tokens.
 
     Vectors are plain lists although their length is fixed: a null in a fixed-size list, as a text without tokens
-    has, makes a Parquet file that Arrow can write and not read.
+    has, makes a Parquet file that Arrow can write and not read ("Expected all lists to be of size=64 but index 357 had
+    size=0"). In the file both are the same. NaN instead of null would make a text without tokens look scored.
     """
     top, item = ("top_emojis", "emoji") if are_emojis(classes) else ("top_classes", "class")
     number = pa.float16() if embedding_type == "float16" else pa.float32()

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.names import shown
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.training.corpus import Corpus
 
@@ -45,12 +46,14 @@ class TweetDataset(Dataset[Sample]):
     def __init__(self, ids: Corpus | Sequence[Sequence[int]], labels: Labels, classes: int) -> None:
         """Args:
             ids: token ids of each text.
-            labels: of each text its class (int); or the list of its classes, as the emojis of a tweet; or a row of an
-                array [texts, classes] of bool.
+            labels: of each text its class, counted from 0; or a row of zeros and ones, or of bool, one of each class;
+                or the list of its classes, as the emojis of a tweet. A list, an array, a Series or a DataFrame, whose
+                order counts and not its index.
             classes: how many there are.
 
         Raises:
-            InputError: if the two are not of the same length, a text has no tokens, or a label is outside the classes.
+            InputError: if the two are not of the same length, a text has no tokens, a label is outside the classes, or
+                lists may be either kind, as [[0, 1]] of two classes: an array is a row of each text.
         """
         self.corpus = ids if isinstance(ids, Corpus) else Corpus.of(ids)
         self.classes = classes
@@ -105,19 +108,45 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def _uniform(labels: Labels, classes: int) -> NDArray[Any]:
+    """[texts] of int64, or [texts, classes] of float32."""
+    if not isinstance(labels, (list, tuple)):
+        labels = np.asarray(labels)  # by position: a Series would be read by its index
     if isinstance(labels, np.ndarray) and labels.ndim == 2:
         if labels.shape[1] != classes or not np.isin(labels, (0, 1)).all():
             raise InputError(f"labels [texts, classes] need {classes} columns of 0 or 1, not {labels.shape[1]}")
         return labels.astype(np.float32)
-    rows: list[Any] = [[label] if np.ndim(label) == 0 else label for label in labels]
-    lists = any(np.ndim(label) for label in labels)
+    several = any(np.ndim(label) for label in labels)
+    rows: list[list[Any]] = [np.atleast_1d(label).tolist() for label in labels]
+    if several and _are_zeros_and_ones(rows, classes):
+        return np.array(rows, np.float32)
     for number, row in enumerate(rows, 1):
         for label in row:
-            if int(label) != label or not 0 <= label < classes:
-                raise InputError(f"label {number} is {label!r}, outside the {classes} classes")
-    if not lists:
-        return np.array(labels, np.int64)
+            if label not in range(classes):
+                raise InputError(
+                    f"label {number} is {shown(label)}, outside the {classes} classes; give numbers of classes from 0"
+                )
+    if not several:
+        return np.array([label for (label,) in rows], np.int64)
     uniform = np.zeros((len(rows), classes), np.float32)
     for number, row in enumerate(rows):
         uniform[number, np.array(row, np.int64)] = 1
     return uniform
+
+
+def _are_zeros_and_ones(rows: list[list[Any]], classes: int) -> bool:
+    """Whether lists are one entry of each class, rather than numbers of classes.
+
+    Raises:
+        InputError: if they may be either, or are of bool and not one of each class.
+    """
+    fit = all(len(row) == classes and set(row) <= {0, 1} for row in rows)
+    truths = any(isinstance(label, bool) for row in rows for label in row)
+    if truths and not fit:
+        raise InputError(f"labels of bool need {classes} in each row, one of each class")
+    # The classes of a text are different ones: [1, 0, 0] are none.
+    if fit and not truths and all(len(set(row)) == len(row) for row in rows):
+        raise InputError(
+            f"labels like {rows[0]} of {classes} classes are zeros and ones, or numbers of classes; "
+            "give zeros and ones as an array [texts, classes], or as bool"
+        )
+    return fit

@@ -24,14 +24,32 @@ _MOST_CLASSES = 1_000
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Rows of one task."""
+    """Rows of one task.
+
+    It is made of columns of any kind: lists, arrays, Series of pandas, whose order counts and not their index.
+    """
 
     texts: list[str]
     labels: NDArray[Any]
-    """[rows] of int64, the class of each text; or [rows, classes] of bool, where several or none can hold"""
+    """[rows] of int64, the class of each text; or [rows, classes] of bool, where several or none can hold. They may be
+    given as any labels that `label_texts` takes, names of classes for example."""
     classes: tuple[str, ...]
     splits: NDArray[np.str_] | None
     """[rows]: train, val or test; None if the data does not say"""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        InputError: if columns are not of one length, or a label or a split is none.
+        """
+        texts, labels, classes, splits = _column(self.texts), self.labels, tuple(self.classes), self.splits
+        if not _are_read(labels, len(classes)):
+            labels, classes = _Labels("row", "label", _column(labels), classes).read()
+        if splits is not None and not (isinstance(splits, np.ndarray) and np.isin(splits, SPLITS).all()):
+            splits = _splits("row", splits)
+        for name, column in (("labels", labels), ("splits", splits)):
+            if column is not None and len(column) != len(texts):
+                raise InputError(f"{len(texts):,} texts and {len(column):,} {name}; each text needs its own")
+        vars(self).update(texts=texts, labels=labels, classes=classes, splits=splits)
 
     @property
     def multi_label(self) -> bool:
@@ -78,6 +96,23 @@ class LabelledTexts:
         return LabelledTexts([self.texts[row] for row in rows], self.labels[rows], self.classes, None)
 
 
+def _are_read(labels: Any, classes: int) -> bool:
+    """Whether labels are an array as `LabelledTexts` holds it, and of so many classes."""
+    if not isinstance(labels, np.ndarray):
+        return False
+    if labels.ndim == 2:
+        return labels.dtype == bool and labels.shape[1] == classes
+    return labels.dtype == np.int64 and bool(np.isin(labels, np.arange(classes)).all())
+
+
+def _column(values: Any) -> list[Any]:
+    """The values of a list, an array or a Series as Python's, in their order."""
+    for method in ("tolist", "to_pylist"):
+        if hasattr(values, method):
+            return list(getattr(values, method)())
+    return list(values)
+
+
 def one_hot(labels: NDArray[Any], classes: int) -> NDArray[np.bool_]:
     """[rows, classes] of bool, from either form of labels."""
     if labels.ndim == 2:
@@ -87,21 +122,21 @@ def one_hot(labels: NDArray[Any], classes: int) -> NDArray[np.bool_]:
 
 def label_texts(
     source: str,
-    texts: list[Any],
-    labels: list[Any],
-    splits: list[Any] | None,
+    texts: Iterable[Any],
+    labels: Iterable[Any],
+    splits: Iterable[Any] | None,
     classes: Sequence[str] = (),
     text_field: str = "text",
     label_field: str = "label",
 ) -> LabelledTexts:
-    """Make a task of columns, as they stand in a file.
+    """Make a task of columns, as they stand in a file or a table.
 
     Labels may be whole numbers, booleans or names, one of each text; or a list of each text: of booleans (or zeros
     and ones), one of each class; or of names, those that hold, as the emojis of a tweet.
 
     Args:
         source: where the rows are from, for errors.
-        texts: one of each row.
+        texts: one of each row: a list, an array, a Series of pandas, whose order counts and not its index.
         labels: likewise.
         splits: likewise (train, val or validation, test); None where the data does not say.
         classes: names of the classes. Labels that are numbers count them from 0. By default the distinct labels.
@@ -112,6 +147,7 @@ def label_texts(
         InputError: for an empty or missing text, a missing label, one outside the classes, a class whose name is no
             line of text, or an unknown split; it names the first row at fault, counted from 1.
     """
+    texts = _column(texts)
     if not texts:
         raise InputError(f"{source}: no rows")
     for name in classes:
@@ -123,12 +159,12 @@ def label_texts(
             )
         if not text.strip():
             raise InputError(f"{source}, row {number}: the text is empty; remove such rows")
-    found, names = _Labels(f"{source}, row", label_field, labels, tuple(classes)).read()
-    if splits is None:
-        return LabelledTexts(texts, found, names, None)
-    return LabelledTexts(
-        texts, found, names, np.array([_split(f"{source}, row {n}", value) for n, value in enumerate(splits, 1)])
-    )
+    found, names = _Labels(f"{source}, row", label_field, _column(labels), tuple(classes)).read()
+    return LabelledTexts(texts, found, names, None if splits is None else _splits(f"{source}, row", splits))
+
+
+def _splits(where: str, values: Iterable[Any]) -> NDArray[np.str_]:
+    return np.array([_split(f"{where} {number}", value) for number, value in enumerate(_column(values), 1)])
 
 
 def _split(where: str, value: object) -> str:

@@ -1,8 +1,8 @@
-"""CSV and TSV: what a file's own way of writing is, told from its first lines, and its rows.
+"""CSV and TSV: recognizes from the first lines how a file is written, and reads its rows.
 
-A quote that is missing its end would make one row of many. So what spans lines is a row only if it is one by the
-strict rules, and if the lines in its quotes do not look like rows themselves; otherwise its first line is damage, and
-reading goes on at the second.
+A quote that is missing its end would make one row of many. So several lines are one row only if they are one by
+the strict rules, and if the lines in the quotes do not look like rows themselves. Otherwise the first line is damage,
+and reading goes on at the second.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def read_delimited(file: Readable, dialect: Dialect, encoding: str = UTF_8) -> I
     is_awaited = dialect.has_header
     for found in _tab_rows(source) if dialect.delimiter == "\t" else _quoted_rows(source, dialect):
         if isinstance(found, Damage):
-            if is_awaited:  # the next row would pass for the header
+            if is_awaited:  # or the next row would be taken for the header
                 yield found._replace(reason=f"the header cannot be read, so the file cannot: {found.reason}")
                 return
             yield found
@@ -395,7 +395,7 @@ def _swallows_rows(row: Sequence[str], delimiter: str) -> bool:
         if between and all(len(fields) == width for fields in between) and (width > 2 or len(between) > 1):
             return True
         for index, length in numbers:
-            # What is before its place in a row begins the lines of those that were swallowed, what is behind ends them.
+            # The fields before its place in a row begin the lines of swallowed rows, and the fields behind it end them.
             lines = (
                 [fields for fields in (*between, last) if len(fields) > place] if index < place else (first, *between)
             )

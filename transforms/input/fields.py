@@ -141,7 +141,7 @@ class FieldMapping:
 
 
 class FieldError(ValueError):
-    """A record that is no tweet; the message says why."""
+    """A record that is not a tweet; the message says why."""
 
 
 def to_id(value: Any, name: str) -> str:
@@ -204,7 +204,7 @@ def to_microseconds(value: Any, name: str) -> int:
             size = abs(value)
             times = next((times for bound, times in _TIMES if size < bound), 0)
             microseconds = round(value * times) if times else round(value // 1000)
-            datetime.fromtimestamp(microseconds / 1e6, UTC)  # raises for what no calendar holds
+            datetime.fromtimestamp(microseconds / 1e6, UTC)  # raises for a day that no calendar has
             return microseconds
     except (ValueError, OverflowError):
         pass
@@ -324,7 +324,7 @@ def convert_kept(value: Any, field: KeptField) -> Any:
 
 
 def _to_json(value: Any) -> str:
-    """JSON, with null for numbers that JSON has not: readers refuse a whole column for one NaN in it."""
+    """JSON, with null for numbers that JSON does not have: readers refuse a whole column for one NaN."""
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:

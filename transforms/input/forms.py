@@ -32,7 +32,7 @@ _USUAL = Dialect()
 
 @dataclass(frozen=True)
 class FormOptions:
-    """What is said of the form of all inputs, instead of what each shows."""
+    """The user's word on the form of all inputs, instead of what each file shows."""
 
     format: str | None = option(None, "format of all inputs (default: by their names and contents)", choices=FORMATS)
     encoding: str | None = option(
@@ -66,7 +66,7 @@ class FormOptions:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What of them makes another command of one, without what is as it always was."""
+        """The options that make it another command, without those that have their defaults."""
         given = {
             "encoding": self.encoding, "delimiter": self.delimiter, "no_header": self.no_header,
             "columns": list(self.columns),

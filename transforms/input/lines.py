@@ -40,7 +40,7 @@ def read_lines(file: Readable, start: int = 0, end: int | None = None) -> Iterat
 
 
 def cut_off(position: int, error: Exception) -> Damage:
-    """What is not there because a file cannot be read on."""
+    """The damage where a file cannot be read on."""
     verb = "is not" if isinstance(error, ExpansionError) else "cannot be"
     return Damage(position, f"the rest of the file {verb} read: {error}", b"")
 

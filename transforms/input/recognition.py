@@ -1,4 +1,4 @@
-"""`recognize`: the form of a file, from its first bytes, its name and what is said of it. Contents win over names."""
+"""`recognize`: the form of a file, from its first bytes, its name and the options. Contents win over names."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _FOREIGN = (
     (b"version https://git-lfs", "a pointer of Git LFS, and not the file", "fetch that with git lfs pull"),
     (FEATHER_1, "Feather of version 1", "in Python, feather.write_feather(feather.read_table(A), B) writes it anew"),
 )  # fmt: skip
-"""What is no text and not read: by what it begins, what it is, what to do."""
+"""Files that are not read: how they begin, what they are, what to do."""
 _PAGES = {"<!doctype html": "a page in HTML", "<html": "a page in HTML", "<?xml": "XML"}
-"""By how it begins, what is read as text only if that is asked for."""
+"""By their beginnings: files that are read as text only if that is asked for."""
 _TAR = slice(257, 262), b"ustar"
 _WORKBOOK = "[Content_Types].xml"
 
@@ -49,7 +49,7 @@ def recognize(file: BinaryIO, path: str, options: FormOptions = FormOptions()) -
     Args:
         file: seekable; as it is stored.
         path: its name.
-        options: what is said of it.
+        options: the user's word on it.
 
     Raises:
         InputError: if it is in none that can be read, with the remedy.
@@ -188,7 +188,7 @@ def _form_of_plain(
 
 
 def _check_columns(source: SourceFile, form: Form) -> None:
-    """Refuse what has a column twice.
+    """Refuse a file that has a column twice.
 
     Raises:
         InputError: naming it, or if what tells of the columns cannot be read.

@@ -1,7 +1,7 @@
 """Files of texts to train on, read by the same readers as tweets are, and bounded as they are. Pure functions, no Beam.
 
-What they give are columns; whether those make sense is said by `torchmoji_core.training`. Unlike a tweet that cannot be
-read, which becomes a dead letter, a row that cannot be read here ends all: who trains can mend the file.
+They give columns; `torchmoji_core.training` checks whether those make sense. A tweet that cannot be read becomes a dead
+letter, but a row that cannot be read here ends the command: the person who trains can mend the file.
 """
 
 from __future__ import annotations

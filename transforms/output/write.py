@@ -74,7 +74,7 @@ class WriteScores(beam.PTransform):
         rows_per_group: rows of a row group; a group is held in memory until it is full.
         measure_latency: whether the column timestamp is of events that have just happened, as in streaming runs; then
             the time from each to its file being in place goes to the distribution `metrics.LATENCY`.
-        journal: whether the records of files go to the journal, to be adopted while the run goes on
+        journal: whether the records of files go to the journal, to be committed while the run goes on
             (`pipelines.data_set.pending`), since an endless run has no end at which they could be listed.
 
         Raises:
@@ -219,7 +219,7 @@ class Files:
         """
         for key in list(self._writers):
             self._close(key)
-        # All at once, which takes little longer than one, and before any can get its name.
+        # All together, which takes little longer than one, and before any gets its name.
         storage.sync(file.temporary for _, file in self._closed)
         return self._closed
 

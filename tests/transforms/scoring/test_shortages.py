@@ -159,18 +159,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputFile]:
     return {name: InputFile(str(directory / name), (directory / name).stat().st_size, 1e9) for name in NAMES}
 
 
-class Forgetful(ScoreCache):
-    """A cache that can be made empty."""
+class Remembered(ScoreCache):
+    """A cache that can be found again, to be made empty."""
 
-    made: ClassVar[list[Forgetful]] = []
+    made: ClassVar[list[Remembered]] = []
 
     def __init__(self, megabytes: int, record: Any) -> None:
         super().__init__(megabytes, record)
-        self.arguments = megabytes, record
         self.made.append(self)
-
-    def forget(self) -> None:
-        ScoreCache.__init__(self, *self.arguments)
 
 
 class Pipeline:
@@ -189,8 +185,8 @@ class Pipeline:
         self, file: InputFile, steps: tuple[beam.DoFn, ...], poison: list[TokenizedTweet]
     ) -> tuple[list[str], list[DeadLetter]]:
         """Ids of the rows, and dead letters. Nothing is known of an earlier call."""
-        for cache in Forgetful.made:
-            cache.forget()
+        for cache in Remembered.made:
+            cache.renew()
         dead: list[DeadLetter] = []
         ids: list[str] = []
 
@@ -223,10 +219,10 @@ class Pipeline:
 def pipeline(request: pytest.FixtureRequest, model: str, striker: Striker) -> Iterator[Pipeline]:
     threading.setprofile(striker)  # calls in the threads that score are counted too
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torchmoji_core.inference.scorer.ScoreCache", Forgetful)
+        patch.setattr("torchmoji_core.inference.scorer.ScoreCache", Remembered)
         yield Pipeline(model, *request.param)
     threading.setprofile(None)
-    Forgetful.made.clear()
+    Remembered.made.clear()
 
 
 @functools.cache

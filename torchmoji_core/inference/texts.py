@@ -1,0 +1,66 @@
+"""What is scored: any iterable of strings, read once and in order, or refused with the call that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torchmoji_core.names import shown
+from torchmoji_core.options import check_choice
+
+MISSING = ("error", "empty")
+"""What a missing text (None, NaN, pandas' NA) is: an error, or a text without tokens."""
+
+Texts = Iterable[str | float | None]
+"""A list, a generator, a Series of pandas or polars, an array of numpy or Arrow."""
+
+
+def as_texts(texts: Texts, missing: str = "error") -> list[str]:
+    """The texts of any iterable of strings.
+
+    Args:
+        texts: read once, in its order.
+        missing: one of `MISSING`.
+
+    Raises:
+        TypeError: for one string, bytes, a mapping, a set or a table; or naming the first row that is no text.
+        InputError: for another `missing`.
+    """
+    check_choice("missing", missing, MISSING)
+    kind = type(texts).__name__
+    shape = getattr(texts, "shape", (0,))  # tables have two dimensions, a Series one, a list none to tell
+    if isinstance(texts, str):
+        raise TypeError("score takes a list of texts; for one text give [text]")
+    if isinstance(texts, (bytes, bytearray)):
+        raise TypeError(f"score takes a list of texts, not {kind}; for one text give [text.decode()]")
+    if isinstance(texts, Mapping):
+        raise TypeError(f"score takes a list of texts, not a {kind}; give its values: list(texts.values())")
+    if isinstance(texts, (set, frozenset)):
+        raise TypeError(f"score takes texts in an order, which a {kind} has not; give sorted(texts)")
+    if isinstance(shape, tuple) and len(shape) != 1:
+        raise TypeError(
+            f"score takes one column of texts, not a {kind} of shape {shape}; give the column: table['text']"
+        )
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"score takes a list of texts, not {kind}; for one text give [text]")
+    # Arrow's arrays are iterables of their own kind of values.
+    result = list(texts.to_pylist() if hasattr(texts, "to_pylist") else texts)
+    for row, text in enumerate(result):
+        if not isinstance(text, str):
+            result[row] = _without_text(row, text, missing)
+    return result
+
+
+def _without_text(row: int, value: object, missing: str) -> str:
+    where = f"row {row} (counted from 0) is {shown(value)}, not a text"
+    if not _is_missing(value):
+        raise TypeError(f"{where}; make it one, as by str(), or leave it out")
+    if missing == "error":
+        raise TypeError(f'{where}; with missing="empty" such rows are scored as empty texts')
+    return ""
+
+
+def _is_missing(value: object) -> bool:
+    """Whether it is what None, or a number that is none, becomes in tables."""
+    if isinstance(value, float):
+        return value != value
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
