@@ -112,7 +112,7 @@ def in_batches(engine: Engine, chosen: list[int], limits: BatchLimits) -> list[R
 
 @pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "int8"])
 @given(chosen=chosen_rows, limits=some_limits)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_a_row_alone_is_a_row_in_any_batch(
     state: dict[str, Tensor], precision: str, chosen: list[int], limits: BatchLimits
 ) -> None:

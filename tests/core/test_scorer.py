@@ -120,7 +120,7 @@ def test_the_number_of_threads_does_not_matter(bundle: Bundle, threads: int) -> 
 
 @pytest.mark.parametrize("cache_mb", [0, 1])
 @given(calls=st.lists(st.lists(st.integers(0, len(TEXTS) - 1), max_size=12), min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_what_was_scored_before_does_not_matter(
     bundle: Bundle, alone: list[tuple[Any, ...]], calls: list[list[int]], cache_mb: int
 ) -> None:

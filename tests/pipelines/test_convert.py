@@ -361,18 +361,6 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert len(again.stderr.splitlines()) == 1
 
 
-def test_a_malicious_checkpoint_as_a_process(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(torch_file({**STATE, "x": Malicious(tmp_path / "created")}))
-    write_vocabulary(tmp_path / "vocabulary.json")
-    before = sorted(tmp_path.iterdir())
-    arguments = ["--checkpoint", "weights.bin", "--vocabulary", "vocabulary.json", "--output", "bundle"]
-    done = command(*arguments, folder=tmp_path)
-    assert done.returncode == WRONG_INPUT
-    assert len(done.stderr.splitlines()) == 1
-    assert "Traceback" not in done.stderr
-    assert sorted(tmp_path.iterdir()) == before
-
-
 @pytest.mark.skipif(not (GOLDEN / "make_reference_weights.py").exists(), reason="no ../shared/golden here")
 def test_full_size_gives_the_reference_outputs(run: Run) -> None:
     specification = importlib.util.spec_from_file_location("reference_weights", GOLDEN / "make_reference_weights.py")

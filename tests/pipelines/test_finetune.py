@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import finetune
+from pipelines import finetune, score
 from pipelines.cli.exits import DONE, WRONG_INPUT, run_command
 from tests.pipelines.conftest import Finished
 from tests.pipelines.shells import kill_while_training, shell
@@ -58,7 +58,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(tmp_path_factory.mktemp("data") / "moods.csv", make_rows())
 
 
-def test_finetune_then_score_from_a_shell(tmp_path: Path, base: Path, data: Path) -> None:
+def test_finetune_from_a_shell_then_score(
+    run_main: Callable[..., Finished], tmp_path: Path, base: Path, data: Path
+) -> None:
     bundle = tmp_path / "moods"
     fields = ["--text_field", "body", "--label_field", "mood"]
     done = shell(
@@ -72,8 +74,8 @@ def test_finetune_then_score_from_a_shell(tmp_path: Path, base: Path, data: Path
     assert scores["test"]["accuracy"] == 1
     posts = tmp_path / "posts.jsonl"
     posts.write_text('{"id": "1", "text": "good good day"}\n{"id": "2", "text": "bad bad night"}\n')
-    scored = shell("pipelines.score", "--input", posts, "--output", tmp_path / "out", "--model", bundle)
-    assert scored.returncode == DONE, scored.stderr
+    scored = run_main(score.main, "--input", posts, "--output", tmp_path / "out", "--model", bundle)
+    assert scored.status == DONE, scored.err
     rows = {row["id"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
     assert [rows[key]["top_classes"][0]["class"] for key in "12"] == ["glad", "sorry"]
     assert not any("emoji" in name for name in rows["1"])

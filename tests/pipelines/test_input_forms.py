@@ -18,7 +18,7 @@ from tests.pipelines.many_forms import LINES, TEXTS, in_many_forms
 Run = Callable[..., Finished]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.faults)])
 def test_a_directory_of_all_forms(workers: str, run_score: Run, run_verify: Run, tmp_path: Path) -> None:
     copies = in_many_forms(tmp_path / "in")
     command = ["--input", "in", "--output", "in/scored", "--keep_fields", "lang", "--direct_num_workers", workers]

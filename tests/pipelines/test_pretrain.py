@@ -16,7 +16,7 @@ import torch
 from pipelines import pretrain
 from pipelines.cli.exits import DONE, WRONG_INPUT
 from tests.pipelines.conftest import Finished
-from tests.pipelines.shells import kill_while_training, shell
+from tests.pipelines.shells import kill_while_training
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
 
@@ -49,8 +49,7 @@ def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle made by the command, from a vocabulary of its own."""
     path = tmp_path_factory.mktemp("teacher") / "teacher"
     settings = ["--name", "teacher", "--epochs", 25, "--batch_size", 16, *SMALL]
-    done = shell("pipelines.pretrain", "--data", data, "--output", path, *settings)
-    assert done.returncode == DONE, done.stderr
+    assert pretrain.main(list(map(str, ["--data", data, "--output", path, *settings]))) == DONE
     return path
 
 
@@ -66,14 +65,16 @@ def test_a_bundle_that_knows_its_emojis(teacher: Path) -> None:
     assert f"| test | 24 | {bundle.provenance['scores']['test']['top1']:.3f} |" in bundle.card
 
 
-def test_a_pupil_of_a_teacher_with_a_card_of_its_own(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_pupil_of_a_teacher_with_a_card_of_its_own(
+    run_main: Callable[..., Finished], data: Path, teacher: Path, tmp_path: Path
+) -> None:
     card = tmp_path / "card.md"
     card.write_text("**Limits.** It knows four moods.\n")
-    done = shell(
-        "pipelines.pretrain", "--data", data, "--output", tmp_path / "pupil", "--teacher", teacher, "--card", card,
+    done = run_main(
+        pretrain.main, "--data", data, "--output", tmp_path / "pupil", "--teacher", teacher, "--card", card,
         "--prepared", tmp_path / "prepared", "--epochs", 1, *SMALL,
     )  # fmt: skip
-    assert done.returncode == DONE, done.stderr
+    assert done.status == DONE, done.err
     pupil, taught_by = load_bundle(str(tmp_path / "pupil")), load_bundle(str(teacher))
     assert pupil.vocabulary.tokens == taught_by.vocabulary.tokens
     assert pupil.provenance["teachers"] == {taught_by.fingerprint: "teacher"}
@@ -81,12 +82,13 @@ def test_a_pupil_of_a_teacher_with_a_card_of_its_own(data: Path, teacher: Path, 
     assert (tmp_path / "prepared" / f"teacher-{taught_by.fingerprint}.npy").exists()
 
 
-def test_training_goes_on_from_a_bundle(data: Path, teacher: Path, tmp_path: Path) -> None:
+def test_training_goes_on_from_a_bundle(
+    run_main: Callable[..., Finished], data: Path, teacher: Path, tmp_path: Path
+) -> None:
     settings = ["--epochs", "0.01", "--min_count", "1", "--learning_rate", "1e-9", "--name", "later"]
-    done = shell(
-        "pipelines.pretrain", "--data", data, "--start", teacher, "--output", tmp_path / "later.zip", *settings
-    )
-    assert done.returncode == DONE, done.stderr
+    output = tmp_path / "later.zip"
+    done = run_main(pretrain.main, "--data", data, "--start", teacher, "--output", output, *settings)
+    assert done.status == DONE, done.err
     later, before = load_bundle(str(tmp_path / "later.zip")), load_bundle(str(teacher))
     assert later.provenance["start"] == {before.fingerprint: "teacher"}
     assert (later.dimensions, later.vocabulary.tokens) == (before.dimensions, before.vocabulary.tokens)

@@ -8,7 +8,7 @@ from transforms.storage import files as storage
 
 HANG_GUARD = 120
 """Seconds."""
-FILES = 15
+FILES = 8
 _WRITERS = 6
 
 

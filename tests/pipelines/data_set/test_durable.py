@@ -181,7 +181,7 @@ def test_a_disk_that_fails_is_said(tmp_path: Path, inputs: Path, run_annotate: R
         patch.setattr(os, "fsync", fails)
         assert run_annotate("--commit_every", "0").status == 0
         total = calls
-        for failing in range(1, total + 1, max(1, total // 8)):
+        for failing in range(1, total + 1, max(1, total // 5)):
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
             calls = 0
             finished = run_annotate("--commit_every", "0")

@@ -438,8 +438,7 @@ def by_rename(path: Path) -> None:
     other.rename(path)
 
 
-@pytest.mark.parametrize("replace", [replace_content, by_rename])
-@pytest.mark.parametrize("name", ["x.jsonl", "x.parquet"])
+@pytest.mark.parametrize(("name", "replace"), [("x.jsonl", replace_content), ("x.parquet", by_rename)])
 def test_a_file_that_is_replaced_while_it_is_read_is_noticed(
     tmp_path: Path,
     run_score: Run,

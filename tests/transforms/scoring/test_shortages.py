@@ -237,7 +237,7 @@ LIMITS = [BatchLimits(), BatchLimits(max_rows=1), BatchLimits(max_rows=7), Batch
 POISON = TokenizedTweet(Tweet("poison", "x", 0, ("en", 1, None)), [10**6], 1, False, 0)
 
 
-@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     name=st.sampled_from(NAMES),
     limits=st.sampled_from(LIMITS),

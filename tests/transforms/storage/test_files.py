@@ -1,21 +1,16 @@
-"""Files on an object store: right under faults, whole or not there, and one clear message when it is no use."""
+"""Files on an object store: right under faults, and whole or not there."""
 
 from __future__ import annotations
 
-import errno
 import gc
 import io
 import itertools
 import os
 import random
-import re
-import signal
-import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,56 +20,14 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
-from tests.transforms.creators import FILES, HANG_GUARD, create_at_once
+from tests.transforms.creators import HANG_GUARD
+from tests.transforms.storage.objects import FAULTY, contents, paths, write
 from torchmoji_core.errors import ChangedError
 from transforms.input.read import list_files
 from transforms.storage import files as storage
-from transforms.storage.listing import FileFacts
-
-FAULTY = 0.2
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[ObjectStoreServer]:
-    with ObjectStoreServer() as server:
-        yield server
-
-
-@pytest.fixture
-def server(running: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch) -> ObjectStoreServer:
-    running.use(monkeypatch)
-    running.faults = Faults()
-    return running
-
-
-@pytest.fixture
-def bucket(server: ObjectStoreServer) -> str:
-    """URI of a new bucket."""
-    name = f"bucket{uuid.uuid4().hex[:12]}"
-    server.client().create_bucket(Bucket=name)
-    return f"s3://{name}"
-
-
-def contents(server: ObjectStoreServer, bucket: str) -> dict[str, bytes]:
-    return server.contents(bucket.partition("://")[2])
-
-
-def fill(server: ObjectStoreServer, bucket: str, keys: list[str]) -> None:
-    client = server.client()
-    for key in keys:
-        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=key.encode())
-
-
-def write(path: str, content: bytes) -> None:
-    with storage.create(path) as file:
-        file.write(content)
-
-
-def paths(found: list[FileFacts]) -> list[str]:
-    return [metadata.path for metadata in found]
-
-
-@pytest.mark.parametrize(("scheme", "seed"), [("s3", 1), ("s3", 2), ("gs", 3), ("gcs", 4)])
+@pytest.mark.parametrize(("scheme", "seed"), [("s3", 1), ("gs", 3), ("gcs", 4)])
 def test_every_operation_is_right_when_a_fifth_of_the_requests_fails(
     server: ObjectStoreServer, bucket: str, scheme: str, seed: int
 ) -> None:
@@ -271,285 +224,6 @@ def test_an_object_that_is_not_what_was_listed_is_not_read(bucket: str) -> None:
             opened.read()
     with pytest.raises(ChangedError):
         storage.open_listed(file.path, file.version)
-
-
-# --- written by one of many ----------------------------------------------------------------------------------------
-
-RACE = """
-import sys
-from transforms.storage import files as storage
-directory, writer = sys.argv[1:]
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(30):
-    if storage.create_if_absent(f"{directory}/{number}", writer.encode(), f"{directory}/_tmp/{writer}-{number}"):
-        print(number)
-"""
-
-
-@pytest.fixture(params=["local", "without links", "s3", "gs"])
-def place(request: pytest.FixtureRequest, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    def refuse(source: object, target: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted", str(source))
-
-    if request.param == "without links":
-        monkeypatch.setattr(os, "link", refuse)
-    if request.param in ("local", "without links"):
-        return str(tmp_path / "new" / "directory")
-    return bucket.replace("s3://", f"{request.param}://")
-
-
-def files_of(place: str) -> dict[str, bytes]:
-    found = storage.match([f"{place}/**"])
-    return {file.path.removeprefix(f"{place}/"): storage.read_bytes(file.path) for file in found}
-
-
-def test_of_several_threads_one_creates_a_file(server: ObjectStoreServer, place: str) -> None:
-    server.faults = mixed(FAULTY, 20)
-    won = create_at_once(place)
-    server.faults = Faults()
-    assert len(won) == FILES
-    assert files_of(place) == dict(won), "all of one writer's content, and nothing temporary"
-
-
-@pytest.mark.parametrize("place", ["local", "s3"], indirect=True)
-def test_of_several_processes_one_creates_a_file(place: str) -> None:
-    writers = ["a", "b"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, place, writer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for writer in writers
-    ]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=HANG_GUARD)[0].split() for process in processes]
-    won = {name: writer.encode() for writer, names in zip(writers, outputs, strict=True) for name in names}
-    assert sum(map(len, outputs)) == 30
-    assert files_of(place) == won
-
-
-def test_who_creates_a_file_knows_it_although_the_answer_was_lost(server: ObjectStoreServer, bucket: str) -> None:
-    server.faults = Faults(lost=0.5, only="PUT", seed=3)
-    for number in range(10):
-        assert storage.create_if_absent(f"{bucket}/{number}", b"mine", f"{bucket}/_tmp")
-    assert server.injected["lost"] > 1
-    assert not storage.create_if_absent(f"{bucket}/0", b"theirs", f"{bucket}/_tmp")
-    assert set(contents(server, bucket).values()) == {b"mine"}
-
-
-def test_a_file_that_is_there_stays(place: str) -> None:
-    write(f"{place}/file", b"old")
-    assert not storage.create_if_absent(f"{place}/file", b"new", f"{place}/_new")
-    assert files_of(place) == {"file": b"old"}
-
-
-# --- names ---------------------------------------------------------------------------------------------------------
-
-
-def test_globs_match_as_on_other_filesystems(server: ObjectStoreServer, bucket: str) -> None:
-    fill(server, bucket, ["a.json", "dir/b.json", "dir/c.txt", "dir/deep/d.json", "dir/", "[x].json", "[x]/in.json"])
-    assert paths(storage.match([f"{bucket}/*.json"])) == [f"{bucket}/[x].json", f"{bucket}/a.json"]
-    assert paths(storage.match([f"{bucket}/dir/*"])) == [f"{bucket}/dir/b.json", f"{bucket}/dir/c.txt"]
-    assert paths(storage.match([f"{bucket}/dir/"])) == paths(storage.match([f"{bucket}/dir/*"]))
-    assert paths(storage.match([f"{bucket}/dir/**.json"])) == [f"{bucket}/dir/b.json", f"{bucket}/dir/deep/d.json"]
-    assert paths(storage.match([f"{bucket}/a.json", f"{bucket}/none"])) == [f"{bucket}/a.json"]
-    assert storage.metadata(f"{bucket}/[x].json").size_in_bytes == len("[x].json")
-    assert [file.path for file in list_files(f"{bucket}/[x].json").files] == [f"{bucket}/[x].json"]
-    assert [file.path for file in list_files(f"{bucket}/[a].json").files] == [f"{bucket}/a.json"]
-    storage.delete_directory(f"{bucket}/[x]")
-    assert set(contents(server, bucket)) == {"a.json", "dir/b.json", "dir/c.txt", "dir/deep/d.json", "dir/", "[x].json"}
-
-
-def test_place_holders_of_directories_are_no_files(server: ObjectStoreServer, bucket: str) -> None:
-    fill(server, bucket, ["a.json", "dir/in.json", "both"])
-    for key in ("empty.json", "dir/", "other/", "both/"):
-        server.client().put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"")
-    found = [file.path for file in list_files(f"{bucket}/*").files]
-    assert found == [f"{bucket}/{name}" for name in ("a.json", "both", "empty.json")]
-    assert not storage.exists(f"{bucket}/other/")
-    assert storage.metadata(f"{bucket}/other") is None
-
-
-@pytest.mark.parametrize("key", ["dir//in.json", "dir/../in.json", "dir/./in.json"])
-def test_names_that_obstore_does_not_take_are_said_in_one_line(
-    server: ObjectStoreServer, bucket: str, key: str
-) -> None:
-    """Not passed over, and not taken for others."""
-    fill(server, bucket, [key, "zz.json"])
-    with pytest.raises(OSError, match=r"^s3://bucket.*dir/.*rename that object") as error:
-        storage.match([f"{bucket}/dir/**"])
-    assert "\n" not in str(error.value)
-    with pytest.raises(OSError, match=r"names that are empty, \. or \.\. cannot be used between slashes"):
-        storage.read_bytes(f"{bucket}/{key}")
-    assert paths(storage.match([f"{bucket}/zz*"])) == [f"{bucket}/zz.json"]
-
-
-def test_more_objects_than_a_page_are_listed_and_deleted(server: ObjectStoreServer, bucket: str) -> None:
-    keys = [f"many/{number:04}" for number in range(1_203)]
-    fill(server, bucket, [*keys, "many-others/stays"])
-    server.faults = mixed(FAULTY, 12)
-    found = storage.match([f"{bucket}/many/*"])
-    assert paths(found) == [f"{bucket}/{key}" for key in keys]
-    assert {metadata.size_in_bytes for metadata in found} == {9}
-    server.faults = Faults()
-    assert len(storage.match([f"{bucket}/many/12[0]*", f"{bucket}/many/00[0]*"])) == 13
-    assert len(server.requests) == 2, "each begins where it may match, and ends where it may not any more"
-    server.faults = mixed(FAULTY, 12)
-    storage.delete_directory(f"{bucket}/many")
-    server.faults = Faults()
-    assert set(contents(server, bucket)) == {"many-others/stays"}
-
-
-# --- what is no use to try again -----------------------------------------------------------------------------------
-
-OPERATIONS: list[Callable[[str], object]] = [
-    storage.read_bytes,
-    storage.open_raw,
-    storage.metadata,
-    lambda path: storage.match([f"{path}*"]),
-    lambda path: write(path, b"content"),
-    lambda path: write(path, bytes(9 << 20)),
-    lambda path: storage.delete([path]),
-]
-NAMES = ["read_bytes", "open_raw", "metadata", "match", "write", "write-large", "delete"]
-
-
-@pytest.mark.parametrize("operation", OPERATIONS, ids=NAMES)
-def test_a_server_that_always_fails_ends_in_one_clear_error(
-    server: ObjectStoreServer, bucket: str, operation: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "1")
-    server.faults = Faults(errors=1.0)
-    with pytest.raises(
-        OSError, match=r"failed \d+ times in 1 seconds, at last with: .*(500|503|SlowDown|Internal)"
-    ) as e:
-        operation(f"{bucket}/object")
-    assert str(e.value).startswith(f"{bucket}/object")
-    assert "\n" not in str(e.value)
-
-
-def test_a_server_that_never_answers_ends_in_one_clear_error(
-    server: ObjectStoreServer, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "1")
-    monkeypatch.setenv("TORCHMOJI_REQUEST_SECONDS", "0.5")
-    server.faults = Faults(hangs=1.0, hang_seconds=5)
-    with pytest.raises(OSError, match=r"read failed \d+ times in 1 seconds, at last with: no answer in time"):
-        storage.read_bytes(f"{bucket}/object")
-
-
-def test_a_server_that_is_not_there_ends_in_one_clear_error(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
-    monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(OSError, match="at last with: Connection refused"):
-        storage.read_bytes(f"{bucket}/object")
-
-
-# Not of what asks for metadata: a store says of a missing bucket there what it says of a missing object.
-@pytest.mark.parametrize("operation", OPERATIONS[:2] + OPERATIONS[3:], ids=NAMES[:2] + NAMES[3:])
-def test_a_bucket_that_does_not_exist_is_said_at_once(
-    server: ObjectStoreServer, operation: Callable[[str], object]
-) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"^s3://no-such-bucket/object.*(does not exist|not found) at http://127"
-    ):
-        operation("s3://no-such-bucket/object")
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("operation", OPERATIONS, ids=NAMES)
-def test_credentials_that_are_refused_are_said_at_once(
-    refusing: ObjectStoreServer, operation: Callable[[str], object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refusing.use(monkeypatch)
-    refusing.faults = Faults()
-    with pytest.raises(PermissionError, match=r"^s3://bucket/object.*access is denied.*check the credentials"):
-        operation("s3://bucket/object")
-    assert len(refusing.requests) == 1
-
-
-@pytest.fixture(scope="module")
-def refusing() -> Iterator[ObjectStoreServer]:
-    with ObjectStoreServer(check_credentials=True) as server:
-        yield server
-
-
-def test_missing_credentials_are_said_at_once(
-    server: ObjectStoreServer, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(PermissionError, match=r"no credentials .*set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
-        storage.read_bytes(f"{bucket}/object")
-    assert server.requests == []
-
-
-@pytest.mark.parametrize("path", ["s3://", "s3:///key", "s3://bucket", "s3://bucket/"])
-def test_a_uri_without_bucket_or_key_is_said_at_once(server: ObjectStoreServer, path: str) -> None:
-    with pytest.raises(OSError, match=re.escape("the form is s3://bucket/key")):
-        storage.read_bytes(path)
-    with pytest.raises(OSError, match=re.escape("the form is s3://bucket/key")):
-        write(path, b"content")
-    assert server.requests == []
-
-
-@pytest.mark.parametrize("value", ["soon", "-1", "0", "nan", "inf"])
-def test_a_time_that_is_none_is_refused(bucket: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHMOJI_REQUEST_SECONDS", value)
-    with pytest.raises(OSError, match="TORCHMOJI_REQUEST_SECONDS must be a positive number of seconds"):
-        storage.exists(f"{bucket}/object")
-
-
-def test_a_signal_does_not_wait_for_a_silent_server(
-    server: ObjectStoreServer, bucket: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(number: int, frame: object) -> None:
-        raise InterruptedError
-
-    def send_when_held() -> None:
-        server.is_holding.wait(HANG_GUARD)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, stop)
-    server.held, server.faults = "/object", Faults()
-    server.is_holding.clear()
-    thread = threading.Thread(target=send_when_held)
-    thread.start()
-    try:
-        with pytest.raises(InterruptedError):
-            storage.publish(f"{bucket}/object", b"content", "")
-        assert server.requests == ["PUT"]
-    finally:
-        server.held = ""
-        signal.signal(signal.SIGUSR1, before)
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("location", "endpoint", "message"),
-    [
-        ("s3://no bucket/key", "http://127.0.0.1:9", "'no bucket' is no name of a bucket"),
-        ("s3://me:secret@host/key", "http://127.0.0.1:9", "is no name of a bucket"),
-        ("s3://bucket/key", "nonsense", "Invalid endpoint: nonsense|nonsense: no address of a store"),
-        ("gs://bucket/key", "127.0.0.1 9", "no address of a store; the form is https://host:port"),
-        ("abfss://container/key", "http://127.0.0.1:9", "Account must be specified; check AZURE_STORAGE_CONNECTION"),
-        ("azfs://account", "http://127.0.0.1:9", "the form is azfs://account/container/key"),
-    ],
-)
-def test_an_address_that_is_none_is_said_in_one_line(
-    location: str, endpoint: str, message: str, monkeypatch: pytest.MonkeyPatch, server: ObjectStoreServer
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
-    with pytest.raises(OSError, match=message) as error:
-        storage.read_bytes(location)
-    assert "\n" not in str(error.value)
 
 
 # --- settings, and other filesystems -------------------------------------------------------------------------------
