@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -85,6 +87,31 @@ def test_folders_are_imported_in_one_direction(imports: dict[str, set[str]]) -> 
             met = {other.rpartition("/")[0] for other in others if other.startswith(package)} & ROOMS.keys()
             assert met <= ROOMS[folder] | {folder}, path
             assert not others & commands, path
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """What a file uses of others that is private there: in attributes, imports, and names that it gives to setattr."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    imports = [alias for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    modules = {alias.asname or alias.name.partition(".")[0] for alias in imports} - OURS  # os._exit may be used
+    for node in nodes:
+        owner, names = "", []
+        if isinstance(node, ast.Attribute):
+            owner, names = ast.unparse(node.value), [node.attr]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("attr"):
+            owner = ast.unparse(node.args[0])
+            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+        if owner not in ("self", "cls") and owner.partition(".")[0] not in modules:
+            yield from (name for name in names if re.search(r"(^|\.)_[a-zA-Z]", name))
+
+
+def test_tests_use_public_names() -> None:
+    """What a test shows is then what a user would notice, and code can be changed behind its names."""
+    of_tuples = {"_replace", "_asdict", "_fields", "_make"}
+    found = {str(path): {*private_names(path)} - of_tuples for path in (ROOT / "tests").rglob("*.py")}
+    assert not {path: names for path, names in found.items() if names}
 
 
 @pytest.mark.parametrize("command", ["score", "convert", "pretrain"])

@@ -1,6 +1,6 @@
 """Where the files of a bundle are: a directory, a .zip, or either behind a URI. Moves bytes, knows no model.
 
-Whoever reads says for each file how large it may be. That is compared with what a directory, an archive or a server
+The caller says for each file how large it may be. That is compared with what a directory, an archive or a server
 says of its size, before anything of it is read. Remote files are kept in a cache directory under the digest of their
 content, so a cached file that was damaged is noticed and fetched again, and a remote bundle that was replaced is never
 mixed with its predecessor.

@@ -2,7 +2,7 @@
 
 A server may be silent, send a byte a second (of its headers, too), send without an end, redirect in a circle, or break
 off. Timeouts of libraries bound the time between two bytes and no more, and those of stores differ. So a download runs
-in a thread, and whoever waits for it looks at what has come: it may take twice $TORCHMOJI_REQUEST_SECONDS, and a second
+in a thread, and the waiting thread looks at what has come: it may take twice $TORCHMOJI_REQUEST_SECONDS, and a second
 more for each 32 KiB that have come. A thread that is given up ends with its connection, or with the process.
 """
 
@@ -23,7 +23,8 @@ SLOWEST = 32 << 10
 _PIECE = 64 << 10
 _FRUITLESS_TRIES = 4
 """How often in a row a download is gone on with that gets no further."""
-_FIRST_PAUSE = 0.25
+FIRST_PAUSE = 0.25
+"""Seconds before a download is gone on with; twice as long before each further try."""
 _TOO_MANY_REQUESTS = 429
 _FAILURES = {"ConnectionError", "ProtocolError", "Timeout", "TimeoutError", "ChunkedEncodingError", "TransientError"}
 """Names of what is raised where a network fails; importing the libraries takes time."""
@@ -124,7 +125,7 @@ class _Download:
                 fruitless = 0 if self.received > before else fruitless + 1
                 if not may_pass(error) or fruitless == _FRUITLESS_TRIES or self.is_given_up:
                     raise
-            time.sleep(_FIRST_PAUSE * 2**fruitless)
+            time.sleep(FIRST_PAUSE * 2**fruitless)
 
     def _try_store(self) -> None:
         """From a store; obstore goes on by itself where it was, a few times."""

@@ -24,11 +24,11 @@ _NOT_FOR_DIRECTORIES = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 def sync(paths: Iterable[str | Path]) -> None:
     """Return when files and directories are on the disk: the content of files, the names in directories.
 
-    Asked for by name, after closing: a system tells an error of an earlier write to whoever asks first.
+    Paths are opened again, after closing: a system reports an error of an earlier write to the first that asks.
 
     Raises:
-        OSError: if one is not, so that nobody may rely on it. Where a filesystem, or a right, to do that for a
-            directory is missing, there is nothing more that could be done, and it is none.
+        OSError: if one is not, so that it cannot be relied on. It is no error if the filesystem, or a right, does not
+            allow that for directories: then nothing more can be done.
     """
     wanted = list(dict.fromkeys(os.fspath(path) or "." for path in paths))
     if len(wanted) == 1:

@@ -1,6 +1,6 @@
 """Bounds of what strangers' files may ask for: how far compressed content expands, and how large a model is.
 
-The bounds of models are generous: the published one has 22 million weights. Who trusts a larger one sets
+The bounds of models are generous: the published one has 22 million weights. For larger ones set
 $TORCHMOJI_MODEL_LIMITS to the factor by which all of them are raised; it holds in every command, worker and program.
 """
 

@@ -129,7 +129,8 @@ class _Recurrence(torch.autograd.Function):
     """The recurrence of one direction, given the input projections (biases, slope and offset included).
 
     The dtype of the projections is that of the products and of what is kept: bfloat16 under `torch.autocast`.
-    Everything elementwise is computed in the weights' own dtype, step by step, in buffers that stay in the cache.
+    Everything elementwise is computed in the weights' own dtype, step by step, in buffers that stay in the cache: for
+    all steps at once it would be bound by memory, and slower.
     """
 
     @staticmethod

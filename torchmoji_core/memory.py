@@ -19,9 +19,9 @@ def keep_freed_memory() -> bool:
     """Have the C library keep what is freed for what is allocated next, instead of giving it back to the system.
 
     Every batch allocates and frees the same megabytes of activations. In threads other than the first, glibc returns
-    them each time, and the system has to clear each page anew: a tenth of the time of scoring with two threads, a tenth
-    of training. In return each thread holds on to the most that it has had. Who has said in the environment how malloc
-    is to be (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES) has the last word.
+    them each time, and the system has to clear each page again: a tenth of the time of scoring with two threads, and
+    of training. In return each thread holds on to the most that it has had. If malloc is set up in the
+    environment (MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_THRESHOLD_, GLIBC_TUNABLES), nothing is changed.
 
     Returns:
         Whether it does now.

@@ -87,9 +87,9 @@ def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOut
 
 
 def check_tweet(element: Any, n_extra: int) -> Tweet | DeadLetter:
-    """A tweet whose id and text are valid Unicode, or a dead letter for what is none.
+    """A tweet whose id and text are valid Unicode, or a dead letter for anything else.
 
-    Other people's pipelines hand over anything: what is no tweet costs its row, not the run.
+    Other people's pipelines hand over anything: an element that is not a tweet costs its row, not the run.
 
     Args:
         element: a Tweet, or a text.

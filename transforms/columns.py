@@ -1,8 +1,8 @@
-"""The columns of the output, one table: what is made, written, published, reserved and described follows from it.
+"""The columns of the output, one table. Making, writing, publishing, reserving and describing them follow from it.
 
-Those that a model's scores give are in `torchmoji_core.inference.scores`, since `Scores.to_arrow` makes them for
-whoever has no tweets and no Beam. Those that come with a tweet are here and not in `scoring`, since what writes and
-publishes rows asks as well. Imports no Beam.
+Those that a model's scores give are in `torchmoji_core.inference.scores`, since `Scores.to_arrow` makes them without
+tweets and without Beam. Those that come with a tweet are here and not in `scoring`, since the code that writes and
+publishes rows needs them too. Imports no Beam.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OUTPUTS = ("text", "source", *SCORE_OUTPUTS, FINGERPRINT_COLUMN)
 
 
 class Scored(NamedTuple):
-    """What the columns are made of that are none of scores."""
+    """What the columns are made of that do not come from scores."""
 
     rows: Sequence[TokenizedTweet]
     fingerprint: str
@@ -97,7 +97,7 @@ _ALL = {column.name: column for classes in ("a", "😂") for column in columns_o
 RESERVED_COLUMNS = frozenset(_ALL)
 """Names that no kept field may have."""
 LONG_COLUMNS = [column.name for column in _ALL.values() if not column.is_short]
-"""Left out of messages: who listens to a topic wants to be told, not to be sent kilobytes a row."""
+"""Left out of messages: readers of a topic want to be told, not to be sent kilobytes a row."""
 
 
 def paths_of_repeats(schema: pa.Schema) -> list[str]:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
 from apache_beam.metrics import Metrics
 
@@ -25,15 +26,11 @@ SCORED = "scored"
 EMPTY = "empty"
 DEAD = "dead"
 NOTICES = "notices"
-"""Records that are no posts and are not meant to be, such as deletions in a stream of tweets."""
 CUT = "cut_by_platform"
-"""Tweets whose platform has cut the text, and whose record has no whole one."""
 WITHOUT_ID = "without_id"
-"""Tweets whose id is a hash of file and position, as their record has none."""
 WITH_HTML = "with_html"
-"""Tweets in whose text there are tags or entities of HTML, scored as they are."""
 TIMES_UNREAD = "times_unread"
-"""Tweets whose time could not be read, and is null."""
+MEMBERS_PASSED_OVER = "members_passed_over"
 TOKENS = "tokens"
 UNKNOWN = "unknown_tokens"
 TRUNCATED = "truncated"
@@ -43,20 +40,18 @@ BATCHES = "batches"
 BATCH_ROWS = "batch_rows"
 BATCH_TOKENS = "batch_tokens"
 REUSED = "reused"
-"""Rows whose tokens were met before, in the same batch or in the cache, and that were not scored again."""
 TEXT_TOKENS = "text_tokens"
 MODEL_SWAPS = "model_swaps"
 """How often a process put another model in the place of the one it scored with."""
 MODELS_REFUSED = "models_refused"
-"""Bundles that were found or announced and not taken."""
 FILES_WRITTEN = "files_written"
 ROWS_WRITTEN = "rows_written"
 BYTES_WRITTEN = "bytes_written"
 ROWS_PUBLISHED = "rows_published"
 EVENT_LAG = "event_lag_ms"
-"""Distribution, of streaming runs: milliseconds from a tweet's event time to its arrival at the hold stage."""
+"""Distribution, of streaming runs: milliseconds from a tweet's event time to its arrival at the buffer."""
 BUFFER_WAIT = "buffer_wait_ms"
-"""Distribution: milliseconds that the first of the tweets that go on together has been held."""
+"""Distribution: of tweets that go on together, the milliseconds that the first was in the buffer."""
 HELD_ROWS = "held_rows"
 """Distribution: tweets that go on together. batch_rows says how full the model's batches are."""
 LATENCY = "latency_ms"
@@ -65,8 +60,83 @@ TOP_PREFIX = "top_"
 """Followed by a class index: how often that class was the most probable one."""
 
 
+class Reported(NamedTuple):
+    """How a figure is told to people and machines."""
+
+    gauge: str
+    """Its name for Prometheus, without what all have in front."""
+    about: str
+    remark: str = ""
+    """A line of the summary of a run where it is not 0, with a remedy."""
+    unit: float = 1.0
+    """What makes the gauge's base unit of it."""
+
+
+OF_RUNS = {
+    READ: Reported("read_records", "Records met, damaged ones included."),
+    SCORED: Reported("scored_records", "Records scored."),
+    EMPTY: Reported("empty_records", "Records without tokens, which have no scores."),
+    DEAD: Reported("dead_records", "Records that became dead letters."),
+    NOTICES: Reported(
+        "notice_records",
+        "Records that are no posts and not meant to be, such as deletions.",
+        "notices     {:,} records are no posts, but deletions and the like; with --layout plain they are dead letters",
+    ),
+    CUT: Reported(
+        "cut_records",
+        "Records scored by a text that their platform has cut.",
+        "cut         {:,} texts were cut by their platform (column cut_by_platform); fetch them again in full (version "
+        "1.1: tweet_mode=extended)",
+    ),
+    WITHOUT_ID: Reported(
+        "without_id_records",
+        "Records without an id, which got a hash of file and position.",
+        "without id  {:,} records, whose ids are hashes of file and position; --id_field names the field, if there is "
+        "one",
+    ),
+    WITH_HTML: Reported(
+        "with_html_records",
+        "Records scored with HTML's tags or entities in their texts.",
+        "html        {:,} texts hold tags or entities of HTML; --html tags, or --html entities, makes words of them",
+    ),
+    MEMBERS_PASSED_OVER: Reported(
+        "passed_over_members",
+        "Files in .zip files that were not read, since their names tell no format or begin with . or _.",
+        "passed over {:,} members of .zip files, whose names tell no format or begin with . or _; unpack the file to "
+        "give them by their names",
+    ),
+    TIMES_UNREAD: Reported(
+        "unread_time_records",
+        "Records whose time could not be read and is null.",
+        "no time     {:,} records have a time that cannot be read, and null in its place; see --timestamp_field",
+    ),
+    ROWS_WRITTEN: Reported("written_rows", "Rows in the files written."),
+    FILES_WRITTEN: Reported("written_files", "Files written, of rows and of dead letters."),
+    BYTES_WRITTEN: Reported("written_bytes", "Size of those files."),
+    FILES_READ: Reported("read_files", "Input files read."),
+    BYTES_READ: Reported("read_bytes", "Input read, as stored."),
+    TOKENS: Reported("read_tokens", "Tokens of the texts scored."),
+    UNKNOWN: Reported("unknown_tokens", "Tokens that are not in the vocabulary."),
+    TRUNCATED: Reported("truncated_records", "Records with more tokens than the model reads."),
+    REUSED: Reported("reused_records", "Records not scored again, since their tokens were met before."),
+}
+"""Of every run. One that failed has left nothing: what is missing is 0."""
+IN_FLIGHT = "in_flight"
+OF_STREAMS = {
+    IN_FLIGHT: Reported("in_flight_messages", "Messages read and not yet acknowledged."),
+    f"{LATENCY}_mean": Reported("latency_mean_seconds", "From a row's time to its file being in place.", unit=1e-3),
+    f"{LATENCY}_max": Reported("latency_max_seconds", "The longest of those times.", unit=1e-3),
+    f"{EVENT_LAG}_mean": Reported("event_lag_mean_seconds", "From a tweet's time to its arrival.", unit=1e-3),
+    f"{BUFFER_WAIT}_mean": Reported("buffer_wait_mean_seconds", "How long tweets were held for a batch.", unit=1e-3),
+    f"{BATCH_ROWS}_mean": Reported("batch_mean_rows", "How full the model's batches were."),
+    MODEL_SWAPS: Reported("model_swaps", "Models that took the place of another."),
+    MODELS_REFUSED: Reported("models_refused", "Bundles that were found and not taken."),
+}
+"""Of streams, besides."""
+
+
 class Tally:
-    """What is counted where no pipeline of Beam's runs. Safe for threads."""
+    """Counts where no pipeline of Beam's runs. Safe for threads."""
 
     _of_this_thread: ContextVar[Tally | None] = ContextVar("tally", default=None)
 
@@ -165,7 +235,7 @@ def distribution(name: str) -> _Distribution:
 
 
 class Progress:
-    """Counts of one local run, shared by its processes through small files: for a display, and to see that it gets on.
+    """Counts of one local run, shared by its processes through small files: for a display, and to show progress.
 
     Beam's local runner gives out metrics only at its end. Off where no directory is given, as on clusters.
     """
@@ -180,7 +250,7 @@ class Progress:
             _displays.add(self)
 
     def add(self, rows: int = 0, bytes_read: int = 0) -> None:
-        """Add to the counts of this process; with nothing to add, show that it gets on.
+        """Add to the counts of this process; with nothing to add, show progress.
 
         Raises:
             StoppedError: if nobody waits for this thread's work any more.
@@ -205,7 +275,7 @@ class Progress:
 
     @classmethod
     def state(cls, directory: str) -> tuple[int, int, int]:
-        """Rows, bytes, and how often a process has shown that it gets on."""
+        """Rows, bytes, and how often a process has shown progress."""
         totals = [0, 0, 0]
         for path in Path(directory).iterdir():
             content = path.read_bytes()
@@ -218,7 +288,7 @@ _displays: weakref.WeakSet[Progress] = weakref.WeakSet()
 
 
 def get_on() -> None:
-    """Show that this process gets on where rows and bytes do not tell, as in a long upload.
+    """Show that this process makes progress where rows and bytes do not show it, as in a long upload.
 
     Raises:
         StoppedError: if nobody waits for this thread's work any more.

@@ -18,7 +18,7 @@ DEFAULT_OUTPUTS = ("text", "top", "probabilities", "embedding")
 PARQUET_ENCODINGS = ("dictionary", "plain", "byte_stream_split")
 """How files hold embeddings, and by the last also probabilities, which repeat too little for a dictionary."""
 ENCODING = b"torchmoji.parquet_encoding"
-"""Key of files' metadata, from which whoever writes rows on takes it; not there where it is the first of them."""
+"""Key of files' metadata, so that rows are rewritten with the same encoding; missing where it is the first of them."""
 RUN_ID = b"torchmoji.run_id"
 """Key of files' metadata: the run that wrote them."""
 

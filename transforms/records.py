@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
     of them, but Beam's local runner then keeps all letters in memory."""
 
 
-class _RecordCoder(Coder):
+class RecordCoder(Coder):
     """Encodes a record as the pickle of a plain tuple; it decodes only what our own workers wrote.
 
     Pickle because kept fields may hold any type that Arrow knows, which Beam's row coder does not.
@@ -85,7 +85,7 @@ class _RecordCoder(Coder):
         self._kind = kind
 
     @classmethod
-    def from_type_hint(cls, typehint: type[Any], registry: Any) -> _RecordCoder:
+    def from_type_hint(cls, typehint: type[Any], registry: Any) -> RecordCoder:
         return cls(typehint)
 
     def encode(self, value: Any) -> bytes:
@@ -98,7 +98,7 @@ class _RecordCoder(Coder):
         return self._kind
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _RecordCoder) and other._kind is self._kind
+        return isinstance(other, RecordCoder) and other._kind is self._kind
 
     def __hash__(self) -> int:
         return hash((type(self), self._kind))
@@ -124,5 +124,5 @@ class RecordBatchCoder(Coder):
 
 
 for _kind in (Message, Tweet, TokenizedTweet, DeadLetter):
-    registry.register_coder(_kind, _RecordCoder)
+    registry.register_coder(_kind, RecordCoder)
 registry.register_coder(pa.RecordBatch, RecordBatchCoder)

@@ -1,4 +1,4 @@
-"""Work that nobody waits for any more: a thread of a local run looks here between two pieces of work.
+"""Tells the threads of a local run to stop: each looks here between two pieces of work.
 
 A thread cannot be ended from outside. So where one of several has failed, or the run was interrupted, the others find
 that out by `check_stopped`, and end by themselves. Elsewhere, as in worker processes and on clusters, it does nothing.
@@ -38,7 +38,7 @@ def check_stopped() -> None:
     """Go on, or not.
 
     Raises:
-        StoppedError: if nobody waits for this thread's work any more.
+        StoppedError: if this thread's work is not needed any more.
     """
     event = _this_thread.stopped
     if event is not None and event.is_set():

@@ -14,7 +14,7 @@ from transforms.input.fields import DATE
 from transforms.input.formats import STANDARD_INPUT
 
 COMMIT_SECONDS = 30.0
-"""A run of the pipeline costs half a second before it scores anything, and what dies loses half of this on average."""
+"""A run of the pipeline costs half a second before it scores anything; one that dies loses half of this on average."""
 EVERY_SETTLE = 2.0
 """A file whose writer pauses for longer is scored as far as it is there, and again when it has changed."""
 

@@ -78,6 +78,6 @@ def lost_output(stream: TextIO) -> OSError | None:
 
 
 def is_unread() -> bool:
-    """Whether a reader of our output has gone before he had all of it."""
+    """Whether a reader of our output has gone before it had all of it."""
     faults = (lost_output(sys.stdout), lost_output(sys.stderr))
     return any(fault is not None and fault.errno == errno.EPIPE for fault in faults)

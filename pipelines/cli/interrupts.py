@@ -3,9 +3,9 @@
 A signal raises KeyboardInterrupt in the main thread, so that what was begun is cleaned up. That alone is not enough:
 Python runs a signal's handler only between two instructions of the main thread, which may be inside a library for
 minutes; it drops an exception that comes while a finalizer runs; and cleaning up may wait for a store that is down. So
-a thread of its own hears of the signal too, through Python's wakeup file descriptor. It raises the interrupt again
-until it is heard, and when the time is over it ends the process. What is left then is what a killed process leaves,
-and the next run removes that.
+a separate thread hears of the signal too, through Python's wakeup file descriptor. It raises the interrupt again
+until it is heard, and when the time is over it ends the process. That leaves the same behind as a killed process, and
+the next run removes it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def _heard() -> list[signal.Signals]:
-    """Those that count. Who has a terminal's hang-up ignored, as `nohup` does, wants the command to go on."""
+    """Those that count. If a terminal's hang-up is ignored, as with `nohup`, the command is to go on."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
@@ -72,7 +72,7 @@ class _Interrupts:
 
     @property
     def is_told_to_end(self) -> bool:
-        """Whether whoever started the command ended it, so that errors since then come of that."""
+        """Whether the command was told to end from outside, so that errors since then come from that."""
         return self.came.is_set() and not self.is_abandoned
 
     def abandon(self, status: int) -> None:
@@ -109,7 +109,7 @@ class _Interrupts:
         signal.pthread_kill(self._main, signal.SIGINT)
 
     def _end_process(self) -> None:
-        # Saying so must not keep it from ending: nobody may read what is printed, or the main thread may print.
+        # The message must not keep it from ending: its reader may be gone, or the main thread may be printing.
         said = threading.Thread(target=_say_the_end, daemon=True)
         said.start()
         said.join(1.0)

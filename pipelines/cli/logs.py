@@ -1,7 +1,7 @@
 """What the command lines say, for people or for machines: log records and announcements, without credentials.
 
-Much of it has come from outside: names of files and classes, phrases of servers, texts of exceptions. So whoever
-announces says what the lines are, and whatever else would end a line or steer a terminal is shown as an escape.
+Much of it has come from outside: names of files and classes, phrases of servers, texts of exceptions. So an
+announcement is given line by line, and anything inside that would end a line or steer a terminal becomes an escape.
 
 As text, announcements go to standard output (progress and faults to standard error) and log records to standard
 error. As JSON, all of them are objects on standard error, one a line: time (UTC, ISO 8601), level, logger, message,
@@ -113,7 +113,7 @@ def set_up_logging(log_format: str) -> None:
     _ANNOUNCEMENTS.setLevel(logging.INFO)
     if threading.excepthook is threading.__excepthook__ and sys.unraisablehook is sys.__unraisablehook__:
         threading.excepthook, sys.unraisablehook = _say_thread, _say_unraisable
-    logging.captureWarnings(False)  # forget whom an earlier set-up has captured them from
+    logging.captureWarnings(False)  # forget from where an earlier set-up has captured them
     logging.captureWarnings(True)
     # Some versions of Google's libraries say of each Python how long it has to live, once they are imported.
     warnings.filterwarnings("ignore", "You are using a Python version", FutureWarning)
@@ -143,7 +143,7 @@ def announce(
     stream: TextIO | None = None,
     **fields: Any,
 ) -> None:
-    """Say something to whoever started the command.
+    """Say something to the person or program that started the command.
 
     Args:
         event: a short name, for machines.

@@ -69,7 +69,7 @@ class InputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """What is written, and when that is too little."""
+    """What is written, and how many dead letters are too many."""
 
     output: str = option(None, "directory to write to", type=_output, metavar="DIR")
     rows_per_file: int = option(ROWS_PER_FILE, "rows at which a new file begins", metavar="N")

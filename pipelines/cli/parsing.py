@@ -72,7 +72,7 @@ def take_options(options: type[T], given: argparse.Namespace, **others: Any) -> 
 
     Args:
         options: the dataclass.
-        given: the parsed command line; what it has not keeps its default.
+        given: the parsed command line; options that it does not have keep their defaults.
         others: further fields.
 
     Raises:
@@ -94,7 +94,7 @@ def seconds(text: str) -> float:
     """Seconds of a time like 90, 500ms, 90s, 10m, 2h or 1d.
 
     Raises:
-        argparse.ArgumentTypeError: if it is none.
+        argparse.ArgumentTypeError: if it is not a time.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|[smhd]?)", text.strip())
     if match is None:

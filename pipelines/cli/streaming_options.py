@@ -54,7 +54,7 @@ class StreamOptions:
     )
     commit_every: float = option(10.0, "how often files become part of the data set, in local runs", type=seconds)
     max_in_flight: int = option(
-        20_000, "messages that are read and not yet written, in local runs; further ones are left where they are",
+        20_000, "messages that are read and not yet acknowledged, in local runs; further ones are left where they are",
         metavar="N",
     )  # fmt: skip
     drain: float = option(
@@ -186,7 +186,7 @@ def _check_pubsub() -> None:
 
 
 def _check_kafka(stream: StreamOptions, runner: str) -> None:
-    """What can be said without Beam: who may run Kafka's transforms, and Java."""
+    """Check what can be checked without Beam: the runner that Kafka's transforms need, and Java."""
     for name, values, topic in (
         ("consumer_option", stream.consumer_options, stream.source),
         ("producer_option", stream.producer_options, stream.publish),

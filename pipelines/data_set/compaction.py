@@ -1,4 +1,4 @@
-"""Merges files: which ones go together, and the one commit that puts the new in the place of the old."""
+"""Merges files: chooses which ones go together, and replaces them in one commit."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _check(data_set: DataSet) -> None:
 
 
 class _Compaction:
-    """Makes new files of old ones, and of any state in which those are live the checkpoint with the new ones."""
+    """Merges old files into new ones, and makes, for any state that has the old ones, the checkpoint with the new."""
 
     def __init__(self, output: str) -> None:
         self._output, self._started, self.run_id = output, now(), new_run_id()

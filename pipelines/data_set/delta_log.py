@@ -1,11 +1,11 @@
-"""The Delta log: what is live, where the readers of others find it, who need nothing of this package.
+"""The Delta log: a list of what is live, for other readers, which need nothing of this package.
 
 >>> import polars
 >>> polars.scan_delta("scored")
 
 The manifests are the truth, and the log is made from them. Each publication compares the files that are live with those
-that the log lists, whoever has written it, and commits the difference in one piece. So a publication that failed, or
-never began because its process was killed, is made up for by the next, and so is what somebody else has changed there.
+that the log lists, and commits the difference in one piece. So the next publication makes up for one that failed, or
+never began because its process was killed. It also undoes what others have changed in the log.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 DIRECTORY = "_delta_log"
 APPLICATION = "torchmoji"
-"""In whose name transactions are numbered, with the numbers of the manifests that they take account of."""
+"""The application that transactions belong to; their numbers are those of the manifests that they take account of."""
 _PAUSES = (0.0, 0.1, 1.0, 3.0)
-"""Seconds before each look at the log: it is looked at anew if another was faster, or a store does not answer."""
+"""Seconds before each look at the log: it is looked at again if another was faster, or a store does not answer."""
 _READERS = 16
 _CONFIGURATION = {"delta.logRetentionDuration": "interval 1 days"}
 """And not a month: a stream commits thousands of times a day. Files that are retired stay for a day as well."""
@@ -104,7 +104,7 @@ class DeltaLog:
         raise failure
 
     def _commit_difference(self, files: Mapping[str, DataFile], number: int) -> None:
-        """Look at the log, and commit what it lacks and what it has too much.
+        """Look at the log, add the files that it lacks, and remove those that are not live.
 
         Raises:
             CommitFailedError: if that is to be done again, since another has committed meanwhile, for instance.
@@ -164,7 +164,7 @@ class DeltaLog:
         storage.sync([entry, *storage.directories(entry, self.output)])
 
     def _open(self, location: str, options: dict[str, str]) -> DeltaTable | None:
-        """The log as it is; None if there is none. One that nobody can read, as a power cut may leave it, goes."""
+        """The log as it is; None if there is none. One that cannot be read, as a power cut may leave it, is deleted."""
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -184,7 +184,7 @@ class DeltaLog:
         storage.delete_directory(f"{self.output}/{DIRECTORY}")
 
     def _knows_more(self, table: DeltaTable, number: int) -> bool:
-        """Whether the log takes account of a later manifest, which is there: of two at once, another was faster."""
+        """Whether the log takes account of a later manifest that exists: another command has published meanwhile."""
         if (table.transaction_version(APPLICATION) or 0) <= number:
             return False
         return max(map(manifest.number, manifest.names(self.output)), default=0) > number
@@ -218,10 +218,10 @@ class DeltaLog:
 
 
 def _location(output: str) -> str:
-    """What the library knows an output by.
+    """An output's address, as the library wants it.
 
     Raises:
-        OSError: if it would take it for another.
+        OSError: if the library would take it for another place.
     """
     if re.search("%[0-9a-fA-F]{2}", output):
         raise OSError("its path has a percent sign that the library deltalake takes for an escape")

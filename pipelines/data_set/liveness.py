@@ -1,4 +1,4 @@
-"""Processes that files tell of: whether the one that has written there goes on, as far as this machine can tell."""
+"""Whether the process that has written a file is still running, as far as this machine can tell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def is_gone(content: dict[str, Any]) -> bool:
-    """Whether a process of this machine that wrote `this_process` is known to be there no longer."""
+    """Whether the process that `this_process` described is of this machine, and known to have ended."""
     return is_here(content) and process_key(int(content["pid"])) != content["process"]
 
 

@@ -1,11 +1,11 @@
 """A lock on an output directory, so that two runs do not do the same work; on any filesystem.
 
-It is for that alone: what is committed is sound with or without it, since manifests' numbers are claimed. So nobody
-needs to be sure that it still has the lock, and it is one file, put where none is.
+It is for that alone: commits are sound with or without it, since manifests' numbers are claimed. So a run need not be
+sure that it still has the lock. It is one file, created only if there is none.
 
-Its holder writes it anew at every beat. Who has died on this machine is known from its process; of who has died
-elsewhere, the last beat is long ago and none follows while another run watches, so that clocks that disagree, or step,
-do not matter.
+Its holder writes it again at every beat. That a holder on this machine has died is known from its process. A holder
+elsewhere has died if its last beat is long ago, and none follows while another run watches: so clocks that disagree,
+or step, do not matter.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def unwritable(output: str, error: OSError) -> InputError | RunError:
 
 
 def read_lock(output: str) -> dict[str, Any] | None:
-    """Who holds, or has died with, the lock of an output; None if nobody.
+    """The holder of an output's lock, alive or dead; None if there is none.
 
     Raises:
         OSError: if it cannot be read.

@@ -26,7 +26,7 @@ DIRECTORY = "_manifests"
 VERSION = 3
 _READABLE = (2, VERSION)
 """The form before has the same content. Its files are named `00000017-<run>.json`, since numbers were not claimed, and
-`00000017-<run>.checkpoint.json`. Who writes it does not read this one, and so leaves the data set alone."""
+`00000017-<run>.checkpoint.json`. Versions that write it do not read this one, and so leave the data set alone."""
 _NAME = re.compile(r"(\d+)(-.*)?\.json")
 _READERS = 16
 _BATCH = 64
@@ -129,7 +129,7 @@ def names(output: str) -> list[str]:
     """Names of all manifests below an output directory, in the order of their numbers.
 
     Raises:
-        InputError, RunError: if they cannot be listed, since then nobody can say which files are results.
+        InputError, RunError: if they cannot be listed, since then it is unknown which files are results.
     """
     return [name for _, name, _ in _listed(output)]
 
@@ -137,8 +137,8 @@ def names(output: str) -> list[str]:
 def _listed(output: str) -> list[tuple[int, str, float]]:
     """Number, name and time of the last change (seconds since 1970) of each.
 
-    Where a number is missing, perhaps a person has moved its manifest away; or a disk has listed one that appeared
-    meanwhile, and not the one before it that appeared meanwhile, too. So it is asked again until it says the same.
+    If a number is missing, perhaps a person has moved its manifest away. Or 17 and 18 appeared while the directory was
+    listed, and 18 alone was. So it is listed again until the answer is the same.
     """
     before = None
     while True:
@@ -213,7 +213,7 @@ def read(path: str) -> Manifest:
     """Read one manifest.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is not a manifest.
         InputError, RunError: from an OSError, if it cannot be read.
     """
     try:
@@ -255,7 +255,7 @@ def _check(manifest: Manifest, number: int) -> None:
         if {"", ".", ".."} & set(path.split("/")):
             raise ValueError(f"path {path!r} leaves the output")
     for time in (manifest.finished, *manifest.retired_since.values()):
-        # What is deleted goes by these times.
+        # These times decide when files are deleted.
         if datetime.fromisoformat(time).tzinfo is None:
             raise ValueError(f"time {time!r} without a zone")
 
@@ -275,7 +275,7 @@ def claim(output: str, manifest: Manifest) -> bool:
     temporary = f"{output}/{TEMPORARY}/{manifest.run_id}/{manifest.name}"
     path = f"{output}/{DIRECTORY}/{manifest.name}"
     for _ in range(_TRIES):
-        # Who tidies up after dead runs may take the temporary file for one of theirs.
+        # A command that tidies up after dead runs may delete the temporary file as one of theirs.
         with contextlib.suppress(FileNotFoundError):
             return storage.create_if_absent(path, content, temporary)
     return storage.create_if_absent(path, content, temporary)

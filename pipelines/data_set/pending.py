@@ -1,9 +1,9 @@
 """Pending files: those that an endless run has put in place, until a manifest lists them.
 
-A stream has no end at which a manifest could list its files, and its workers may be anywhere. So whoever puts a file in
-place publishes a record of it in `_journal/<run>/`. The run itself is described there once, before it starts, by
-`run.json`. Whoever writes there next lists the files in a manifest (`recovery.commit_pending`), and deletes the
-records. Until then nobody deletes the files.
+A stream has no end at which a manifest could list its files, and its workers may be anywhere. So a worker that puts a
+file in place publishes a record of it in `_journal/<run>/`. The run itself is described there once, before it starts,
+by `run.json`. The next command that writes there lists the files in a manifest (`recovery.commit_pending`), and deletes
+the records. Until then the files are not deleted.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Stream:
     model: Model
     """What it scored with at its start."""
     process: dict[str, Any] | None
-    """Where the run lives and dies with its launcher, what tells that process from others; None on clusters, where
-    nobody but the cluster knows."""
+    """If the run lives and dies with its launcher: what tells that process from others. None on clusters, where
+    only the cluster knows."""
 
     def has_ended(self, beat: float | None) -> bool:
         """Whether it is certain that the run will put no file in place any more.
@@ -144,7 +144,7 @@ def read(output: str) -> Pending:
     """Read the descriptions of streams, and the records of their files, of an output.
 
     Raises:
-        InputError, RunError: if one cannot be read, since then nobody can say which files are results.
+        InputError, RunError: if one cannot be read, since then it is unknown which files are results.
     """
     waiting = Pending()
     try:
@@ -154,7 +154,7 @@ def read(output: str) -> Pending:
                 waiting.streams[stream.run_id] = stream
                 if stream.has_ended(found.last_updated_in_seconds or None):
                     waiting.ended.add(stream.run_id)
-        # Only now: of a run that had ended before, this is all that there will ever be.
+        # Only now: a run that had ended before this will have no further records.
         records = list(pending_records(output))
         with ThreadPoolExecutor(_READERS) as threads:
             entries = [entry for entry in threads.map(_read_entry, records) if entry is not None]
@@ -205,7 +205,7 @@ def _read_entry(path: str) -> PendingFile | None:
     """None if it is gone, like `_read_stream`."""
     try:
         written = WrittenFile(**json.loads(storage.read_bytes(path)))
-        # The output may be called otherwise here than where the stream ran.
+        # The output may have another name here than where the stream ran.
         relative = written.final.removeprefix(written.record.rsplit("/", 3)[0] + "/")
         if {"", ".", ".."} & set(relative.split("/")):
             raise ValueError(f"path {relative!r} leaves the output")

@@ -1,4 +1,4 @@
-"""How what a run has written becomes part of the data set, or is deleted; also for runs that died, and for streams.
+"""How files of a run become part of the data set, or are deleted; also for runs that died, and for streams.
 
 Each command that writes begins by recovering: it commits pending files, and deletes what runs that died have left.
 """
@@ -23,7 +23,7 @@ from transforms.output.commit import JOURNAL, TEMPORARY, journal_directory
 from transforms.storage import files as storage
 
 RETIRED_SECONDS = 86_400.0
-"""How long a file stays that is a result no longer: readers that began before have so long to finish."""
+"""How long a retired file stays: readers that began before have so much time to finish."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -67,7 +67,7 @@ def commit_pending(data_set: DataSet) -> list[Manifest]:
 
     while more:
         change = data_set.commit(decide)
-        # Of what is listed, by whomever, no record is needed; it is deleted by whoever sees that.
+        # A file that a manifest lists needs no record: any command that sees one deletes it.
         storage.delete(listed)
         if change is not None:
             remove_temporary(data_set.output, change.run_id)
@@ -154,10 +154,10 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     storage.delete(f"{output}/{path}" for path in temporary)
     if not placed:
         return temporary
-    # Before the state: what is committed in between is met twice and not never.
+    # Before the state: a file that is committed in between is then seen twice, not missed.
     found = pending.read(output)
     waiting = {entry.file.path for entry in found.entries}
-    # A stream does not commit its files itself: whoever does, commits only what is pending.
+    # A stream's files are committed only from records, so files without one are never committed.
     runs = {run_of(path) for path in placed} - found.streams.keys()
     may_commit = [run_id for run_id in sorted(runs) if not _unregister(output, run_id)]
 
@@ -171,7 +171,7 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
     except OSError as error:
         if not storage.is_full(error):
             raise
-        fence = None  # there is no room for anybody's manifest
+        fence = None  # there is no room for any manifest
     storage.delete(f"{output}/{path}" for path in placed)
     if fence is not None:
         remove_temporary(output, fence.run_id)
@@ -230,7 +230,7 @@ def recover(data_set: DataSet) -> list[Manifest]:
     for run_id in found.ended:
         storage.delete_directory(journal_directory(output, run_id))
     storage.remove_empty(f"{output}/{JOURNAL}")
-    data_set.publish()  # perhaps who committed last was killed before that
+    data_set.publish()  # perhaps the last command was killed before that
     return committed
 
 
@@ -275,7 +275,7 @@ def commit_run(data_set: DataSet, run_id: str, decide: Callable[[DataSet], Manif
     if change is not None and states == 1:
         remove_temporary(data_set.output, run_id)
     else:
-        delete_uncommitted(data_set, run_id)  # what was written for a state that was no more
+        delete_uncommitted(data_set, run_id)  # what was written for a state that has changed
     data_set.publish()
     return change
 
@@ -283,8 +283,8 @@ def commit_run(data_set: DataSet, run_id: str, decide: Callable[[DataSet], Manif
 def delete_uncommitted(data_set: DataSet, run_id: str) -> None:
     """Delete all files of a run that no manifest lists, in place or under temporary names.
 
-    To be called by whoever runs it, when it is certain that it commits nothing any more. What cannot be deleted now is
-    a warning, and the next command does it: the output may be gone, and an earlier error is the one to report.
+    To be called by the run itself, when it is certain that it commits nothing any more. If something cannot be deleted
+    now, that is a warning, and the next command deletes it: the output may be gone, and an earlier error is to be told.
     """
     try:
         data_set.refresh()

@@ -1,6 +1,6 @@
 """Result files made from result files: some merged into one, or one without the rows of some inputs.
 
-Values are copied bit by bit; nothing is scored. What is made is a result only once a manifest lists it.
+Values are copied bit by bit; nothing is scored. A new file is a result only once a manifest lists it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Rewriter:
             The new file; None if no row is left.
 
         Raises:
-            RunError: if a file cannot be read or written, or has not the rows that it should have.
+            RunError: if a file cannot be read or written, or does not have the rows that it should have.
         """
         directory = files[0].path.rpartition("/")[0]
         temporary, final = self._names(directory, ".parquet")
@@ -65,12 +65,12 @@ class Rewriter:
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
         path = final.removeprefix(f"{self._output}/")
-        # A stream's rows are from no file that could change; its files' lists of sources are empty and stay so.
+        # A stream's rows are from no file that could change. Its files' lists of sources are empty, and stay so.
         sources = dict(writer.sources) if any(file.sources for file in files) else {}
         return DataFile(path, writer.rows, writer.file.bytes_, writer.file.sha256, sources, files[0].fingerprint)
 
     def dead_letters_without(self, file: DataFile, without: Collection[str]) -> DataFile | None:
-        """Write a file of dead letters anew without those of some inputs.
+        """Write a file of dead letters again, without those of some inputs.
 
         Returns:
             The new file; None if no letter is left.

@@ -163,7 +163,7 @@ class DataSet:
 
     def _retire(self, paths: Iterable[str], change: Manifest) -> None:
         for path in paths:
-            # Who retires a file again does not prolong its life.
+            # A file that is retired again does not live longer.
             self.retired.setdefault(path, change.retired_since.get(path, change.finished))
 
     @property
@@ -189,7 +189,7 @@ class DataSet:
         return known
 
     def next_manifest(self, kind: str, **fields: Any) -> Manifest:
-        """What is to follow this state. All manifests are made here, in a function that is given to `commit`.
+        """The manifest that follows this state. All manifests are made here, by functions that are given to `commit`.
 
         Args:
             kind: as of `Manifest`.
@@ -214,16 +214,16 @@ class DataSet:
     def commit(self, decide: Callable[[DataSet], Manifest | None]) -> Manifest | None:
         """Publish a change as the next manifest, and take it up. On return it is on the disk, and so are its files.
 
-        Whoever finds the manifest's number taken has decided upon a state that is no more: it reads what others have
-        committed meanwhile, and decides again. So it does not matter how long anybody is suspended, and where.
+        If the manifest's number is taken, the decision was made for a state that has changed. Then what others have
+        committed is read, and it is decided again. So it does not matter how long a command is suspended, and where.
 
             A and B have read 16, and each decides what 17 shall be
             A creates 00000017.json; B finds it there, reads it, and decides what 18 shall be
 
         Args:
-            decide: makes of the state that is there the change that it calls for, as the next number; None if nothing
-                is left to be done. It is called again, with another state, as often as another commits first, and
-                raises if the state has become one that it cannot work upon.
+            decide: gives, for the state that is there, the change to commit next; None if nothing is left to be done.
+                It is called again, with the new state, whenever another command commits first. It raises if it cannot
+                work with that state.
 
         Returns:
             What was committed; None if nothing was left to be done.
@@ -249,13 +249,13 @@ class DataSet:
             if not manifest.claim(self.output, change):
                 continue
             self.apply(change)
-            # The number of a manifest that was superfluous and is deleted is free again, and worth nothing.
+            # The number of a superfluous manifest that was deleted is free again, and must not be used.
             self.refresh()
             if (change.sequence, change.run_id) in self._claims or own & self.known_files:
                 return change
 
     def as_checkpoint(self, change: Manifest) -> Manifest:
-        """A commit whose lists are to be the whole data set: what it does not keep is retired.
+        """A commit whose lists are the whole data set: files that are not in them are retired.
 
         Raises:
             OSError: if the output cannot be listed.
@@ -295,7 +295,7 @@ class DataSet:
         return paths
 
     def publish(self) -> None:
-        """Bring the Delta log up to date, by which others read what is live; what fails is a warning."""
+        """Bring the Delta log up to date, by which others read what is live; a failure is a warning."""
         if self.manifests:
             self._log.publish(self.live.files, self.manifests[-1].sequence)
 

@@ -1,4 +1,4 @@
-"""Deletes what is results no longer, or never was, once no reader can need it: `pipelines.verify --clean`."""
+"""Deletes files that are not live, once no reader can need them: `pipelines.verify --clean`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from transforms.storage import files as storage
 def vacuum(output: str, older_than: float) -> list[str]:
     """Take the lock, and delete what runs that died have left, unlisted files, retired files, superfluous manifests.
 
-    What is pending is committed, after room was made for that, and what a stream that may be going on is about to put
-    in place is left alone.
+    Pending files are committed, after room was made for that. Files that a stream may be about to put in place are left
+    alone.
 
     Args:
         output: directory of a data set.
@@ -29,7 +29,7 @@ def vacuum(output: str, older_than: float) -> list[str]:
 
     Raises:
         LockHeldError: if another run is writing there.
-        InputError, RunError: if a manifest cannot be read: then nobody can say what is listed.
+        InputError, RunError: if a manifest cannot be read: then it is unknown what is listed.
         OSError: if a file cannot be deleted.
     """
     try:
@@ -57,16 +57,16 @@ def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_t
         for path, modified in unlisted.items()
         if modified is not None and now - modified >= older_than and not streams.protects(path, modified)
     ]
-    # First what no fence needs to be written for, since the disk may be full.
+    # First what needs no fence, since the disk may be too full to write one.
     purged = data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))
     return purged + delete_unlisted(data_set, old)
 
 
 def _vacuum_without_lock(output: str, older_than: float) -> list[str]:
-    """Where a disk is so full that no lock can be written, delete what certainly nobody needs.
+    """If a disk is so full that no lock can be written, delete files that are certainly not needed.
 
-    That is what is old enough among the files that were there before the lock was looked at, if nobody held it, and
-    that no manifest lists which was there after that: whoever comes later has other files.
+    Those are files that are old enough, were there before this looked for a lock and found none, and are in none of the
+    manifests that were there after that. A command that begins later writes other files.
     """
     found = written_files(output)
     holder = read_lock(output)

@@ -46,7 +46,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
     """What is certainly wrong."""
     untold: list[str] = field(default_factory=list)
-    """What could not be looked at, so that nobody can tell whether it is as it should be."""
+    """What could not be looked at, so that it may be right or wrong."""
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> list[str]:
@@ -75,7 +75,7 @@ def _shown(what: str, texts: Sequence[str]) -> list[str]:
 
 
 def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -> Findings:
-    """Check a data set. What cannot be looked at, since a store or a disk fails, is no problem found, but untold.
+    """Check a data set. What cannot be looked at, since a store or a disk fails, is not a problem, but `untold`.
 
     Args:
         output: its directory.
@@ -87,7 +87,7 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     """
     findings = Findings(output)
     try:
-        # In this order: what is committed in between is met twice and not never.
+        # In this order: a file that is committed in between is then seen twice, not missed.
         streams = pending.read(output)
         data_set = DataSet.read(output)
     except (InputError, RunError) as error:
@@ -139,7 +139,7 @@ def _untold_or_problem(error: InputError | RunError, findings: Findings) -> None
 
 
 def _check_all(check: Callable[[str, DataFile], list[str]], files: Iterable[DataFile], findings: Findings) -> None:
-    """Check content, several at a time, and what is right for files of their kind.
+    """Check the content of files, several at a time, and what else their kind needs.
 
     Args:
         check: gives problems of a file, by its whole path and what its manifest says.
@@ -261,7 +261,8 @@ def _check_jsonl(path: str, file: DataFile) -> list[str]:
 
 
 def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings: Findings) -> None:
-    """Look for ids that are there twice, in bounded memory: the database sorts out on disk what does not fit."""
+    """Look for ids that are there twice, in bounded memory: a database keeps on disk what does not fit. Python's set of
+    ten million ids would not."""
     schema = pa.schema([("id", pa.string())])
 
     def ids() -> Iterator[pa.RecordBatch]:
@@ -271,7 +272,7 @@ def _check_ids(output: str, files: Sequence[DataFile], memory_mb: int, findings:
                     for batch in pq.ParquetFile(opened).iter_batches(_BATCH_ROWS, columns=["id"]):
                         yield pa.record_batch([batch.column(0)], schema=schema)
             except pa.ArrowException:
-                continue  # what is wrong with it has been said
+                continue  # reported before, with what is wrong
             except OSError as error:
                 findings.untold.append(f"{file.path}: its ids cannot be read ({first_line(error)})")
 

@@ -1,4 +1,4 @@
-"""What a run did: every record that was met is accounted for, and what was written is described for the data set."""
+"""What a run did: accounts for every record that was read, and describes the files written, for the data set."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
 
 
 def unaccounted(counts: dict[str, int]) -> str | None:
-    """The figures of a run that has not written, or rejected, each record that it met; None if it has."""
+    """The figures of a run, if some record was neither written nor rejected; None if all are accounted for."""
     read, scored, empty, dead, notices, rows = (counts.get(name, 0) for name in _ACCOUNT)
     return None if read == scored + empty + dead + notices and rows == scored + empty else _figures(counts)
 

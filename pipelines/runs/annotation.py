@@ -1,7 +1,7 @@
 """Annotation of a growing corpus: what `pipelines.annotate` does.
 
 An input file is the unit of work: files are scored in groups, each group by one run of the pipeline that
-`pipelines.score` runs, and each group is committed by a manifest. What dies is gone on with by the next run.
+`pipelines.score` runs, and each group is committed by a manifest. If a run dies, the next one goes on with its work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipelines.runs.context import RunContext
 from pipelines.runs.execute import commit, execute
 from pipelines.runs.identity import check_goes_on, other_options
 from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_open
-from pipelines.runs.inspection import check_fields, inspect
+from pipelines.runs.inspection import check_fields, describe
 from pipelines.runs.plan import ModelFacts, Plan, as_before, check_no_stream
 from pipelines.runs.selection import Groups, Selection, generation_of, select
 from torchmoji_core.errors import InputError, RunError
@@ -93,12 +93,13 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
     check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
-        score = check_fields(score, selection.work, spares_bad_files=True)
+        score, groups = check_fields(score, selection.work, spares_bad_files=True)
     else:
         score = as_before(score, earlier)
         check_goes_on(score, earlier)
+        groups = describe(score, selection.work)
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
-    passed_over, groups = tuple(selection.found.passed_over), inspect(score, selection.work)
+    passed_over = tuple(selection.found.passed_over)
     return Plan(score, selection.work, model, passed_over=passed_over, strict=True, groups=groups)
 
 
@@ -209,7 +210,7 @@ class Annotation:
 
     def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""
-        # Those that can be known beforehand at once: of a run, one ends it, and then the next.
+        # First those that can be told beforehand: in a run, each would end it, one after the other.
         opened = try_to_open(group)
         self.unreadable |= opened.unreadable
         self.left += sorted(opened.changed)
@@ -292,7 +293,7 @@ class Annotation:
         return taken
 
     def _retire(self, paths: Sequence[str]) -> None:
-        """Commit that the rows of some inputs are results no longer, of those that no other run has dealt with."""
+        """Commit that the rows of some inputs are no longer live; not of inputs that another run has dealt with."""
         plan, started = self.plan.with_new_run(()), now()
         register_run(self._data_set.output, plan.run_id)
         rewritten: _Rewritten = {}
@@ -315,7 +316,7 @@ class Annotation:
         return state.generations.get(self.selection.generation, Generation())
 
     def _check(self, state: DataSet) -> None:
-        """Make sure that what another run has made of the data set can be gone on with.
+        """Make sure that this run can go on with the data set as another run has left it.
 
         Raises:
             RunError: if not.
@@ -341,7 +342,7 @@ class Annotation:
             state: of the data set.
             inputs: their paths.
             run_id: of the run that writes.
-            rewritten: what was made of files when it was asked before, of another state; is added to.
+            rewritten: what earlier calls, for other states, have made of files; is added to.
         """
         generation = self._scored(state)
         if not inputs:

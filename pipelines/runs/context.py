@@ -40,7 +40,7 @@ class RunContext:
 
 @contextlib.contextmanager
 def open_context(config: ScoreConfig, rest: list[str]) -> Iterator[RunContext]:
-    """Check options and runner, and report how the block ends.
+    """Check options and runner. When the block ends, write the report.
 
     Args:
         config: the command line.

@@ -109,7 +109,7 @@ def _watchdog(plan: Plan, context: RunContext, progress: str) -> Watchdog:
 
 @contextlib.contextmanager
 def _worker_log(plan: Plan, scratch: str) -> Iterator[None]:
-    """What the threads of a local run print goes where processes print it: Beam prints every error that it raises."""
+    """Print what the threads of a local run print to the workers' log: Beam prints every error that it raises."""
     if not plan.config.is_local:
         yield
         return

@@ -1,4 +1,4 @@
-"""What a run has failed of, in one line: from its error, or from what worker processes say of theirs."""
+"""Why a run has failed, in one line: from its error, or from the text of worker processes' errors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def _names_of_errors(kind: type[OSError]) -> list[str]:
 
 
 _STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(OSError)))}): (.*)"
-"""The end of a traceback, in text, of what a store or a disk has refused."""
+"""The end of a traceback, as text, if a store or a disk has refused something."""
 
 
 def explain(error: BaseException, output: str, worker_log: Path | None = None) -> str:
-    """One line for a failed run; what is not foreseen is logged with its traceback as well.
+    """One line for a failed run; an error that is not foreseen is logged with its traceback as well.
 
     Worker processes hand over their errors as text only, so it is the text that is searched.
     """

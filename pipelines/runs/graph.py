@@ -30,8 +30,8 @@ from transforms.scoring.model_refresh import ModelUpdates, WatchModels
 def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = None) -> None:
     """Add the whole job to a pipeline: read, annotate, write scores and dead letters.
 
-    Endless input differs in its source and its windows, in what holds tweets until there are enough for a batch, and in
-    that what is written is pending at first, for there is no end at which it could be committed.
+    Endless input has another source, windows, and a buffer that holds tweets until there are enough for a batch. Its
+    files are pending at first, for there is no end at which they could be committed.
 
     Args:
         pipeline: an empty one.
@@ -81,7 +81,7 @@ def read_messages(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOp
     )
     with _one_line(config.inputs[0]):
         messages = pipeline | "ReadMessages" >> reader
-    # Which of a cluster's brokers are asked first must not change ids.
+    # Ids must not depend on which brokers of a cluster are named.
     scope = f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None
     rules = message_fields(config, stream, scope)
     parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules)

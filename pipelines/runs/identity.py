@@ -36,7 +36,7 @@ def identity(config: ScoreConfig) -> dict[str, Any]:
 
 
 def _fields(paths: Sequence[str], by_default: Sequence[str]) -> list[str]:
-    """As data sets have them that were begun before there were layouts."""
+    """The values in data sets that were begun before there were layouts."""
     return list(by_default if tuple(paths) == (AUTO,) else paths)
 
 
@@ -57,10 +57,10 @@ def _address(text: str) -> str:
 
 
 def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The identity of a data set to which rows were added: its own, so that what began it goes on with it.
+    """The identity of a data set to which rows were added: its own, so that the command that began it can go on.
 
-    Only its inputs are more, and it tells in what the rows that were added may look otherwise. So a command that
-    replaces its own results does not take these for them.
+    Only its inputs are more, and it says in which options the added rows may differ. So a command that replaces its own
+    results does not take these for its own.
     """
     ours = identity(config)
     if earlier is None:
@@ -73,8 +73,8 @@ def joined_identity(config: ScoreConfig, earlier: Mapping[str, Any] | None) -> d
 def other_options(config: ScoreConfig, earlier: Mapping[str, Any]) -> list[str]:
     """Names of the options that keep a command from going on with a data set.
 
-    Inputs come and go, and from which subscription a row is makes it no other row; of the model, its fingerprint counts
-    and not where it is.
+    Inputs come and go, and a row is the same from any subscription. Of the model, its fingerprint counts, and not where
+    it is.
 
     Args:
         config: the command line.

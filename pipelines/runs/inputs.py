@@ -1,4 +1,4 @@
-"""What the patterns of a command match, what is passed over of it, and what a data set's inputs are that are gone."""
+"""Which files the patterns of a command match, which are passed over, and which inputs of a data set are gone."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Inputs:
     vanished: list[str] = field(default_factory=list)
     """Inputs of the data set that the patterns would match, and that were not listed."""
     not_gone: dict[str, str] = field(default_factory=dict)
-    """Those of the vanished that need not have been deleted, with the reason."""
+    """Those of the vanished that may not have been deleted, with the reason."""
 
     @property
     def no_files(self) -> set[str]:
-        """Those of the files that are none, or cannot be looked at; opening them will say why."""
+        """Those of the files that are not regular files, or cannot be looked at; opening them will say why."""
         return {path for path, file in self.files.items() if file.version is None and storage.is_local(path)}
 
 
@@ -80,7 +80,7 @@ def list_inputs(
         matches = translate(pattern).fullmatch
         ours = {path for path in live if matches(path)}
         if pattern in live and not ours - {pattern}:
-            # Once the name of a file, which is gone, and so looks like a glob.
+            # It was the name of a file. That file is gone, so the name looks like a glob.
             pattern, ours = Glob(glob.escape(pattern)), {pattern}
         listed = list_files(pattern)
         files, passed_over = {}, listed.links
@@ -120,8 +120,8 @@ def _is_awaited(pattern: str) -> bool:
 def _is_meant(path: str, pattern: str, format: str | None) -> bool:
     """Whether a file is one of those that a directory or a glob is given for: its format is told, or given.
 
-    Names that begin with a dot or an underscore, of files or of directories below, are those of desktops, of what is
-    being written and of what others have put beside it; they are meant by a glob that spells that beginning out.
+    Names that begin with a dot or an underscore, of files or of directories below, belong to desktops, to files that
+    are being written, and to what others have put there. They are read only if the glob begins so too.
     """
     return not _is_hidden(path, pattern) and (tells_format(path) or format is not None)
 
@@ -135,7 +135,7 @@ def _is_hidden(path: str, pattern: str) -> bool:
 
 
 def spool_pipes(inputs: Inputs, scratch: str) -> None:
-    """Read what can be read once alone, standard input and pipes that were given by name, to files of our own.
+    """Copy to files of our own what can be read only once: standard input, and pipes that were given by name.
 
     Args:
         inputs: whose files become those.
@@ -211,7 +211,7 @@ class Opened:
 def try_to_open(files: Iterable[InputFile]) -> Opened:
     """Find out which local files cannot be opened: not permitted, no regular file, links that lead nowhere.
 
-    Of files in object stores, which would take a request each, only reading tells.
+    Files in object stores are not looked at, which would take a request each: reading will tell.
     """
 
     def open_it(file: InputFile) -> OSError | ChangedError | None:
@@ -226,7 +226,7 @@ def try_to_open(files: Iterable[InputFile]) -> Opened:
     local = [file for file in files if storage.is_local(file.place)]
     with ThreadPoolExecutor(_OPENERS) as threads:
         for file, error in zip(local, threads.map(open_it, local), strict=True):
-            # What had no version was no regular file when it was listed: a link that leads nowhere, for instance.
+            # A file without a version was not a regular file when it was listed: perhaps a link that leads nowhere.
             if isinstance(error, ChangedError) or (isinstance(error, FileNotFoundError) and file.version is not None):
                 opened.changed.add(file.path)
             elif error is not None:

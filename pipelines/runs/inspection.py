@@ -1,4 +1,4 @@
-"""What will be read, seen before it is: layouts and fields of the inputs, samples, and whether all is there."""
+"""A look at the inputs before they are read: their layouts and fields, samples, and whether all is there."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from transforms.input.source_file import SourceError
 from transforms.storage.files import is_local, open_raw
 
 SAMPLED_RECORDS, SAMPLED_FILES = 1000, 20
-"""The first records of so many files that have some are looked at before a run, while something is sought."""
+"""Before a run, so many first records of so many files that have any are looked at, while something is sought."""
 MORE_RECORDS, MORE_FILES = 10, 1000
-"""And those of so many more, spread over the rest, if something has not been found: some files do not tell for all."""
+"""If it is not found: so many of so many more files, spread over the rest, since a few files do not tell for all."""
 DESCRIBED_FILES = 5
 """So many of the first files are described in any case."""
 SAMPLES, SHOWN_CHARACTERS = 3, 300
@@ -78,11 +78,19 @@ class Group:
 class _Seen:
     """What the records that were looked at have."""
 
+    paths: set[str] = field(default_factory=set)
+    """Of the files that were looked at."""
     groups: dict[tuple[str, str], Group] = field(default_factory=dict)
     names: dict[str, None] = field(default_factory=dict)
     """Of top-level fields."""
     texts: dict[str, None] = field(default_factory=dict)
     """Paths of strings."""
+    lists: dict[str, None] = field(default_factory=dict)
+    """Paths of lists of objects."""
+    is_by_columns: bool = False
+    """Whether a record looks like a whole table."""
+    has_header: bool = False
+    """Whether names of fields are from a first line."""
     values: dict[str, list[Any]] = field(default_factory=dict)
     """Of kept fields, by the columns' names."""
     records: int = 0
@@ -92,22 +100,18 @@ class _Seen:
     """Why a record has no text."""
 
 
-def inspect(config: ScoreConfig, files: Sequence[InputFile]) -> tuple[Group, ...]:
-    """Describe the inputs by the first of them."""
-    seen = _Seen()
-    for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
-        with contextlib.suppress(InputError):  # the run will say it
-            _look_at(file, config, MORE_RECORDS, seen)
-    return tuple(seen.groups.values())
-
-
-def check_fields(config: ScoreConfig, files: Sequence[InputFile], spares_bad_files: bool = False) -> ScoreConfig:
+def check_fields(
+    config: ScoreConfig, files: Sequence[InputFile], spares_bad_files: bool = False
+) -> tuple[ScoreConfig, tuple[Group, ...]]:
     """Make sure that the fields are there, and fill in the types of kept ones.
 
     Args:
         config: the command line.
         files: the inputs. Those that are damaged are passed over here: the run will say what they are, and where.
         spares_bad_files: whether those that are in no form that is read are, too, unless all are such.
+
+    Returns:
+        The command line, and what the inputs are, by the first of them.
 
     Raises:
         InputError: if a file's format is unknown, no record has a text, or a field that was asked for is in none.
@@ -135,7 +139,7 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile], spares_bad_fil
     if problem is not None and not seen.records:
         raise problem
     if not seen.names and seen.reason is None:
-        return config  # nothing readable in the sample: the run will say what and where
+        return config, describe(config, files, seen)  # nothing readable in the sample: the run will say what and where
     is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
     if is_all_seen:
         _check_found(seen, sought, mapping)
@@ -145,19 +149,27 @@ def check_fields(config: ScoreConfig, files: Sequence[InputFile], spares_bad_fil
         if not _has_a_value(seen.values[each.name]) and not (is_typed and not is_all_seen) and seen.names:
             raise InputError(f"kept field {each.path!r} is in no record; fields are: {_listed(seen.names)}")
         kept.append(each if is_typed else KeptField(each.name, infer_kind(seen.values[each.name]), each.path))
-    return dataclasses.replace(
+    config = dataclasses.replace(
         config,
         fields=dataclasses.replace(mapping, keep=tuple(kept)),
         score=dataclasses.replace(config.score, keep=tuple(kept)),
     )
+    return config, describe(config, files, seen)
+
+
+def describe(config: ScoreConfig, files: Sequence[InputFile], seen: _Seen | None = None) -> tuple[Group, ...]:
+    """What the inputs are, by the first of them and those that have been looked at."""
+    seen = seen or _Seen()
+    for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
+        if file.path not in seen.paths:
+            with contextlib.suppress(InputError):  # the run will say it
+                _look_at(file, config, MORE_RECORDS, seen)
+    return tuple(seen.groups.values())
 
 
 def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
     if "text" not in seen.found and seen.reason is not None:
-        remedy = f"{'leave out --layout, or ' if mapping.layout != AUTO else ''}give --text_field"
-        if not seen.texts:
-            raise InputError(f"no record has a text ({seen.reason}), and no field of any is a string")
-        raise InputError(f"no record has a text ({seen.reason}); {remedy} one of: {_listed(seen.texts)}")
+        raise InputError(f"no record has a text ({seen.reason}){_remedy(seen, mapping)}")
     names = [*seen.names, *(path for path in seen.texts if path not in seen.names)]
     if "id" in sought - seen.found:
         raise InputError(f"--id_field {','.join(mapping.id)} is in no record; fields are: {_listed(names)}")
@@ -171,6 +183,21 @@ def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
         raise InputError(f"--timestamp_field {mapping.timestamp} is in no record; fields are: {_listed(names)}")
 
 
+def _remedy(seen: _Seen, mapping: FieldMapping) -> str:
+    """What can be done where no record has a text."""
+    if seen.is_by_columns:
+        return "; it is a table by columns, as pandas writes it: write it with to_json(orient='records', lines=True)"
+    said = ""
+    if seen.lists:
+        path = next(iter(seen.lists))
+        said += f"; if its records are in the list {path}, write them as lines: jq -c '.{path}[]' A > B.jsonl"
+    remedy = "; leave out --layout, or" if mapping.layout != AUTO else ";"
+    said += f"{remedy} give --text_field one of: {_listed(seen.texts)}" if seen.texts else "; no field is a string"
+    if seen.has_header:
+        said += "; if the first line is a row, give --no_header, and --columns with names of your own"
+    return said
+
+
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(list(names)[:_CANDIDATES])
 
@@ -178,7 +205,7 @@ def _listed(names: Iterable[str]) -> str:
 def _to_look_at(files: Sequence[InputFile], seen: _Seen) -> Iterator[tuple[InputFile, int]]:
     """Files, and how many of their first records: the first that have some, and then others all over the rest.
 
-    What cannot be read has none; the run will say what, and where.
+    A file that cannot be read has no records; the run will say what is wrong, and where.
     """
     waiting = iter(files)
     sampled = 0
@@ -200,6 +227,7 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> N
         InputError: if it is in no form that can be read, several of its fields could be the text, or a store is down.
     """
     path = file.path
+    seen.paths.add(path)
     try:
         with open_raw(file.place) as opened:
             for form in recognize(opened, path, config.form):
@@ -220,6 +248,7 @@ def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig,
     key = (form.describe(), reader.layout.name)
     group = seen.groups.setdefault(key, Group(*key))
     group.files += 1
+    seen.has_header |= form.kind in ("csv", "tsv") and form.dialect.has_header
     for record in itertools.chain(first, itertools.islice(records, max(0, count - len(first)))):
         seen.records += 1
         if isinstance(record.value, dict):
@@ -244,6 +273,8 @@ def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, se
             found = reader.find_text(post, view)
         except FieldError as error:
             seen.reason = error
+            seen.lists.update(dict.fromkeys(_lists(post)))
+            seen.is_by_columns |= _is_by_columns(post)
             continue
         if found is None:
             seen.found.add("text")  # as far as that goes: none is missing
@@ -286,6 +317,34 @@ def _strings(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -
             yield before + name
         elif isinstance(value, dict) and depth and "." not in name:
             yield from _strings(value, f"{before}{name}.", depth - 1)
+
+
+def _lists(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -> Iterator[str]:
+    """Paths of all lists of objects in a record, as `jq` has them."""
+    for name, value in fields.items():
+        if not isinstance(name, str) or not (name.isidentifier() and name.isascii()):
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            yield before + name
+        elif isinstance(value, dict) and depth:
+            yield from _lists(value, f"{before}{name}.", depth - 1)
+
+
+def _is_by_columns(fields: Mapping[str, Any]) -> bool:
+    """Whether a record is a whole table, as pandas and others write it by default.
+
+    That is for each column its values by their rows' names, or in a list, or for each row's number its fields; or names
+    of columns, and a list of lists.
+    """
+    if isinstance(fields.get("columns"), list) and isinstance(fields.get("data"), list):
+        return True
+    values = list(fields.values())
+    if len(values) > 1 and all(isinstance(value, list) for value in values):
+        return len({len(value) for value in values}) == 1 and not any(isinstance(value, dict) for value in values[0])
+    if not values or not all(isinstance(value, dict) and value for value in values):
+        return False
+    are_numbered = all(name.isdecimal() for name in fields) or all(name.isdecimal() for name in values[0])
+    return are_numbered and all(value.keys() == values[0].keys() for value in values)
 
 
 def _has_a_value(values: Iterable[Any]) -> bool:

@@ -1,8 +1,8 @@
-"""Beam's in-process runner with workers that nobody else can reach, and that end when they are told to.
+"""Beam's in-process runner with workers that only this user can reach, and that end when they are told to.
 
 Workers are threads of this process, which talk with the runner through memory, or processes of their own, which talk
 with it through Unix sockets in a directory that only this user can enter. Beam's own workers of either kind use gRPC
-servers that listen on all interfaces and ask nobody who they are: they serve the options of the pipeline, any file that
+servers that listen on all interfaces, without authentication: they serve the options of the pipeline, any file that
 this process may read, and take elements from anyone.
 """
 
@@ -35,7 +35,7 @@ from transforms.stopping import stopped_by
 
 WORKER_DIED = "a worker process died"
 STOP_SECONDS = 5.0
-"""For a thread to come to the end of a batch, and for a process to end when it is told to."""
+"""Time for a thread to end its batch, and for a process to end when it is told to."""
 LONGEST_SOCKET = 100
 """Bytes of a Unix socket's path: Linux allows 107, others a little less."""
 _REPEAT_SECONDS = 0.5
@@ -81,7 +81,7 @@ class LocalRunner(fn_runner.FnApiRunner):
             try:
                 return super().run_stages(stage_context, stages)
             except Exception:
-                # What ended the others is not what went wrong.
+                # The error that stopped the others is not the one that went wrong first.
                 if self._workers is not None and self._workers.error is not None:
                     raise self._workers.error from None
                 raise
@@ -281,7 +281,7 @@ class _Server:
 
 
 class _ProcessWorker(worker_handlers.GrpcWorkerHandler):
-    """Starts a worker process and waits for its end; if that is a death, what it was asked fails."""
+    """Starts a worker process and waits for its end; if it dies, its open requests fail."""
 
     def __init__(self, processes: _Processes, server: _Server, state: Any, provision_info: Any) -> None:
         super().__init__(state, provision_info, server)
@@ -310,7 +310,7 @@ class _ProcessWorker(worker_handlers.GrpcWorkerHandler):
             self._process.send_signal(number)
 
     def tell_to_end(self) -> None:
-        """Ask the process to end when it has done what it is at."""
+        """Ask the process to end after its present work."""
         self._is_ending.set()
         self.control_conn.push(worker_handlers.BeamFnControlServicer._DONE_MARKER)
 

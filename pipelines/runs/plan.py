@@ -14,7 +14,7 @@ from pipelines.data_set.manifest import new_run_id
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import check_goes_on, differences, identity, listed, other_options
 from pipelines.runs.inputs import Inputs, list_inputs, named, spool_pipes, try_to_open
-from pipelines.runs.inspection import Group, check_fields, inspect
+from pipelines.runs.inspection import Group, check_fields
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
 from transforms.input.forms import named_format
@@ -128,10 +128,10 @@ def make_plan(config: ScoreConfig, data_set: DataSet, scratch: str) -> Plan:
     unreadable = _check_readable(inputs)
     if config.if_exists == "append" and data_set.identity is not None:
         config = as_before(_joining(config, data_set.identity), data_set.identity)
-    config = check_fields(config, files)
+    config, groups = check_fields(config, files)
     model = check_model(config)
     replaced = check_output(config, data_set, files, model)
-    passed_over, groups = tuple(inputs.passed_over), inspect(config, files)
+    passed_over = tuple(inputs.passed_over)
     return Plan(config, files, model, "", replaced, passed_over, unreadable, groups=groups).with_new_run(files)
 
 
@@ -152,7 +152,7 @@ def _check_readable(inputs: Inputs) -> dict[str, str]:
 
 
 def check_model(config: ScoreConfig) -> ModelFacts:
-    """Load a model whole, since only then is it known to be sound, and let go of its weights."""
+    """Load a whole model, since only then it is known to be sound, and let go of its weights."""
     from torchmoji_core.inference.kernels import choose
 
     bundle = load_bundle(config.score.model)
@@ -164,7 +164,7 @@ def check_model(config: ScoreConfig) -> ModelFacts:
 
 
 def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
-    """With the types of kept fields that were told from the data once, from the first files.
+    """With the types of kept fields that were found in the first files once, when the data set was begun.
 
     Args:
         config: the command line.
@@ -190,7 +190,7 @@ def _kept_before(earlier: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _joining(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
-    """With what rows need to be found again among those that are there: their directories, and their source."""
+    """With the options that let rows be found again in the data set: their directories, and their source."""
     partition_by = tuple(earlier.get("partition_by", ()))
     source = ("source",) if "source" in earlier.get("outputs", ()) else ()
     outputs = (*config.score.outputs, *source)
@@ -286,7 +286,7 @@ def check_stream(config: ScoreConfig, stream: StreamOptions, data_set: DataSet, 
         model: what it begins to score with.
 
     Raises:
-        InputError: if the output holds, or another stream is writing there, what other options make.
+        InputError: if the rows that are there, or that another stream is writing there, are of other options.
     """
     check_goes_on(config, data_set.identity)
     found = pending.read(data_set.output)

@@ -93,21 +93,6 @@ def announce_summary(counts: dict[str, int], seconds: float, classes: Sequence[s
     logs.announce("summary", text, seconds=round(seconds, 3), **figures)
 
 
-_REMARKS = {
-    metrics.NOTICES: "notices     {:,} records are no posts, but deletions and the like; with --layout plain they are "
-    "dead letters",
-    metrics.CUT: "cut         {:,} texts were cut by their platform (column cut_by_platform); fetch them again in full "
-    "(version 1.1: tweet_mode=extended)",
-    metrics.WITHOUT_ID: "without id  {:,} records, whose ids are hashes of file and position; --id_field names the "
-    "field, if there is one",
-    metrics.WITH_HTML: "html        {:,} texts hold tags or entities of HTML; --html tags, or --html entities, "
-    "makes words of them",
-    metrics.TIMES_UNREAD: "no time     {:,} records have a time that cannot be read, and null in its place; see "
-    "--timestamp_field",
-}
-"""What is said of records that were counted so, with what can be done."""
-
-
 def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fingerprint: str, output: str) -> list[str]:
     """The end of a run in a few lines."""
 
@@ -123,7 +108,7 @@ def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fing
         f"scored      {get(metrics.SCORED):,}",
         f"empty       {get(metrics.EMPTY):,} without tokens",
         f"dead        {get(metrics.DEAD):,} dead letters",
-        *(said.format(get(name)) for name, said in _REMARKS.items() if get(name)),
+        *(each.remark.format(get(name)) for name, each in metrics.OF_RUNS.items() if each.remark and get(name)),
         f"tokens      {get(metrics.TOKENS):,}, {_share(get(metrics.UNKNOWN), get(metrics.TOKENS))} unknown; "
         f"{_share(get(metrics.TRUNCATED), rows)} of texts truncated",
         f"reused      {get(metrics.REUSED):,} had the same tokens as a recent text and were not scored again",

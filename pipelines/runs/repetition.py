@@ -1,7 +1,10 @@
 """What `pipelines.annotate` does: look for what is new and annotate it; with --every TIME wait, and look again.
 
-A look that finds what the last one has left done costs no more than the listing. Otherwise the lock is taken, so
-whatever dies is gone on with, and every row is there once. The model is loaded once.
+A look that finds nothing new costs no more than the listing. Otherwise the lock is taken, and the work of runs that
+died is gone on with, so every row is there once. The model is loaded once.
+
+Files that go on coming are read by a loop of bounded runs, not by a source without end: Beam's `MatchContinuously`
+forgets at a restart what it has read, and never reads again what has changed.
 """
 
 from __future__ import annotations
@@ -82,13 +85,13 @@ class _Looks:
         self._wrong: set[str] = set()
         """What is wrong at this one."""
         self._suffixes: set[str] = set()
-        """Of names that are passed over, once that has been said."""
+        """Names that are passed over, and have been reported as such."""
 
     def look(self) -> int:
-        """As `annotate`, and what may pass is said, and left to the next look.
+        """As `annotate`, but an error that may pass is reported, and left to the next look.
 
         Raises:
-            Exception: what does not pass by itself.
+            Exception: an error that does not pass by itself.
         """
         config, figures = self._config.score, self._context.figures
         self._before, self._wrong = self._wrong, set()
@@ -168,7 +171,7 @@ class _Looks:
         self._is_planned = True
 
     def _say(self, event: str, said: str, level: int, about: str | None = None, **fields: Any) -> None:
-        """Say once what is wrong, until it is so no longer; what it is about tells that it is the same."""
+        """Say what is wrong once, until it has passed; it is the same fault if it is about the same thing."""
         about = about or said
         if about not in self._before | self._wrong:
             announce(event, said, level=level, **fields)

@@ -25,6 +25,7 @@ from pipelines.cli.logs import printable
 from pipelines.cli.redaction import redact_all
 from torchmoji_core import durable
 from torchmoji_core.errors import InputError
+from transforms import metrics
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -32,46 +33,11 @@ VERSION = 1
 INPUT_STATES = ("new", "changed", "vanished", "unsettled", "passed_over", "unreadable", "committed")
 """Figures `inputs_<state>`: how many inputs a run over what is new found in which state."""
 
-_RUN = "torchmoji_last_run"
-_GAUGES = {
-    "read": (f"{_RUN}_read_records", "Records met, damaged ones included."),
-    "scored": (f"{_RUN}_scored_records", "Records scored."),
-    "empty": (f"{_RUN}_empty_records", "Records without tokens, which have no scores."),
-    "dead": (f"{_RUN}_dead_records", "Records that became dead letters."),
-    "notices": (f"{_RUN}_notice_records", "Records that are no posts and not meant to be, such as deletions."),
-    "cut_by_platform": (f"{_RUN}_cut_records", "Records scored by a text that their platform has cut."),
-    "without_id": (f"{_RUN}_without_id_records", "Records without an id, which got a hash of file and position."),
-    "with_html": (f"{_RUN}_with_html_records", "Records scored with HTML's tags or entities in their texts."),
-    "times_unread": (f"{_RUN}_unread_time_records", "Records whose time could not be read and is null."),
-    "rows_written": (f"{_RUN}_written_rows", "Rows in the files written."),
-    "files_written": (f"{_RUN}_written_files", "Files written, of rows and of dead letters."),
-    "bytes_written": (f"{_RUN}_written_bytes", "Size of those files."),
-    "files_read": (f"{_RUN}_read_files", "Input files read."),
-    "bytes_read": (f"{_RUN}_read_bytes", "Input read, as stored."),
-    "tokens": (f"{_RUN}_read_tokens", "Tokens of the texts scored."),
-    "unknown_tokens": (f"{_RUN}_unknown_tokens", "Tokens that are not in the vocabulary."),
-    "truncated": (f"{_RUN}_truncated_records", "Records with more tokens than the model reads."),
-    "reused": (f"{_RUN}_reused_records", "Records not scored again, since their tokens were met before."),
-}
-"""By the names of transforms/metrics.py. A run that failed has left nothing: what is missing is 0."""
-
+_RUN, _STREAM = "torchmoji_last_run", "torchmoji_stream"
 _ALWAYS = {"output", "exit_status", "started", "finished", "last_success"}
-"""What every report has, by which ours are known."""
+"""Fields of every report, by which our own reports are recognized."""
 _MAX_BYTES = 16 << 20
-"""No report is as long; what is, is not read."""
-
-_STREAM = "torchmoji_stream"
-_STREAM_GAUGES = {
-    "in_flight": (f"{_STREAM}_in_flight_messages", "Messages read and not yet acknowledged.", 1.0),
-    "latency_ms_mean": (f"{_STREAM}_latency_mean_seconds", "From a row's time to its file being in place.", 1e-3),
-    "latency_ms_max": (f"{_STREAM}_latency_max_seconds", "The longest of those times.", 1e-3),
-    "event_lag_ms_mean": (f"{_STREAM}_event_lag_mean_seconds", "From a tweet's time to its arrival.", 1e-3),
-    "buffer_wait_ms_mean": (f"{_STREAM}_buffer_wait_mean_seconds", "How long tweets were held for a batch.", 1e-3),
-    "batch_rows_mean": (f"{_STREAM}_batch_mean_rows", "How full the model's batches were.", 1.0),
-    "model_swaps": (f"{_STREAM}_model_swaps", "Models that took the place of another.", 1.0),
-    "models_refused": (f"{_STREAM}_models_refused", "Bundles that were found and not taken.", 1.0),
-}
-"""Of runs that have them; with what makes base units of the figures."""
+"""No report is as long; a longer file is not read."""
 
 
 def check_report(path: str) -> None:
@@ -129,7 +95,7 @@ def reported(path: str | None, dry_run: bool = False, **figures: Any) -> Iterato
 
 
 def report_so_far(path: str | None, figures: Mapping[str, Any], started: datetime) -> None:
-    """Write a report of what was done so far, if one is wanted; what cannot be written is said, and no more."""
+    """Write a report of what was done so far, if one is wanted; if it cannot be written, that is a warning."""
     if path is not None:
         try:
             write_report(path, {**figures, "started": started, "finished": datetime.now(UTC)})
@@ -188,11 +154,10 @@ class _Metrics(Collector):
         yield gauge(f"{_RUN}_duration_seconds", "How long the run took.", report["seconds"])
         yield gauge(f"{_RUN}_exit_status", "Exit status of the run; 0 is success.", report["exit_status"])
         yield gauge(f"{_RUN}_records_per_second", "Speed, start-up included.", report["records_per_second"])
-        for figure, (name, meaning) in _GAUGES.items():
-            yield gauge(name, meaning, report.get(figure, 0))
-        if "in_flight" in report:
-            for figure, (name, meaning, unit) in _STREAM_GAUGES.items():
-                yield gauge(name, meaning, report.get(figure, 0) * unit)
+        figures = [(_RUN, metrics.OF_RUNS), *([(_STREAM, metrics.OF_STREAMS)] if metrics.IN_FLIGHT in report else [])]
+        for before, reported in figures:
+            for figure, (name, meaning, _, unit) in reported.items():
+                yield gauge(f"{before}_{name}", meaning, report.get(figure, 0) * unit)
         if any(f"inputs_{state}" in report for state in INPUT_STATES):
             inputs = GaugeMetricFamily(f"{_RUN}_inputs", "Inputs by state.", labels=["output", "state"])
             for state in INPUT_STATES:
@@ -208,7 +173,7 @@ class _Metrics(Collector):
 
 
 def _label(value: Any) -> str:
-    """Without what the format, which has an escape for ends of lines, or its readers cannot take."""
+    """A value without characters that the format or its readers cannot take; ends of lines it can escape."""
     return "\n".join(map(printable, str(value).split("\n")))
 
 
@@ -234,7 +199,7 @@ def _check_ours(file: Path) -> None:
     """Make sure that a name is free, or has what an earlier run has written.
 
     Raises:
-        _NotOursError: if not. A link is none of ours: who follows it may write anywhere.
+        _NotOursError: if not. A link is not ours: a write through it may go anywhere.
         OSError: if it cannot be read.
     """
     try:

@@ -71,9 +71,9 @@ def _check_spelling(rest: list[str]) -> None:
 
 
 def _without_secrets(rest: list[str], config: ScoreConfig) -> list[str]:
-    """Take credentials out of the options: those are logged, stored with a job, and shown to whoever may see it.
+    """Take credentials out of the options: those are logged, stored with a job, and shown with it.
 
-    In a local run they go where the stores' own libraries look for them, and worker processes inherit them.
+    In a local run they become the variables in which the stores' libraries look, and worker processes inherit them.
 
     Raises:
         InputError: on clusters, where only their workers' own environment would be such a place.

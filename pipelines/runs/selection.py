@@ -12,7 +12,7 @@ from torchmoji_core.errors import InputError
 from transforms.input.read import InputFile
 
 FIRST_BYTES_PER_SECOND = 64 << 10
-"""What a slow machine does with a full-size model; how fast this one is, the first group tells."""
+"""The speed of a slow machine with a full-size model; the first group shows how fast this one is."""
 MAX_GROWTH = 4.0
 
 
@@ -31,7 +31,7 @@ class Selection:
     unsettled: tuple[str, ...] = ()
     """Too young: left to the next run."""
     not_gone: Mapping[str, str] = field(default_factory=dict)
-    """Vanished inputs that were to be retired and are not, with the reason why they need not have been deleted."""
+    """Vanished inputs that are not retired although asked, since they may not have been deleted; with the reason."""
     found: Inputs = field(default_factory=Inputs)
     """What all this was chosen from."""
     generation: int = 0
@@ -107,7 +107,7 @@ def select(data_set: DataSet, found: Inputs, config: AnnotateConfig, fingerprint
         file, scored = listed[path], generation.inputs.get(path)
         if scored is not None and scored.is_unchanged(file.bytes_, file.modified):
             unchanged += 1
-        # What is no file any more, or cannot be looked at, has not changed but is unreadable: opening it will say why.
+        # A path that is no file any more, or cannot be looked at, is unreadable, not changed: opening it will say why.
         elif scored is not None and config.on_changed == "skip" and path not in no_files:
             skipped += 1
         # A file from the future is as young as one from the past: one of the two clocks is wrong.

@@ -61,13 +61,13 @@ class Buffer:
         self._count(prepared, size, 1)
 
     def is_due(self, now: float) -> bool:
-        """Whether messages have to wait no longer."""
+        """Whether the oldest messages are to be scored now."""
         options, limits = self._options, self._options.limits
         return bool(self._waiting) and (
             now - self._waiting[0][0] >= options.max_latency
             or len(self._waiting) >= limits.max_rows
             or self._tokens >= limits.max_tokens
-            # Of large messages, enough may never be in flight.
+            # If messages are large, there may never be enough for a batch in flight.
             or self._bytes >= options.max_bytes // 4
             or len(self._waiting) >= options.max_messages // 2
         )

@@ -1,4 +1,4 @@
-"""Commits of a stream that goes on: what it has put in place becomes results every few seconds."""
+"""Commits of a stream that goes on: every few seconds, the files that it has put in place become results."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pipelines.data_set.snapshot import DataSet
 from torchmoji_core.errors import LockHeldError, TorchMojiError
 
 LOG_SHARE = 0.05
-"""Of a stream's time that may go into the Delta log, which every publication reads; it is late rather than dear."""
+"""The most of a stream's time that goes into the Delta log, which every publication reads: rather late than costly."""
 
 
 class Committer:
     """Commits what a stream of this process has put in place, whenever it is asked to.
 
-    `pipelines.compact` and `pipelines.verify --clean` can work on the same output at the same time. Only to delete what
-    streams have left that died before, the lock is taken once, if it is free.
+    `pipelines.compact` and `pipelines.verify --clean` can work on the same output at the same time. The lock
+    is taken once, if it is free: to delete what streams that died before have left.
     """
 
     def __init__(self, data_set: DataSet, run_id: str) -> None:
@@ -34,7 +34,7 @@ class Committer:
         self._next_beat = time.monotonic() + pending.BEAT_SECONDS
         self._log_is_due, self._next_log = False, 0.0
         self._has_recovered = False
-        """Whether what streams have left that died before was looked for; once is enough."""
+        """Whether it was looked for files of streams that died before; once is enough."""
         self._said: type[Exception] | None = None
 
     def commit(self) -> list[Manifest]:

@@ -51,7 +51,7 @@ def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
 
 
 def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> Plan:
-    """Check the command against what is there: rows with other columns do not belong into one data set.
+    """Check the command against the data set: rows with other columns do not belong into it.
 
     Raises:
         InputError: for the first thing that is wrong, with its remedy.

@@ -1,8 +1,7 @@
 """A stream that this process reads, until it is told to stop.
 
 What it has written becomes part of the data set every few seconds. A message is acknowledged before that, as soon as
-its rows are in files that are in place and pending: so a command that holds the output for an hour, as a large
-compaction may, holds up the listing of files, but no message.
+its rows are in files that are in place and pending. So a commit that fails or takes long holds up no message.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from transforms import metrics
 from transforms.addresses import PubSubName
 
 IN_FLIGHT_BYTES = 64 << 20
-"""Payloads of messages that are read and not yet written; what is made of them takes several times that."""
+"""Payloads of messages that are read and not yet acknowledged; what is made of them takes several times that."""
 DRAIN_MARGIN = 2.0
 """Seconds to give back messages after --drain; what is not given back by then comes again when its deadline is over."""
 _TICK_SECONDS = 0.1
@@ -80,7 +79,7 @@ class LocalStream:
         with told_to_stop(self._stream.drain + DRAIN_MARGIN) as stop:
             topic = PubSubTopic(sink.path) if isinstance(sink, PubSubName) else None
             work = Stages(self._plan.config, self._stream, topic)
-            # Last: a message is pulled with it, whose deadline nobody extends before the loop runs.
+            # Last: making a source pulls a message, whose deadline is not extended before the loop runs.
             return self.attend(PubSubSource(source.path), work, stop)
 
     def attend(self, source: Source, work: Work, stop: threading.Event) -> int:
@@ -89,7 +88,7 @@ class LocalStream:
         options = LoopOptions(stream.max_in_flight, IN_FLIGHT_BYTES, stream.max_latency, config.limits)
         loop = Loop(source, work, options, self._clock)
         with self._described(loop):
-            gc.freeze()  # modules and models are not looked through again with every collection, which was felt
+            gc.freeze()  # or each garbage collection would look through modules and models, which cost noticeable time
             loop.start()
             announce("reading", f"reading {source.uri}; stop with Ctrl-C or SIGTERM", run_id=self._plan.run_id)
             try:
@@ -114,11 +113,11 @@ class LocalStream:
         return self._finish(loop)
 
     def _watchdog(self, loop: Loop) -> Watchdog:
-        """What ends the run if messages are in flight, and none of them comes to be written."""
+        """Ends the run if messages are in flight, and none of them is written for too long."""
         timeout = self._plan.config.stall_timeout
         if timeout:
             timeout += self._stream.drain + self._stream.max_latency
-        # Where nothing waits to be written, nothing has to get on: each look gives another value.
+        # If nothing waits to be written, there need be no progress: then each look gives another value.
         return Watchdog(lambda: loop.written if loop.unwritten else object(), timeout)
 
     @contextlib.contextmanager

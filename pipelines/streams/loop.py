@@ -5,6 +5,11 @@
 A message is in flight from its delivery to its acknowledgement. So many messages, and bytes of payloads, may be in
 flight; what comes faster stays in the source. Messages that are scored together are written together, and acknowledged
 when all their rows and dead letters are in files that are in place and on the disk.
+
+Scoring holds Python's lock only for a small part of the time, so the other threads cost it little. What comes while a
+batch is scored goes on together: batches grow with the load, and a stream that has fallen behind catches up.
+To stop, nothing more is pulled, what waits for company goes on at once, and each thread ends when the one before it has
+ended and nothing of it is left.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from transforms.scoring.score import ScoredBatch
 T = TypeVar("T")
 _LOGGER = logging.getLogger(__name__)
 DEADLINE_SECONDS = 60
-"""For how long a message is ours each time it is asked for; what dies with this process comes again after that."""
+"""For how long a message is ours each time we ask for it; if this process dies, its messages come again after that."""
 EXTEND_SECONDS = 4.0
 """Below ten seconds, the shortest deadline that a subscription of Pub/Sub may have."""
 LONGEST_PAUSE = 30.0
@@ -36,7 +41,7 @@ LAST_SECONDS = 10.0
 """For what is being acknowledged when the stream ends."""
 RETRY_SECONDS = 1.0
 _TICK = 0.02
-"""Real seconds between two looks at what a thread waits for, where nothing has told it to look before."""
+"""Real seconds between two looks at what a thread waits for, if it is not told to look earlier."""
 
 
 class Work(Protocol):
@@ -74,7 +79,7 @@ class Loop:
         """
         self._source, self._work, self._options, self._clock = source, work, options, clock
         self._changed = threading.Condition()
-        # All that follows is read and changed with that.
+        # Held to read and change all that follows.
         self._in_flight: dict[str, _InFlight] = {}
         self._bytes = 0
         self._buffer = Buffer(options)
@@ -134,7 +139,7 @@ class Loop:
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
-        # Who still asks for messages must not have the last word over giving them back.
+        # A request that extends deadlines must not come after the one that gives messages back.
         self._threads[-1].join(LAST_SECONDS)
         with self._changed:
             left = [item.receipt for item in self._in_flight.values() if not item.is_written]
@@ -168,7 +173,7 @@ class Loop:
         """What `ready` gives as soon as that is not None; it is asked whenever anything has changed.
 
         Raises:
-            _OverError: if nobody waits for the work of this thread any more, or from `ready`.
+            _OverError: if the work of this thread is not needed any more, or from `ready`.
         """
         with self._changed:
             while not self._abandoned:

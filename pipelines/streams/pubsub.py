@@ -22,17 +22,17 @@ PULLED_AT_ONCE = 1000
 """The most that Pub/Sub gives at a time."""
 PULLED_BYTES = 64 << 20
 """The most that several messages may have together: gRPC refuses more, and fewer are asked for. One alone may have any
-size, and what is done with it is for who reads it to say."""
+size; its reader decides what to do with it."""
 CALM_SECONDS = 600.0
-"""The longest that a subscription waits to deliver again what was refused so; only then is more asked for again."""
+"""The longest that a subscription waits to deliver refused messages again; only after that more are asked for."""
 TRIES_FOR_ONE = 10
-"""After which a single message that the server cannot send ends the reading."""
+"""After so many, a single message that the server cannot send ends the reading."""
 FEW, LINGER_SECONDS = 500, 0.1
-"""A pull that gave fewer waits a moment before the next: it is answered as soon as there is one message, and costs as
-much for one as for hundreds."""
+"""After a pull that gave fewer, the next waits a moment: a pull is answered as soon as there is one message, and costs
+as much for one as for hundreds."""
 PULL_SECONDS = 5.0
 FIRST_PULL_SECONDS = 1.0
-"""What is wrong with a subscription is said at once; that nothing is there, never."""
+"""Faults of a subscription are answered at once; a subscription without messages does not answer."""
 REQUEST_SECONDS = 10.0
 RECEIPTS_AT_ONCE = 1000
 RECEIPT_BYTES_AT_ONCE = 400_000
@@ -63,14 +63,14 @@ class PubSubSource:
         self._subscription, self._errors, self._clock = subscription, exceptions, clock
         self._stopped = threading.Event()
         self._at_once, self._more_at = PULLED_AT_ONCE, math.inf
-        """How many messages are asked for, and when all are again: fewer after a response that was too large."""
+        """How many messages are asked for, fewer after a response that was too large; and until when."""
         self._tries_for_one = 0
         """How often in a row not even one could be received."""
         self._has_few = False
         self._first: list[Received] = []
         """What the look at the subscription gave."""
         try:
-            # A pull that waits can only be ended by closing its client, so that is another one.
+            # A pull that waits can only be ended by closing its client, so it has a client of its own.
             self._client, self._puller = _subscriber(pubsub, PULLED_BYTES), _subscriber(pubsub, PULLED_BYTES)
             self._puller_of_one = _subscriber(pubsub, _UNBOUNDED)
             try:
@@ -127,13 +127,13 @@ class PubSubSource:
     def stop(self) -> None:
         """See `Source.stop`."""
         self._stopped.set()
-        # Or a pull that still waits there would be given what we give back.
+        # Or a pull that still waits there would get the messages that we give back.
         for puller in (self._puller, self._puller_of_one):
             puller.close()
 
     def _request(self, method: Any, request: dict[str, Any]) -> None:
         try:
-            method(request=request, timeout=REQUEST_SECONDS, retry=None)  # who asked tries again
+            method(request=request, timeout=REQUEST_SECONDS, retry=None)  # the caller tries again
         except Exception as error:
             raise self._explained(error) from error
 
@@ -166,7 +166,7 @@ class PubSubSource:
             )
 
     def _explained(self, error: Exception) -> Exception:
-        """What an error of a request means to who asked."""
+        """An error of a request as the caller understands it."""
         if isinstance(error, self._transient):
             return SourceUnavailableError(first_line(error))
         return RunError(f"reading {self.uri} failed: {first_line(error)}")

@@ -2,7 +2,7 @@
 
     prepare: parse, check, tokenize        score: cut into batches, run the model        write: files in place
 
-Here is no thread and no queue; `loop` has those.
+It has no threads and no queues; those are in `loop`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Stages:
         self._window = round(1e6 * stream.window)
         self._model = load_model(config.score.model, config.score)
         scorer = self._model.scorer
-        # What comes later is tokenized again by a model that reads other tokens.
+        # A later model that reads other tokens tokenizes texts again.
         self._tokenizer, self._maxlen = scorer.tokenizer, scorer.maxlen
         self._lookout = None
         if stream.model_watch is not None:

@@ -89,16 +89,16 @@ def test_a_forked_process_has_one_of_its_own() -> None:
     def work() -> None:
         assert held(cache, 1) == []  # what the parent has is not known here
         keep(cache, 2)
-        both.wait(10)
-        both.wait(10)
+        both.wait(60)
+        both.wait(60)
         assert held(cache, 2) == [2]
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
-    both.wait(10)
+    both.wait(60)
     keep(cache, 3)
     assert held(cache, 1, 2, 3) == [1, 3]
-    both.wait(10)
+    both.wait(60)
     child.join()
     assert child.exitcode == 0
     assert held(cache, 1, 2, 3) == [1, 3]

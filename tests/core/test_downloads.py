@@ -219,7 +219,7 @@ def breaking(content: list[bytes], ranges: bool = True, most: int = 100_000, **m
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHMOJI_REQUEST_SECONDS", str(PATIENCE))
-    monkeypatch.setattr("torchmoji_core.downloads._FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("torchmoji_core.downloads.FIRST_PAUSE", 0.001)
 
 
 def test_a_download_goes_on_where_it_broke_off(serve: Callable[[Behaviour], Server], patient: None) -> None:

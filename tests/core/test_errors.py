@@ -7,11 +7,11 @@ import os
 
 import pytest
 
-from torchmoji_core import errors
 from torchmoji_core.errors import (
     DISK,
     FILES,
     MEMORY,
+    SHORTAGES,
     Fault,
     Shortage,
     UnavailableError,
@@ -27,8 +27,14 @@ from torchmoji_core.errors import (
     [
         (errno.ENOENT, Fault.FILE, False),
         (errno.EACCES, Fault.FILE, False),
+        (errno.EISDIR, Fault.FILE, False),
+        (errno.ENXIO, Fault.FILE, False),
         (errno.EROFS, Fault.USE, False),
+        (errno.EEXIST, Fault.USE, False),
+        (errno.EINVAL, Fault.USE, False),
         (errno.EIO, Fault.OUTAGE, True),
+        (errno.ETIMEDOUT, Fault.OUTAGE, True),
+        (errno.EPIPE, Fault.OUTAGE, True),
         (errno.ECONNREFUSED, None, True),
         (errno.ENOSPC, DISK, True),
         (errno.EMFILE, FILES, True),
@@ -49,5 +55,6 @@ def test_an_address_does_not_mend_by_itself_and_a_store_that_is_down_does() -> N
     assert may_pass(UnavailableError("no answer"))
 
 
-def test_each_number_tells_of_one_fault() -> None:
-    assert sum(map(len, errors._NUMBERS.values())) == len(errors._FAULTS)
+@pytest.mark.parametrize("shortage", SHORTAGES, ids=lambda shortage: shortage.what)
+def test_no_number_of_a_shortage_tells_of_another_fault(shortage: Shortage) -> None:
+    assert {fault_of(OSError(code, "")) for code in shortage.codes} == {shortage}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -225,28 +226,34 @@ def test_a_cache_of_any_size_changes_nothing(texts: list[str], size: int) -> Non
         assert tokenizer.ids(text) == oracle_ids(text, VOCABULARY)
 
 
-def test_the_cache_is_bounded() -> None:
-    tokenizer = Tokenizer(VOCABULARY, cache_chunks=50)
-    for number in range(1_000):
-        tokenizer.ids(f"w{number} x{number}!", 30)
-        tokenizer.ids(f"y{number}")
-        assert len(tokenizer._cache) <= 50
-    tokenizer.ids("z" * 1_000_000)
-    assert max(map(len, tokenizer._cache)) < 100
+def kept_bytes(cache_chunks: int, texts: list[str], limit: int | None = None) -> int:
+    """What a tokenizer holds in memory after some texts that it did not hold before."""
+    tokenizer = Tokenizer(VOCABULARY, cache_chunks)
+    Tokenizer(VOCABULARY, 0).ids(" ".join(texts[:10]), limit)  # what is made once for all
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for text in texts:
+            tokenizer.ids(text, limit)
+        return tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("limit", [None, 30])
+def test_the_cache_is_bounded(limit: int | None) -> None:
+    texts = [f"w{number} x{number}!" for number in range(1_000)]
+    assert kept_bytes(10_000, texts, limit) > 100_000, "the measure sees what is kept"
+    assert kept_bytes(50, texts, limit) < 20_000
+    assert kept_bytes(50, ["z" * 1_000_000], limit) < 20_000
+    assert kept_bytes(0, [*texts, "good good :)"], limit) < 5_000
 
 
 def test_the_cache_keeps_no_chunk_that_becomes_hundreds_of_tokens() -> None:
     """U+FDFA alone becomes 15: a cache bounded in chunks only could be made to hold gigabytes."""
-    tokenizer = Tokenizer(VOCABULARY)
-    for number in range(100):
-        assert len(tokenizer.ids(f"{number}" + "\ufdfa" * 30)) > 400
-    assert sum(map(len, tokenizer._cache.values())) <= 40 * 100
-
-
-def test_no_cache_holds_nothing() -> None:
-    tokenizer = Tokenizer(VOCABULARY, cache_chunks=0)
-    assert tokenizer.ids("good good :)") == tokenizer.ids("good good :)")
-    assert len(tokenizer._cache) == 0
+    texts = [f"{number}" + "\ufdfa" * 30 for number in range(100)]
+    assert all(len(TOKENIZER.ids(text)) > 400 for text in texts)
+    assert kept_bytes(10_000, texts) < 40 * 100 * 8
 
 
 @given(st.one_of(mixed_text, long_chunk), st.integers(0, 40))

@@ -25,6 +25,7 @@ from pipelines.cli.exits import WRONG_INPUT, run_command
 from tests.tiny import SMALL, State, make_state, torch_file
 from torchmoji_core import checkpoints
 from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.model import Dimensions, ModelOutput, TorchMoji, pack_ids
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -272,13 +273,25 @@ def test_class_names_must_fit_the_outputs(run: Run, content: str | None, expecte
     assert expected in run.refused(checkpoint, *more)
 
 
-def test_options_that_cannot_be(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--maxlen", "0"], "--maxlen"),
+        (["--maxlen", "1000000000"], "--maxlen must be a positive integer of at most 10,000"),
+        (["--name", "two\nlines"], "--name must be one line"),
+        (["--name", "caf\udce9"], "--name must be one line"),
+        (["--output", "s3://bucket/bundle"], "local path"),
+    ],
+)
+def test_options_that_cannot_be(extra: list[str], message: str, tmp_path: Path) -> None:
+    required = ["--checkpoint", "nowhere.bin", "--vocabulary", "nowhere.json", "--output", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=message) as error:
+        convert.main([*required, *extra])
+    assert "\n" not in str(error.value)
+
+
+def test_outputs_that_cannot_be(run: Run) -> None:
     checkpoint = run.write(FORMATS["torch zip"])
-    assert "--maxlen" in run.refused(checkpoint, "--maxlen", "0")
-    assert "--maxlen must be a positive integer of at most 10,000" in run.refused(checkpoint, "--maxlen", "1000000000")
-    assert "--name must be one line" in run.refused(checkpoint, "--name", "two\nlines")
-    assert "--name must be one line" in run.refused(checkpoint, "--name", "caf\udce9")
-    assert "local path" in run.refused(checkpoint, "--output", "s3://bucket/bundle")
     assert "cannot be written" in run.refused(checkpoint, "--output", str(checkpoint / "below"))
     assert "exists already" in run.refused(checkpoint, "--output", str(run.vocabulary))
     run.output.mkdir()

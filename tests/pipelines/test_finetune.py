@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 
 from pipelines import finetune
 from pipelines.cli.exits import DONE, WRONG_INPUT, run_command
+from tests.pipelines.conftest import Finished
 from tests.pipelines.shells import kill_while_training, shell
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import load_bundle
+from torchmoji_core.errors import InputError
 
 WORDS = ["good", "bad", "day", "night", "today", "really", "so"]
 TRAINING = ["--learning_rate", "0.05", "--epoch_samples", "100", "--batch_size", "20", "--most_epochs", "4"]
@@ -97,16 +100,10 @@ def edit(row: int, **values: Any) -> Mistake:
         (edit(7, body="  "), [], "row 8: the text is empty; remove such rows"),
         (edit(2, mood=""), [], "row 3: no 'mood'; label or remove such rows"),
         (edit(2, split="holdout"), [], "row 3: split 'holdout' is unknown"),
-        (lambda rows: None, ["--method", "freeze"], "--method: invalid choice: 'freeze'"),
-        (lambda rows: None, ["--patience", "0"], "patience must be above 0"),
         (lambda rows: None, ["--hidden", "8", "--method", "last"], "'last' keeps the size"),
         (lambda rows: None, ["--model", "/nowhere/at/all"], "/nowhere/at/all"),
-        (lambda rows: None, ["--threads", "0"], "--threads must be at least 1"),
-        (lambda rows: None, ["--threads", "100000000"], "--threads must be at least 1 and at most 1,024"),
-        (lambda rows: None, ["--output", "s3://bucket/model"], "s3://bucket/model: a path on this machine is needed"),
         (lambda rows: None, ["--method", "new", "--embedding", "0"], "'embedding' must be a positive integer, not 0"),
         (lambda rows: None, ["--maxlen", "1000000000"], "maxlen must be a positive integer of at most 10,000"),
-        (lambda rows: None, ["--name", "caf\udce9"], "name of the bundle (--name, or else that of --output) must be"),
         (lambda rows: None, ["--classes", "sorry,gl\x07ad"], r"name of a class must be one line of text"),
         (edit(4, mood="glad\x1b[2J"), [], r"row 5: a class in 'mood' must be one line of text"),
     ],
@@ -127,6 +124,25 @@ def test_a_mistake_ends_in_one_line_before_any_training(
     assert status == WRONG_INPUT
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--method", "freeze"], "--method: invalid choice: 'freeze'"),
+        (["--patience", "0"], "patience must be above 0"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--threads", "100000000"], "--threads must be at least 1 and at most 1,024"),
+        (["--output", "s3://bucket/model"], "s3://bucket/model: a path on this machine is needed"),
+        (["--name", "caf\udce9"], "name of the bundle (--name, or else that of --output) must be"),
+    ],
+)
+def test_options_that_cannot_be_end_in_one_line_before_the_data_is_read(
+    tmp_path: Path, extra: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        finetune.main(["--data", "nowhere.csv", "--output", str(tmp_path / "out"), *extra])
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("label", [float("nan"), None, 1.5, -1, 7], ids=str)
@@ -167,20 +183,22 @@ def test_an_output_that_exists_or_cannot_be_written_is_refused(
 # --- kill -9 ------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_is_continued_to_the_same_weights(tmp_path: Path, base: Path, data: Path) -> None:
+def test_a_killed_run_is_continued_to_the_same_weights(
+    run_main: Callable[..., Finished], tmp_path: Path, base: Path, data: Path
+) -> None:
     """Killed in mid-training, twice; the weights are those of a run that was not."""
     settings = [
         "--data", data, "--text_field", "body", "--label_field", "mood", "--model", base, "--threads", 1,
         "--method", "chain-thaw", "--epoch_samples", 400, "--batch_size", 20, "--most_epochs", 3, "--patience", 3,
         "--checkpoint_seconds", 0.05, "--name", "moods",
     ]  # fmt: skip
-    whole = shell("pipelines.finetune", *settings, "--output", tmp_path / "whole")
-    assert whole.returncode == DONE, whole.stderr
+    whole = run_main(finetune.main, *settings, "--output", tmp_path / "whole")
+    assert whole.status == DONE, whole.err
     checkpoint = tmp_path / "checkpoint.pt"
     resumable = [*settings, "--checkpoint", checkpoint, "--output", tmp_path / "killed"]
     for _ in range(2):
         kill_while_training("pipelines.finetune", resumable, checkpoint)
         assert not (tmp_path / "killed").exists()
-    done = shell("pipelines.finetune", *resumable)
-    assert done.returncode == DONE, done.stderr
+    done = run_main(finetune.main, *resumable)
+    assert done.status == DONE, done.err
     assert load_bundle(tmp_path / "killed").fingerprint == load_bundle(tmp_path / "whole").fingerprint

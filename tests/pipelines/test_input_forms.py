@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import io
-import json
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import feather
 
 from tests.archives import zip_of
 from tests.pipelines.conftest import Finished, read_dead_letters, read_live
+from tests.pipelines.many_forms import LINES, TEXTS, in_many_forms
 
 Run = Callable[..., Finished]
-TEXTS = [f"so happy number {number}" for number in range(6)]
-LINES = "".join(json.dumps({"id": str(number), "text": text}) + "\n" for number, text in enumerate(TEXTS)).encode()
-
-
-def in_many_forms(directory: Path) -> int:
-    """The same tweets in so many files and members; others that are passed over."""
-    rows = [json.loads(line) for line in LINES.splitlines()]
-    table = "id;text\n" + "".join(f"{row['id']};{row['text']}\n" for row in rows)
-    buffer = io.BytesIO()
-    feather.write_feather(pa.Table.from_pylist(rows), buffer)
-    files = {
-        "utf16.csv": table.encode("utf-16"),
-        "array.json": json.dumps(rows, indent=1).encode(),
-        "tweets.js": f"window.YTD.tweets.part0 = {json.dumps(rows)}".encode(),
-        "x.feather": buffer.getvalue(),
-        "lies.jsonl": gzip.compress(LINES),
-        "members.zip": zip_of({"a.jsonl": LINES, "b.csv": table.encode()}),
-        "lang=en/deep/x.jsonl": LINES,
-        "_temporary/x.jsonl": b"not read",
-        "lang=en/.hidden/x.jsonl": b"not read",
-        "_SUCCESS": b"",
-    }
-    for name, content in files.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
-    return 8
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -54,6 +25,7 @@ def test_a_directory_of_all_forms(workers: str, run_score: Run, run_verify: Run,
     for _ in range(2 if workers == "1" else 1):  # what it has written there is no input
         finished = run_score(*command, "--outputs", "text,source")
         assert finished.status == 0, finished.err
+        assert "passed over 1 members of .zip files" in finished.out
         rows = read_live(tmp_path / "in" / "scored").to_pylist()
         assert sorted(row["text"] for row in rows) == sorted(TEXTS * copies)
     assert {row["lang"] for row in rows if "lang=en" in row["source"]} == {"en"}

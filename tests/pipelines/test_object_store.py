@@ -18,6 +18,7 @@ from pipelines import annotate, compact, score, verify
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_scores, write_lines
 from tests.pipelines.data_set.test_pending import stream, tweets
+from tests.pipelines.many_forms import TEXTS, in_many_forms
 
 BUCKET = "data"
 ROWS = 3_000
@@ -164,20 +165,21 @@ def test_scores_are_those_of_a_local_run(
 
 def test_annotate_goes_on_where_it_stopped(server: ObjectStoreServer, tmp_path: Path) -> None:
     arguments = (
-        "--input", f"s3://{BUCKET}/growing/*.jsonl", "--model", f"s3://{BUCKET}/models/tiny",
+        "--input", f"s3://{BUCKET}/growing/", "--model", f"s3://{BUCKET}/models/tiny",
         "--output", f"s3://{BUCKET}/annotated",
     )  # fmt: skip
-    (tmp_path / "new").mkdir()
+    (tmp_path / "0").mkdir()
+    write_lines(tmp_path / "0" / "posts.jsonl", posts(100))
+    rows = 100 + in_many_forms(tmp_path / "1") * len(TEXTS)
     for number in range(2):
-        write_lines(tmp_path / "new" / f"{number}.jsonl", posts(100))
-        server.client().upload_file(str(tmp_path / "new" / f"{number}.jsonl"), BUCKET, f"growing/{number}.jsonl")
+        server.upload_directory(tmp_path / str(number), BUCKET, "growing")
         server.faults = mixed(0.2, seed=2 + number)
         finished = run("annotate", server, tmp_path, *arguments)
         assert sum(server.injected.values()) > 0
         server.faults = Faults()
         assert finished.status == 0, finished.err
     stored = download(server, "annotated", tmp_path)
-    assert sum(pq.read_metadata(path).num_rows for path in stored.rglob("part-*.parquet")) == 200
+    assert sum(pq.read_metadata(path).num_rows for path in stored.rglob("part-*.parquet")) == rows
     assert not list(stored.glob("_lock.json*"))
 
 

@@ -97,18 +97,20 @@ def test_training_goes_on_from_a_bundle(data: Path, teacher: Path, tmp_path: Pat
     assert "from the weights of teacher" in later.card
 
 
-def test_a_killed_run_is_continued_to_the_same_weights(data: Path, tmp_path: Path) -> None:
-    settings = ["--data", data, "--epochs", 40, "--batch_size", 32, "--checkpoint_seconds", 0.05, *SMALL]
-    whole = shell("pipelines.pretrain", *settings, "--output", tmp_path / "whole")
-    assert whole.returncode == DONE, whole.stderr
+def test_a_killed_run_is_continued_to_the_same_weights(
+    run_main: Callable[..., Finished], data: Path, tmp_path: Path
+) -> None:
+    settings = ["--data", data, "--epochs", 20, "--batch_size", 32, "--checkpoint_seconds", 0.05, *SMALL]
+    whole = run_main(pretrain.main, *settings, "--output", tmp_path / "whole")
+    assert whole.status == DONE, whole.err
     checkpoint = tmp_path / "checkpoint.pt"
     resumable = [*settings, "--checkpoint", checkpoint, "--output", tmp_path / "killed"]
     for _ in range(2):
         kill_while_training("pipelines.pretrain", resumable, checkpoint)
         assert not (tmp_path / "killed").exists()
     assert torch.load(checkpoint, weights_only=True)["step"] > 0
-    done = shell("pipelines.pretrain", *resumable)
-    assert done.returncode == DONE, done.stderr
+    done = run_main(pretrain.main, *resumable)
+    assert done.status == DONE, done.err
     assert load_bundle(str(tmp_path / "killed")).fingerprint == load_bundle(str(tmp_path / "whole")).fingerprint
 
 
@@ -118,13 +120,9 @@ def test_a_killed_run_is_continued_to_the_same_weights(data: Path, tmp_path: Pat
         ([{"text": "a", "emoji": "❤", "split": "train"}], [], "no column 'emojis'"),
         ([{"text": "a", "emoji": "x", "emojis": ["x"], "split": "train"}], [], "'x' is not one of DeepMoji's 64"),
         ([{"text": "a", "emoji": "❤", "emojis": ["❤"], "split": "train"}], [], "no rows with split 'val'"),
-        (None, ["--learning_rate", "0"], "learning_rate must be above 0"),
-        (None, ["--teacher_weight", "2"], "teacher_weight must be between 0 and 1"),
-        (None, ["--card", "nowhere.md"], "--card nowhere.md: cannot be read"),
         (None, ["--vocabulary", "nowhere.json"], "nowhere.json"),
         (None, ["--teacher", "nowhere"], "nowhere"),
         (None, ["--maxlen", "20", "--teacher", "TEACHER"], "model teacher: its vocabulary or maxlen is another"),
-        (None, ["--threads", "0"], "--threads must be at least 1"),
     ],
 )
 def test_a_mistake_ends_in_one_line_before_any_training(
@@ -145,6 +143,10 @@ def test_a_mistake_ends_in_one_line_before_any_training(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
+        (["--learning_rate", "0"], "learning_rate must be above 0"),
+        (["--teacher_weight", "2"], "teacher_weight must be between 0 and 1"),
+        (["--card", "nowhere.md"], "--card nowhere.md: cannot be read"),
+        (["--threads", "0"], "--threads must be at least 1"),
         (["--name", "two\nlines"], "--name must be one line"),
         (["--maxlen", "1000000000"], "--maxlen must be a positive integer of at most 10,000"),
         (["--hidden", "0"], "--hidden must be a positive integer"),

@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import score
+from pipelines import compact, score
 from pipelines.data_set.lock import Lock
 from pipelines.data_set.snapshot import DataSet, live_files
 from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
+from torchmoji_core.errors import InputError
 from transforms.storage import files as storage
 from transforms.storage.listing import FileFacts
 
@@ -283,8 +284,8 @@ def test_large_files_are_left_alone(data_set: Path, run_compact: Run) -> None:
     sizes = {path: Path(path).stat().st_size for path in live_files(str(data_set))}
     assert run_compact("--target_mb", "1", "--dry_run").out.startswith("dry run: 3 of 3 file(s)")
     assert {path: Path(path).stat().st_size for path in live_files(str(data_set))} == sizes
-    finished = run_compact("--target_mb", "0")
-    assert finished.status == 2
+    with pytest.raises(InputError, match="--target_mb must be at least 1, not 0"):
+        compact.main(["out", "--target_mb", "0"])
 
 
 def test_a_merge_that_fails_changes_nothing(data_set: Path, run_compact: Run, run_verify: Run) -> None:

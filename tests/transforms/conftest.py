@@ -14,12 +14,13 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.pipeline import PipelineVisitor
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
-from transforms import metrics
+from transforms import ReadTweets, metrics
 
 WORDS = [
     "i",
@@ -217,6 +218,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         )
 
     return run_pipeline
+
+
+def functions_of(transform: beam.Pipeline | beam.PTransform, *steps: str) -> list[Any]:
+    """The functions that Beam calls in some steps of a pipeline, or of a transform that is applied nowhere else."""
+    pipeline = transform
+    if isinstance(transform, beam.PTransform):
+        pipeline = beam.Pipeline()
+        _ = (pipeline if isinstance(transform, ReadTweets) else pipeline | beam.Create([])) | transform
+    found: dict[str, Any] = {}
+
+    class Visitor(PipelineVisitor):
+        def visit_transform(self, transform_node: Any) -> None:
+            if isinstance(transform_node.transform, beam.ParDo):
+                found.update(dict.fromkeys(transform_node.full_label.split("/"), transform_node.transform.fn))
+
+    pipeline.visit(Visitor())
+    return [found[step] for step in steps]
 
 
 def assert_scores(

@@ -19,7 +19,7 @@ from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from transforms import AnnotateTweets, KeptField, Tweet, metrics
-from transforms.annotate import _check
+from transforms.annotate import check_tweet
 from transforms.columns import OUTPUTS
 from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
 from transforms.records import DeadLetter, Outcome
@@ -113,7 +113,7 @@ def test_lone_surrogates_become_replacement_characters(run: Run, bundle: Bundle,
     ran = annotate(run, [Tweet("\ud83d", "love \ud83d rain")], model, outputs=("text", "attention"))
     assert_scores(rows_of(ran), {"\ufffd": "love \ufffd rain"}, bundle, ("text", "attention"))
     assert ran["dead"] == []
-    assert list(_check("rain \udc00", 0)) == [Tweet(hash_of("rain \ufffd"), "rain \ufffd")]
+    assert check_tweet("rain \udc00", 0) == Tweet(hash_of("rain \ufffd"), "rain \ufffd")
 
 
 def test_kept_fields_have_their_types(run: Run, model: str) -> None:

@@ -15,7 +15,7 @@ from apache_beam.coders import registry
 from apache_beam.internal import pickler
 
 from tests.transforms.conftest import Run
-from transforms.records import DeadLetter, RecordBatchCoder, TokenizedTweet, Tweet, _RecordCoder
+from transforms.records import DeadLetter, RecordBatchCoder, RecordCoder, TokenizedTweet, Tweet
 
 TWEETS = [
     Tweet("1", "plain"),
@@ -47,7 +47,7 @@ BATCH = pa.record_batch(
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
 def test_records_survive_their_coder(record: Any) -> None:
     coder = registry.get_coder(type(record))
-    assert isinstance(coder, _RecordCoder)
+    assert isinstance(coder, RecordCoder)
     decoded = coder.decode(coder.encode(record))
     assert decoded == record
     assert type(decoded) is type(record)

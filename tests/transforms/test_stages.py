@@ -18,19 +18,14 @@ from pipelines.cli.options import parse
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import make_plan
-from tests.transforms.conftest import make_texts
-from torchmoji_core.batching import BatchLimits
-from transforms import WriteDeadLetters, WriteScores, metrics
+from tests.transforms.conftest import functions_of, make_texts
+from transforms import AnnotateTweets, ReadTweets, WriteDeadLetters, WriteScores, metrics
 from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
-from transforms.input.forms import FormOptions
-from transforms.input.read import _ReadParts, _SplitFiles
 from transforms.options import ScoreOptions
 from transforms.records import RecordBatchCoder
-from transforms.scoring.batch import _Batch
 from transforms.scoring.model_handler import TorchMojiModelHandler
-from transforms.scoring.score import _RecordBatchHandler
-from transforms.scoring.tokenize import _Tokenize
+from transforms.scoring.score import RecordBatchHandler
 
 LIGHT = 20_000
 """Bytes; a model is larger."""
@@ -119,16 +114,23 @@ def test_no_barrier_lies_between_model_and_file(proto: beam_runner_api_pb2.Pipel
 
 KEEP = tuple(KeptField(f"some.longer.field.name.{index}", "json") for index in range(20))
 OPTIONS = ScoreOptions(None, outputs=OUTPUTS, keep=KEEP, timestamp=True, run_id="run", progress="/tmp/progress")
-CARRIED: dict[str, Any] = {
-    "SplitFiles": _SplitFiles(FormOptions(), strict=True),
-    "ReadParts": _ReadParts(FieldMapping(timestamp="at", keep=KEEP), "/tmp/progress", strict=True),
-    "Tokenize": _Tokenize(None),
-    "Batch": _Batch(BatchLimits()),
-    "RecordBatchHandler": _RecordBatchHandler(OPTIONS),
-    "TorchMojiModelHandler": TorchMojiModelHandler(None),
-    "WriteScores": WriteScores("/some/where", "run")._do_fn,
-    "WriteDeadLetters": WriteDeadLetters("/some/where", "run")._do_fn,
-}
+
+
+STEPS = ("SplitFiles", "ReadParts", "Tokenize", "Batch", "BeamML_RunInference", "WriteParquet", "WriteJsonLines0")
+
+
+def carried() -> dict[str, Any]:
+    """What is sent to workers of a pipeline with many options, and handlers of models."""
+    pipeline = beam.Pipeline()
+    read = pipeline | ReadTweets([], fields=FieldMapping(timestamp="at", keep=KEEP), progress="/tmp/progress")
+    scored = read.results | AnnotateTweets(options=OPTIONS)
+    _ = scored.results | WriteScores("/some/where", "run")
+    _ = (*read.dead_letters, *scored.dead_letters) | WriteDeadLetters("/some/where", "run")
+    handlers = {"RecordBatchHandler": RecordBatchHandler(OPTIONS), "TorchMojiModelHandler": TorchMojiModelHandler(None)}
+    return dict(zip(STEPS, functions_of(pipeline, *STEPS), strict=True)) | handlers
+
+
+CARRIED = carried()
 
 
 @pytest.mark.parametrize("name", CARRIED)
@@ -140,12 +142,10 @@ def test_what_is_sent_to_workers_is_light(name: str) -> None:
 
 def test_handlers_stay_light_after_their_use(model: str) -> None:
     """Beam may pickle a handler again that has loaded a model in this process."""
-    for handler in (_RecordBatchHandler(ScoreOptions(model)), TorchMojiModelHandler(model)):
+    for handler in (RecordBatchHandler(ScoreOptions(model)), TorchMojiModelHandler(model)):
         loaded = handler.load_model()
         list(handler.run_inference([], loaded))
         assert len(pickler.dumps(handler)) < LIGHT
-    do_fn = _Tokenize(model)
-    assert not holds_a_model(do_fn)
 
 
 def held(value: Any, depth: int = 0) -> Iterator[Any]:
@@ -173,7 +173,7 @@ def test_no_function_holds_a_model(name: str) -> None:
 
 
 def test_a_model_would_be_found(model: str) -> None:
-    handler = _RecordBatchHandler(ScoreOptions(model))
+    handler = RecordBatchHandler(ScoreOptions(model))
     assert holds_a_model(handler.load_model())
 
 

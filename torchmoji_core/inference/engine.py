@@ -5,7 +5,7 @@
 * Channels are rounded up to whole vector registers, with zeros, so that no operation has a remainder to treat apart.
 
 Results agree with the readable model to 1e-5 in fp32. A row's result does not depend on its neighbours, to the last
-bit: every reduction runs over one row alone, and products see to it by themselves (`arithmetic`).
+bit: every reduction runs over one row alone, and products see to it by themselves (`kernels`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 What differs from the readable model:
 
-* Activations are stored halved, since tanh(x) / 2 = sigmoid(2 x) - 1/2, and a library's sigmoid is several times as
-  fast as its tanh. The 2 in front of x is in the weights, and so is the one that makes the halves whole again.
+* Activations are stored halved, since tanh(x) / 2 = sigmoid(2 x) - 1/2, and a library's sigmoid is six times as fast as
+  its tanh (14 microseconds instead of 83 for 64 rows of 512). The 2 in front of x is in the weights, and so is the one
+  that makes the halves whole again.
 * Slope and offset of the hard sigmoid are in the weights too, and the gates lie in the order i, f, o, g: one clamp
   serves three gates.
 * The input products of all steps of a layer are one product a direction; of the first layer, one for each distinct
@@ -11,8 +12,8 @@ What differs from the readable model:
 * All features of a token lie in one row of one buffer, so nothing is concatenated.
 
 The modules keep to the part of Python that TorchScript knows, and `compiled` has them run by it: the same operations
-one after another, without the interpreter's lock between them. Threads then score side by side, and a step of one row
-takes two thirds of the time.
+one after another, without the interpreter's lock, for which two threads would wait between thousands of short
+operations. In int8 two threads score an eighth more tweets/s; one text at a time three quarters more.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def product_rows(rows: int) -> int:
         return (rows + 127) // 128 * 128
     if rows > 8:
         return (rows + 7) // 8 * 8
-    power = 2  # products would take a single row twice (`arithmetic`)
+    power = 2  # products would take a single row twice (`kernels`)
     while power < rows:
         power *= 2
     return power
@@ -198,7 +199,8 @@ def compiled(network: Network, example: tuple[Tensor, Tensor, list[int]]) -> Cal
     """The network run by TorchScript where that gives the same bits for an example, else the network itself.
 
     torch has deprecated TorchScript, and does not support it from Python 3.14 on. Its successor, torch.compile, would
-    need a C++ compiler on every worker and a quarter of a minute at each start.
+    need a C++ compiler on every worker and a quarter of a minute at each start. A process for each core would have no
+    lock to share, but would load everything once for each core.
     """
     if sys.version_info >= _UNSUPPORTED_PYTHON:
         return _as_it_is(network, "torch does not support it in this Python")

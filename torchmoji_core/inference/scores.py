@@ -240,7 +240,8 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
     """The columns of scores, in their order; those of outputs are null in rows without tokens.
 
     Vectors are plain lists although their length is fixed: a null in a fixed-size list, as a text without tokens
-    has, makes a Parquet file that Arrow can write and not read.
+    has, makes a Parquet file that Arrow can write and not read ("Expected all lists to be of size=64 but index 357 had
+    size=0"). In the file both are the same. NaN instead of null would make a text without tokens look scored.
     """
     top, item = ("top_emojis", "emoji") if are_emojis(classes) else ("top_classes", "class")
     number = pa.float16() if embedding_type == "float16" else pa.float32()

@@ -1,4 +1,8 @@
-"""From labelled texts and a pretrained bundle to a bundle of a classifier, with its scores and its model card."""
+"""From labelled texts and a pretrained bundle to a bundle of a classifier, with its scores and its model card.
+
+One model is trained for all classes, with a threshold for each. The paper trains a binary model for each class; but a
+bundle holds one model, and a user waits for one run instead of seven.
+"""
 
 from __future__ import annotations
 

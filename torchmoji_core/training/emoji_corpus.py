@@ -30,7 +30,8 @@ from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["text", "emoji", "emojis", "split"]
-_MOST_COUNTED = 10_000_000
+MOST_COUNTED = 10_000_000
+"""Different tokens that are counted at a time; beyond that those that came once are forgotten."""
 
 
 class EmojiTexts(Protocol):
@@ -108,7 +109,7 @@ def count_tokens(data: EmojiTexts, rows: int | None = None) -> Counter[str]:
         if split == "train":
             for text in batch["text"]:
                 counts.update(tokens(text))
-            if len(counts) > _MOST_COUNTED:
+            if len(counts) > MOST_COUNTED:
                 counts = Counter({token: count for token, count in counts.items() if count > 1})
     return counts
 

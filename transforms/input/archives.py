@@ -14,7 +14,7 @@ from transforms.input.raw_records import DamagedFileError
 from transforms.input.source_file import SourceFile, raise_unless_damage
 
 MAX_MEMBERS = 100_000
-_MAX_DIRECTORY_BYTES = 64 << 20
+MAX_DIRECTORY_BYTES = 64 << 20
 """Of the list of members, which Python reads whole and makes an object of 500 bytes of each."""
 _END_BYTES = 22 + (1 << 16)
 _ENCRYPTED = 1
@@ -59,8 +59,8 @@ def _open(file: SourceFile) -> zipfile.ZipFile:
     end = file.read(_END_BYTES)
     at = end.rfind(b"PK\5\6")
     directory = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
-    if directory > _MAX_DIRECTORY_BYTES:  # also that of the form for archives of more than 4 GiB in their list
-        raise InputError(f"its list of members is larger than {_MAX_DIRECTORY_BYTES >> 20} MiB; unpack it")
+    if directory > MAX_DIRECTORY_BYTES:  # also that of the form for archives of more than 4 GiB in their list
+        raise InputError(f"its list of members is larger than {MAX_DIRECTORY_BYTES >> 20} MiB; unpack it")
     file.seek(0)
     try:
         archive = zipfile.ZipFile(file)  # type: ignore[arg-type]

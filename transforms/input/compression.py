@@ -18,7 +18,7 @@ from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
 from transforms.input.source_file import SourceFile
 
 READ_ERRORS = (OSError, EOFError, zlib.error, zstandard.ZstdError, lzma.LZMAError, zipfile.BadZipFile)
-"""What is raised for damaged content of a compressed file, and may be for lack of memory: `raise_unless_damage`."""
+"""Raised for damaged content of a compressed file, and perhaps for lack of memory: see `raise_unless_damage`."""
 
 
 class ExpansionError(OSError):
@@ -79,7 +79,7 @@ def compression_of(beginning: bytes) -> str | None:
 
 
 def decompress(content: Readable, compression: str, long_window: bool = False) -> Readable:
-    """What is in a compressed file; its reads raise `READ_ERRORS` where it is damaged or expands too far.
+    """The content of a compressed file; its reads raise `READ_ERRORS` where it is damaged or expands too far.
 
     Args:
         content: as it is stored.

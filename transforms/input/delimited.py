@@ -1,8 +1,8 @@
-"""CSV and TSV: what a file's own way of writing is, told from its first lines, and its rows.
+"""CSV and TSV: recognizes from the first lines how a file is written, and reads its rows.
 
-A quote that is missing its end would make one row of many. So what spans lines is a row only if it is one by the
-strict rules, and if the lines in its quotes do not look like rows themselves; otherwise its first line is damage, and
-reading goes on at the second.
+A quote that is missing its end would make one row of many. So several lines are one row only if they are one by
+the strict rules, and if the lines in the quotes do not look like rows themselves. Otherwise the first line is damage,
+and reading goes on at the second.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _VALUE = re.compile(r"\d{5,}|\d+([.,]\d+)?[eE][+-]?\d+|.*\d\d?:\d\d(:\d\d)?.*|ht
 """What is a value and no name of a column: an id, a time, an address."""
 _NUMBER = re.compile(r"[+-]?\d[\d.:,/ TZ+-]*")
 """Ids, numbers and times, by which a row can be known."""
+NULL = "\\N"
+"""What PostgreSQL, MySQL and Hive write where there is no value."""
 RENAME = "name them otherwise, all in order, with --columns"
 _REREAD_BYTES = 1 << 20
 _SAMPLED_ROWS = 100
@@ -73,24 +75,81 @@ def recognize_dialect(
     Raises:
         InputError: if it has a column twice, or values where the names should be.
     """
-    beginning = beginning.removeprefix("\ufeff")
+    beginning = beginning.lstrip("\ufeff")
     sep = _SEP.match(beginning)
     if sep:
         beginning, delimiter = beginning[sep.end() :], delimiter or sep[1]
-    lines = re.findall(r"[^\n]*\n|[^\n]+", beginning)  # not splitlines(), which takes more for line ends
-    lines = lines if is_whole else lines[:-1] or lines
+    lines = _lines_of(beginning, is_whole)
     candidates = [delimiter] if delimiter else [usual, *(each for each in DELIMITERS if each != usual)]
+    may_escape = (False, True) if '\\"' in beginning else (False,)
     dialect = max(
-        (Dialect(each, escapes) for each in candidates for escapes in ((False, True) if each != "\t" else (False,))),
+        (Dialect(each, escapes) for each in candidates for escapes in (may_escape if each != "\t" else (False,))),
         key=lambda dialect: _fitness(lines, dialect),  # of equals the first
     )
     dialect = replace(dialect, sep_line=bool(sep), has_header=has_header, columns=columns)
+    if has_header and not columns:
+        _check_preamble(lines, candidates)
     first = next(_rows(lines, dialect), None)
     if first is not None:
         _check_first(first, dialect)
         if not dialect.has_header and not columns:
             dialect = replace(dialect, columns=layouts.columns_of(first) or ())
     return dialect
+
+
+def recognize_table(beginning: str, is_whole: bool) -> str | None:
+    """Which format the lines of a file are of that is called one of text; None if they are texts.
+
+    They are rows if the first of them names a text among the columns of a table, and the others have as many fields.
+
+    Raises:
+        InputError: if they look like rows without such names.
+    """
+    lines = [line for line in _lines_of(beginning.lstrip("\ufeff"), is_whole)[: _SAMPLED_ROWS + 1] if line.strip()]
+    if len(lines) < 2:
+        return None
+    for delimiter in DELIMITERS:
+        names = [name.strip(' "') for name in lines[0].rstrip("\r\n").split(delimiter)]
+        is_header = all(map(_NAME.fullmatch, names)) and any(map(layouts.is_text_name, names))
+        if is_header and _fitness(lines, Dialect(delimiter)) >= _FIT:
+            return "tsv" if delimiter == "\t" else "csv"
+    tabs = {line.count("\t") for line in lines}
+    if len(tabs) == 1 and tabs != {0}:
+        raise InputError(
+            f"each line has {tabs.pop()} tab(s), as rows of a table have; give --format tsv, with --no_header and "
+            "--columns if the first line is no names, or --format text for whole lines"
+        )
+    return None
+
+
+_NAME = re.compile(r"[\w.#][\w .#-]{0,40}")
+"""What a column may be called."""
+_FIT = 0.9
+"""The part of the lines that must be rows where the name of a file says that they are texts."""
+
+
+def _check_preamble(lines: Sequence[str], delimiters: Sequence[str]) -> None:
+    """Make sure that no title or the like stands before the names of the columns.
+
+    Raises:
+        InputError: naming the line with the names.
+    """
+    for delimiter in delimiters:
+        rows = [[name.strip(' "\r\n') for name in line.split(delimiter)] for line in lines[:_SAMPLED_ROWS]]
+        if not rows or any(map(layouts.is_text_name, rows[0])):
+            return
+        for number, row in enumerate(rows, 1):
+            if len(row) > len(rows[0]) and all(map(_NAME.fullmatch, row)) and any(map(layouts.is_text_name, row)):
+                raise InputError(
+                    f"the names of its columns seem to be in line {number}, {shown(','.join(row)[:100])}; leave out "
+                    f"the lines before it, for instance with tail -n +{number}"
+                )
+
+
+def _lines_of(beginning: str, is_whole: bool) -> list[str]:
+    """The whole lines of a sample."""
+    lines = re.findall(r"[^\n]*\n|[^\n]+", beginning)  # not splitlines(), which takes more for line ends
+    return lines if is_whole else lines[:-1] or lines
 
 
 def _rows(lines: Sequence[str], dialect: Dialect) -> Iterator[list[str]]:
@@ -187,7 +246,7 @@ class _Lines:
             raise csv.Error(f"record is longer than {raw_records.MAX_RECORD_BYTES >> 20} MiB")
         # Bytes that are not UTF-8 become lone surrogates, so that the record's end is found all the same.
         text = line.raw.decode(UTF_8, "surrogateescape")
-        return text.removeprefix("\ufeff") if len(self.taken) == 1 else text  # files may have been joined
+        return text.lstrip("\ufeff") if len(self.taken) == 1 else text  # files may have been joined
 
     def start(self) -> None:
         """Forget the row before."""
@@ -217,7 +276,7 @@ def read_delimited(file: Readable, dialect: Dialect, encoding: str = UTF_8) -> I
     is_awaited = dialect.has_header
     for found in _tab_rows(source) if dialect.delimiter == "\t" else _quoted_rows(source, dialect):
         if isinstance(found, Damage):
-            if is_awaited:  # the next row would pass for the header
+            if is_awaited:  # or the next row would be taken for the header
                 yield found._replace(reason=f"the header cannot be read, so the file cannot: {found.reason}")
                 return
             yield found
@@ -225,7 +284,7 @@ def read_delimited(file: Readable, dialect: Dialect, encoding: str = UTF_8) -> I
         position, row, raw = found
         if is_awaited:
             is_awaited = False
-            header, first = header or row, row
+            header, first = header or [name.strip() for name in row], row
             try:
                 check_names(header, RENAME)
             except InputError as error:
@@ -243,6 +302,8 @@ def read_delimited(file: Readable, dialect: Dialect, encoding: str = UTF_8) -> I
         elif is_utf_16_among_utf_8(raw):
             yield damage(position, TWO_ENCODINGS, raw)
         else:
+            if NULL in row:
+                row = ["" if field == NULL else field for field in row]
             yield Record(position, dict(zip(header, row, strict=True)), raw)
 
 
@@ -254,7 +315,7 @@ def _tab_rows(lines: Iterator[Record | Damage]) -> Iterator[_Row | Damage]:
         if isinstance(line, Damage):
             yield line
             continue
-        text = line.raw.decode(UTF_8, "surrogateescape").removeprefix("\ufeff").rstrip("\r\n")
+        text = line.raw.decode(UTF_8, "surrogateescape").lstrip("\ufeff").rstrip("\r\n")
         if text:
             yield line.position, _split_on_tabs(text), line.raw
 
@@ -274,6 +335,8 @@ def _quoted_rows(source: Iterator[Record | Damage], dialect: Dialect) -> Iterato
             problem = f"not CSV: {error}"
             reader = _reader(lines, dialect)
         taken = lines.taken
+        if problem is None and dialect.escapes and row and _has_bare_quotes(row, taken):
+            problem = "not CSV: a quote inside quotes has no backslash before it"
         if problem is None and len(taken) > 1 and _swallows_rows(row, dialect.delimiter):
             problem = "lines in its quotes look like rows of their own: is a quote missing? If not, write it as Parquet"
         if problem is not None and taken:
@@ -301,6 +364,12 @@ def _quoted_rows(source: Iterator[Record | Damage], dialect: Dialect) -> Iterato
         reader = _reader(lines, dialect)
 
 
+def _has_bare_quotes(row: Sequence[str], lines: Sequence[Record]) -> bool:
+    """Whether a row has quotes that no backslash has made characters; `csv` takes them, and loses others for them."""
+    quotes = sum(field.count('"') for field in row)
+    return quotes > 0 and quotes != b"".join(line.raw for line in lines).replace(b"\\\\", b"").count(b'\\"')
+
+
 def _alone(line: Record, dialect: Dialect) -> Iterator[_Row | Damage]:
     try:
         row = next(_reader(iter([line.raw.decode(UTF_8, "surrogateescape")]), dialect), [])
@@ -326,7 +395,7 @@ def _swallows_rows(row: Sequence[str], delimiter: str) -> bool:
         if between and all(len(fields) == width for fields in between) and (width > 2 or len(between) > 1):
             return True
         for index, length in numbers:
-            # What is before its place in a row begins the lines of those that were swallowed, what is behind ends them.
+            # The fields before its place in a row begin the lines of swallowed rows, and the fields behind it end them.
             lines = (
                 [fields for fields in (*between, last) if len(fields) > place] if index < place else (first, *between)
             )

@@ -1,4 +1,4 @@
-"""Which encoding a text file is in, and files of any as UTF-8, which is all that the readers of formats know."""
+"""Recognizes the encoding of a text file, and gives any as UTF-8, the only one that readers of formats know."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BOMS = (
 _PIECE = 1 << 16
 _DAMAGED = "torchmoji.damaged"
 _NOT_UTF_8 = "\udcff"
-"""Becomes a byte that is in no UTF-8, so that the record in which it is cannot be read."""
+"""Becomes a byte that no UTF-8 has, so that its record cannot be read."""
 
 
 def check_encoding(name: str) -> str:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
-from torchmoji_core.options import check_options, option
+from torchmoji_core.options import check_choice, check_options, option
 from transforms.input.layouts import AUTO, NAMES, named
 from transforms.input.paths import look_up, top
 
@@ -60,10 +60,7 @@ class KeptField:
         object.__setattr__(self, "path", self.path or self.name)
         if not self.name:
             raise InputError("a kept field needs a name")
-        if self.kind not in KEPT_TYPES:
-            raise InputError(
-                f"kept field {self.name}: type {self.kind!r} is unknown; choose from {', '.join(KEPT_TYPES)}"
-            )
+        check_choice(f"kept field {self.name}: type", self.kind, KEPT_TYPES)
 
     @property
     def option(self) -> str:
@@ -144,7 +141,7 @@ class FieldMapping:
 
 
 class FieldError(ValueError):
-    """A record that is no tweet; the message says why."""
+    """A record that is not a tweet; the message says why."""
 
 
 def to_id(value: Any, name: str) -> str:
@@ -156,6 +153,8 @@ def to_id(value: Any, name: str) -> str:
     if isinstance(value, str):
         if not value.isalnum() and _FLOAT.fullmatch(value):
             raise FieldError(f"id field {name!r} is {_shown(value)}, a float, which loses digits of ids; {_NO_FLOATS}")
+        if not value.isalnum() and (guarded := _GUARDED.fullmatch(value)):
+            return guarded[1] or guarded[2]
         return valid_unicode(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -166,6 +165,8 @@ def to_id(value: Any, name: str) -> str:
 
 _FLOAT = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?[eE]\+\d+|\d+[.,]\d+[eE]-?\d+|\d+\.0*)", re.ASCII)
 """What spreadsheets and pandas make of large integers. Ids may look like 12e34, with neither a point nor a sign."""
+_GUARDED = re.compile(r"""=?"(\d+)"|'(\d+)'?""", re.ASCII)
+"""How digits are kept from spreadsheets, which would make floats of them: ="123" and '123."""
 _NO_FLOATS = "give --id_field with another column, or '' for hashes of file and position"
 
 
@@ -203,7 +204,7 @@ def to_microseconds(value: Any, name: str) -> int:
             size = abs(value)
             times = next((times for bound, times in _TIMES if size < bound), 0)
             microseconds = round(value * times) if times else round(value // 1000)
-            datetime.fromtimestamp(microseconds / 1e6, UTC)  # raises for what no calendar holds
+            datetime.fromtimestamp(microseconds / 1e6, UTC)  # raises for a day that no calendar has
             return microseconds
     except (ValueError, OverflowError):
         pass
@@ -323,7 +324,7 @@ def convert_kept(value: Any, field: KeptField) -> Any:
 
 
 def _to_json(value: Any) -> str:
-    """JSON, with null for numbers that JSON has not: readers refuse a whole column for one NaN in it."""
+    """JSON, with null for numbers that JSON does not have: readers refuse a whole column for one NaN."""
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:

@@ -33,8 +33,8 @@ STANDARD_INPUT = "-"
 def absolute(path: str) -> str:
     """A local path or glob as an absolute one, so that a file has one name, and ids hold, wherever a run is started.
 
-    A directory stands for the files in it and below it. A name that is there is that file or directory, and no glob:
-    what would be one is escaped, as by `glob.escape`.
+    A directory stands for the files in it and below it. A name that exists is that file or directory, not a glob:
+    its characters are escaped, as by `glob.escape`.
     """
     if isinstance(path, Glob) or path == STANDARD_INPUT:
         return path

@@ -19,6 +19,8 @@ _FORMAT_OF_SUFFIX = {
 }  # fmt: skip
 _OF_ARCHIVE = ("tweet", "note-tweet", "community-tweet", "like")
 """How the files of posts in a Twitter account's archive begin."""
+_ABOUT = frozenset(("readme", "read_me", "license", "licence", "copying", "notice", "changelog"))
+"""Texts about the files beside them."""
 _NAMES = {
     "text": "text", "jsonl": "JSON lines", "json": "JSON document", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet",
     "arrow": "Arrow",
@@ -30,7 +32,7 @@ _USUAL = Dialect()
 
 @dataclass(frozen=True)
 class FormOptions:
-    """What is said of the form of all inputs, instead of what each shows."""
+    """The user's word on the form of all inputs, instead of what each file shows."""
 
     format: str | None = option(None, "format of all inputs (default: by their names and contents)", choices=FORMATS)
     encoding: str | None = option(
@@ -64,7 +66,7 @@ class FormOptions:
 
     @property
     def identity(self) -> dict[str, object]:
-        """What of them makes another command of one, without what is as it always was."""
+        """The options that make it another command, without those that have their defaults."""
         given = {
             "encoding": self.encoding, "delimiter": self.delimiter, "no_header": self.no_header,
             "columns": list(self.columns),
@@ -128,7 +130,8 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
 def tells_format(path: str) -> bool:
     """Whether the name of a file says that it may have records."""
     kind, compression = guess_format(path)
-    return kind is not None or compression == ZIP
+    is_about = path.rsplit("/", 1)[-1].partition(".")[0].lower() in _ABOUT
+    return (kind is not None and not (is_about and kind == "text")) or compression == ZIP
 
 
 def named_format(path: str, given: str | None) -> str:

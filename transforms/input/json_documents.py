@@ -2,7 +2,8 @@
 
 The records are the elements of an outer array, or the documents themselves if they are objects. They are read one
 after the other by Python's own decoder, from a piece of the file that holds one whole, so memory depends on the size of
-a record alone, and values are what they are in JSON lines.
+a record alone, and values are what they are in JSON lines. (A streaming parser such as ijson gives numbers other types,
+and ends at the first damage. Here reading goes on at the next line that may begin a record.)
 """
 
 from __future__ import annotations

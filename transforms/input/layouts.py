@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.options import check_choice
 from transforms.input.paths import holds, look_up, top
 
 AUTO = "auto"
@@ -19,7 +20,7 @@ AUTO = "auto"
 RECOGNIZED_FROM = 20
 """So many records of a file tell its layout."""
 _FIELDS_OF_NOTICES = 2
-"""At most: what has more may be a post of another layout, with a field of such a name."""
+"""At most: a record with more may be a post of another layout, with a field of such a name."""
 _MAX_DEPTH = 32
 """How deep lists of posts may lie in each other."""
 
@@ -56,11 +57,11 @@ class Layout:
     shared_in: str = ""
     """Field with the post that a post repeats, whose text is whole where that of the repetition is cut."""
     find_shared: Callable[[Fields, Fields], Fields | None] | None = None
-    """Where the field does not hold it itself: it, of a post and its record."""
+    """If the field does not hold that post itself: finds it, given a post and its record."""
     cut: tuple[str, ...] = ()
     """Paths of texts that are cut if the field `truncated` says so."""
     make_id: Callable[[Any, Fields], str | None] | None = None
-    """Of what is there as the id, or None, and the post: the id."""
+    """Gives the id, from the value in its place (or None) and the post."""
     is_rich: bool = False
     """Whether a text may be a list of pieces, plain ones or objects with a text."""
     columns: tuple[str, ...] = ()
@@ -75,7 +76,7 @@ class Layout:
         return any(holds(mark, post) for mark in self.marks) or (self.fits is not None and self.fits(post))
 
     def is_notice(self, record: Fields) -> bool:
-        """Whether a record that has no text is one that needs none."""
+        """Whether a record without a text needs none."""
         return any(holds(notice, record) for notice in self.notices)
 
     def is_of(self, record: Fields) -> bool:
@@ -87,10 +88,10 @@ class Layout:
         return any(isinstance(post, dict) and self.is_post(post) for _, post, _ in self.members(record)[:1])
 
     def members(self, record: Fields) -> list[tuple[str, Any, Fields]]:
-        """The posts of a record, each with what tells it from the others and what it is found in.
+        """The posts of a record, each with what tells it from the others, and with its surroundings.
 
-        A post that is found in a list has a number, or several with dots between them; one that is alone has none. What
-        it is found in is the record, with the post in the place of the list.
+        A post that is found in a list has a number, or several with dots between them; one that is alone has none. Its
+        surroundings are the record, with the post in the place of the list.
         """
         return list(_member(self, record, "", record, _MAX_DEPTH))
 
@@ -124,7 +125,7 @@ def _of_conditions(conditions: Iterable[str]) -> Iterator[str]:
 
 
 def _members(layout: Layout, record: Fields, number: str, depth: int) -> Iterator[tuple[str, Any, Fields]]:
-    """What is held by a record that is no post itself, or held beside one."""
+    """What is in a record that is not a post itself, or beside one."""
     there = {path: value for path in layout.posts if isinstance(value := look_up(record, path), dict | list)}
     for path, value in there.items():
         parts = (number, path if len(there) > 1 else "")
@@ -512,7 +513,7 @@ PLAIN = Layout(
     text=("extended_tweet.full_text", "full_text", "data.text", "text"),
     id=("id_str", "data.id", "id"),
 )
-"""What is left. Its text is looked for under the names that files have most often."""
+"""All other records. The text is looked for under the names that files have most often."""
 PLAIN_NAMES = (
     "text", "fulltext", "tweet", "tweets", "tweettext", "tweetcontent", "tweetfulltext", "originaltweet", "content",
     "body", "comment", "commenttext", "commentbody", "review", "reviewtext", "reviewbody", "message", "post",
@@ -541,8 +542,7 @@ def named(name: str) -> Layout:
         InputError: if there is none.
     """
     name, colon, field = name.partition(":")
-    if name not in _BY_NAME or (colon and name != PLAIN.name):
-        raise InputError(f"--layout {name!r} is unknown; choose one of {', '.join((AUTO, *NAMES))}")
+    check_choice("--layout", name, (PLAIN.name,) if colon else NAMES)
     return _of_field(field) if colon else _BY_NAME[name]
 
 
@@ -556,11 +556,11 @@ def recognize(records: Iterable[Any], finds_text: bool = True) -> Layout | None:
     Notices tell a layout only where nothing else does.
 
     Args:
-        records: what is no record with fields is passed over.
+        records: those without fields are passed over.
         finds_text: whether the text is to be found, and not given.
 
     Raises:
-        InputError: if it is none of a platform, and several fields could be the text.
+        InputError: if no platform's layout fits, and several fields could be the text.
     """
     posts = [record for record in records if isinstance(record, dict)]
     votes = Counter(layout.name for record in posts for layout in LAYOUTS if layout.is_of(record))
@@ -581,7 +581,7 @@ def _is_sole_notice(layout: Layout, record: Fields) -> bool:
 
 
 def columns_of(row: Sequence[str]) -> tuple[str, ...] | None:
-    """What the columns of a CSV file are called that has no header, by its first row; None if that is not known."""
+    """The names of the columns of a CSV file without a header, by its first row; None if they are not known."""
     looks_known = row[:1] and row[0] in _LABELS
     return next((layout.columns for layout in LAYOUTS if looks_known and len(layout.columns) == len(row)), None)
 

@@ -40,7 +40,7 @@ def read_lines(file: Readable, start: int = 0, end: int | None = None) -> Iterat
 
 
 def cut_off(position: int, error: Exception) -> Damage:
-    """What is not there because a file cannot be read on."""
+    """The damage where a file cannot be read on."""
     verb = "is not" if isinstance(error, ExpansionError) else "cannot be"
     return Damage(position, f"the rest of the file {verb} read: {error}", b"")
 
@@ -79,7 +79,7 @@ def parse_line(position: int | str, raw: bytes, kind: str, encoding: str | None 
         reason = f": {error.reason} at byte {error.start}"
         return damage(position, f"not UTF-8{reason}" if encoding is None else not_decoded(encoding, reason), raw)
     if raw.startswith(BOM):  # where files were joined, also in the middle
-        text = text[1:]
+        text = text.lstrip("\ufeff")
     if kind == "text":
         if "\0" in text and is_utf_16_among_utf_8(raw):
             return damage(position, TWO_ENCODINGS, raw)

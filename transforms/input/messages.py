@@ -20,8 +20,8 @@ from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT, Damage
 from transforms.records import DeadLetter, Message, Outcome, Tweet
 
 FUTURE_SECONDS = 86_400.0
-"""By how much an event may come after its message: clocks differ, but a window that never comes would hold its tweet
-for ever."""
+"""By how much an event may come after its message: clocks differ, but a tweet would wait for ever for a window that
+never comes."""
 _DEAD = "dead"
 
 
@@ -40,7 +40,7 @@ class MessageFields:
     allowed_lateness: float | None = None
     """Seconds by which an event may come before its message; None for any."""
     id_scope: str | None = None
-    """With the position, what ids are hashes of where there is none; None for the source."""
+    """If a message has no id, its id is a hash of this and the position; None for the source."""
 
 
 class ReadMessages(beam.PTransform):
@@ -70,7 +70,7 @@ class ReadMessages(beam.PTransform):
         if isinstance(self._source, KafkaTopic):
             from apache_beam.io.kafka import ReadFromKafka
 
-            # How far event time is goes by the clock: what comes later than that is not dropped but held.
+            # The watermark follows the clock. Events that come later than it are not dropped, but held.
             return pbegin | "ReadFromKafka" >> ReadFromKafka(
                 {"bootstrap.servers": self._source.brokers} | self._consumer_options,
                 [self._source.topic],
@@ -120,7 +120,7 @@ class ParseMessages(beam.PTransform):
     def __init__(self, source: str, rules: MessageFields = MessageFields()) -> None:
         """Args:
         source: what the tweets are to have as their source.
-        rules: where a message has what.
+        rules: where a message has its fields.
         """
         super().__init__()
         self._do_fn = _Parse(source, rules)
@@ -148,7 +148,7 @@ class _Parse(beam.DoFn):
 
 
 class MessageParser:
-    """What the messages of a source become. The layout of each is told by itself."""
+    """Makes tweets of the messages of a source. The layout of each is recognized by itself."""
 
     def __init__(self, source: str, rules: MessageFields) -> None:
         self._source, self._rules = source, rules
@@ -156,8 +156,8 @@ class MessageParser:
         self._reader = PostReader(rules.fields, needs_times=True)
 
     def parse(self, message: Message) -> list[Tweet | DeadLetter]:
-        """The tweets of a message, with timestamps, and dead letters for what is none: several, if it is a page of
-        posts, and none for a notice. Counts what was read."""
+        """The tweets of a message, with timestamps, and dead letters for the rest: several for a page of posts, none
+        for a notice. Counts what was read."""
         metrics.counter(metrics.BYTES_READ).inc(len(message.data))
         try:
             found = self._tweets(message)

@@ -57,7 +57,7 @@ class PostReader:
         """Args:
         mapping: which fields were asked for; they win over the layout's.
         layout: what was recognized. None for records that are recognized one by one.
-        needs_times: whether a record whose time cannot be read is none.
+        needs_times: whether a record whose time cannot be read is a dead letter.
         """
         self.mapping = mapping
         is_forced = mapping.layout != AUTO
@@ -66,7 +66,7 @@ class PostReader:
         self._is_each_recognized = layout is None and not is_forced
         self._others: dict[str, PostReader] = {}
         self.counts: Counter[str] = Counter()
-        """Of what was read, by the names of metrics; whoever takes them clears them."""
+        """Of what was read, by the names of metrics; the caller takes and clears them."""
         self._shared_in = ours.shared_in if mapping.text == (AUTO,) else ""
         self._make_id = ours.make_id if mapping.id == (AUTO,) else None
         self._texts = tuple(map(self._place, ours.text if mapping.text == (AUTO,) else mapping.text))
@@ -81,7 +81,7 @@ class PostReader:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of a table to be read: the names of all that is looked at."""
+        """Columns of a table to be read: all that are looked at."""
         ours, asked = self.layout, self.mapping
         paths = (
             *(ours.texts if asked.text == (AUTO,) else ()),
@@ -132,10 +132,10 @@ class PostReader:
 
         Args:
             record: as a file's or a message's reader gave it.
-            source: with the position, what ids are hashes of where there is none.
+            source: an id that is missing is a hash of this and the position.
             source_name: of tweets.
             modified: seconds since 1970 of the last change of the file, where known.
-            default_id: what a record that is one post has as its id if there is none in it; None for a hash.
+            default_id: the id of a record that is one post without an id; None for a hash.
         """
         fields = record.value
         assert isinstance(fields, dict)
@@ -186,7 +186,7 @@ class PostReader:
         origin: tuple[str, str, float | None],
         default_id: str | None,
     ) -> Sequence[Tweet | DeadLetter | None]:
-        """A record that is none of this layout, read by the one that it is of, or else as a dead letter."""
+        """A record of another layout, read by that one; a dead letter if none fits."""
         if self._may_be_other and isinstance(error, NoTextError):
             other = layouts.layout_of(post)
             if other is not None and other is not self.layout:
@@ -195,7 +195,7 @@ class PostReader:
         return (_dead(record, post, str(error), origin[1]),)
 
     def _other(self, layout: Layout) -> PostReader:
-        """A reader for what is of another layout than the rest."""
+        """A reader for records of another layout than the rest."""
         reader = self._others.get(layout.name)
         if reader is None:
             reader = self._others[layout.name] = PostReader(self.mapping, layout, self._needs_times)
@@ -253,7 +253,7 @@ class PostReader:
 
         Args:
             post: one of `members`.
-            view: what it was found in.
+            view: its surroundings.
 
         Raises:
             NoTextError: if it has none.
@@ -339,7 +339,7 @@ class PostReader:
 
 
 def value_of(get: Callable[[Fields], Any], post: Fields, view: Fields) -> Any:
-    """What a post has, or else what it was found in."""
+    """A value of a post, or else of its surroundings."""
     value = get(post)
     return get(view) if value is None and view is not post else value
 

@@ -13,7 +13,7 @@ RAW_KEPT = 1 << 20
 
 
 class DamagedFileError(InputError):
-    """A file is not what it begins as or is called: cut off, or no longer what was written. Others may be sound."""
+    """A file is not what its beginning or name says: cut off, or changed since it was written. Others may be sound."""
 
 
 class Record(NamedTuple):
@@ -35,5 +35,5 @@ class Damage(NamedTuple):
 
 
 def damage(position: int | str, reason: str, raw: bytes | bytearray) -> Damage:
-    """A `Damage` that keeps no more of the bytes than is kept."""
+    """A `Damage` with the first `RAW_KEPT` bytes."""
     return Damage(position, reason, bytes(raw[:RAW_KEPT]))

@@ -21,7 +21,7 @@ from transforms.input.layouts import AUTO, PLAIN, Layout
 from transforms.input.parquet import parquet_rows
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
-from transforms.input.recognition import recognize
+from transforms.input.recognition import members_passed_over, recognize
 from transforms.input.source_file import SourceError
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.storage import files as storage
@@ -31,9 +31,9 @@ DEAD = "dead"
 PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 BEAT_RECORDS = 10_000
-"""How often reading shows that it gets on, where nothing of what is read may come to be scored."""
+"""How often reading shows progress, since what is read may never come to be scored."""
 _HEAD_BYTES = 1 << 20
-"""In so much of a file its first records are looked for."""
+"""The first records of a file are looked for in so much of it."""
 PARTS_OF_GROUP = 64
 """At most: each part of a row group decodes what is before it."""
 
@@ -95,7 +95,7 @@ def list_files(pattern: str) -> Listed:
         found = storage.find(pattern)
     except OSError as error:
         raise InputError(f"input {pattern}: cannot be listed ({error}); check the address") from None
-    # A directory is no file; one that is called like a file was taken for one by whoever gave the pattern.
+    # A directory is not a file; but if one is called like a file, the user took it for one.
     directories = [InputFile(path, 0) for path in found.directories if tells_format(path)]
     return Listed(
         sorted([*map(_input_file, found.files), *directories], key=lambda file: file.path),
@@ -111,7 +111,7 @@ def _object(path: str) -> listing.FileFacts | None:
         return None
     try:
         return storage.metadata(path)
-    except PermissionError:  # who may only list learns in this way that it is not there
+    except PermissionError:  # without the right to read, this is how the store says that it is not there
         return None
 
 
@@ -182,6 +182,8 @@ def split_file(
     """
     with storage.open_listed(file.place, file.version) as opened:
         forms = recognize(opened, file.path, options)
+        if passed_over := members_passed_over(opened, forms):
+            metrics.counter(metrics.MEMBERS_PASSED_OVER).inc(passed_over)
         share, rest = divmod(file.bytes_, max(1, len(forms)))
         for number, form in enumerate(forms):
             records = first_records(file, opened, form, layouts.COLUMNS)
@@ -278,9 +280,9 @@ def unreadable_path(message: str) -> str | None:
 
 
 def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
-    """Raise what has kept a file from being read, unless the file itself is gone, forbidden or no file.
+    """Raise the error that has kept a file from being read, unless the file is gone, forbidden or no regular file.
 
-    Disks, networks and stores that fail are no fault of a file: what is in it would be lost for one dead letter.
+    If a disk, network or store fails, the file is not at fault: its records would be lost for one dead letter.
 
     Args:
         path: of the file.
@@ -358,12 +360,12 @@ class _ReadParts(beam.DoFn):
 def to_tweets(
     records: Iterable[Record | Damage], source: str, reader: PostReader, modified: float | None = None
 ) -> Iterator[Tweet | DeadLetter | None]:
-    """Records of a file as tweets; those that are none as dead letters, and None for each notice.
+    """Records of a file as tweets or dead letters, and None for each notice.
 
     The reader counts them.
     """
     source_name, fields, counts = name_as_text(source), reader.mapping, reader.counts
-    # A line of text is all that its record has.
+    # The record of a line of text has nothing else.
     of_lines = (source_name, partition_directory({}, fields, None, modified) if fields.partition_by else "")
     kept = (None,) * len(fields.keep)
     for record in records:

@@ -1,9 +1,9 @@
-"""`recognize`: the form of a file, from its first bytes, its name and what is said of it. Contents win over names."""
+"""`recognize`: the form of a file, from its first bytes, its name and the options. Contents win over names."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -12,7 +12,7 @@ from torchmoji_core.names import shown
 from transforms.input.archives import members, open_member
 from transforms.input.arrow_ipc import FEATHER_1, MAGIC, column_names, is_stream
 from transforms.input.compression import READ_ERRORS, ZIP, Readable, compression_of, decompress, seekable
-from transforms.input.delimited import check_names, recognize_dialect
+from transforms.input.delimited import check_names, recognize_dialect, recognize_table
 from transforms.input.encodings import UTF_8, as_utf_8, detect
 from transforms.input.forms import FORMATS, Form, FormOptions, guess_format, tells_format
 from transforms.input.json_documents import is_document
@@ -33,9 +33,12 @@ _FOREIGN = (
     (b"ORC", "an ORC file", "write it as Parquet"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "write it as Parquet"),
     (b"\x04\x22\x4d\x18", "compressed by LZ4", "decompress it, lz4 -d"),
+    (b"version https://git-lfs", "a pointer of Git LFS, and not the file", "fetch that with git lfs pull"),
     (FEATHER_1, "Feather of version 1", "in Python, feather.write_feather(feather.read_table(A), B) writes it anew"),
 )  # fmt: skip
-"""What is no text and not read: by what it begins, what it is, what to do."""
+"""Files that are not read: how they begin, what they are, what to do."""
+_PAGES = {"<!doctype html": "a page in HTML", "<html": "a page in HTML", "<?xml": "XML"}
+"""By their beginnings: files that are read as text only if that is asked for."""
 _TAR = slice(257, 262), b"ustar"
 _WORKBOOK = "[Content_Types].xml"
 
@@ -46,7 +49,7 @@ def recognize(file: BinaryIO, path: str, options: FormOptions = FormOptions()) -
     Args:
         file: seekable; as it is stored.
         path: its name.
-        options: what is said of it.
+        options: the user's word on it.
 
     Raises:
         InputError: if it is in none that can be read, with the remedy.
@@ -57,6 +60,14 @@ def recognize(file: BinaryIO, path: str, options: FormOptions = FormOptions()) -
     except READ_ERRORS as error:
         raise_unless_damage(error)
         raise DamagedFileError(f"cannot be read: {error}") from None
+
+
+def members_passed_over(file: BinaryIO, forms: Sequence[Form]) -> int:
+    """How many files of a .zip file are in none of the forms that `recognize` has found."""
+    if not forms or forms[0].member is None:
+        return 0
+    packed = replace(forms[0], layers=forms[0].layers[: forms[0].layers.index(ZIP)], member=None)
+    return len(members(seekable(open_content(SourceFile(file), packed)))) - len(forms)
 
 
 def open_content(source: SourceFile, form: Form) -> Readable:
@@ -153,6 +164,9 @@ def _form_of_plain(
     text = text.replace(newline, "\n")
     form = replace(packed, encoding=encoding, newline=newline)
     first = next((line for line in text.split("\n") if line.strip()), "")
+    page = next((what for tag, what in _PAGES.items() if first.lstrip("\ufeff \t")[:20].lower().startswith(tag)), None)
+    if page and options.format != "text":
+        raise InputError(f"it is {page}: write the texts as CSV or JSON lines, or give --format text for whole lines")
     looks_like_json = first.lstrip()[:1] == "{" and isinstance(parse_json(0, first, b""), Record)
     if kind in ("jsonl", "json") or (options.format is None and looks_like_json):
         return replace(form, kind="json" if is_document(text, is_whole) else "jsonl")
@@ -160,6 +174,8 @@ def _form_of_plain(
         if not is_document(text, is_whole):
             raise InputError(f"the name does not tell its format; give --format {{{','.join(FORMATS)}}}")
         return replace(form, kind="json")
+    if kind == "text" and options.format is None:
+        kind = recognize_table(text, is_whole) or kind
     if kind not in ("csv", "tsv"):
         return replace(form, kind=kind)
     usual = "\t" if kind == "tsv" else ","
@@ -172,7 +188,7 @@ def _form_of_plain(
 
 
 def _check_columns(source: SourceFile, form: Form) -> None:
-    """Refuse what has a column twice.
+    """Refuse a file that has a column twice.
 
     Raises:
         InputError: naming it, or if what tells of the columns cannot be read.

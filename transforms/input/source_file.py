@@ -25,7 +25,7 @@ class SourceFile:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.closed = False
-        """For Arrow. Whoever has opened the file closes it."""
+        """For Arrow. The file is closed by the code that opened it."""
 
     def read(self, size: int = -1) -> bytes:
         try:
@@ -66,12 +66,12 @@ class SourceFile:
 
 
 def raise_unless_damage(error: Exception) -> None:
-    """Raise what a reader of a format has caught again if it tells not of the content, but of the system.
+    """Raise again an error that a reader of a format has caught, if the system is at fault, not the content.
 
-    The system's errors have numbers; those that libraries raise for damaged content have not. With a number, they come
-    from what a library does besides reading, such as loading a part of itself.
+    The system's errors have numbers; those that libraries raise for damaged content do not. An error with a number
+    comes from something besides reading, such as a library that loads a part of itself.
 
-    Some decompressors call content corrupt for which they have had no memory (brotli), so there must be some.
+    Without memory, some decompressors (brotli) call good content corrupt. So an error counts only if there is memory.
 
     Raises:
         MemoryError: if there is too little memory to believe what the library says.

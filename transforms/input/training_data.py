@@ -1,7 +1,7 @@
 """Files of texts to train on, read by the same readers as tweets are, and bounded as they are. Pure functions, no Beam.
 
-What they give are columns; whether those make sense is said by `torchmoji_core.training`. Unlike a tweet that cannot be
-read, which becomes a dead letter, a row that cannot be read here ends all: who trains can mend the file.
+They give columns; `torchmoji_core.training` checks whether those make sense. A tweet that cannot be read becomes a dead
+letter, but a row that cannot be read here ends the command: the person who trains can mend the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from transforms.input.source_file import SourceError
 MAX_KEPT_BYTES = 256 << 20
 """The rows of a file may come to this in memory, or to `MAX_EXPANSION` times its size. A small Parquet file may say one
 row four billion times, and all rows are kept here."""
-_BATCH_ROWS = 65_536
+BATCH_ROWS = 65_536
+"""Rows of a file of emojis that are in memory at a time."""
 _FORMATS = ("parquet", "csv", "tsv", "jsonl")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?|nan", re.IGNORECASE)
@@ -105,7 +106,7 @@ class EmojiFile:
                 if name not in row:
                     raise InputError(f"{self.name}: no column {name!r}; {expected}")
                 batch[name].append(row[name])
-            if len(batch[columns[0]]) == _BATCH_ROWS:
+            if len(batch[columns[0]]) == BATCH_ROWS:
                 yield batch
                 batch = {name: [] for name in columns}
         yield batch

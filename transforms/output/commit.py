@@ -1,9 +1,9 @@
 """Files that a run has written: putting them in place under their final names, and keeping a record of each.
 
-A bundle writes files under temporary names, and only the names come here, each with what is known of its file, to be
-renamed: a failed or repeated bundle leaves nothing under a final name, and rows behind the model are never shuffled.
-Object stores have no rename, but objects appear whole: there a file is written under its final name, and what says that
-it counts is its record.
+A bundle writes files under temporary names. Only the names come here, each with what is known of its file, to be
+renamed. So a failed or repeated bundle leaves nothing under a final name, and rows behind the model are never shuffled.
+Object stores have no rename, but objects appear whole: there a file is written under its final name, and it counts once
+its record is there.
 """
 
 from __future__ import annotations
@@ -73,16 +73,17 @@ def committed_files(output: str, run_id: str) -> list[WrittenFile]:
 
 
 class CommitFiles(beam.PTransform):
-    """Put files in place, each in whichever worker its name comes to; gives them on."""
+    """Put files in place, each in the worker that gets its name; gives them on."""
 
     def __init__(self, count_rows: bool, measure_latency: bool = False, journal: bool = False) -> None:
         super().__init__()
         self._count_rows, self._measure_latency, self._journal = count_rows, measure_latency, journal
 
     def expand(self, files: beam.PCollection[WrittenFile]) -> beam.PCollection[WrittenFile]:
-        # In the global window with a trigger that fires at once: a late window's file must not be dropped here. Nor one
-        # that is written when the input has ended, as held tweets are: the local runner's watermark has by then passed
-        # the global window, hence the lateness. Beam's Reshuffle has none, and keys of which that runner forgets none.
+        # In the global window with a trigger that fires at once: a late window's file must not be dropped here. A file
+        # of held tweets, which is written when the input has ended, must not be dropped either: by then the local
+        # runner's watermark has passed the global window, hence the lateness. Beam's Reshuffle has none, and its many
+        # keys are never forgotten by that runner.
         window = beam.WindowInto(
             GlobalWindows(),
             trigger=Repeatedly(AfterCount(1)),
@@ -143,9 +144,9 @@ def commit(
 
 
 def latencies(event_times: dict[str, int], now: int) -> Iterator[int]:
-    """One latency for each row of a file: with the number, smallest, largest and sum that the rows' own have.
+    """As many latencies as a file has rows, with the same number, smallest, largest and sum as the rows' own.
 
-    That is all that a distribution of Beam's keeps of them, and it need not be kept row by row.
+    Beam's distributions keep nothing else of them, so files need not keep the latency of each row.
 
     >>> list(latencies({"rows": 4, "earliest": 10, "latest": 50, "sum": 10 + 20 + 45 + 50}, now=100))
     [90, 50, 68, 67]

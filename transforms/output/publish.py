@@ -26,7 +26,7 @@ class PublishScores(beam.PTransform):
     """Record batches -> messages: JSON objects with id, timestamp, top classes, kept fields and fingerprint.
 
     In Kafka the id is the key, in Pub/Sub the attribute `id`. A row may be published more than once, under the same id.
-    What would make a message larger than `PUBLISHED_BYTES` is left out of it, and named in its field `left_out`.
+    Fields that would make a message larger than `PUBLISHED_BYTES` are left out, and named in its field `left_out`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ def _json(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: times as ISO 8601, probabilities to six digits, null for what is no number."""
+    """A value as JSON has it: times as ISO 8601, probabilities to six digits, null for NaN and infinity."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, date):  # datetime too

@@ -74,7 +74,7 @@ class WriteScores(beam.PTransform):
         rows_per_group: rows of a row group; a group is held in memory until it is full.
         measure_latency: whether the column timestamp is of events that have just happened, as in streaming runs; then
             the time from each to its file being in place goes to the distribution `metrics.LATENCY`.
-        journal: whether the records of files go to the journal, to be adopted while the run goes on
+        journal: whether the records of files go to the journal, to be committed while the run goes on
             (`pipelines.data_set.pending`), since an endless run has no end at which they could be listed.
 
         Raises:
@@ -177,6 +177,11 @@ class Files:
         """An element's first `rows` rows, and the rest or None."""
         raise NotImplementedError
 
+    @property
+    def waiting_bytes(self) -> int:
+        """What is held in memory until it is written."""
+        return sum(writer.waiting_bytes for writer in self._writers.values())
+
     def write(self, element: Any, window: Any) -> None:
         """Add an element of a window.
 
@@ -186,7 +191,7 @@ class Files:
         schema = self.schema(element)
         for partition, rows in self.partitions(element):
             self._write(_Key(window, partition, schema), rows)
-        while sum(writer.waiting_bytes for writer in self._writers.values()) > WAITING_BYTES:
+        while self.waiting_bytes > WAITING_BYTES:
             max(self._writers.values(), key=lambda writer: writer.waiting_bytes).shrink()
         opened = [key for key, writer in self._writers.items() if writer.is_open]
         for key in opened[: max(0, len(opened) - self._max_open)]:
@@ -214,7 +219,7 @@ class Files:
         """
         for key in list(self._writers):
             self._close(key)
-        # All at once, which takes little longer than one, and before any can get its name.
+        # All together, which takes little longer than one, and before any gets its name.
         storage.sync(file.temporary for _, file in self._closed)
         return self._closed
 

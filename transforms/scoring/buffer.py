@@ -1,7 +1,10 @@
-"""BufferTweets: what lets an endless trickle be scored in batches.
+"""BufferTweets: makes batches of an endless trickle.
 
 A stateful stage in front of `BatchByLength`, for runners whose bundles are of a few tweets. It holds tweets across
 bundles, then lets many of them go in one. Where bundles are large it is not needed, and `AnnotateTweets` leaves it out.
+
+Bundles of endless input are of some ten tweets. In a batch of ten a row costs 2.6 times what it costs in one of 512; in
+one of 64, 1.2 times. It holds texts and token ids, never rows of the model, which are larger.
 """
 
 from __future__ import annotations
@@ -77,7 +80,7 @@ class BufferTweets(beam.PTransform):
 
     def expand(self, tweets: beam.PCollection[TokenizedTweet]) -> beam.PCollection[TokenizedTweet]:
         """Raises:
-        InputError: if the windows are of a kind that a timestamp alone does not tell.
+        InputError: if a timestamp alone does not tell the window.
         """
         windowing = tweets.windowing
         if not isinstance(windowing.windowfn, FixedWindows | GlobalWindows):
@@ -126,7 +129,7 @@ class _Key(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for keyed in self._blocks.items():
-            # Beam wants some timestamp and window; those that count are in the block.
+            # Beam wants some timestamp and window; the true ones are in the block.
             yield WindowedValue(keyed, self._last[0], (self._last[1],))
 
 
@@ -142,9 +145,9 @@ class _Held(NamedTuple):
 
 
 class _Hold(beam.DoFn):
-    """Every firing of a timer, whichever and whenever, lets all of a key's tweets go: so no order of firings, and none
-    that comes twice, late, or for tweets that have gone, can lose or repeat one. As long as there are tweets, a timer
-    is set at the end of the input."""
+    """Each firing of any timer lets all of a key's tweets go. So the order of firings does not matter, and one that
+    comes twice, late, or for tweets that have gone, loses and repeats none. As long as there are tweets, a timer is set
+    at the end of the input."""
 
     HELD = ReadModifyWriteStateSpec("held", TupleCoder([VarIntCoder()] * 3 + [FloatCoder()]))
     BLOCKS = BagStateSpec("blocks", ListCoder(TupleCoder([registry.get_coder(TokenizedTweet), VarIntCoder()])))

@@ -36,7 +36,7 @@ class Traits(NamedTuple):
     width: int
     """Of an embedding."""
     reading: tuple[str, int]
-    """Digest of the vocabulary, and maxlen: models that are equal in it read the same ids of a text."""
+    """Digest of the vocabulary, and maxlen: if these are equal, models read the same ids of a text."""
 
 
 class LoadedModel:
@@ -90,8 +90,8 @@ def _schema(scorer: Scorer, name: str, options: ScoreOptions, columns: Sequence[
 def load_model(model: str | None, options: ScoreOptions) -> LoadedModel:
     """Load a bundle for scoring in this process.
 
-    Where `options` say which model it must be, one that is still held from an earlier call with the same options is
-    taken again. So who runs one pipeline after another holds what this function gives, and it is loaded once.
+    If `options` say which model it must be, a model that is still held from an earlier call with the same options is
+    used again. So a command that runs one pipeline after another keeps the result, and the model is loaded once.
 
     Raises:
         InputError: if it cannot be read.
@@ -143,7 +143,7 @@ def load_successor(location: str, first: Traits, options: ScoreOptions, fingerpr
         )
     loaded = _loaded(bundle, options, traits, first)
     try:
-        loaded.scorer.score_ids([[UNKNOWN]])  # what fails here would fail for every tweet
+        loaded.scorer.score_ids([[UNKNOWN]])  # an error here would come with every tweet
     except RunError as error:
         raise InputError(f"bundle {location}: {error}") from None
     return loaded

@@ -1,4 +1,4 @@
-"""TorchMojiModelHandler: the model behind anybody's own RunInference, texts in, PredictionResults out."""
+"""TorchMojiModelHandler: the model for a RunInference of your own, texts in, PredictionResults out."""
 
 from __future__ import annotations
 

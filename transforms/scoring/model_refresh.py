@@ -60,7 +60,7 @@ class ModelWatch:
             raise InputError(f"models are looked for every {self.every_seconds} seconds; give a positive number")
 
     def check(self) -> None:
-        """Look once, so that a mistake is noticed before work starts. That nothing matches yet is none.
+        """Look once, so that a mistake is noticed before work starts. It is no mistake if nothing matches yet.
 
         Raises:
             InputError: if the place cannot be looked at.
@@ -83,7 +83,7 @@ class Found(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What came of a bundle when it was last looked at."""
+    """What the last look at a bundle has found."""
 
     state: str
     """Of its files; see `_state`."""
@@ -93,7 +93,7 @@ class Known(NamedTuple):
 
 
 def find_bundles(pattern: str) -> list[Found]:
-    """What matches a pattern and has the looks of a bundle, newest first. Names that begin with a dot are left out.
+    """The matches of a pattern that look like bundles, newest first. Names that begin with a dot are left out.
 
     Raises:
         OSError: if the place cannot be looked at.
@@ -129,7 +129,7 @@ class Search:
         self.known: dict[str, Known] = {}
         """What the last look has found of each bundle."""
         self.refused: list[str] = []
-        """Why bundles are refused that were not before it."""
+        """Why the last look has refused bundles that were not refused before."""
 
     def load(self, location: str) -> LoadedModel:
         """Load and verify a bundle; any exception means that it is not fit, unless it tells of a shortage."""
@@ -204,7 +204,7 @@ def _swap(current: LoadedModel, model: LoadedModel) -> LoadedModel:
 
 
 class SwappingHandler(ModelHandler[E, R, LoadedModel]):
-    """What handlers of RunInference do about models: load one in each process, and take another when it is announced.
+    """Handlers of RunInference that load one model in each process, and another when it is announced.
 
     RunInference announces by `update_model_path`, and then calls `load_model`. That must not raise for what cannot be
     loaded: at the next batch, RunInference would take it for loaded.
@@ -265,8 +265,8 @@ class WatchModels(beam.PTransform):
 
     >>> updates = pipeline | WatchModels("gs://bucket/models/*.zip", every_seconds=60)
 
-    One worker looks. It takes a runner whose side inputs may change, as those of Dataflow and Flink. Ticks come from an
-    unbounded source and not from a timer behind `beam.Impulse`: that has ended when it has begun, and with it the
+    One worker looks. The runner's side inputs must be able to change, as those of Dataflow and Flink can. Ticks come
+    from an unbounded source, not from a timer behind `beam.Impulse`: an Impulse ends when it has begun, and with it the
     window in which timers and state live.
     """
 

@@ -1,4 +1,4 @@
-"""PerProcess: one value in each process, however often what refers to it is pickled."""
+"""PerProcess: one value in each process, however often references to it are pickled."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class PerProcess(Generic[T]):
     """A place for a value that all copies of a DoFn in one process have in common.
 
     Copies that are unpickled in a process where the place exists refer to that place. It lives as long as any of them,
-    and in the process that builds a pipeline as long as the pipeline. Beam's `Shared` keeps nothing alive but what was
-    asked for last, by any step: where DoFns are made anew for every bundle, a pipeline with two of them loads its model
-    again for every bundle.
+    and in the process that builds a pipeline as long as the pipeline. Beam's `Shared` keeps only the value that was
+    asked for last, by any step: where DoFns are made again for every bundle, a pipeline with two of them loads its
+    model again for every bundle.
     """
 
     def __init__(self, key: str | None = None) -> None:
@@ -26,12 +26,12 @@ class PerProcess(Generic[T]):
         """
         self.value: T | None = None
         self.lock = RLock()
-        """To be held by who reads the value and then replaces it."""
+        """To be held from reading the value until it is replaced."""
         self._key = key or uuid.uuid4().hex
         _places[self._key] = self
 
     def get(self, make: Callable[[], T]) -> T:
-        """The value; made by the first who asks, while all others wait."""
+        """The value; the first caller makes it, while all others wait."""
         with self.lock:
             if self.value is None:
                 self.value = make()

@@ -1,7 +1,7 @@
 """ScoreBatches: batches of tokenized tweets -> Arrow record batches, through Beam's RunInference.
 
-RunInference shares one model per process, measures it, and can swap it. What it would do to a batch with one bad row
-(lose the batch) is prevented in the handler, which bisects.
+RunInference shares one model per process, measures it, and can swap it. But it would lose a whole batch for one bad
+row, so the handler bisects a batch that fails.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ScoreBatches(beam.PTransform):
         self._model_updates = model_updates
 
     def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
-        handler = _RecordBatchHandler(self._options).with_no_batching()
+        handler = RecordBatchHandler(self._options).with_no_batching()
         unpacked = (
             batches
             | "RunInference" >> RunInference(handler, model_metadata_pcoll=self._model_updates)
@@ -66,7 +66,7 @@ def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.Tagged
         yield beam.pvalue.TaggedOutput("dead", letter)
 
 
-class _RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
+class RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
     """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, and models per process."""
 
     def __init__(self, options: ScoreOptions) -> None:
@@ -115,7 +115,7 @@ def score_batch(batch: Sequence[TokenizedTweet], model: LoadedModel, options: Sc
         return rows, scores, _to_record_batch(rows, scores, model, options)
 
     def check() -> None:
-        """Score a tweet that is known to be good, and not with results of before."""
+        """Score a tweet that is known to be good, without cached results."""
         good = Tweet("", "a", extra=(None,) * len(options.keep))
         row = tokenize(good, model.scorer.tokenizer, model.scorer.maxlen)
         _to_record_batch([row], model.scorer.score_ids([row.ids], reuse=False), model, options)
@@ -140,10 +140,12 @@ def bisect(
 ) -> tuple[list[tuple[list[TokenizedTweet], T]], list[tuple[TokenizedTweet, Exception]]]:
     """Score rows, halving a batch that fails until each failing row stands alone.
 
-    A row is given up only by proof, since a dead letter is committed and nobody scores its tweet again: the error is of
-    a kind that values cause (`CONTENT_ERRORS`), which no lack of memory, threads or files is; the row fails alone; a
-    row that is known to be good does not; and the row fails once more after that. Whatever else is raised is the fault
-    of the machine, the model or the program, and has to end the run.
+    A row is given up only with proof, since a dead letter is committed and nobody scores its tweet again. The proof:
+    the error is of a kind that values cause (`CONTENT_ERRORS`), as lack of memory, threads or files is not; the row
+    fails alone; a row that is known to be good does not fail; and then the row fails once more. Any other error is the
+    fault of the machine, the model or the program, and ends the run.
+
+        rows a b c d fail together; a b are scored; c d fail; c is scored; d fails alone: d is checked so
 
     Args:
         rows: of a batch.

@@ -4,7 +4,7 @@ Every failure is an OSError with a message of one line. Publishing is atomic: wh
 is written under a temporary name first; where it has none, as object stores, an object appears whole when it is closed.
 It also lasts: on local disks, `sync` brings a file onto the disk before it gets its name, and then the name. Object
 stores and HDFS keep what they have taken.
-Object stores (`objects`) are tried again while they fail in passing; local files and HDFS are Beam's, untouched.
+Operations on object stores (`objects`) are tried again if the failure may pass; local files and HDFS are Beam's.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def is_full(error: OSError) -> bool:
-    """Whether a disk, or what a user may have of it, is full."""
+    """Whether a disk, or the user's share of it, is full."""
     return fault_of(error) is DISK
 
 
@@ -274,8 +274,8 @@ def make_directory(directory: str, lasting: bool = True) -> None:
 def sync(paths: Iterable[str]) -> None:
     """Return when files, and what directories say of theirs, are on the disk and survive a power cut.
 
-    Whoever says that a file counts, or deletes what it replaces, calls this first: for the file when it is closed, for
-    its directory when it has its name.
+    It is called before anything says that a file counts, or deletes what the file replaces: for the file when it is
+    closed, for its directory when it has its name.
 
     Raises:
         OSError: if that cannot be done.
@@ -330,12 +330,12 @@ def _write(path: str, content: bytes) -> None:
 
 
 def create_if_absent(path: str, content: bytes, temporary: str) -> bool:
-    """Write a file that appears whole, to stay, if none of that name is there: of several writers at a time, one does.
+    """Write a file that appears whole, to stay, if none of that name is there: of several writers, one succeeds.
 
     Args:
         path: its name.
-        content: all of it, which no other writer has: who is told that the name is taken looks whether by itself,
-            since the answer to an earlier try may have been lost.
+        content: all of it, which no other writer has. If the name is taken, this tells whether by an earlier try of
+            this writer, whose answer was lost.
         temporary: another name on the same filesystem, of this writer alone; not used where objects appear whole.
 
     Returns:
@@ -376,7 +376,7 @@ def remove_empty(directory: str, deep: bool = True) -> None:
 
     Args:
         directory: its path.
-        deep: whether directories in it that are empty go first, as only who alone writes there may ask for.
+        deep: whether empty directories in it are deleted first; only if nothing else writes there.
     """
     if is_local(directory):
         for path in [path for path, _, _ in os.walk(directory, topdown=False)] if deep else [directory]:

@@ -1,4 +1,4 @@
-"""Which local files a glob matches, and what of it could not be listed. No Beam: its own listing passes over errors.
+"""Which local files a glob matches, and what could not be listed. No Beam: its own listing passes over errors.
 
 Globs are Beam's: `*` stands for any characters of one name, `**` for any with the directories between them, `?` for one
 character, `[abc]` for one of some; names that begin with a dot are matched like others. Links to directories are
@@ -28,7 +28,7 @@ class FileFacts:
     """Since 1970; 0 where that is not known."""
     version: str | None = None
     """What changes whenever the content does: of local files size, time of the last change and time of the last change
-    of the inode, which nobody can set back; the ETag of an object; None where nothing tells."""
+    of the inode, which cannot be set back; the ETag of an object; None where nothing tells."""
 
 
 @dataclasses.dataclass
@@ -36,7 +36,7 @@ class Listing:
     """What a glob matches."""
 
     files: list[FileFacts] = dataclasses.field(default_factory=list)
-    """All that is no directory. What is no regular file either has no version; opening it says what it is."""
+    """All but directories. A file that is not a regular one has no version; opening it says what it is."""
     directories: list[str] = dataclasses.field(default_factory=list)
     """Directories that match, where the glob does not go on into them."""
     links: list[str] = dataclasses.field(default_factory=list)
@@ -67,7 +67,7 @@ class Glob(str):
 
 
 def with_names_that_exist(path: str) -> Glob:
-    """A local path in which names that are there are escaped, up to the first that is not: what is given is meant.
+    """A local path in which names that exist are escaped, up to the first that does not: they mean themselves.
 
     A name whose stem is nothing but stars stays a glob, whatever is there: a file called `*.jsonl` must not stand in
     for all the others.
@@ -113,7 +113,7 @@ def facts(path: str, status: os.stat_result) -> FileFacts:
 
 
 def version(status: os.stat_result) -> str:
-    """As of `FileFacts`. Not the inode: some networked filesystems number files anew when their memory is short."""
+    """As of `FileFacts`. Not the inode: some networked filesystems give files new ones when memory is short."""
     return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"
 
 
@@ -186,7 +186,7 @@ def _walk_deep(directory: str, expression: re.Pattern[str], found: Listing) -> N
 
 
 def _entries(directory: str, found: Listing, is_matched: bool) -> Iterator[os.DirEntry[str]]:
-    """What is in a directory: nothing if it is gone, or if the glob has only matched it and it is none."""
+    """The entries of a directory: none if it is gone, or if the glob only matched it and it is not a directory."""
     try:
         with os.scandir(directory or ".") as entries:
             yield from list(entries)
@@ -205,7 +205,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _take(path: str, found: Listing) -> None:
-    """Add a file, if it is there. One about which nothing can be found out is there; opening it will say why."""
+    """Add a file, if it exists. If nothing can be found out about it, it is added; opening it will say why."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except (FileNotFoundError, NotADirectoryError):
@@ -222,10 +222,10 @@ def _take(path: str, found: Listing) -> None:
 
 
 def why_not_gone(path: str) -> str | None:
-    """Why a local file that was not listed need not have been deleted; None if it has been.
+    """Why a local file that was not listed may not have been deleted; None if it was deleted.
 
-    A filesystem that is not mounted leaves an empty directory, and so would deleting all that is in it: then it is the
-    directory that tells. One that cannot be reached tells nothing.
+    A filesystem that is not mounted leaves an empty directory. So does deleting all files in it. So an empty directory
+    is no proof of deletion, and neither is one that cannot be reached.
     """
     try:
         os.lstat(path)

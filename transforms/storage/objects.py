@@ -31,7 +31,7 @@ from transforms.storage.listing import FileFacts, translate
 
 _RANGE_BYTES = 4 << 20
 _PART_BYTES = 8 << 20
-"""What is larger is uploaded in parts, some at a time, which obstore removes if that fails."""
+"""Larger content is uploaded in parts, some at a time, which obstore removes if that fails."""
 _PARTS_AT_A_TIME = 4
 _KEYS_PER_REQUEST = 1000
 _OPTIONS: dict[str, tuple[type[PipelineOptions], dict[str, str]]] = {
@@ -316,7 +316,7 @@ def _delete(paths: list[str]) -> None:
 
 
 def settings(path: str) -> dict[str, str]:
-    """What others who use the Rust library object_store themselves, as delta-rs, need for the store of an object."""
+    """What other users of the Rust library object_store, such as delta-rs, need for the store of an object."""
     made = _store(path)
     found = {name: str(value) for name, value in made.config.items() if name not in ("bucket", "container_name")}
     if (provider := made.credential_provider) is not None:

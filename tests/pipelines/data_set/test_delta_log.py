@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipelines.data_set import delta_log
 from pipelines.data_set.delta_log import APPLICATION, DeltaLog
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.snapshot import DataSet, live_files
@@ -333,16 +332,16 @@ def test_another_that_commits_after_the_look_is_noticed(
     for number in range(1, 5):
         commit(data_set, make(number, files=(files[number],)))
     publish(tmp_path, files[0])
-    look, meanwhile = delta_log._listed, [later]
+    look, meanwhile = DeltaTable.get_add_actions, [later]
 
-    def look_and_sleep(table: DeltaTable) -> set[str]:
+    def look_and_sleep(table: DeltaTable) -> Any:
         listed = look(table)
         if meanwhile:
             number = meanwhile.pop()
             publish(tmp_path, *files[: number + 1], number=number)
         return listed
 
-    monkeypatch.setattr(delta_log, "_listed", look_and_sleep)
+    monkeypatch.setattr(DeltaTable, "get_add_actions", look_and_sleep)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     publish(tmp_path, *files[:4], number=3)
     assert ids(tmp_path) == ids_of(*files[: max(later, 3) + 1])

@@ -388,11 +388,13 @@ def test_directories_are_values_of_fields(tmp_path: Path, run_annotate: Run, run
     assert is_sound(run_verify)
 
 
-def test_a_partition_is_no_column(tmp_path: Path, run_annotate: Run) -> None:
+def test_a_partition_is_no_column() -> None:
+    with pytest.raises(InputError, match="do not keep it as well"):
+        parse(["--input", "in", "--output", "out", "--partition_by", "lang", "--keep_fields", "lang"])
+
+
+def test_rows_may_be_in_no_partitions(tmp_path: Path, run_annotate: Run) -> None:
     corpus(tmp_path / "in", 1, 6)
-    finished = run_annotate("--partition_by", "lang", "--keep_fields", "lang")
-    assert finished.status == 2
-    assert "do not keep it as well" in finished.err
     assert run_annotate("--partition_by", "").status == 0
     assert partitions(tmp_path / "out").keys() == {"."}
 

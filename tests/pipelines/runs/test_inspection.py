@@ -7,12 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from pipelines.cli.options import ScoreConfig, parse
 from pipelines.runs.identity import differences, identity
-from pipelines.runs.inspection import check_fields, inspect
+from pipelines.runs.inspection import check_fields
 from torchmoji_core.errors import InputError
+from transforms.input.paths import look_up
 from transforms.input.read import match_files
 
 
@@ -20,8 +22,8 @@ def plan(path: Path, *options: str) -> tuple[ScoreConfig, list[str]]:
     """The checked command, and what is said of its inputs."""
     config, _ = parse(["--input", str(path), *options])
     files = match_files(config.inputs)
-    config = check_fields(config, files)
-    return config, [line for group in inspect(config, files) for line in group.describe(config.dry_run)]
+    config, groups = check_fields(config, files)
+    return config, [line for group in groups for line in group.describe(config.dry_run)]
 
 
 def write(path: Path, *records: Any) -> Path:
@@ -90,6 +92,48 @@ def test_what_an_error_advises_works(record: dict[str, Any], options: tuple[str,
             continue  # all fields are listed
         others = options if option == "--text_field" else ()
         assert plan(path, *others, option, advised)[1]
+
+
+@pytest.mark.parametrize(
+    ("document", "path"),
+    [
+        ({"name": "c", "messages": [{"words": "hi"}]}, "messages"),
+        ({"took": 1, "hits": {"hits": [{"words": "hi"}]}}, "hits.hits"),
+    ],
+)
+def test_of_a_document_the_list_of_its_records_is_named(document: dict[str, Any], path: str, tmp_path: Path) -> None:
+    whole = tmp_path / "a.json"
+    whole.write_text(json.dumps(document))
+    with pytest.raises(InputError) as caught:
+        plan(whole)
+    advised = re.search(r"jq -c '\.(\S+)\[\]'", str(caught.value))
+    assert advised and advised[1] == path
+    records = look_up(document, advised[1])
+    assert plan(write(tmp_path / "b.jsonl", *records), "--text_field", "words")[1]
+
+
+TABLE = pd.DataFrame({"id": ["1", "2"], "text": ["so cold", "so warm"]})
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split"])
+def test_a_table_of_pandas_is_no_post_and_can_be_written_as_its_message_says(orient: Any, tmp_path: Path) -> None:
+    TABLE.to_json(tmp_path / "a.json", orient=orient)
+    with pytest.raises(InputError, match=r"a table by columns.*to_json\(orient='records', lines=True\)"):
+        plan(tmp_path / "a.json")
+    TABLE.to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    assert plan(tmp_path / "b.jsonl", "--dry_run")[1][1:] == ["    1  'so cold'", "    2  'so warm'"]
+    (tmp_path / "a.json").write_text(json.dumps(TABLE.to_dict(orient="list")))
+    with pytest.raises(InputError, match="a table by columns"):
+        plan(tmp_path / "a.json")
+
+
+def test_a_set_without_any_number_in_its_first_row_is_read_as_its_message_says(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("x\tgood\tso cold\ny\tbad\tso warm\n")
+    with pytest.raises(InputError, match="if the first line is a row, give --no_header, and --columns"):
+        plan(path)
+    _, said = plan(path, "--no_header", "--columns", "id,label,text", "--dry_run")
+    assert said[1:] == ["    x  'so cold'", "    y  'so warm'"]
 
 
 def test_a_set_without_a_header_is_read_as_its_message_says(tmp_path: Path) -> None:

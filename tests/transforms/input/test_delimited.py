@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torchmoji_core.errors import InputError
 from transforms.input.delimited import Dialect, recognize_dialect
 from transforms.input.formats import read_records
 from transforms.input.forms import Form, FormOptions
@@ -59,6 +60,61 @@ def test_backslashes_before_quotes() -> None:
         {"id": "1", "text": 'she said "hi", twice'}, {"id": "2", "text": "fine"}, {"id": "3", "text": 'a "b" c'},
     ]  # fmt: skip
     assert read('id,text\n1,"C:\\"\n2,c:\\new\n') == [{"id": "1", "text": "C:\\"}, {"id": "2", "text": "c:\\new"}]
+
+
+def test_quotes_that_only_some_other_writer_would_understand_cost_their_line_and_no_character() -> None:
+    text = 'date;text;id\n1;"she said "hi" there";7\n2;"so sad";8\n3;"plain";9\n'
+    assert read(text) == [
+        "not CSV: ';' expected after '\"'", {"date": "2", "text": "so sad", "id": "8"},
+        {"date": "3", "text": "plain", "id": "9"},
+    ]  # fmt: skip
+    escaped = 'id,text\n1,"a \\"b\\" c"\n2,"she said "hi" there"\n3,"a \\"b\\" \\\\"\n'
+    first, second, third = read(escaped)
+    assert (first, third) == ({"id": "1", "text": 'a "b" c'}, {"id": "3", "text": 'a "b" \\'})
+    assert "a quote inside quotes has no backslash" in str(second)
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_what_databases_write_for_no_value_is_none(name: str) -> None:
+    mark = "\t" if name == "x.tsv" else ","
+    text = "id,text,body\n1,\\N,so happy\n\\N,\\Nice,\n".replace(",", mark)
+    assert read(text, name) == [
+        {"id": "1", "text": "", "body": "so happy"}, {"id": "", "text": "\\Nice", "body": ""},
+    ]  # fmt: skip
+
+
+def test_blanks_around_names_of_columns_are_none_of_theirs() -> None:
+    assert read("id , text\n1,so happy\n") == [{"id": "1", "text": "so happy"}]
+    assert read("\ufeff\ufeffid,text\n1,so happy\n") == [{"id": "1", "text": "so happy"}]
+
+
+@pytest.mark.parametrize("mark", list(",;\t|"))
+def test_a_table_that_is_called_a_text_is_one(mark: str) -> None:
+    table = "id,Tweet,date\n1,so happy,2020\n2,so sad,2020\n".replace(",", mark)
+    rows = [{"id": "1", "Tweet": "so happy", "date": "2020"}, {"id": "2", "Tweet": "so sad", "date": "2020"}]
+    assert read(table, "x.txt") == rows
+    assert read(table, "x.txt", format="text") == table.split("\n")[:-1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "so happy, really\nnot at all\n", "text\nmore text\n", "a, text\nwithout\ncommas, or with\n", "id,text\n",
+        "tweet\tabout tabs\nnone here\n", "", "\n\n", "well; text, and so on and on and on and on\nx; y, z\n",
+    ],
+)  # fmt: skip
+def test_texts_are_no_tables(text: str) -> None:
+    assert read(text, "x.txt") == text.split("\n")[:-1]
+
+
+def test_names_of_columns_that_do_not_come_first() -> None:
+    text = 'Report:,Brand\nFrom:,2020\n\n"Date","Url","Full Text"\n2020,http://x,so happy\n'
+    with pytest.raises(InputError, match=r"in line 4, 'Date,Url,Full Text'; .* tail -n \+4") as caught:
+        read(text)
+    line = int(str(caught.value).rpartition("+")[2])
+    (row,) = read("".join(text.splitlines(keepends=True)[line - 1 :]))
+    assert row == {"Date": "2020", "Url": "http://x", "Full Text": "so happy"}
+    assert read("word,kind\ntext,noun\n") == [{"word": "text", "kind": "noun"}]
 
 
 def test_names_of_columns_that_are_given() -> None:

@@ -433,7 +433,7 @@ def test_an_unterminated_quote_before_many_lines_takes_linear_time() -> None:
     started = time.process_time()
     first, *others = read(content, "csv")
     assert isinstance(first, Damage) and first.position == 8 and len(others) == 300_000
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 30  # a guard against quadratic time, which would be many minutes
 
 
 @pytest.mark.parametrize("header", [b'id,"text\n', b'id,"te"xt\n', b"id," + b"x" * 100 + b"\n"])

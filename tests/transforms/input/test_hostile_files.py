@@ -133,7 +133,7 @@ def test_a_million_empty_members_take_linear_time() -> None:
     content = gzip.compress(b"") * 300_000 + gzip.compress(b"last\n")
     started = time.process_time()
     assert [record.raw for record in read_records(io.BytesIO(content), Form("text", ("gz",)))] == [b"last"]
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 30
 
 
 # --- JSON ----------------------------------------------------------------------------------------------------------

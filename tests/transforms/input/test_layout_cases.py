@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.transforms.conftest import functions_of
 from transforms.input.fields import FieldMapping
-from transforms.input.forms import FormOptions
-from transforms.input.read import InputFile, _ReadParts, _SplitFiles
+from transforms.input.read import InputFile, ReadTweets
 from transforms.records import DeadLetter, Tweet
 
 CASES = Path(__file__).parents[4] / "shared" / "cases" / "input"
@@ -19,10 +19,11 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the files are not he
 def read(case: str, **mapping: Any) -> tuple[list[Tweet], list[DeadLetter]]:
     """The tweets and the dead letters of a file."""
     path, fields = CASES / case, FieldMapping(**mapping)
-    reader = _ReadParts(fields, None, strict=True)
+    file = InputFile(str(path), path.stat().st_size)
+    splitter, reader = functions_of(ReadTweets([file], fields=fields, strict=True), "SplitFiles", "ReadParts")
     reader.setup()
     tweets, dead = [], []
-    for part in _SplitFiles(FormOptions(), True, fields).process(InputFile(str(path), path.stat().st_size)):
+    for part in splitter.process(file):
         for item in reader.process(part):
             (tweets if isinstance(item, Tweet) else dead).append(getattr(item, "value", item))
     return tweets, dead

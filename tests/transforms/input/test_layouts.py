@@ -297,7 +297,7 @@ def test_a_layout_that_is_given_is_the_only_one() -> None:
     assert (
         isinstance(found[0], DeadLetter) and "no text: none of the fields extended_tweet.full_text" in found[0].reason
     )
-    with pytest.raises(InputError, match="--layout 'twiter' is unknown; choose one of auto, twitter-v1"):
+    with pytest.raises(InputError, match="--layout 'twiter' is unknown; choose from twitter-v1, twitter-v2"):
         FieldMapping(layout="twiter")
 
 
@@ -468,7 +468,7 @@ def test_hostile_html_takes_no_longer_than_other_html(piece: str) -> None:
     began = time.process_time()
     html_to_text(html)
     has_html(html)
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 30
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,16 @@ from transforms.input.posts import PostReader
 from transforms.input.raw_records import Record
 from transforms.records import DeadLetter, Tweet
 
-_NAMES = sorted({part for layout in LAYOUTS for name in layout.top_names for part in name.split(".")} - {""})
-_LEAVES = (
+NAMES = sorted({part for layout in LAYOUTS for name in layout.top_names for part in name.split(".")} - {""})
+LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "a", "7", "create", "t1", "<p>x"])
 )
 VALUES = st.recursive(
-    _LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(_NAMES), inner, max_size=5),
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
     max_leaves=25,
 )
-RECORDS = st.lists(st.dictionaries(st.sampled_from(_NAMES), VALUES, max_size=6), min_size=1, max_size=4)
+RECORDS = st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tests.transforms.conftest import Ran, Run, make_texts
+from tests.transforms.conftest import Ran, Run, functions_of, make_texts
 from torchmoji_core.errors import InputError
 from transforms import metrics
 from transforms.input.fields import FieldMapping, KeptField, position_id
@@ -28,7 +28,6 @@ from transforms.input.read import (
     ReadTweets,
     Split,
     UnreadableInput,
-    _ReadParts,
     match_files,
     split_file,
     unreadable_path,
@@ -244,13 +243,10 @@ def test_a_given_format_is_used_for_all_files(run: Run, tmp_path: Path) -> None:
 
 def test_a_file_that_vanishes_after_it_was_found(run: Run, tmp_path: Path) -> None:
     part = Split(InputFile(str(tmp_path / "gone.txt"), 10), Form("text"), 0, 10, 10)
+    (read_parts,) = functions_of(ReadTweets([part.file]), "ReadParts")
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
-        read = (
-            pipeline
-            | beam.Create([part])
-            | beam.ParDo(_ReadParts(FieldMapping(), None, strict=False)).with_outputs("dead", main="tweets")
-        )
+        read = pipeline | beam.Create([part]) | beam.ParDo(read_parts).with_outputs("dead", main="tweets")
         return {"tweets": read["tweets"], "dead": read["dead"]}
 
     ran = run(build)

@@ -112,6 +112,7 @@ def test_what_is_read_right_as_it_is(name: str) -> None:
 def test_wide_encodings_in_every_format_of_text(name: str, encoding: str) -> None:
     between = "\t" if name == "x.tsv" else ","
     text = f"id{between}text\r\n1{between}so happy\r\n2{between}how sad\r\n"
+    text = text.removeprefix("id,text\r\n") if name == "x.txt" else text
     found = values(read(text.encode(encoding), name))
     expected = text.split("\r\n")[:-1] if name == "x.txt" else [
         {"id": "1", "text": "so happy"}, {"id": "2", "text": "how sad"},
@@ -152,7 +153,7 @@ def test_lines_that_end_with_carriage_returns() -> None:
 def test_members_are_files_of_their_own() -> None:
     content = zip_of({
         "a/one.csv": b"text;id\nhi, you;1\n", "two.jsonl": b'{"text": "two"}\n', "__MACOSX/._two.jsonl": b"x",
-        "README": b"y", "a/": b"",
+        "README": b"y", "a/": b"", "LICENSE.txt": b"z",
     })  # fmt: skip
     found = read(content, "x.zip")
     assert values(found) == [{"text": "hi, you", "id": "1"}, {"text": "two"}]
@@ -179,6 +180,11 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "SQLite": ("x.csv", b"SQLite format 3\0" + bytes(100), {}, "export"),
     "tar": ("x.tar.gz", gzip.compress(b"x" * 257 + b"ustar" + bytes(250)), {}, "tar archive"),
     "Feather 1": ("x.feather", b"FEA1" + bytes(100), {}, "write_feather"),
+    "pointer of Git LFS": ("x.parquet", b"version https://git-lfs.github.com/spec/v1\noid x\n", {}, "git lfs pull"),
+    "a page": ("x.csv", b"\n<!DOCTYPE html>\n<html>404</html>\n", {}, "a page in HTML: .* --format text"),
+    "a page as text": ("x.txt", b"<html><body>404</body></html>\n", {}, "a page in HTML"),
+    "XML": ("x.xml", b"<?xml version='1.0'?>\n<posts/>\n", {}, "it is XML"),
+    "rows without names": ("x.txt", b"1\tgood\tso happy\n2\tbad\tso sad\n", {}, "each line has 2 tab.*--format tsv"),
     "no name": ("x", b"hello", {}, "--format"),
     "packed too often": ("x.txt", gzip.compress(gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"a"))))), {},
                          "decompress it"),
@@ -217,6 +223,14 @@ ADVICE: dict[str, tuple[str, bytes, dict[str, Any], dict[str, Any], int]] = {
     "each": ("x.csv", b"1467810001,hi\n", {"columns": ("a",)}, {"columns": ("a", "b"), "no_header": True}, 1),
     "--encoding cp1252": ("x.txt", "can’t\n".encode("cp1252"), {}, {"encoding": "cp1252"}, 1),
     "--encoding": ("x.csv", "1467810001,café\n".encode("latin-1"), {}, {"encoding": "latin-1", "no_header": True}, 1),
+    "rows": (
+        "x.txt",
+        b"good\tso happy\nbad\tso sad\n",
+        {},
+        {"format": "tsv", "columns": ("a", "b"), "no_header": True},
+        2,
+    ),
+    "whole lines": ("x.txt", b"<html> is\n", {}, {"format": "text"}, 1),
     "zip": ("x.zip", zip_of({"README": b"hello"}), {}, {"format": "text"}, 1),
 }
 

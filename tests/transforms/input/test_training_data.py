@@ -308,7 +308,7 @@ def test_a_missing_number_in_csv_is_named(tmp_path: Path) -> None:
 def test_a_file_of_emojis_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [EMOJI_ROW | {"text": f"text {number}"} for number in range(10)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x")  # whatever its name
-    monkeypatch.setattr(training_data, "_BATCH_ROWS", 4)
+    monkeypatch.setattr(training_data, "BATCH_ROWS", 4)
     batches = list(EmojiFile(tmp_path / "x").batches(["text", "emojis"]))
     assert [len(batch["text"]) for batch in batches] == [4, 4, 2]
     assert [text for batch in batches for text in batch["text"]] == [row["text"] for row in rows]

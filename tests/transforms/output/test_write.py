@@ -9,6 +9,7 @@ import random
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -43,10 +44,10 @@ from transforms import WriteDeadLetters, WriteScores, metrics
 from transforms.columns import OUTPUTS, PARTITION_COLUMN
 from transforms.options import ScoreOptions
 from transforms.output.commit import WrittenFile, commit, committed_files, latencies
-from transforms.output.file_writers import BYTES_PER_BATCH, ParquetFileWriter, _add_event_times
+from transforms.output.file_writers import BYTES_PER_BATCH, ParquetFileWriter
 from transforms.output.write import MAX_OPEN_FILES, ScoreFiles, window_directory
 from transforms.records import DeadLetter, Tweet
-from transforms.scoring.score import _RecordBatchHandler
+from transforms.scoring.score import RecordBatchHandler
 from transforms.scoring.tokenize import tokenize
 from transforms.storage import files as storage
 
@@ -269,7 +270,7 @@ def test_many_partitions_with_a_few_rows_wait_in_memory_up_to_a_bound(
     rows = [(f"{index:05}", f"key={index % 40}") for index in range(8000)]
     for first in range(0, len(rows), 50):
         files.write(partitioned(rows[first : first + 50]), GlobalWindow())
-        assert sum(part.waiting_bytes for part in files._writers.values()) <= 40 * BYTES_PER_BATCH + 20_000
+        assert files.waiting_bytes <= 40 * BYTES_PER_BATCH + 20_000
     for _, file in files.close():
         commit(file)
     assert rows_of(tmp_path) == rows
@@ -310,7 +311,7 @@ def scored_batch(bundle: Bundle, model: str, embedding_type: str) -> pa.RecordBa
     texts = [*make_texts(20), "", *make_texts(20, seed=1), " "]
     rows = [tokenize(Tweet(f"{i:03}", text, i), bundle.tokenizer, bundle.maxlen) for i, text in enumerate(texts)]
     options = ScoreOptions(model, outputs=OUTPUTS, embedding_type=embedding_type, timestamp=True)
-    handler = _RecordBatchHandler(options)
+    handler = RecordBatchHandler(options)
     (scored,) = handler.run_inference(rows, handler.load_model())
     return scored.parts[0]
 
@@ -582,12 +583,12 @@ def test_latency_is_from_the_event_to_the_file(measured: bool, run: Run, tmp_pat
 )
 @settings(deadline=None)
 def test_latencies_have_the_distribution_that_those_of_the_rows_have(columns: list[list[float | None]]) -> None:
-    event_times: dict[str, int] = {}
+    writer = ParquetFileWriter("unused", "unused", timed_batch([]).schema, rows_per_group=1000)
     for column in columns:
-        event_times = _add_event_times(event_times, timed_batch(column).column("timestamp"))
+        writer.write(timed_batch(column))
     now = 2**41
     expected = [now - round(1000 * second) for column in columns for second in column if second is not None]
-    found = list(latencies(event_times, now))
+    found = list(latencies(writer.event_times, now))
     assert len(found) == len(expected)
     assert sum(found) == sum(expected)
     assert not expected or (min(found), max(found)) == (min(expected), max(expected))
@@ -601,10 +602,14 @@ def test_small_batches_that_wait_take_little_memory(
     not written one by one."""
     monkeypatch.setattr("transforms.output.write.WAITING_BYTES", 100 * BYTES_PER_BATCH)
     files = ScoreFiles(str(tmp_path), "run", 100_000, 4096)
+    written: list[weakref.ref[pa.RecordBatch]] = []
     for index in range(400):
-        files.write(timed_batch([index]), IntervalWindow(index % windows, 1000))
-        waiting = [part._waiting for part in files._writers.values() if isinstance(part, ParquetFileWriter)]
-        assert sum(map(len, waiting)) <= 100
+        batch = timed_batch([index])
+        written.append(weakref.ref(batch))
+        files.write(batch, IntervalWindow(index % windows, 1000))
+        del batch
+        assert sum(one() is not None for one in written) <= 100
+        assert files.waiting_bytes <= 100 * BYTES_PER_BATCH
     closed = [file for _, file in files.close()]
     assert sum(file.rows for file in closed) == 400
     assert sum(pq.ParquetFile(file.temporary).metadata.num_row_groups for file in closed) == groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,11 +13,11 @@ from apache_beam.utils.windowed_value import WindowedValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.transforms.conftest import Run
+from tests.transforms.conftest import Run, functions_of
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from transforms.records import TokenizedTweet, Tweet
-from transforms.scoring.batch import BatchByLength, _Batch
+from transforms.scoring.batch import BatchByLength
 
 
 def tokenized(index: int, length: int) -> TokenizedTweet:
@@ -31,6 +32,12 @@ def ids(batches: Iterable[list[TokenizedTweet]]) -> list[int]:
     return sorted(int(row.tweet.id) for batch in batches for row in batch)
 
 
+@functools.cache
+def batching(limits: BatchLimits) -> Any:
+    """The function that makes batches, as Beam calls it."""
+    return functions_of(BatchByLength(limits), "Batch")[0]
+
+
 def with_window(batch: Any, window: Any = beam.DoFn.WindowParam, timestamp: Any = beam.DoFn.TimestampParam) -> Any:
     return float(window.start), float(window.end), float(timestamp), batch
 
@@ -38,17 +45,17 @@ def with_window(batch: Any, window: Any = beam.DoFn.WindowParam, timestamp: Any 
 @settings(max_examples=100, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 30), max_size=80),
-    limits=st.builds(
-        BatchLimits,
-        max_rows=st.integers(1, 10),
-        max_tokens=st.integers(1, 100),
-        bucket_width=st.integers(1, 5),
-        max_waiting=st.integers(1, 30),
+    limits=st.sampled_from(
+        [
+            BatchLimits(max_rows, max_tokens, bucket_width, max_waiting=max_waiting)
+            for max_rows, max_tokens in ((1, 50), (3, 1), (4, 100), (10, 30))
+            for bucket_width, max_waiting in ((1, 1), (1, 30), (2, 7), (5, 16), (5, 30))
+        ]
     ),
 )
 def test_a_bundle(lengths: list[int], limits: BatchLimits) -> None:
     """Nothing is lost or doubled, limits hold, and what waits is bounded while the bundle goes on."""
-    do_fn = _Batch(limits)
+    do_fn = batching(limits)
     do_fn.start_bundle()
     batches: list[list[TokenizedTweet]] = []
     for n_in, row in enumerate(tokenized_tweets(lengths), start=1):
@@ -65,7 +72,7 @@ def test_a_bundle(lengths: list[int], limits: BatchLimits) -> None:
 
 def test_batches_leave_within_the_bundle() -> None:
     """A bundle may be the whole input, so waiting for its end would hold all of it."""
-    do_fn = _Batch(BatchLimits(max_rows=8, max_tokens=10_000))
+    do_fn = batching(BatchLimits(max_rows=8, max_tokens=10_000))
     do_fn.start_bundle()
     early = [batch for row in tokenized_tweets([5] * 100) for batch in do_fn.process(row, GlobalWindow())]
     assert [len(batch) for batch in early] == [8] * 12
@@ -73,14 +80,14 @@ def test_batches_leave_within_the_bundle() -> None:
 
 
 def test_tokens_fill_a_batch_too() -> None:
-    do_fn = _Batch(BatchLimits(max_rows=1000, max_tokens=100, bucket_width=1))
+    do_fn = batching(BatchLimits(max_rows=1000, max_tokens=100, bucket_width=1))
     do_fn.start_bundle()
     early = [batch for row in tokenized_tweets([20] * 12) for batch in do_fn.process(row, GlobalWindow())]
     assert [len(batch) for batch in early] == [5, 5]
 
 
 def test_a_bundle_that_failed_leaves_nothing_to_the_next() -> None:
-    do_fn = _Batch(BatchLimits())
+    do_fn = batching(BatchLimits())
     do_fn.start_bundle()
     list(do_fn.process(tokenized(0, 3), GlobalWindow()))
     do_fn.start_bundle()  # the same instance is used again after an exception elsewhere
@@ -143,7 +150,7 @@ def test_sliding_windows_hold_each_row_in_all_of_its_windows(run: Run) -> None:
 @pytest.mark.parametrize("limits", [BatchLimits(max_waiting=6), BatchLimits(max_waiting_size=5)], ids=str)
 def test_all_windows_of_a_bundle_are_bounded_together(limits: BatchLimits) -> None:
     """A bundle of old posts may be of thousands of windows. The tweets here are of a character each."""
-    do_fn = _Batch(limits)
+    do_fn = batching(limits)
     do_fn.start_bundle()
     windows = [IntervalWindow(start, start + 10) for start in range(0, 70, 10)]
     batches: list[tuple[Any, list[TokenizedTweet]]] = []
@@ -168,7 +175,7 @@ def test_types() -> None:
 
 def test_long_texts_do_not_wait_for_a_full_batch() -> None:
     """Thousands of texts of 16 MiB would be held."""
-    do_fn = _Batch(BatchLimits(max_waiting_size=10_000))
+    do_fn = batching(BatchLimits(max_waiting_size=10_000))
     do_fn.start_bundle()
     waiting = 0
     for index in range(200):

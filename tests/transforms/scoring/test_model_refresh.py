@@ -22,6 +22,7 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from tests.object_store_server import ObjectStoreServer
 from tests.tiny import forge_weights, tiny_bundle, with_huge_weights
 from tests.transforms.conftest import WORDS, Ran, Run, assert_scores, make_texts
+from tests.transforms.creators import HANG_GUARD
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.model import Dimensions, TorchMoji
@@ -473,7 +474,7 @@ def test_a_poison_row_costs_itself_after_a_swap_to_other_tokens(
 
 
 def wait_for_swap(lookout: Lookout, model: LoadedModel) -> LoadedModel:
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANG_GUARD
     newest = model
     while newest is model and time.monotonic() < end:
         time.sleep(0.01)
@@ -503,7 +504,7 @@ def test_a_look_that_fails_leaves_the_model(model: str, caplog: pytest.LogCaptur
     options = ScoreOptions(model)
     first = load_model(model, options)
     lookout = Lookout(ModelWatch("nosuch://bucket/*", 0.001), options)
-    end = time.monotonic() + 20
+    end = time.monotonic() + HANG_GUARD
     while "cannot look for new models: nosuch://bucket" not in caplog.text and time.monotonic() < end:
         assert lookout.newest(first) is first
         time.sleep(0.01)

@@ -19,7 +19,7 @@ from tests.transforms.conftest import Run
 from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.vocabulary import Vocabulary
 from transforms import AnnotateTweets, Tweet
-from transforms.scoring.per_process import PerProcess, _places
+from transforms.scoring.per_process import PerProcess
 
 
 def test_copies_have_one_value() -> None:
@@ -44,9 +44,12 @@ def test_the_value_goes_with_the_last_copy() -> None:
     del copy
     gc.collect()
     assert value() is None
-    before = len(_places)
-    assert pickle.loads(pickled).get(lambda: "another process") == "another process"
-    assert len(_places) == before
+    later = pickle.loads(pickled)
+    assert later.get(lambda: "another process") == "another process"
+    is_there = weakref.ref(later)
+    del later
+    gc.collect()
+    assert is_there() is None, "nothing but the copies keeps the place"
 
 
 def test_threads_wait_for_the_first() -> None:

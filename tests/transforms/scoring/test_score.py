@@ -27,7 +27,7 @@ from transforms.input.fields import KeptField
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import load_model
-from transforms.scoring.score import ScoreBatches, _RecordBatchHandler, bisect
+from transforms.scoring.score import RecordBatchHandler, ScoreBatches, bisect
 from transforms.scoring.tokenize import tokenize
 
 ALL = OUTPUTS
@@ -330,7 +330,7 @@ def test_progress_counts_all_rows(run: Run, bundle: Bundle, model: str, tmp_path
 def test_the_model_can_be_swapped(bundle: Bundle, model: str, tmp_path: Path) -> None:
     other = Bundle("other", bundle.classes, bundle.vocabulary, bundle.state, maxlen=5)
     other.save(tmp_path / "other")
-    handler = _RecordBatchHandler(ScoreOptions(model))
+    handler = RecordBatchHandler(ScoreOptions(model))
     assert handler.load_model().scorer.fingerprint == bundle.fingerprint
     handler.update_model_path(str(tmp_path / "other"))
     assert handler.load_model().schema.metadata[b"torchmoji.fingerprint"].decode() == other.fingerprint
@@ -339,7 +339,7 @@ def test_the_model_can_be_swapped(bundle: Bundle, model: str, tmp_path: Path) ->
 
 
 def test_inference_arguments_are_refused() -> None:
-    handler = _RecordBatchHandler(ScoreOptions("unused"))
+    handler = RecordBatchHandler(ScoreOptions("unused"))
     handler.validate_inference_args(None)
     handler.validate_inference_args({})
     with pytest.raises(ValueError, match="no inference_args"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bz2
 import contextlib
 import errno
+import functools
 import gzip
 import io
 import json
@@ -16,12 +17,13 @@ import os
 import random
 import resource
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures.thread import BrokenThreadPool
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import apache_beam as beam
 import numpy as np
@@ -29,24 +31,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from apache_beam.transforms.window import GlobalWindow
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.transforms.conftest import make_texts
+from tests.transforms.conftest import functions_of, make_texts
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import DISK, FILES, MEMORY, THREADS, RunError, Shortage, raise_shortage, shortage_of
 from torchmoji_core.inference.cache import ScoreCache
 from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
-from transforms.input.forms import FormOptions
-from transforms.input.read import InputFile, UnreadableInput, _ReadParts, _SplitFiles, split_file, unreadable_path
+from transforms.input.read import InputFile, ReadTweets, UnreadableInput, split_file, unreadable_path
 from transforms.input.source_file import SourceError, raise_unless_damage
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
-from transforms.scoring.batch import _Batch
+from transforms.scoring.batch import BatchByLength
 from transforms.scoring.loaded_model import LoadedModel
-from transforms.scoring.score import _RecordBatchHandler, bisect
-from transforms.scoring.tokenize import _Tokenize
+from transforms.scoring.score import RecordBatchHandler, bisect
+from transforms.scoring.tokenize import TokenizeTweets
 from transforms.storage import files as storage
 
 OURS = (f"{Path(storage.__file__).parent}{os.sep}", f"{Path(raise_shortage.__code__.co_filename).parent}{os.sep}")
@@ -157,24 +159,34 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputFile]:
     return {name: InputFile(str(directory / name), (directory / name).stat().st_size, 1e9) for name in NAMES}
 
 
+class Remembered(ScoreCache):
+    """A cache that can be found again, to be made empty."""
+
+    made: ClassVar[list[Remembered]] = []
+
+    def __init__(self, megabytes: int, record: Any) -> None:
+        super().__init__(megabytes, record)
+        self.made.append(self)
+
+
 class Pipeline:
     """The steps from files to record batches as Beam calls them, in this thread."""
 
     def __init__(self, model: str, threads: int, cache_mb: int) -> None:
         options = ScoreOptions(model, threads=threads, cache_mb=cache_mb, **OPTIONS)  # type: ignore[arg-type]
-        self.handler = _RecordBatchHandler(options)
-        self.tokenize = _Tokenize(model)
+        self.handler = RecordBatchHandler(options)
+        (self.tokenize,) = functions_of(TokenizeTweets(model), "Tokenize")
         self.tokenize.setup()
         self.model: LoadedModel = self.handler.load_model()
         self.undisturbed: dict[Any, tuple[int, list[DeadLetter]]] = {}
         """Calls and dead letters of runs in which nothing is short."""
 
     def __call__(
-        self, file: InputFile, limits: BatchLimits, poison: list[TokenizedTweet], strict: bool
+        self, file: InputFile, steps: tuple[beam.DoFn, ...], poison: list[TokenizedTweet]
     ) -> tuple[list[str], list[DeadLetter]]:
         """Ids of the rows, and dead letters. Nothing is known of an earlier call."""
-        if self.model.scorer._cache is not None:
-            self.model.scorer._cache.renew()
+        for cache in Remembered.made:
+            cache.renew()
         dead: list[DeadLetter] = []
         ids: list[str] = []
 
@@ -191,36 +203,34 @@ class Pipeline:
                 dead.extend(scored.dead_letters)
             poison.clear()
 
-        reader, batches = _ReadParts(FIELDS, None, strict), _Batch(limits)
-        reader.setup()
+        split, read, batches = steps
         batches.start_bundle()
-        for part in results(_SplitFiles(FormOptions(), strict).process(file)):
-            for tweet in results(reader.process(part)):
+        for part in results(split.process(file)):
+            for tweet in results(read.process(part)):
                 for tokenized in self.tokenize.process(tweet):
-                    for batch in results(batches.process(tokenized, window=None)):
+                    for batch in results(batches.process(tokenized, GlobalWindow())):
                         score(batch)
-        while batches._waiting:
-            for batch in batches._buckets[None].drain():
-                score(batch)
-            batches._waiting = 0
+        for batch in results(batches.finish_bundle()):
+            score(batch)
         return ids, dead
 
 
 @pytest.fixture(scope="module", params=[(1, 0), (2, 50)], ids=["one thread", "threads and cache"])
-def pipeline(request: pytest.FixtureRequest, model: str, striker: Striker) -> Pipeline:
-    threads, cache_mb = request.param
-    made = Pipeline(model, threads, cache_mb)
-    engine = made.model.scorer._engine
-    network = engine._network
+def pipeline(request: pytest.FixtureRequest, model: str, striker: Striker) -> Iterator[Pipeline]:
+    threading.setprofile(striker)  # calls in the threads that score are counted too
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchmoji_core.inference.scorer.ScoreCache", Remembered)
+        yield Pipeline(model, *request.param)
+    threading.setprofile(None)
+    Remembered.made.clear()
 
-    def struck(*arguments: Any) -> Any:
-        """The network, in whose thread calls are counted too."""
-        sys.setprofile(striker)
-        striker(sys._getframe(), "call", None)
-        return network(*arguments)
 
-    engine._network = struck
-    return made
+@functools.cache
+def steps_of(limits: BatchLimits, strict: bool) -> tuple[beam.DoFn, ...]:
+    """The functions that split a file, read its parts and make batches, as Beam calls them."""
+    split, read = functions_of(ReadTweets([], fields=FIELDS, strict=strict), "SplitFiles", "ReadParts")
+    read.setup()
+    return split, read, *functions_of(BatchByLength(limits), "Batch")
 
 
 LIMITS = [BatchLimits(), BatchLimits(max_rows=1), BatchLimits(max_rows=7), BatchLimits(max_tokens=60)]
@@ -256,10 +266,12 @@ def test_whatever_is_short_wherever_every_row_is_scored_or_the_run_fails(
     lasting: so many calls fail, one after another.
     """
 
+    steps = steps_of(limits, strict)
+
     def run(struck: range, make: Make = MemoryError) -> tuple[list[str], list[DeadLetter]]:
         striker.at, striker.make = struck, make
         with striker.striking():
-            return pipeline(inputs[name], limits, [POISON] * poisoned, strict)
+            return pipeline(inputs[name], steps, [POISON] * poisoned)
 
     key = (name, limits, poisoned, strict)
     if key not in pipeline.undisturbed:
@@ -419,7 +431,7 @@ def test_a_disk_or_store_that_fails_while_reading_makes_no_dead_letter(
             b"\n".join(json.dumps({"text": random.randbytes(400).hex()}).encode() for _ in range(400))
         )
     monkeypatch.setattr(storage, "open_raw", lambda path: Failing(content, error))
-    reader = _ReadParts(FieldMapping(), None, strict)
+    (reader,) = functions_of(ReadTweets([], strict=strict), "ReadParts")
     reader.setup()
     given: list[Any] = []
     with pytest.raises((SourceError, UnreadableInput)) as raised:
@@ -446,32 +458,33 @@ def test_a_file_that_the_system_cannot_open_is_no_dead_letter(
         raise OSError(code, os.strerror(code), path)
 
     monkeypatch.setattr(storage, "open_raw", fail)
-    reader = _ReadParts(FieldMapping(), None, strict)
+    splitter, reader = functions_of(ReadTweets([], strict=strict), "SplitFiles", "ReadParts")
     reader.setup()
-    for process in (lambda: reader.process(part), lambda: _SplitFiles(FormOptions(), strict).process(file)):
+    for process in (lambda: reader.process(part), lambda: splitter.process(file)):
         with pytest.raises(kind, match=os.strerror(code)):
             list(process())
 
 
 @pytest.mark.parametrize("fault", [0, 1])
-def test_a_cache_whose_writing_is_cut_short_holds_no_wrong_results(fault: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_whose_writing_is_cut_short_holds_no_wrong_results(fault: int) -> None:
     """A worker may go on after that, with the next bundle."""
-    cache = ScoreCache(1, np.dtype([("value", np.int64, 1000)]))
-    records = np.zeros(8, cache._record)
+    records = np.zeros(8, [("value", np.int64, 1000)])
+    cache = ScoreCache(1, records.dtype)
     records["value"] = np.arange(8)[:, None]
     keys = [bytes([n]) for n in range(8)]
     cache.keep(keys[:4], records[:4])
-    write, calls = cache._write, iter(range(10))
+    taken = iter(range(10))
 
-    def cut_short(first: int, rows: Any) -> None:
-        if next(calls) == fault:
-            raise MemoryError
-        write(first, rows)
+    class Short(np.ndarray[Any, Any]):
+        """Of which so many parts can be taken for writing them, and then there is no memory."""
 
-    monkeypatch.setattr(cache, "_write", cut_short)
+        def __getitem__(self, index: Any) -> Any:
+            if next(taken) == fault:
+                raise MemoryError
+            return super().__getitem__(index)
+
     with pytest.raises(MemoryError):
-        cache.keep(keys[4:], records[4:])
-    monkeypatch.undo()
+        cache.keep(keys[4:], records[4:].view(Short))
     cache.keep(keys[2:], records[2:])
     found, values = cache.find(keys)
     assert [values["value"][place][0] for place in range(len(found))] == [key[0] for key in found]

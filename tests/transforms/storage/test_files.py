@@ -424,12 +424,10 @@ def test_a_server_that_always_fails_ends_in_one_clear_error(
 ) -> None:
     monkeypatch.setenv("TORCHMOJI_RETRY_SECONDS", "1")
     server.faults = Faults(errors=1.0)
-    begin = time.monotonic()
     with pytest.raises(
         OSError, match=r"failed \d+ times in 1 seconds, at last with: .*(500|503|SlowDown|Internal)"
     ) as e:
         operation(f"{bucket}/object")
-    assert time.monotonic() - begin < HANG_GUARD
     assert str(e.value).startswith(f"{bucket}/object")
     assert "\n" not in str(e.value)
 
@@ -562,10 +560,13 @@ def test_options_of_beam_hold(server: ObjectStoreServer, bucket: str, monkeypatc
     options = PipelineOptions(
         [f"--s3_endpoint_url={os.environ['AWS_ENDPOINT_URL']}", "--s3_access_key_id=a", "--s3_secret_access_key=b"]
     )
-    monkeypatch.setattr(FileSystems, "_pipeline_options", options)
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    assert storage.read_bytes(f"{bucket}/object") == b"content"
+    FileSystems.set_options(options)
+    try:
+        assert storage.read_bytes(f"{bucket}/object") == b"content"
+    finally:
+        FileSystems.set_options(None)
 
 
 def test_a_profile_holds_where_boto3_is_installed(
