@@ -19,7 +19,8 @@ def _uniform(bound: float) -> Callable[[Tensor], Tensor]:
 
 
 def _normal(deviation: float) -> Callable[[Tensor], Tensor]:
-    return lambda tensor: nn.init.normal_(tensor, 0, deviation)
+    # A tensor on the meta device has no values; to draw them all the same, torch would load 900 modules of its own.
+    return lambda tensor: tensor if tensor.is_meta else nn.init.normal_(tensor, 0, deviation)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class HardSigmoidLSTM(nn.Module):
         chosen = find_initialization(initialization)
         size = self.hidden_size
         for name, parameter in self.named_parameters():
-            if parameter.is_meta:  # has a shape and nothing else; to make it orthogonal takes time all the same
+            if parameter.is_meta:  # has no values; to make it orthogonal takes time all the same
                 return
             if name.startswith("bias"):
                 nn.init.zeros_(parameter)

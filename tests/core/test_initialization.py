@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,6 +103,19 @@ def test_new_modules_are_initialized() -> None:
     gate = lstm.weight_hh_l0[:16]
     torch.testing.assert_close(gate @ gate.t(), torch.eye(16), rtol=0, atol=1e-5)
     assert (lstm.bias_ih_l0_reverse[16:32] == 1).all()
+
+
+def test_a_model_without_values_costs_nothing() -> None:
+    """As each loading of a bundle makes: torch would take two seconds and 140 MB for its modules of compilation."""
+    program = (
+        "import sys, torch\n"
+        "from torchmoji_core.model import Dimensions, TorchMoji\n"
+        "before = set(sys.modules)\n"
+        "with torch.device('meta'): TorchMoji(Dimensions(500, 20, 16, 8))\n"
+        "assert len(set(sys.modules) - before) < 50, sorted(set(sys.modules) - before)[:20]\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
 def test_an_unknown_initialization_lists_the_valid_ones() -> None:
