@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_sequence
 from benchmarks.common import report
 from pipelines.cli.exits import run_command
 from pipelines.cli.parsing import OneLineParser
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.lstm import HardSigmoidLSTM
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.processor import has_bfloat16
@@ -87,7 +86,6 @@ def _layers(embedding: int, hidden: int, lengths: list[int]) -> Contestants:
 
 def _models(embedding: int, hidden: int, lengths: list[int]) -> Contestants:
     model = TorchMoji(Dimensions(VOCABULARY, embedding, hidden, CLASSES)).train()
-    initialize_like_keras(model)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     ids = pack_sequence([torch.randint(VOCABULARY, (length,)) for length in lengths])
     labels = torch.randint(CLASSES, (len(lengths),))

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.bundle_files import CONFIG, WEIGHTS
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -26,7 +25,6 @@ State = dict[str, Tensor]
 def make_state(dimensions: Dimensions = SMALL, seed: int = 1) -> State:
     torch.manual_seed(seed)
     model = TorchMoji(dimensions)
-    initialize_like_keras(model)
     return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
 
 
@@ -41,7 +39,6 @@ def tiny_bundle(words: Sequence[str], seed: int, embedding: int = 6, hidden: int
     vocabulary = Vocabulary([*SPECIAL_TOKENS, *words])
     torch.manual_seed(seed)
     model = TorchMoji(Dimensions(vocabulary=len(vocabulary), embedding=embedding, hidden=hidden, classes=64))
-    initialize_like_keras(model)
     return Bundle("tiny", DEEPMOJI_EMOJIS, vocabulary, model.state_dict())
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from torchmoji_core.initialization import DEFAULT_INITIALIZATION, find_initialization
+
 
 class AttentionWeightedAverage(nn.Module):
     """Weighted average over the tokens of each row; every row is normalized by itself, so neighbours don't matter."""
@@ -13,6 +15,11 @@ class AttentionWeightedAverage(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.attention_vector = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
+
+    def reset_parameters(self, initialization: str = DEFAULT_INITIALIZATION) -> None:
+        """Overwrite the vector; see `HardSigmoidLSTM.reset_parameters`."""
+        find_initialization(initialization).attention(self.attention_vector)
 
     def forward(self, sequence: PackedSequence) -> tuple[Tensor, Tensor]:
         """Average each row's tokens.

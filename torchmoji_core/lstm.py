@@ -18,11 +18,16 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear, pad
 from torch.nn.utils.rnn import PackedSequence
 
+from torchmoji_core.initialization import DEFAULT_INITIALIZATION, find_initialization
+
 DIRECTIONS = ("", "_reverse")
 
 
 class HardSigmoidLSTM(nn.Module):
-    """One bidirectional layer. Parameters have the names, shapes and gate order (i, f, g, o) of `torch.nn.LSTM`."""
+    """One bidirectional layer. Parameters have the names, shapes and gate order (i, f, g, o) of `torch.nn.LSTM`.
+
+    A new one is initialized (`reset_parameters`).
+    """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         """Args:
@@ -37,6 +42,30 @@ class HardSigmoidLSTM(nn.Module):
             self.register_parameter(f"weight_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size, hidden_size)))
             self.register_parameter(f"bias_ih_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
             self.register_parameter(f"bias_hh_l0{suffix}", nn.Parameter(torch.empty(4 * hidden_size)))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, initialization: str = DEFAULT_INITIALIZATION) -> None:
+        """Overwrite all parameters, from torch's global random state.
+
+        Args:
+            initialization: one of `torchmoji_core.initialization.INITIALIZATIONS`.
+
+        Raises:
+            InputError: if there is no such one.
+        """
+        chosen = find_initialization(initialization)
+        size = self.hidden_size
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta:  # has no values; to make it orthogonal takes time all the same
+                return
+            if name.startswith("bias"):
+                nn.init.zeros_(parameter)
+                if name.startswith("bias_ih"):
+                    nn.init.constant_(parameter[size : 2 * size], chosen.forget_bias)
+                continue
+            for kernel in parameter.split(size if chosen.per_gate else 4 * size):
+                (nn.init.xavier_uniform_ if name.startswith("weight_ih") else nn.init.orthogonal_)(kernel)
 
     def forward(self, sequence: PackedSequence) -> PackedSequence:
         """Run both directions from zero states.

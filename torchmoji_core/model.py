@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmoji_core.attention import AttentionWeightedAverage
 from torchmoji_core.dimensions import Dimensions as Dimensions
 from torchmoji_core.errors import InputError
+from torchmoji_core.initialization import DEFAULT_INITIALIZATION, find_initialization
 from torchmoji_core.lstm import HardSigmoidLSTM
 from torchmoji_core.processes import single_threaded
 
@@ -49,7 +50,7 @@ class ModelOutput(NamedTuple):
 
 
 class TorchMoji(nn.Module):
-    """DeepMoji's architecture at any size. A new module's parameters are not initialized: load or initialize them."""
+    """DeepMoji's architecture at any size. A new one is initialized (`reset_parameters`)."""
 
     def __init__(self, dimensions: Dimensions, dropout: Dropout = NO_DROPOUT) -> None:
         """Args:
@@ -59,15 +60,36 @@ class TorchMoji(nn.Module):
         super().__init__()
         self.dimensions = dimensions
         self.dropout = dropout
+        output = nn.Linear(dimensions.channels, dimensions.classes)  # drawn first: a seed keeps giving the same model
         self.embed = nn.Embedding(
             dimensions.vocabulary,
             dimensions.embedding,
             _weight=torch.empty(dimensions.vocabulary, dimensions.embedding),
         )
+        find_initialization(DEFAULT_INITIALIZATION).embedding(self.embed.weight)
         self.lstm_0 = HardSigmoidLSTM(dimensions.embedding, dimensions.hidden)
         self.lstm_1 = HardSigmoidLSTM(2 * dimensions.hidden, dimensions.hidden)
         self.attention_layer = AttentionWeightedAverage(dimensions.channels)
-        self.output_layer = nn.Sequential(nn.Linear(dimensions.channels, dimensions.classes))
+        self.output_layer = nn.Sequential(output)
+        self._reset_output()
+
+    def reset_parameters(self, initialization: str = DEFAULT_INITIALIZATION) -> None:
+        """Overwrite all parameters, from torch's global random state.
+
+        Args:
+            initialization: one of `torchmoji_core.initialization.INITIALIZATIONS`.
+
+        Raises:
+            InputError: if there is no such one.
+        """
+        find_initialization(initialization).embedding(self.embed.weight)
+        for part in (self.lstm_0, self.lstm_1, self.attention_layer):
+            part.reset_parameters(initialization)
+        self._reset_output()
+
+    def _reset_output(self) -> None:
+        nn.init.xavier_uniform_(self.output_layer.get_parameter("0.weight"))
+        nn.init.zeros_(self.output_layer.get_parameter("0.bias"))
 
     def forward(self, ids: PackedSequence) -> ModelOutput:
         """Score packed rows; every row has at least one token (see `pack_ids`)."""

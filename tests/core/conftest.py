@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from torchmoji_core.bundle import Bundle
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
@@ -57,7 +56,6 @@ def make_state() -> Callable[..., dict[str, Tensor]]:
     ) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         model = TorchMoji(Dimensions(vocabulary, embedding, hidden, classes))
-        initialize_like_keras(model)
         return {name: tensor + 0.5 * torch.randn_like(tensor) for name, tensor in model.state_dict().items()}
 
     return make

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from torchmoji_core.errors import InputError
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.training.dataset import TweetDataset, collate
@@ -42,7 +41,6 @@ def test_labels_follow_the_sort_and_the_inverse_undoes_it(rows: list[list[int]])
 def test_a_loaded_batch_is_scored_as_its_texts_are_alone(rows: list[list[int]]) -> None:
     torch.manual_seed(1)
     model = TorchMoji(Dimensions(20, 4, 3, 5)).eval()
-    initialize_like_keras(model)
     data = TweetDataset(rows, [0] * len(rows), 1)
     (batch,) = data.loader([list(range(len(rows)))])  # type: ignore[arg-type]
     with torch.inference_mode():

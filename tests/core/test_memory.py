@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.model import Dimensions, TorchMoji, pack_ids
 from torchmoji_core.training.optimization import products_in
@@ -54,7 +53,6 @@ def test_the_environment_has_the_last_word(monkeypatch: pytest.MonkeyPatch, name
 def test_training_in_bfloat16_takes_no_more_memory_with_every_batch(precision: str) -> None:
     """Products used to leave kernels behind for every number of rows and of tokens: megabytes a batch."""
     model = TorchMoji(Dimensions(vocabulary=50, embedding=32, hidden=32, classes=4))
-    initialize_like_keras(model)
 
     def train(numbers: Iterable[int]) -> None:
         for number in numbers:

@@ -73,7 +73,7 @@ def stages_of(options: FineTuningOptions) -> list[Stage]:
 
 
 def reading_of(lengths: Iterable[int], options: FineTuningOptions) -> tuple[int, int]:
-    """maxlen and batch size: the options', or the paper's rule, from the token counts of the training texts."""
+    """maxlen and batch size: the options', or by DeepMoji's rule, from the token counts of the training texts."""
     ordered = sorted(lengths)
     percentile = ordered[math.ceil(0.8 * len(ordered)) - 1]
     maxlen = options.maxlen or min(math.ceil(percentile / 10) * 10, _LONGEST)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from torchmoji_core.errors import RunError
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, Dropout, TorchMoji
 from torchmoji_core.options import check_choice
 from torchmoji_core.processor import has_bfloat16
@@ -19,9 +18,7 @@ from torchmoji_core.vocabulary import UNKNOWN
 def new_model(dimensions: Dimensions, options: TrainingOptions) -> TorchMoji:
     """A model at its start, decided by the seed, with the dropout of the options."""
     torch.manual_seed(options.seed)
-    model = TorchMoji(dimensions, Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout))
-    initialize_like_keras(model)
-    return model
+    return TorchMoji(dimensions, Dropout(options.embedding_dropout, options.layer_dropout, options.output_dropout))
 
 
 def resolve_precision(name: str) -> str:

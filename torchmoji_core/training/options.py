@@ -18,7 +18,12 @@ METHODS = ("new", "last", "full", "chain-thaw")
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What decides the outcome of every training."""
+    """What decides the outcome of every training.
+
+    Where defaults are from: `embedding_dropout` torchMoji (DeepMoji: 0.25); `output_dropout` and `gradient_norm` both;
+    `embedding_l2` torchMoji's weight decay, half as strong as Keras' L2 of the same factor, which is DeepMoji's;
+    `layer_dropout` and `precision` are this project's.
+    """
 
     embedding_dropout: float = option(0.1, "share of a text's word embedding channels that are dropped", within=SHARE)
     layer_dropout: float = option(
@@ -28,7 +33,9 @@ class TrainingOptions:
         0.5, "share of a text's channels that are dropped in front of the output layer", within=SHARE
     )
     embedding_l2: float = option(
-        1e-6, "factor of half the squared norm of the word embedding in the loss", within=NOT_NEGATIVE
+        1e-6,
+        "factor of half the squared norm of the word embedding in the loss; Keras' L2 has no half",
+        within=NOT_NEGATIVE,
     )
     gradient_norm: float = option(1.0, "gradients are scaled down to this norm", within=POSITIVE)
     precision: str = option(
@@ -46,7 +53,8 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class PretrainingOptions(TrainingOptions):
-    """Everything that decides the outcome, beside the data."""
+    """Everything that decides the outcome, beside the data. Defaults are those of the bundled model or of this project;
+    DeepMoji's pretraining was not published as code."""
 
     epochs: float = option(5.0, "passes over the training texts; a part of one counts too", within=POSITIVE)
     batch_size: int = option(256, "texts of a step", within=POSITIVE)
@@ -92,14 +100,21 @@ class PretrainingOptions(TrainingOptions):
 
 @dataclass(frozen=True)
 class FineTuningOptions(TrainingOptions):
-    """Everything that decides the outcome, beside the model and the data. Defaults are the paper's."""
+    """Everything that decides the outcome, beside the model and the data.
+
+    Where defaults are from: methods, both learning rates, batch sizes, the rule of `maxlen`, `patience`, the natural
+    draw and 10,000 words are those of DeepMoji's and torchMoji's code (Felbo et al., 2017, describe the methods). That
+    code has epochs of 5,000 texts and at most 1,000 of them, takes `maxlen` from all texts, not only those of training,
+    and begins added words with random numbers. torchMoji trains the output layer of `full` at `learning_rate`.
+    `word_dropout` and `averaging` are this project's.
+    """
 
     method: str = option("chain-thaw", "which layers are trained, and when", choices=METHODS)
     learning_rate: float = option(1e-3, "of new, of last, and of the first stage of chain-thaw", within=POSITIVE)
     fine_learning_rate: float = option(1e-4, "of full, and of the further stages of chain-thaw", within=POSITIVE)
     epoch_samples: int = option(
         1_000,
-        "texts of an epoch, drawn with replacement, after which the validation loss is measured",
+        "texts of an epoch, drawn with replacement, after which the validation loss is measured; DeepMoji's: 5000",
         within=POSITIVE,
     )
     most_epochs: int = option(100, "of a stage", within=POSITIVE)

@@ -66,7 +66,7 @@ class Pretraining:
             data: what to train on.
             options: how.
             checkpoint: file to save to every `checkpoint_seconds` and to resume from.
-            start: weights to begin with, of a model of these dimensions; None for Keras' initialization.
+            start: weights to begin with, of a model of these dimensions; None for a new model's (`initialization`).
 
         Raises:
             InputError: if the data holds no tokens.

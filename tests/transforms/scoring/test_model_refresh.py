@@ -25,7 +25,6 @@ from tests.transforms.conftest import WORDS, Ran, Run, assert_scores, make_texts
 from tests.transforms.creators import HANG_GUARD
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from transforms import AnnotateTweets, Tweet, WatchModels, metrics
 from transforms.columns import OUTPUTS
@@ -67,7 +66,6 @@ def shaped(bundle: Bundle, hidden: int = 4, classes: Sequence[str] = ()) -> Bund
     torch.manual_seed(5)
     names = tuple(classes or bundle.classes)
     module = TorchMoji(Dimensions(len(bundle.vocabulary), 6, hidden, len(names)))
-    initialize_like_keras(module)
     return replace(bundle, classes=names, state=module.state_dict())
 
 

@@ -19,7 +19,6 @@ from tests.transforms.conftest import Ran, Run, assert_scores, make_texts
 from torchmoji_core import __version__
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.initialization import initialize_like_keras
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from transforms import metrics
@@ -105,7 +104,6 @@ def test_more_classes_asked_for_than_there_are(run: Run, bundle: Bundle, model: 
 def test_a_model_with_classes_of_words(run: Run, bundle: Bundle, tmp_path: Path) -> None:
     torch.manual_seed(3)
     module = TorchMoji(Dimensions(len(bundle.vocabulary), 6, 4, 3))
-    initialize_like_keras(module)
     other = Bundle("moods", ("anger", "fear", "joy"), bundle.vocabulary, module.state_dict(), maxlen=3)
     other.save(tmp_path / "moods")
     ran = score(run, [tokenized(other, named(["i love rain so much"]))], ScoreOptions(str(tmp_path / "moods")))
