@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,26 +39,15 @@ def subscription(server: FakePubSub) -> FakeSubscription:
 class Stream(ScoreProcess):
     """A running `pipelines.score --streaming` in `directory`, from our subscription to `out`."""
 
-    def __init__(
-        self,
-        directory: Path,
-        model: str,
-        server: FakePubSub,
-        *options: str,
-        variables: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, directory: Path, model: str, server: FakePubSub, *options: str) -> None:
         arguments = ["--streaming", "--input", URI, "--model", model, "--output", "out", "--commit_every", "1s"]
-        super().__init__(
-            directory, *arguments, *options, variables={"PUBSUB_EMULATOR_HOST": server.address} | dict(variables or {})
-        )
+        super().__init__(directory, *arguments, *options, variables={"PUBSUB_EMULATOR_HOST": server.address})
 
 
 @contextmanager
-def running(
-    directory: Path, model: str, server: FakePubSub, *options: str, variables: Mapping[str, str] | None = None
-) -> Iterator[Stream]:
-    """A stream for a block, with more variables in its environment; a process that is left is killed."""
-    stream = Stream(directory, model, server, *options, variables=variables)
+def running(directory: Path, model: str, server: FakePubSub, *options: str) -> Iterator[Stream]:
+    """A stream for a block; a process that is left is killed."""
+    stream = Stream(directory, model, server, *options)
     try:
         yield stream
     finally:

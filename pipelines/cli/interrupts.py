@@ -15,10 +15,12 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TextIO
 
 from pipelines.cli.logs import announce
 
@@ -40,6 +42,7 @@ class _Interrupts:
     """What is known of the signals that came while a command runs."""
 
     def __init__(self, end: Callable[[int], object]) -> None:
+        self._stream = sys.stderr  # while a pipeline runs, what is printed there goes to a log that nobody sees
         self._end = end
         self._main = threading.get_ident()
         self.heard = threading.Event()
@@ -110,16 +113,16 @@ class _Interrupts:
 
     def _end_process(self) -> None:
         # The message must not keep it from ending: its reader may be gone, or the main thread may be printing.
-        said = threading.Thread(target=_say_the_end, daemon=True)
+        said = threading.Thread(target=_say_the_end, args=(self._stream,), daemon=True)
         said.start()
         said.join(1.0)
         self._end(self._status)
 
 
-def _say_the_end() -> None:
+def _say_the_end(stream: TextIO) -> None:
     announce(
         "ended", "ended at once, since cleaning up took too long; the next run removes what is left",
-        level=logging.ERROR,
+        level=logging.ERROR, stream=stream,
     )  # fmt: skip
 
 

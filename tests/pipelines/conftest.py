@@ -95,16 +95,10 @@ def run_compact(run_main: Callable[..., Finished]) -> Callable[..., Finished]:
 def shell_score(model: str, tmp_path: Path) -> Callable[..., Finished]:
     """The score command in a process of its own."""
 
-    def run(*arguments: str, preparation: Callable[[], None] | None = None) -> Finished:
+    def run(*arguments: str) -> Finished:
         command = [sys.executable, "-m", "pipelines.score", "--model", model, *arguments]
         finished = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            preexec_fn=preparation,
+            command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False
         )
         return Finished(finished.returncode, finished.stdout, finished.stderr)
 

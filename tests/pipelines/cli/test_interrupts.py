@@ -64,6 +64,12 @@ BUSY = {
         "try:\n    ready(); time.sleep(600)\nfinally:\n    interrupts.heed_interrupt(); time.sleep(600)",
         "ended at once",
     ),
+    "cleaning up, while what is printed goes elsewhere": (
+        "import contextlib, io\nwith contextlib.redirect_stderr(io.StringIO()):\n"
+        "    try:\n        ready(); time.sleep(600)\n"
+        "    finally:\n        interrupts.heed_interrupt(); time.sleep(600)",
+        "ended at once",
+    ),
     "a finalizer": (
         "class Slow:\n    def __del__(self): time.sleep(2)\nwhile True: Slow()", "interrupted|ended at once",
     ),

@@ -135,18 +135,20 @@ def _assert_failed(finished: Finished, expected: str) -> None:
     assert "Traceback" not in finished.err
 
 
-def test_a_file_that_cannot_grow(shell_score: Score, tmp_path: Path) -> None:
+def test_a_file_that_cannot_grow(run_score: Score, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", posts(3000))
-    finished = shell_score(
-        "--input", "in.jsonl", "--output", "out",
-        preparation=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )  # fmt: skip
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        finished = run_score("--input", "in.jsonl", "--output", "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     _assert_failed(finished, "out")
     assert not list((tmp_path / "out").glob("**/*.parquet"))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_full_disk(shell_score: Score, tmp_path: Path, workers: str) -> None:
+def test_a_full_disk(run_score: Score, tmp_path: Path, workers: str) -> None:
     write_lines(tmp_path / "in.jsonl", posts(3000))
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -156,11 +158,11 @@ def test_a_full_disk(shell_score: Score, tmp_path: Path, workers: str) -> None:
     if mounted.returncode:
         pytest.skip("needs the right to mount a small tmpfs")
     try:
-        finished = shell_score("--input", "in.jsonl", "--output", "disk/out", "--direct_num_workers", workers)
+        finished = run_score("--input", "in.jsonl", "--output", "disk/out", "--direct_num_workers", workers)
         _assert_failed(finished, "disk full")
         assert not list(disk.glob("**/*.parquet"))
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)  # a failed run's files are closed with its objects
 
 
 def test_the_output_is_removed_while_running(model: str, tmp_path: Path) -> None:

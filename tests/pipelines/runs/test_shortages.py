@@ -16,7 +16,7 @@ from pipelines.cli.exits import FAILED, WRONG_INPUT, exit_status
 from pipelines.runs.explain import explain
 from tests.fake_pubsub import FakePubSub
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, write_lines
-from tests.streams import SUBSCRIPTION, Sender, result_files, running
+from tests.streams import SUBSCRIPTION, URI, Sender, result_files
 from tests.tiny import forge_weights, with_huge_weights
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
@@ -130,38 +130,34 @@ def test_a_model_of_no_numbers_is_refused_before_the_run(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_stream_whose_scoring_fails_ends_and_gives_its_messages_back(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("good", "failed: out of memory"), ("huge", "failed: the model huge gives scores that are no finite numbers")],
+)
+def test_a_stream_whose_scoring_fails_ends_and_gives_its_messages_back(
+    name: str, said: str, bundle: Bundle, tmp_path: Path, run_score: Callable[..., Finished],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Of memory in one, of numbers in the other."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if sys.argv[:1] == ['-m']:\n"
-        "    from torchmoji_core.inference.engine import Engine\n"
-        "    def fail(engine, rows): raise RuntimeError(" + repr(ALLOCATION) + ")\n"
-        "    Engine.run = fail\n"
-    )
-    bundle.save(tmp_path / "good")
-    dataclasses.replace(bundle, name="huge", state=with_huge_weights(bundle)).save(tmp_path / "huge")
-    site = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[3])])
-    for name, said, variables in (
-        ("good", "failed: out of memory", {"PYTHONPATH": site}),
-        ("huge", "failed: the model huge gives scores that are no finite numbers", {}),
-    ):
-        directory = tmp_path / f"stream-{name}"
-        directory.mkdir()
-        with FakePubSub() as server:
-            server.subscribe(SUBSCRIPTION)
-            subscription = server.subscriptions[SUBSCRIPTION]
-            sender = Sender(server)
-            sender.send(200)
-            with running(directory, str(tmp_path / name), server, variables=variables) as stream:
-                assert stream.process.wait(120) == 1, stream.log
-                assert said in stream.log and "Traceback" not in stream.log.rpartition("failed: ")[2]
-            assert not subscription.acknowledged
-            left = len(subscription.waiting) + len(subscription.leased)
-            assert left == len(sender.sent)
-        assert result_files(directory / "out") == []
-        assert not list(directory.glob("out/_dead_letters/**/*.jsonl"))
+    if name == "good":
+        short_of(RuntimeError(ALLOCATION), 0, 10**9, monkeypatch)
+    else:
+        bundle = dataclasses.replace(bundle, state=with_huge_weights(bundle))
+    dataclasses.replace(bundle, name=name).save(tmp_path / name)
+    with FakePubSub() as server:
+        monkeypatch.setenv("PUBSUB_EMULATOR_HOST", server.address)
+        server.subscribe(SUBSCRIPTION)
+        subscription = server.subscriptions[SUBSCRIPTION]
+        sender = Sender(server)
+        sender.send(200)
+        finished = run_score("--streaming", "--input", URI, "--output", "out", "--model", name)
+        assert finished.status == 1, finished.err
+        assert said in finished.err and "Traceback" not in finished.err.rpartition("failed: ")[2]
+        assert not subscription.acknowledged
+        left = len(subscription.waiting) + len(subscription.leased)
+        assert left == len(sender.sent)
+    assert result_files(tmp_path / "out") == []
+    assert not list(tmp_path.glob("out/_dead_letters/**/*.jsonl"))
 
 
 def test_a_file_that_cannot_be_read_for_now_is_no_wrong_input() -> None:

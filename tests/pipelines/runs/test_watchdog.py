@@ -48,6 +48,7 @@ def test_the_stacks_of_all_threads() -> None:
 
 HANGING = """
 import importlib, sys, time
+from pipelines.cli import interrupts
 from pipelines.cli.exits import end, run_command
 from torchmoji_core.inference.engine import Engine
 
@@ -56,6 +57,7 @@ def hang(self, rows):
         time.sleep(0.05)  # between two of these, a thread can be interrupted
 
 Engine.run = hang
+interrupts.END_SECONDS = 1.0
 end(run_command(importlib.import_module("pipelines." + sys.argv.pop(1)).main))
 """
 
