@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ DESCRIBED_FILES = 5
 SAMPLES, SHOWN_CHARACTERS = 3, 300
 _CANDIDATES = 20
 _DEPTH = 4
+_OF_OTHERS = frozenset(("user", "author", "account", "business", "parent", "conversation", "channel", "reply"))
+"""Whose ids are none of the post: many posts have the same."""
 
 
 @dataclass
@@ -53,7 +56,9 @@ class Group:
     samples: list[tuple[str, str]] = field(default_factory=list)
     """Ids and texts as they will be read."""
     id_names: list[str] = field(default_factory=list)
-    """Fields that look like ids, where none is used."""
+    """Fields that look like ids of posts, where none is used."""
+    seeks_ids: bool = True
+    """Whether ids are to be more than hashes."""
 
     def describe(self, with_samples: bool) -> Iterator[str]:
         """A few lines for people.
@@ -67,7 +72,7 @@ class Group:
         yield f"layout      {self.layout}, {self.form}: {'; '.join(parts) or nothing}"
         if self.refused:
             yield f"    dead letters: {self.refused}"
-        elif self.posts and not self.with_id:
+        elif self.posts and not self.with_id and self.seeks_ids:
             other = f"; --id_field {self.id_names[0]} takes that one" if self.id_names else ""
             yield f"    no record has an id: ids are hashes of file and position{other}"
         for tweet_id, text in self.samples if with_samples else ():
@@ -193,8 +198,8 @@ def _remedy(seen: _Seen, mapping: FieldMapping) -> str:
         return "; it is a table by columns, as pandas writes it: write it with to_json(orient='records', lines=True)"
     said = ""
     if seen.lists:
-        path = next(iter(seen.lists))
-        said += f"; if its records are in the list {path}, write them as lines: jq -c '.{path}[]' A > B.jsonl"
+        path = next(iter(seen.lists)).replace("'", "'\\''")  # in a shell's quotes
+        said += f"; if its records are in the list {path}, write them as lines: jq -c '{path}[]' A > B.jsonl"
     remedy = "; leave out --layout, or" if mapping.layout != AUTO else ";"
     said += f"{remedy} give --text_field one of: {_listed(seen.texts)}" if seen.texts else "; no field is a string"
     if seen.has_header:
@@ -250,7 +255,7 @@ def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig,
     first = list(itertools.islice(records, layouts.RECOGNIZED_FROM))
     reader = PostReader(config.fields, recognize_layout(first, config.fields) or PLAIN)
     key = (form.describe(), reader.layout.name)
-    group = seen.groups.setdefault(key, Group(*key))
+    group = seen.groups.setdefault(key, Group(*key, seeks_ids=config.fields.id != ()))
     group.files += 1
     seen.has_header |= form.kind in ("csv", "tsv") and form.dialect.has_header
     for record in itertools.chain(first, itertools.islice(records, max(0, count - len(first)))):
@@ -302,9 +307,14 @@ def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, se
             if what not in group.paths and (path := _first_there(places, post, view)):
                 group.others.setdefault(what, path)
         if not group.with_id and not group.id_names:
-            group.id_names += [name for name in post if isinstance(name, str) and "id" in name.lower().split("_")]
+            group.id_names += [name for name in post if isinstance(name, str) and _may_be_id(name)]
         if len(group.samples) < SAMPLES:
             group.samples.append((tweet_id or ("(refused)" if group.refused else "(a hash)"), text))
+
+
+def _may_be_id(name: str) -> bool:
+    parts = name.lower().split("_")
+    return "id" in parts and _OF_OTHERS.isdisjoint(parts)
 
 
 def _first_there(paths: Iterable[str], post: dict[str, Any], view: dict[str, Any]) -> str | None:
@@ -326,12 +336,14 @@ def _strings(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -
 def _lists(fields: Mapping[str, Any], before: str = "", depth: int = _DEPTH) -> Iterator[str]:
     """Paths of all lists of objects in a record, as `jq` has them."""
     for name, value in fields.items():
-        if not isinstance(name, str) or not (name.isidentifier() and name.isascii()):
+        if not isinstance(name, str):
             continue
+        is_plain = name.isidentifier() and name.isascii()
+        path = f"{before}.{name}" if is_plain else f"{before or '.'}[{json.dumps(name)}]"
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            yield before + name
+            yield path
         elif isinstance(value, dict) and depth:
-            yield from _lists(value, f"{before}{name}.", depth - 1)
+            yield from _lists(value, path, depth - 1)
 
 
 def _is_by_columns(fields: Mapping[str, Any]) -> bool:

@@ -63,7 +63,8 @@ def _conversion(kind: Any) -> Convert | None:
 
     if types.is_decimal(kind) and kind.scale <= 0:
         return _whole
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+    binaries = types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary
+    if any(is_binary(kind) for is_binary in binaries):
         return _text
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return _conversion(kind.value_type)

@@ -16,6 +16,7 @@ _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF8, UTF_8),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
+_WITH_MARK = ("utf-16", "utf-32")
 _PIECE = 1 << 16
 _DAMAGED = "torchmoji.damaged"
 _NOT_UTF_8 = "\udcff"
@@ -26,11 +27,12 @@ def check_encoding(name: str) -> str:
     """The usual name of an encoding.
 
     Raises:
-        InputError: if Python has none of that name.
+        InputError: if Python has none of that name for texts.
     """
     try:
         found = codecs.lookup(name)
         if found._is_text_encoding and found.incrementaldecoder is not None:
+            found.incrementaldecoder(_DAMAGED).decode(b"")  # some cannot go on behind damage
             return found.name
     except (LookupError, ValueError):
         pass
@@ -46,10 +48,21 @@ def detect(beginning: bytes, given: str | None) -> str:
     Args:
         beginning: the first bytes of the file.
         given: what it is in where it has no byte order mark; None for UTF-8, or what its NULs tell.
+
+    Raises:
+        InputError: if the order of its bytes is neither given nor told.
     """
     for mark, name in _BOMS:
         if beginning.startswith(mark):
             return name
+    if given in _WITH_MARK and beginning:
+        by_nulls = _by_nulls(beginning) or ""
+        if by_nulls.startswith(given):
+            return by_nulls
+        raise InputError(
+            f"--encoding {given} needs a byte order mark, and it has none; give --encoding {given}-le or {given}-be, "
+            "or the encoding that it is in"
+        )
     return given or _by_nulls(beginning) or UTF_8
 
 

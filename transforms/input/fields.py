@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
@@ -149,25 +150,27 @@ def to_id(value: Any, name: str) -> str:
 
     Raises:
         FieldError: if it is neither a string nor an integer, or written as a float: those lose digits of tweet ids.
+            The message has the remedy.
     """
     if isinstance(value, str):
         if not value.isalnum() and _FLOAT.fullmatch(value):
-            raise FieldError(f"id field {name!r} is {_shown(value)}, a float, which loses digits of ids; {_NO_FLOATS}")
+            raise FieldError(f"id field {name!r} is {_shown(value)}, a float, which loses digits of ids; {_OTHER_IDS}")
         if not value.isalnum() and (guarded := _GUARDED.fullmatch(value)):
             return guarded[1] or guarded[2]
         return valid_unicode(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    is_float = isinstance(value, float)
-    lost = f" (floats lose digits of ids; {_NO_FLOATS})" if is_float else ""
-    raise FieldError(f"id field {name!r} is {type(value).__name__}, neither a string nor an integer{lost}")
+    lost = " (floats lose digits of ids)" if isinstance(value, float) else ""
+    raise FieldError(
+        f"id field {name!r} is {type(value).__name__}, neither a string nor an integer{lost}; {_OTHER_IDS}"
+    )
 
 
 _FLOAT = re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?[eE]\+\d+|\d+[.,]\d+[eE]-?\d+|\d+\.0*)", re.ASCII)
 """What spreadsheets and pandas make of large integers. Ids may look like 12e34, with neither a point nor a sign."""
 _GUARDED = re.compile(r"""=?"(\d+)"|'(\d+)'?""", re.ASCII)
 """How digits are kept from spreadsheets, which would make floats of them: ="123" and '123."""
-_NO_FLOATS = "give --id_field with another column, or '' for hashes of file and position"
+_OTHER_IDS = "give --id_field with another column, or '' for hashes of file and position"
 
 
 def position_id(source: str, position: int | str) -> str:
@@ -186,7 +189,11 @@ _TIMES = ((1e11, 1_000_000), (1e14, 1000), (1e17, 1))
 def to_microseconds(value: Any, name: str) -> int:
     """A time in any accepted form as microseconds since 1970; times without a zone are in UTC.
 
-    Numbers are seconds, or milliseconds from 1e11 on, microseconds from 1e14 and nanoseconds from 1e17 on.
+    Numbers are seconds, or milliseconds from 1e11 on, microseconds from 1e14 and nanoseconds from 1e17 on. But those
+    that are dates without separators, of a year from 1970 to 2100, are these. A day is its midnight.
+
+    Raises:
+        FieldError: if it is no time.
     """
     try:
         if isinstance(value, str):
@@ -196,6 +203,12 @@ def to_microseconds(value: Any, name: str) -> int:
                 value = int(value) if is_number else datetime.fromisoformat(value)
             except ValueError:
                 value = _written(value)
+        elif isinstance(value, date) and not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day)
+        elif isinstance(value, Decimal):
+            value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+        if not isinstance(value, datetime):
+            value = _without_separators(value) or value
         if isinstance(value, datetime):
             value = value if value.tzinfo else value.replace(tzinfo=UTC)
             delta = value - datetime(1970, 1, 1, tzinfo=UTC)
@@ -214,6 +227,19 @@ def to_microseconds(value: Any, name: str) -> int:
     zone = _NAMED_ZONE.search(value) if isinstance(value, str) else None
     unknown = f" (zone {zone[1]} is none of {', '.join(_ZONES)})" if zone and zone[1].upper() not in _ZONES else ""
     raise FieldError(f"field {name!r} is no time: {_shown(value)}{unknown}; expected ISO 8601 or seconds since 1970")
+
+
+_DIGITS = re.compile(r"(19[7-9]\d|20\d\d|2100)(\d\d)(\d\d)(?:(\d\d)(\d\d)(\d\d)?)?")
+"""YYYYMMDD, YYYYMMDDHHMM and YYYYMMDDHHMMSS: as numbers of seconds or milliseconds, times of no tweet."""
+
+
+def _without_separators(value: Any) -> datetime | None:
+    """The time that a number is the digits of; None for other numbers."""
+    is_number = isinstance(value, int | float) and 19700101 <= value < 1e14 and value == int(value)
+    found = _DIGITS.fullmatch(str(int(value))) if is_number else None
+    with contextlib.suppress(ValueError):
+        return datetime(*map(int, filter(None, found.groups()))) if found else None  # type: ignore[arg-type]
+    return None
 
 
 _ZONES = {

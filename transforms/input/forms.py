@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torchmoji_core.errors import InputError
@@ -17,8 +18,8 @@ _FORMAT_OF_SUFFIX = {
     "csv": "csv", "tsv": "tsv", "tab": "tsv", "parquet": "parquet", "pq": "parquet",
     "arrow": "arrow", "arrows": "arrow", "feather": "arrow", "ipc": "arrow",
 }  # fmt: skip
-_OF_ARCHIVE = ("tweet", "note-tweet", "community-tweet", "like")
-"""How the files of posts in a Twitter account's archive begin."""
+_OF_ARCHIVE = re.compile(r"(tweets?|note-tweet|community-tweet|like)(-part\d+)?\.js", re.ASCII)
+"""The files of posts in a Twitter account's archive. Others are about posts, or are programs."""
 _ABOUT = frozenset(("readme", "read_me", "license", "licence", "copying", "notice", "changelog"))
 """Texts about the files beside them."""
 _NAMES = {
@@ -122,7 +123,7 @@ def guess_format(path: str) -> tuple[str | None, str | None]:
     compression = COMPRESSIONS.get(parts.pop()) if len(parts) > 1 and parts[-1] in COMPRESSIONS else None
     if len(parts) < 2:
         return None, compression
-    if parts[-1] == "js" and name.startswith(_OF_ARCHIVE):  # others are programs
+    if _OF_ARCHIVE.fullmatch(".".join(parts)):
         return "jsonl", compression
     return _FORMAT_OF_SUFFIX.get(parts[-1]), compression
 

@@ -111,8 +111,17 @@ class Layout:
     def read_too(self) -> tuple[str, ...]:
         """Paths that reading a post looks at, besides those of text, id and time."""
         conditions = (*self.notices, self.only, *(self.marks if self.posts else ()))
-        cut = ("truncated",) if self.cut else ()
-        return (*_of_conditions(conditions), *self.posts, self.shared_in, *cut, *self.also)
+        return (*_of_conditions(conditions), *self.posts, self.shared_in, *self.of_shared, *self._cut_by, *self.also)
+
+    @property
+    def of_shared(self) -> dict[str, str]:
+        """What a flattened record calls the fields of the post that it repeats, and what that post calls them."""
+        names = (*self.texts, *self._cut_by) if self.shared_in else ()
+        return {f"{self.shared_in}.{name}": name for name in names}
+
+    @property
+    def _cut_by(self) -> tuple[str, ...]:
+        return ("truncated",) if self.cut else ()
 
 
 def column_names(paths: Iterable[str]) -> set[str]:
@@ -371,13 +380,13 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "activitypub",
         "activities and outboxes of ActivityPub, as Mastodon's archive has them",
-        marks=("type=Create object.content", "type=Announce object", "type=Note content"),
+        marks=("type=Create object.content", "type=Announce object", "type=Note|Article|Page|Question content"),
         text=("object.content", "content"),
         id=("object.id", "id"),
         time=("object.published", "published"),
         author="actor",
         posts=("orderedItems",),
-        only="type=Create|Note",
+        only="type=Create|Note|Article|Page|Question",
         html=("object.content", "content"),
     ),
     Layout(

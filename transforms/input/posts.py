@@ -68,6 +68,7 @@ class PostReader:
         self.counts: Counter[str] = Counter()
         """Of what was read, by the names of metrics; the caller takes and clears them."""
         self._shared_in = ours.shared_in if mapping.text == (AUTO,) else ""
+        self._of_shared = ours.of_shared if self._shared_in else {}
         self._make_id = ours.make_id if mapping.id == (AUTO,) else None
         self._texts = tuple(map(self._place, ours.text if mapping.text == (AUTO,) else mapping.text))
         parts = [(path, *parts[0]) for path, parts in self._texts if len(parts) == 1]
@@ -262,9 +263,12 @@ class PostReader:
         layout = self.layout
         if layout.only and not holds(layout.only, post):
             return None
-        shared = post.get(self._shared_in) if self._shared_in else None
-        if shared is not None and layout.find_shared is not None:
-            shared = layout.find_shared(post, view)
+        shared, whole = post.get(self._shared_in) if self._shared_in else None, post
+        if not shared and not post.keys().isdisjoint(self._of_shared):
+            shared = {inner: post[outer] for outer, inner in self._of_shared.items() if post.get(outer)}
+            whole = {**post, self._shared_in: shared}
+        if shared and layout.find_shared is not None:
+            shared = layout.find_shared(whole, view)
         found = self._text_of(shared, shared) if isinstance(shared, dict) else None
         if found is None:
             shared, found = None, self._text_of(post, view)
@@ -276,7 +280,7 @@ class PostReader:
         is_cut = text[-1:] == _ELLIPSIS and text.startswith("RT @")
         if path in layout.cut and not is_cut:
             truncated = (shared or post).get("truncated")
-            is_cut = truncated is True or (isinstance(truncated, str) and truncated.lower() == "true")
+            is_cut = truncated is True or (isinstance(truncated, str) and truncated.lower() in ("true", "1"))
         return text, path, is_cut
 
     def _text_of(self, post: Fields, view: Fields) -> tuple[str, str] | None:

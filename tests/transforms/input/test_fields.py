@@ -164,7 +164,7 @@ def test_find_id(record: dict[str, Any], tweet_id: str) -> None:
 
 @pytest.mark.parametrize("value", [1.0, 1.2345678901234567e18, True, False, ["1"], {"id": 1}, b"1", Decimal(1)])
 def test_ids_that_are_refused(value: Any) -> None:
-    with pytest.raises(FieldError, match=f"id field 'id' is {type(value).__name__}"):
+    with pytest.raises(FieldError, match=f"id field 'id' is {type(value).__name__}.*; give --id_field with another"):
         find_id({"id": value})
 
 
@@ -247,6 +247,10 @@ MICROSECONDS = 1711011512_123456
         (MOMENT.replace(tzinfo=None), MICROSECONDS),
         (MOMENT.astimezone(timezone(timedelta(hours=-7))), MICROSECONDS),
         (pd.Timestamp("2024-03-21T08:58:32.123456789Z"), MICROSECONDS),
+        (date(2024, 3, 21), 1710979200_000000),
+        (date(1, 1, 1), -62135596800_000000),
+        (Decimal("1711011512.123456"), MICROSECONDS),
+        (Decimal("1711011512123456789.00"), MICROSECONDS),
     ],
     ids=str,
 )
@@ -278,8 +282,9 @@ def test_times(value: Any, microseconds: int) -> None:
         b"2024",
         ["2024-03-21"],
         {"$date": 1},
-        date(2024, 3, 21),
-        Decimal(1),
+        Decimal("nan"),
+        Decimal("inf"),
+        Decimal("snan"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -293,6 +298,27 @@ def test_milliseconds_do_not_pass_for_a_date_of_another_age(milliseconds: str) -
     """Python takes the first for 1711-01-15T23:00."""
     assert datetime.fromisoformat(milliseconds).year < 1800
     assert to_microseconds(milliseconds, "t") == int(milliseconds) * 1000
+
+
+@pytest.mark.parametrize("kind", [str, int, float, Decimal])
+@pytest.mark.parametrize(
+    ("digits", "time"),
+    [
+        ("20240321", "2024-03-21"),
+        ("202403210858", "2024-03-21 08:58"),
+        ("20240321085832", "2024-03-21 08:58:32"),
+        ("19700101", "1970-01-01"),
+        ("21001231235959", "2100-12-31 23:59:59"),
+        ("20240231", "1970-08-23 06:17:11"),  # no day, so it counts seconds
+        ("202403210860", "1976-05-31 15:06:50.860"),
+        ("2024032108", "2034-02-20 07:08:28"),
+        ("1711011512", "2024-03-21 08:58:32"),
+        ("1711011512123", "2024-03-21 08:58:32.123"),
+        ("1711011512123456", "2024-03-21 08:58:32.123456"),
+    ],
+)
+def test_dates_without_separators_are_told_from_other_numbers(kind: Any, digits: str, time: str) -> None:
+    assert to_microseconds(kind(digits), "t") == to_microseconds(time, "t")
 
 
 @pytest.mark.parametrize("text", ["Thu Mar 21 08:58:32 CET 2024", "2024-03-21 10:58:32 CET"])

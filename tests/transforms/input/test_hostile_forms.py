@@ -220,6 +220,7 @@ TYPES = {
     "binary": pa.array([b"a", b"b", None, b"a"]),
     "large binary": pa.array([b"a", b"b", None, b"a"], pa.large_binary()),
     "binary view": pa.array([b"a", b"b", None, b"a"], pa.binary_view()),
+    "fixed-size binary": pa.array([b"a", b"b", None, b"a"], pa.binary(1)),
     "dictionary of binary": pa.array([b"a", b"b", None, b"a"]).dictionary_encode(),
     "runs": pa.RunEndEncodedArray.from_arrays([1, 2, 3, 4], ["a", "b", None, "a"]),
 }

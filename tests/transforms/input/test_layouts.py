@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -132,8 +133,16 @@ SAMPLES: list[tuple[str, Any, list[tuple[str | None, str, bool]]]] = [
             {"id": "https://m.example/1/activity", "type": "Create", "published": WHEN, "actor": "https://m.example/x",
              "object": {"id": "https://m.example/1", "type": "Note", "published": WHEN, "content": "<p>hello</p>"}},
             {"id": "https://m.example/2/activity", "type": "Announce", "object": "https://n.example/9"},
+            {"id": "https://m.example/3", "type": "Question", "published": WHEN, "content": "<p>tea?</p>"},
+            {"id": "https://m.example/4/activity", "type": "Create", "published": WHEN,
+             "object": {"id": "https://m.example/4", "type": "Article", "published": WHEN, "content": "long"}},
         ],
-    }, [("https://m.example/1", "hello", True)]),
+    }, [("https://m.example/1", "hello", True), ("https://m.example/3", "tea?", True),
+        ("https://m.example/4", "long", True)]),
+    ("activitypub", {"id": "https://m.example/5", "type": "Article", "published": WHEN, "content": "<p>long</p>"},
+     [("https://m.example/5", "long", True)]),
+    ("activitypub", {"id": "https://m.example/6", "type": "Page", "published": WHEN, "content": "<p>page</p>"},
+     [("https://m.example/6", "page", True)]),
     ("reddit-comments", {
         "id": "c1", "author": "someone", "body": "&gt; quoted\n\nyes", "created_utc": SECONDS, "link_id": "t3_x",
         "parent_id": "t3_x", "subreddit": "pics", "score": 4,
@@ -397,7 +406,9 @@ def test_deep_lists_of_lists_end() -> None:
 CUT: list[tuple[dict[str, Any], bool]] = [
     ({"id_str": "1", "text": "nobody told\u2026 https://t.co/x", "truncated": True}, True),
     ({"id_str": "1", "text": "nobody told", "truncated": "True"}, True),
+    ({"id_str": "1", "text": "nobody told", "truncated": "1"}, True),
     ({"id_str": "1", "text": "nobody told", "truncated": "False"}, False),
+    ({"id_str": "1", "text": "nobody told", "truncated": "0"}, False),
     ({"id_str": "1", "text": "nobody", "truncated": True, "extended_tweet": {"full_text": LONG}}, False),
     ({"id_str": "1", "text": "RT @x: nobody\u2026", "retweeted_status": {"id_str": "2", "text": "nobody",
                                                                   "truncated": True}}, True),
@@ -436,6 +447,30 @@ def test_a_table_of_posts_is_read_as_its_lines_are(suffix: str, tmp_path: Path) 
     lines.write_text("".join(json.dumps(post) + "\n" for post in posts))
     assert _tweets(path) == _tweets(lines)
     assert sum(is_cut for _, _, is_cut in _tweets(path)) == sum(is_cut for record, is_cut in CUT if "id_str" in record)
+
+
+REPETITIONS: list[dict[str, Any]] = [
+    {"id_str": "1", "full_text": "RT @x: nobody\u2026", "retweeted_status": {"id_str": "2", "full_text": LONG}},
+    {"id": "1", "content": "", "visibility": "public", "reblog": {"id": "2", "content": f"<p>{LONG}</p>"}},
+    {"id": 1, "rawContent": "RT", "renderedContent": "RT", "retweetedTweet": {"id": 2, "rawContent": LONG}},
+    {"id": "1", "body": "RT", "verb": "share", "object": {"id": "2", "long_object": {"body": LONG}, "body": "n"}},
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("repetition", REPETITIONS)
+def test_what_a_flattened_post_repeats_is_found(repetition: dict[str, Any], suffix: str, tmp_path: Path) -> None:
+    own = {name: None if isinstance(value, dict) else value for name, value in repetition.items()}
+    text = next(name for name in ("full_text", "content", "rawContent", "body") if name in own)
+    table = pd.json_normalize([repetition, {**own, text: "my own", **({"verb": "post"} if "verb" in own else {})}])
+    path = tmp_path / f"posts.{suffix}"
+    if suffix == "csv":
+        table.to_csv(path, index=False)
+    elif suffix == "parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    assert _tweets(path) == [("1", LONG, False), ("1", "my own", False)]
 
 
 def _tweets(path: Path) -> list[tuple[str, str, bool]]:
