@@ -263,15 +263,16 @@ class PostReader:
         layout = self.layout
         if layout.only and not holds(layout.only, post):
             return None
-        shared, whole = post.get(self._shared_in) if self._shared_in else None, post
-        if not shared and not post.keys().isdisjoint(self._of_shared):
-            shared = {inner: post[outer] for outer, inner in self._of_shared.items() if post.get(outer)}
-            whole = {**post, self._shared_in: shared}
-        if shared and layout.find_shared is not None:
-            shared = layout.find_shared(whole, view)
+        shared = post.get(self._shared_in) if self._shared_in else None
+        if shared is not None and layout.find_shared is not None:
+            shared = layout.find_shared(post, view)
         found = self._text_of(shared, shared) if isinstance(shared, dict) else None
         if found is None:
             shared, found = None, self._text_of(post, view)
+            if self._of_shared and (found is None or not found[0] or found[0].startswith("RT @")):
+                flattened = {inner: post[outer] for outer, inner in self._of_shared.items() if post.get(outer)}
+                if whole := self._text_of(flattened, flattened):
+                    shared, found = flattened, whole
             if found is None:
                 if layout.is_notice(post):
                     return None
