@@ -76,6 +76,13 @@ def test_top_gives_no_more_classes_than_there_are(k: int, expected: int) -> None
     assert [row and len(row) for row in column.to_pylist()] == [expected, None, expected, expected]
 
 
+@pytest.mark.parametrize("k", [0, -1])
+def test_top_gives_at_least_one_class(k: int) -> None:
+    for top in (SCORES.top, SCORES[0].top, SCORES[1].top):
+        with pytest.raises(InputError, match=f"at least 1 class, not {k}"):
+            top(k)
+
+
 # --- rows, and other forms ----------------------------------------------------------------------------------------
 
 
@@ -111,6 +118,18 @@ def test_some_rows_are_scores(rows: Any, expected: list[int]) -> None:
         assert repr(chosen[place]) == repr(SCORES[index])
         np.testing.assert_array_equal(chosen.embedding[place], SCORES.embedding[index])
     assert chosen.to_arrow().to_pylist() == [SCORES.to_arrow().to_pylist()[index] for index in expected]
+
+
+@pytest.mark.parametrize("rows", [True, np.True_, (0, 1), (slice(None), 0), [[0, 1]], np.eye(4) > 0, None, "first"])
+def test_what_are_no_rows_is_refused(rows: Any) -> None:
+    with pytest.raises(TypeError, match="by the number of a row, or by a slice, a mask or a list of rows, not by a"):
+        SCORES[rows]
+
+
+def test_scores_can_be_compared_and_be_keys() -> None:
+    score = SCORES[0]
+    assert score == score and score != SCORES[0] and SCORES == SCORES
+    assert len({score, SCORES[0], score}) == 2
 
 
 def root(array: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,15 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "polars": (pl.DataFrame({"text": ["good"]}), r"DataFrame of shape \(1, 1\); give the column"),
     "Table": (pa.table({"text": ["good"]}), r"Table of shape \(1, 1\); give the column"),
     "RecordBatch": (pa.record_batch({"text": ["good"]}), r"RecordBatch of shape \(1, 1\); give the column"),
-    "matrix": (np.array([["good"]]), r"ndarray of shape \(1, 1\); give the column"),
-    "array without rows": (np.array("good"), r"ndarray of shape \(\); give the column"),
-    "bytes in it": (["good", b"bytes"], r"row 1 \(counted from 0\) is b'bytes', not a text; make it one"),
+    "polars, lazy": (pl.LazyFrame({"text": ["good"]}), r"LazyFrame; give the column: table.collect\(\)\['text'\]"),
+    "matrix": (np.array([["good"]]), r"ndarray of shape \(1, 1\); give the column: texts\[:, 0\]"),
+    "array without rows": (np.array("good"), r"one value of ndarray; for one text give \[text.item\(\)\]"),
+    "number of numpy": (np.float64(1), r"one value of float64; for one text give \[text.item\(\)\]"),
+    "bytes in it": (
+        ["good", b"bytes"],
+        r"row 1 \(counted from 0\) is b'bytes', not a text; make it one, as by .decode",
+    ),
+    "array of bytes": (np.array([b"good"]), r"row 0 .* is .*b'good'.*, not a text; make it one, as by .decode\(\)"),
     "number in it": (["good", "bad", 3], "row 2 .* is 3, not a text; make it one"),
     "list in it": ([["good"]], r"row 0 .* is \['good'\], not a text"),
 }
@@ -78,6 +85,10 @@ def test_what_is_no_iterable_of_texts_is_refused_with_the_right_call(bundle: Bun
 WITHOUT_TEXTS: dict[str, Any] = {
     "None": ["good", None, "sad", float("nan")],
     "numpy": np.array(["good", None, "sad", np.nan], object),
+    "numpy, single precision": ["good", np.float32("nan"), "sad", np.float16("nan")],
+    "numpy, times": ["good", np.datetime64("NaT"), "sad", np.timedelta64("NaT")],
+    "numpy, masked": np.ma.array(["good", "", "sad", ""], mask=[False, True, False, True]),
+    "decimal": ["good", Decimal("NaN"), "sad", Decimal("sNaN")],
     "pandas": pd.Series(["good", None, "sad", None]),
     "pandas, NA": pd.Series(["good", pd.NA, "sad", pd.NaT], dtype=object),
     "polars": pl.Series(["good", None, "sad", None]),
@@ -88,7 +99,9 @@ WITHOUT_TEXTS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", WITHOUT_TEXTS)
 def test_a_missing_text_is_named_or_scored_as_an_empty_one(bundle: Bundle, kind: str) -> None:
     texts = WITHOUT_TEXTS[kind]
-    with pytest.raises(TypeError, match=r'row 1 .* is (None|nan|<NA>), not a text; with missing="empty"'):
+    with pytest.raises(
+        TypeError, match=r'row 1 .* is (None|<NA>|.*(nan|NaN|NaT).*|masked), not a text; with missing="empty"'
+    ):
         bundle.score(texts)
     scores, expected = bundle.score(texts, missing="empty"), bundle.score(["good", "", "sad", ""])
     assert scores.n_tokens.tolist() == [1, 0, 1, 0]

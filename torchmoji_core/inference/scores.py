@@ -26,7 +26,7 @@ EMBEDDING_STEP = 2.0**-12
 DEFAULT_TOP = 5
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Score:
     """Scores of one text."""
 
@@ -47,12 +47,22 @@ class Score:
         return f"Score({top or 'empty'}; n_tokens={self.n_tokens})"
 
     def top(self, k: int = DEFAULT_TOP) -> list[tuple[str, float]]:
-        """The k most probable classes with their probabilities, highest first; [] for no tokens."""
+        """The k most probable classes with their probabilities, highest first; [] for no tokens.
+
+        Raises:
+            InputError: for a k below 1.
+        """
+        _check_k(k)
         order = np.argsort(-self.probabilities, kind="stable")[:k] if self.n_tokens else ()
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
 
 
-@dataclass(frozen=True, repr=False)
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise InputError(f"top gives at least 1 class, not {k}; leave out k for {DEFAULT_TOP}")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Scores:
     """Scores of n texts, in the order of the texts. A text without tokens has NaN in every score.
 
@@ -90,13 +100,18 @@ class Scores:
     def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Scores: ...
     def __getitem__(self, rows: Any) -> Score | Scores:
         # Copies, since a view would keep the scores of all texts in memory.
-        if isinstance(rows, (int, np.integer)):
+        if isinstance(rows, (int, np.integer)) and not isinstance(rows, bool):
             return Score(
                 self.classes,
                 self.probabilities[rows].copy(),
                 self.embedding[rows].copy(),
                 self.attention[rows, : self.n_tokens[rows]].copy(),
                 *(values[rows].item() for values in (self.n_tokens, self.n_unknown, self.truncated, self.reused)),
+            )
+        if isinstance(rows, tuple) or not (isinstance(rows, slice) or np.ndim(rows) == 1):
+            raise TypeError(
+                "scores are indexed by the number of a row, or by a slice, a mask or a list of rows, not by "
+                f"a {type(rows).__name__} like this; single values are in probabilities, embedding and attention"
             )
         rows = np.arange(len(self))[rows]
         chosen = {name: values[rows] for name, values in vars(self).items() if name != "classes"}
@@ -155,7 +170,11 @@ class Scores:
         return pd.DataFrame(self.probabilities, index, self.classes)
 
     def top(self, k: int = DEFAULT_TOP) -> list[list[tuple[str, float]]]:
-        """The k most probable classes of each text with their probabilities, highest first; [] for no tokens."""
+        """The k most probable classes of each text with their probabilities, highest first; [] for no tokens.
+
+        Raises:
+            InputError: for a k below 1.
+        """
         indices, values = self._top_indices(k)
         return [
             [(self.classes[index], value) for index, value in zip(row, row_values, strict=True)] if n_tokens else []
@@ -164,6 +183,7 @@ class Scores:
 
     def _top_indices(self, k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """[n, k] class indices and probabilities; equal probabilities in class order, NaN rows arbitrary."""
+        _check_k(k)
         indices = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
         return indices, np.take_along_axis(self.probabilities, indices, axis=1)
 
@@ -184,7 +204,7 @@ class Scores:
             tokens: the tokens of each text; needed for attention.
 
         Raises:
-            InputError: for an unknown output or embedding type.
+            InputError: for an unknown output or embedding type, or a top_k below 1.
             ValueError: for attention without tokens, or more values in a column than its 32-bit offsets can count.
         """
         check_choice("embedding type", embedding_type, EMBEDDING_TYPES)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
+
+import numpy as np
 
 from torchmoji_core.names import shown
 from torchmoji_core.options import check_choice
 
 MISSING = ("error", "empty")
-"""What a missing text (None, NaN, pandas' NA) is: an error, or a text without tokens."""
+"""What a missing text (None, NaN, NaT, pandas' NA, what numpy masks) is: an error, or a text without tokens."""
 
 Texts = Iterable[str | float | None]
 """A list, a generator, a Series of pandas or polars, an array of numpy or Arrow."""
@@ -36,10 +39,13 @@ def as_texts(texts: Texts, missing: str = "error") -> list[str]:
         raise TypeError(f"score takes a list of texts, not a {kind}; give its values: list(texts.values())")
     if isinstance(texts, (set, frozenset)):
         raise TypeError(f"score takes texts in an order, which a {kind} has not; give sorted(texts)")
+    if shape == ():
+        raise TypeError(f"score takes a list of texts, not one value of {kind}; for one text give [text.item()]")
     if isinstance(shape, tuple) and len(shape) != 1:
-        raise TypeError(
-            f"score takes one column of texts, not a {kind} of shape {shape}; give the column: table['text']"
-        )
+        column = f"texts[{', '.join([':', *'0' * (len(shape) - 1)])}]" if kind == "ndarray" else "table['text']"
+        raise TypeError(f"score takes one column of texts, not a {kind} of shape {shape}; give the column: {column}")
+    if kind == "LazyFrame":
+        raise TypeError(f"score takes one column of texts, not a {kind}; give the column: table.collect()['text']")
     if not isinstance(texts, Iterable):
         raise TypeError(f"score takes a list of texts, not {kind}; for one text give [text]")
     # Arrow's arrays are iterables of their own kind of values.
@@ -53,7 +59,8 @@ def as_texts(texts: Texts, missing: str = "error") -> list[str]:
 def _without_text(row: int, value: object, missing: str) -> str:
     where = f"row {row} (counted from 0) is {shown(value)}, not a text"
     if not _is_missing(value):
-        raise TypeError(f"{where}; make it one, as by str(), or leave it out")
+        way = ".decode()" if isinstance(value, bytes) else "str()"  # which makes "b'...'" of bytes
+        raise TypeError(f"{where}; make it one, as by {way}, or leave it out")
     if missing == "error":
         raise TypeError(f'{where}; with missing="empty" such rows are scored as empty texts')
     return ""
@@ -61,6 +68,8 @@ def _without_text(row: int, value: object, missing: str) -> str:
 
 def _is_missing(value: object) -> bool:
     """Whether it is what None, or a number that is none, becomes in tables."""
-    if isinstance(value, float):
-        return value != value
-    return value is None or type(value).__name__ in ("NAType", "NaTType")
+    if isinstance(value, Decimal):
+        return value.is_nan()
+    if isinstance(value, (float, np.inexact, np.datetime64, np.timedelta64)):
+        return bool(value != value)
+    return value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType")
