@@ -139,8 +139,12 @@ def check_fields(
             problem = problem or error
         if sought <= seen.found and all(map(_has_a_value, seen.values.values())):
             break
-    if seen.found and not seen.names and (mapping.keep or mapping.timestamp):
-        raise InputError("text lines have no fields: leave out --keep_fields and --timestamp_field")
+    of_fields = mapping.keep or mapping.timestamp or mapping.text != (AUTO,) or mapping.id not in ((AUTO,), ())
+    if seen.found and not seen.names and of_fields:
+        raise InputError(
+            "text lines have no fields: leave out --text_field, --id_field, --timestamp_field and --keep_fields, or if "
+            "they are rows of a table, give --format csv"
+        )
     if problem is not None and not seen.records:
         raise problem
     if not seen.names and seen.reason is None:

@@ -65,5 +65,5 @@ def test_training_in_bfloat16_takes_no_more_memory_with_every_batch(precision: s
 
     train([0, 60])
     before = resident_megabytes()
-    train(range(60))
+    train(range(40))
     assert resident_megabytes() - before < 30

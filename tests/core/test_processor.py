@@ -82,7 +82,7 @@ _ON_KERNELS = "(same_bits and not 4096) or last_bit or formulas or listed_precis
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="variables for x86-64")
-@pytest.mark.parametrize("cap", [pytest.param("avx2", marks=pytest.mark.faults), "sse41"])
+@pytest.mark.parametrize("cap", CAPS)
 def test_the_kernels_of_older_processors_keep_the_same_promises(cap: str, tmp_path: Path) -> None:
     files = ["tests/core/test_kernels.py", "tests/core/test_engine.py", "tests/core/test_scorer.py"]
     command = [sys.executable, "-c", _CHOICES, *files, "-k", _ON_KERNELS, "-p", "no:cacheprovider", "-p", "no:xdist"]

@@ -8,6 +8,7 @@ and reading goes on at the second.
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,7 @@ def recognize_dialect(
     )
     dialect = replace(dialect, sep_line=bool(sep), has_header=has_header, columns=columns)
     if has_header and not columns:
-        _check_preamble(lines, candidates)
+        _check_preamble(lines, dialect, bool(sep))
     first = next(_rows(lines, dialect), None)
     if first is not None:
         _check_first(first, dialect)
@@ -103,43 +104,62 @@ def recognize_table(beginning: str, is_whole: bool) -> str | None:
     They are rows if the first of them names a text among the columns of a table, and the others have as many fields.
 
     Raises:
-        InputError: if they look like rows without such names.
+        InputError: if they look like rows without such names, or like names without such rows.
     """
-    lines = [line for line in _lines_of(beginning.lstrip("\ufeff"), is_whole)[: _SAMPLED_ROWS + 1] if line.strip()]
+    beginning = beginning.lstrip("\ufeff")
+    sep = _SEP.match(beginning)
+    lines = [line for line in _lines_of(beginning[sep.end() :] if sep else beginning, is_whole) if line.strip()]
+    lines = lines[: _SAMPLED_ROWS + 1]
     if len(lines) < 2:
         return None
-    for delimiter in DELIMITERS:
-        names = [name.strip(' "') for name in lines[0].rstrip("\r\n").split(delimiter)]
-        is_header = all(map(_NAME.fullmatch, names)) and any(map(layouts.is_text_name, names))
-        if is_header and _fitness(lines, Dialect(delimiter)) >= _FIT:
+    for delimiter in [sep[1]] if sep else DELIMITERS:
+        cells = [name.strip('"') for name in lines[0].rstrip("\r\n").split(delimiter)]
+        names = [name.strip() for name in cells]
+        known = sum(name in layouts.COLUMNS for name in names)
+        # "Review, please" is a text.
+        is_header = known > 1 or (known == 1 and len(names) > 1 and not any(name[:1].isspace() for name in cells))
+        if layouts.columns_of(names) or (is_header and _fitness(lines, Dialect(delimiter)) >= _FIT):
             return "tsv" if delimiter == "\t" else "csv"
-    tabs = {line.count("\t") for line in lines}
-    if len(tabs) == 1 and tabs != {0}:
+        if known > 1:
+            raise InputError(
+                f"its first line names columns, {shown(','.join(names)[:100])}, and other lines have more fields or "
+                "fewer; give --format csv, or --format text for whole lines"
+            )
+    tabs, count = Counter(line.count("\t") for line in lines).most_common(1)[0]
+    if tabs and count >= _FIT * len(lines):
         raise InputError(
-            f"each line has {tabs.pop()} tab(s), as rows of a table have; give --format tsv, with --no_header and "
+            f"its lines have {tabs} tab(s) each, as rows of a table have; give --format tsv, with --no_header and "
             "--columns if the first line is no names, or --format text for whole lines"
         )
     return None
 
 
-_NAME = re.compile(r"[\w.#][\w .#-]{0,40}")
-"""What a column may be called."""
 _FIT = 0.9
 """The part of the lines that must be rows where the name of a file says that they are texts."""
+_NAME = re.compile(r"[\w.#][\w .#-]{0,40}")
+"""What a column may be called."""
 
 
-def _check_preamble(lines: Sequence[str], delimiters: Sequence[str]) -> None:
+def _check_preamble(lines: Sequence[str], dialect: Dialect, has_sep_line: bool) -> None:
     """Make sure that no title or the like stands before the names of the columns.
 
     Raises:
         InputError: naming the line with the names.
     """
-    for delimiter in delimiters:
-        rows = [[name.strip(' "\r\n') for name in line.split(delimiter)] for line in lines[:_SAMPLED_ROWS]]
-        if not rows or any(map(layouts.is_text_name, rows[0])):
-            return
-        for number, row in enumerate(rows, 1):
-            if len(row) > len(rows[0]) and all(map(_NAME.fullmatch, row)) and any(map(layouts.is_text_name, row)):
+    first = next(_rows(lines, dialect), [])
+    if any(name.strip() in layouts.COLUMNS for name in first):
+        return
+    # A title has no delimiter, so that another may be the one of the rows.
+    for delimiter in [dialect.delimiter] if len(first) > 1 else DELIMITERS:
+        tried = replace(dialect, delimiter=delimiter)
+        rows = list(itertools.islice(_rows(lines, tried), _SAMPLED_ROWS))
+        for index, row in enumerate(rows):
+            rest = rows[index + 1 :]
+            are_names = all(map(_NAME.fullmatch, row)) and any(map(layouts.is_text_name, row))
+            fitting = sum(len(each) == len(row) for each in rest)
+            if are_names and len(row) > len(first) and rest and fitting >= _FIT * len(rest):
+                number = next(n for n, line in enumerate(lines, 1) if next(_rows([line], tried), None) == row)
+                number += has_sep_line
                 raise InputError(
                     f"the names of its columns seem to be in line {number}, {shown(','.join(row)[:100])}; leave out "
                     f"the lines before it, for instance with tail -n +{number}"
@@ -178,20 +198,25 @@ def _fitness(lines: Sequence[str], dialect: Dialect) -> float:
 
 
 def _check_first(row: list[str], dialect: Dialect) -> None:
-    if not dialect.has_header or dialect.columns:
-        if dialect.columns and len(dialect.columns) != len(row):
-            raise InputError(
-                f"its rows have {len(row)} columns, and --columns names {len(dialect.columns)}; name each, in order"
-            )
-        return
+    if dialect.columns and len(dialect.columns) != len(row):
+        raise InputError(
+            f"its rows have {len(row)} columns, and --columns names {len(dialect.columns)}; name each, in order"
+        )
     values = [name for name in row if _VALUE.fullmatch(name)]
+    if not dialect.has_header:
+        return
+    if values and dialect.columns:
+        raise InputError(
+            f"its first line has values such as {shown(values[0])}, so it is a row: give --no_header beside --columns"
+        )
     if values:
         names = ",".join(layouts.columns_of(row) or ("a", "b", "c"))
         raise InputError(
             f"its first line has values such as {shown(values[0])} where names of columns should be; give the names of "
             f"its {len(row)} columns, --columns {names}, and --no_header if the first line is a row"
         )
-    check_names(row, RENAME)
+    if not dialect.columns:
+        check_names(row, RENAME)
 
 
 def check_names(names: Sequence[str], remedy: str = "rename one of them") -> None:
@@ -208,8 +233,14 @@ def check_names(names: Sequence[str], remedy: str = "rename one of them") -> Non
 
 
 def _reader(lines: Iterator[str], dialect: Dialect) -> Iterator[list[str]]:
-    escaping = {"escapechar": "\\", "doublequote": False} if dialect.escapes else {}
-    return csv.reader(lines, delimiter=dialect.delimiter, strict=True, **escaping)  # type: ignore[arg-type]
+    if not dialect.escapes:
+        return csv.reader(lines, delimiter=dialect.delimiter, strict=True)
+    lines = (_ESCAPE.sub(lambda found: found[0] if found[1] else "\\\\", line) for line in lines)
+    return csv.reader(lines, delimiter=dialect.delimiter, strict=True, escapechar="\\", doublequote=False)
+
+
+_ESCAPE = re.compile(r'\\(["\\])|\\')
+"""A backslash, with what it makes a character of. Before anything else it is a character, which `csv` would drop."""
 
 
 def _split_on_tabs(line: str) -> list[str]:
@@ -304,6 +335,8 @@ def read_delimited(file: Readable, dialect: Dialect, encoding: str = UTF_8) -> I
         else:
             if NULL in row:
                 row = ["" if field == NULL else field for field in row]
+            if dialect.escapes:
+                row = [field.replace("\\\n", "\n") if "\n" in field else field for field in row]
             yield Record(position, dict(zip(header, row, strict=True)), raw)
 
 

@@ -54,6 +54,14 @@ def is_document(beginning: str, is_whole: bool) -> bool:
     return problem is None or _is_cut(problem, text.rstrip(), 0 if is_whole else _CUT)
 
 
+def looks_like_document(text: str) -> bool:
+    """Whether a file that is called a text may be a document; many texts begin with a bracket."""
+    return _DOCUMENT.match(text.lstrip("\ufeff \t\r\n")) is not None
+
+
+_DOCUMENT = re.compile(r'\[\s*[{\]]|\{\s*"|' + _ASSIGNMENT.pattern)
+
+
 def _is_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)

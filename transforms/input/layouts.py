@@ -354,7 +354,7 @@ LAYOUTS: tuple[Layout, ...] = (
         time=("record.createdAt", "value.createdAt", "indexedAt"),
         language="record.langs",
         author="author.handle",
-        posts=("feed", "posts", "records", "post"),
+        posts=("feed", "posts", "records", "thread", "post", "replies"),
     ),
     Layout(
         "bluesky-record",

@@ -15,7 +15,7 @@ from transforms.input.compression import READ_ERRORS, ZIP, Readable, compression
 from transforms.input.delimited import check_names, recognize_dialect, recognize_table
 from transforms.input.encodings import UTF_8, as_utf_8, detect
 from transforms.input.forms import FORMATS, Form, FormOptions, guess_format, tells_format
-from transforms.input.json_documents import is_document
+from transforms.input.json_documents import is_document, looks_like_document
 from transforms.input.lines import parse_json
 from transforms.input.parquet import parquet_rows
 from transforms.input.raw_records import DamagedFileError, Record
@@ -37,6 +37,8 @@ _FOREIGN = (
     (FEATHER_1, "Feather of version 1", "in Python, feather.write_feather(feather.read_table(A), B) writes it anew"),
 )  # fmt: skip
 """Files that are not read: how they begin, what they are, what to do."""
+_WORDS = (b"ORC", FEATHER_1)
+"""Those of them that a text may begin with."""
 _PAGES = {"<!doctype html": "a page in HTML", "<html": "a page in HTML", "<?xml": "XML"}
 """By their beginnings: files that are read as text only if that is asked for."""
 _TAR = slice(257, 262), b"ustar"
@@ -145,14 +147,15 @@ def _form_of_plain(
     beginning: bytes,
     is_whole: bool,
 ) -> Form:
+    is_text = _is_text(beginning)
     for magic, what, remedy in _FOREIGN:
-        if beginning.startswith(magic):
+        if beginning.startswith(magic) and not (is_text and magic in _WORDS):
             raise InputError(f"it is {what}: {remedy}")
     if beginning[_TAR[0]] == _TAR[1]:
         raise InputError("it is a tar archive: unpack it, and give the directory")
     kind = options.format or kind
-    is_arrow = beginning.startswith(MAGIC) or is_stream(beginning)
-    if is_arrow or beginning.startswith(b"PAR1") or kind in ("arrow", "parquet"):
+    is_arrow = (beginning.startswith(MAGIC) and not is_text) or is_stream(beginning)
+    if is_arrow or (beginning.startswith(b"PAR1") and not is_text) or kind in ("arrow", "parquet"):
         form = replace(
             packed, kind="arrow" if is_arrow or (kind == "arrow" and beginning[:4] != b"PAR1") else "parquet"
         )
@@ -175,7 +178,10 @@ def _form_of_plain(
             raise InputError(f"the name does not tell its format; give --format {{{','.join(FORMATS)}}}")
         return replace(form, kind="json")
     if kind == "text" and options.format is None:
-        kind = recognize_table(text, is_whole) or kind
+        if looks_like_document(text) and is_document(text, is_whole):
+            return replace(form, kind="json")
+        is_said = options.delimiter or options.no_header or options.columns
+        kind = "csv" if is_said else recognize_table(text, is_whole) or kind
     if kind not in ("csv", "tsv"):
         return replace(form, kind=kind)
     usual = "\t" if kind == "tsv" else ","

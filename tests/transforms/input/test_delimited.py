@@ -74,6 +74,15 @@ def test_quotes_that_only_some_other_writer_would_understand_cost_their_line_and
     assert "a quote inside quotes has no backslash" in str(second)
 
 
+def test_of_backslashes_before_quotes_only_these_and_doubled_ones_are_taken_off() -> None:
+    text = 'id,text\n1,"she said \\"hi\\""\n2,¯\\_(ツ)_/¯\n3,"a\\nb \\\\ c"\n4,\\N\n\\N,"two\\\nlines"\n5,c:\\\n6,x\n'
+    assert read(text) == [
+        {"id": "1", "text": 'she said "hi"'}, {"id": "2", "text": "¯\\_(ツ)_/¯"}, {"id": "3", "text": "a\\nb \\ c"},
+        {"id": "4", "text": ""}, {"id": "", "text": "two\nlines"}, {"id": "5", "text": "c:\\"},
+        {"id": "6", "text": "x"},
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
 def test_what_databases_write_for_no_value_is_none(name: str) -> None:
     mark = "\t" if name == "x.tsv" else ","
@@ -97,10 +106,70 @@ def test_a_table_that_is_called_a_text_is_one(mark: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (",id,text\n0,11,so happy\n", [{"": "0", "id": "11", "text": "so happy"}]),
+        ("id,text,score(0-4)\n11,so happy,4\n", [{"id": "11", "text": "so happy", "score(0-4)": "4"}]),
+        ("id,title,selftext\n11,a,b\n", [{"id": "11", "title": "a", "selftext": "b"}]),
+        ("sep=;\nid;text\n11;so happy\n", [{"id": "11", "text": "so happy"}]),
+        ("text,label\nso happy,joy\n", [{"text": "so happy", "label": "joy"}]),
+        ('[{"id":"1","text":"a"},\n{"id":"2","text":"b"}]\n', [{"id": "1", "text": "a"}, {"id": "2", "text": "b"}]),
+        ('{\n "id":"1",\n "text":"a"\n}\n', [{"id": "1", "text": "a"}]),
+        ('{"id":"1","text":"a"},\n{"id":"2","text":"b"},\n', [{"id": "1", "text": "a"}, {"id": "2", "text": "b"}]),
+        ('window.YTD.tweets.part0 = [{"id":"1","text":"a"}]', [{"id": "1", "text": "a"}]),
+    ],
+)
+def test_rows_and_documents_that_are_called_texts(text: str, rows: list[dict[str, str]]) -> None:
+    assert read(text, "x.txt") == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id,text\n1,so happy, really\n2,so sad, too\n", "its first line names columns, 'id,text'.*--format csv, or"),
+        ("a\tso happy\n" * 20 + "b\tso\tsad\n", "its lines have 1 tab.s. each.*--format tsv"),
+        ('"0","1467810369","Mon","NO_QUERY","ann","so cold"\n' * 3, "--columns .*--no_header"),
+    ],
+)
+def test_what_may_be_a_table_is_refused(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(text, "x.txt")
+
+
+def test_what_is_said_of_a_table_makes_one_of_what_is_called_a_text() -> None:
+    rows = [{"id": "11", "text": "so happy"}, {"id": "12", "text": "so sad"}]
+    assert read("11,so happy\n12,so sad\n", "x.txt", no_header=True, columns=("id", "text")) == rows
+    assert read("id^text\n11^so happy\n12^so sad\n", "x.txt", delimiter="^") == rows
+
+
+def test_names_of_columns_beside_a_first_line_that_is_a_row() -> None:
+    text = "1500000000000000000,so happy\n1500000000000000001,so sad\n"
+    with pytest.raises(InputError, match="it is a row: give --no_header beside --columns"):
+        read(text, columns=("id", "text"))
+    assert len(read(text, columns=("id", "text"), no_header=True)) == 2
+    assert read("a,b\n1,x\n", columns=("id", "text")) == [{"id": "1", "text": "x"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'id;text\n11;"so happy\nGreat, post"\n12;so sad\n', 'label,sms\nham,"yes, ok, review, love"\nspam,win\n',
+        "id,title,selftext\n1,a,b\nyes,no,post\n", "headline\nso happy\nGreat, post, x\n", "\n\nid,text\n1,a\n",
+        "sep=,\n\nid,text\n1,a\n",
+    ],
+)  # fmt: skip
+def test_what_comes_first_is_the_header_unless_there_is_a_better_one(text: str) -> None:
+    assert len(read(text)) in (1, 2)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "so happy, really\nnot at all\n", "text\nmore text\n", "a, text\nwithout\ncommas, or with\n", "id,text\n",
-        "tweet\tabout tabs\nnone here\n", "", "\n\n", "well; text, and so on and on and on and on\nx; y, z\n",
+        "tweet about\ttabs\nnone here\n", "", "\n\n", "[1/2] so happy\n[2/2] so sad\n", "{so} happy\nso sad\n",
+        "Review, please\nso happy, line 0\nnot bad, line 1\n", "content, but tired\nhappy, but sad\nso, so\n",
+        "ORCs make me so happy\n", "PAR1 was the first stage\nso sad\n", "ARROW1 so happy\n", "FEA1 so happy\n",
+        "well; text, and so on and on and on and on\nx; y, z\n",
     ],
 )  # fmt: skip
 def test_texts_are_no_tables(text: str) -> None:

@@ -369,6 +369,17 @@ def test_a_page_of_nothing_is_a_notice(page: dict[str, Any]) -> None:
     assert reader.counts == {"read": 1, "notices": 1}
 
 
+def test_all_posts_of_a_thread_are_read() -> None:
+    def post(number: int, *replies: dict[str, Any]) -> dict[str, Any]:
+        record = {"text": f"so {number}", "createdAt": WHEN}
+        return {"post": {"uri": f"at://{number}", "record": record}, "replies": list(replies)}
+
+    for thread in (post(1, post(2, post(3)), post(4)), {"thread": post(1, post(2, post(3)), post(4))}):
+        found, reader = read(thread)
+        assert [tweet.text for tweet in found if isinstance(tweet, Tweet)] == ["so 1", "so 2", "so 3", "so 4"]
+        assert reader.counts["read"] == 4 == len(found)
+
+
 def test_what_is_no_post_in_a_page_is_a_dead_letter_by_itself() -> None:
     page = {"data": [5, {"id": "1", "text": "a", "edit_history_tweet_ids": []}, {"id": 1.5, "text": "b"}]}
     reader = PostReader(FieldMapping(), layouts.named("twitter-v2"))

@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "a page": ("x.csv", b"\n<!DOCTYPE html>\n<html>404</html>\n", {}, "a page in HTML: .* --format text"),
     "a page as text": ("x.txt", b"<html><body>404</body></html>\n", {}, "a page in HTML"),
     "XML": ("x.xml", b"<?xml version='1.0'?>\n<posts/>\n", {}, "it is XML"),
-    "rows without names": ("x.txt", b"1\tgood\tso happy\n2\tbad\tso sad\n", {}, "each line has 2 tab.*--format tsv"),
+    "rows without names": ("x.txt", b"1\tgood\tso happy\n2\tbad\tso sad\n", {}, "its lines have 2 tab.*--format tsv"),
     "no name": ("x", b"hello", {}, "--format"),
     "packed too often": ("x.txt", gzip.compress(gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"a"))))), {},
                          "decompress it"),
