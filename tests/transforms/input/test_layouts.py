@@ -453,7 +453,7 @@ REPETITIONS: list[dict[str, Any]] = [
     {"id_str": "1", "full_text": "RT @x: nobody\u2026", "retweeted_status": {"id_str": "2", "full_text": LONG}},
     {"id": "1", "content": "", "visibility": "public", "reblog": {"id": "2", "content": f"<p>{LONG}</p>"}},
     {"id": 1, "rawContent": "RT @x: no\u2026", "renderedContent": "", "retweetedTweet": {"id": 2, "rawContent": LONG}},
-    {"id": "1", "body": "RT", "verb": "share", "object": {"id": "2", "long_object": {"body": LONG}, "body": "n"}},
+    {"id": "1", "body": "RT @x: no\u2026", "verb": "share", "object": {"id": "2", "body": LONG}},
 ]
 
 
