@@ -31,8 +31,10 @@ def committed_inputs(output: Path) -> Counter[str]:
 
 
 def lock(output: Path) -> str:
-    path = output / "_lock.json"
-    return path.read_text() if path.exists() else ""
+    try:
+        return (output / "_lock.json").read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def kill_at_random(process: subprocess.Popen[str], output: Path, old: str, chance: random.Random) -> bool:
