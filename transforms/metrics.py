@@ -245,7 +245,7 @@ class Progress:
     def __init__(self, directory: str | None) -> None:
         self._directory = directory
         self._rows = self._bytes = self._beats = 0
-        self._name = f"{os.getpid()}-{id(self)}"
+        self._file: int | None = None
         if directory is not None:
             _displays.add(self)
 
@@ -262,8 +262,12 @@ class Progress:
         self._bytes += bytes_read
         self._beats += 1
         try:
-            content = self._FORMAT.pack(self._rows, self._bytes, self._beats)
-            Path(self._directory, self._name).write_bytes(content)
+            if self._file is None:
+                path = Path(self._directory, f"{os.getpid()}-{id(self)}")
+                # Kept open, since to open it takes longer than all else that is done around a small batch.
+                self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                weakref.finalize(self, os.close, self._file)
+            os.pwrite(self._file, self._FORMAT.pack(self._rows, self._bytes, self._beats), 0)
         except OSError:
             self._directory = None  # a display is not worth a failure
 
