@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from typing import Any
 
 from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
@@ -53,11 +51,10 @@ def main(arguments: list[str]) -> int:
     check_name("the name of the bundle (--name, or else that of --output)", name)
     check_threads("--threads", options.threads)
     import torch
-    from tqdm import tqdm
 
     from torchmoji_core.bundle import load_bundle
     from torchmoji_core.memory import keep_freed_memory
-    from torchmoji_core.training.classifier import ClassifierTraining
+    from torchmoji_core.training.classifier import ClassifierTraining, epochs_bar
     from transforms.input.training_data import read_labelled_texts
 
     keep_freed_memory()
@@ -81,13 +78,7 @@ def main(arguments: list[str]) -> int:
         f"{texts}; {len(training.classes)} classes; {training.maxlen} tokens a text, {training.added_words:,} words "
         "added to the vocabulary",
     )
-    with tqdm(unit=" epochs", file=sys.stderr) as bar:
-
-        def report(figures: dict[str, Any]) -> None:
-            bar.set_description(f"stage {figures['stage']} of {figures['stages']}, {figures['layers']}")
-            bar.set_postfix_str(f"loss {figures['loss']:.4f}, validation {figures['validation_loss']:.4f}")
-            bar.update()
-
+    with epochs_bar() as report:
         bundle = training.run(report, name, options.data.name)
     announce("scores", json.dumps(bundle.provenance["scores"]))
     bundle.save(options.output)

@@ -4,8 +4,42 @@
 >>> load_bundle().score(["I love mom's cooking"]).top(3)
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError, RunError, TorchMojiError
 
+if TYPE_CHECKING:
+    from torchmoji_core.estimators import EmojiFeatures, TweetClassifier
+    from torchmoji_core.training.classifier import finetune
+    from torchmoji_core.training.options import FineTuningOptions
+
 __version__ = "0.1.0"
-__all__ = ["Bundle", "InputError", "RunError", "TorchMojiError", "load_bundle"]
+__all__ = [
+    "Bundle",
+    "EmojiFeatures",
+    "FineTuningOptions",
+    "InputError",
+    "RunError",
+    "TorchMojiError",
+    "TweetClassifier",
+    "finetune",
+    "load_bundle",
+]
+
+_ON_DEMAND = {
+    "EmojiFeatures": "torchmoji_core.estimators",
+    "TweetClassifier": "torchmoji_core.estimators",
+    "FineTuningOptions": "torchmoji_core.training.options",
+    "finetune": "torchmoji_core.training.classifier",
+}
+"""Names by module that are imported when they are asked for: they need torch or scikit-learn."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_ON_DEMAND[name]), name)

@@ -39,6 +39,8 @@ from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
 from torchmoji_core.vocabulary import Vocabulary, max_vocabulary_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from torchmoji_core.inference.scorer import Scorer
@@ -194,6 +196,49 @@ class Bundle:
         if precision not in self._scorers:
             self._scorers[precision] = self.scorer(precision)
         return self._scorers[precision].score(texts, missing)
+
+    def encode(
+        self,
+        texts: str | Texts,
+        batch_size: int = 4096,
+        show_progress_bar: bool = False,
+        normalize: bool = False,
+        precision: str = "auto",
+    ) -> NDArray[np.float32]:
+        """Embeddings of texts, with the conventions of sentence-transformers.
+
+        Args:
+            texts: as of `score`; or one text.
+            batch_size: texts that are scored together; memory depends on it, a text's embedding does not.
+            show_progress_bar: on the standard error.
+            normalize: whether each embedding is divided by its length, so that a dot product of two is their cosine.
+            precision: as of `score`.
+
+        Returns:
+            [n, dimension] of float32, or [dimension] for one text; zeros for a text without tokens.
+
+        Raises:
+            TypeError, RunError: as `score`.
+            InputError: for a `batch_size` below 1.
+        """
+        import numpy as np
+        from tqdm import trange
+
+        from torchmoji_core.inference.texts import as_texts
+
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        rows = as_texts([texts] if isinstance(texts, str) else texts, caller="encode")
+        parts = [
+            self.score(rows[start : start + batch_size], precision).fillna().embedding
+            # Once for no texts at all, which gives an array of no rows.
+            for start in trange(0, max(len(rows), 1), batch_size, disable=not show_progress_bar)
+        ]
+        embeddings: NDArray[np.float32] = np.concatenate(parts)
+        if normalize:
+            lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+            embeddings /= np.where(lengths == 0, 1, lengths)
+        return embeddings[0] if isinstance(texts, str) else embeddings
 
     @cached_property
     def _scorers(self) -> dict[str, Scorer]:

@@ -33,6 +33,19 @@ def alias(label: str) -> str:
     return short_code
 
 
+@lru_cache(maxsize=4096)
+def short_name(label: str) -> str:
+    """As `alias`, but with the shorter names that chats use, as column names have them.
+
+    >>> short_name("😂"), short_name("♡")
+    ('joy', 'white_heart_suit')
+    """
+    import emoji
+
+    short_code: str = emoji.demojize(label, delimiters=("", ""), language="alias")
+    return alias(label) if short_code == label else short_code
+
+
 def are_emojis(labels: Sequence[str]) -> bool:
     """Whether a class list is one of emojis (or symbols used as such) rather than of words."""
     return all(len(label) <= 2 and not label.isalnum() and not label.isascii() for label in labels)

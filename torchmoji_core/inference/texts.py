@@ -17,12 +17,13 @@ Texts = Iterable[str | float | None]
 """A list, a generator, a Series of pandas or polars, an array of numpy or Arrow."""
 
 
-def as_texts(texts: Texts, missing: str = "error") -> list[str]:
+def as_texts(texts: Texts, missing: str = "error", caller: str = "score") -> list[str]:
     """The texts of any iterable of strings.
 
     Args:
         texts: read once, in its order.
         missing: one of `MISSING`.
+        caller: what asks for texts, for errors.
 
     Raises:
         TypeError: for one string, bytes, a mapping, a set or a table; or naming the first row that is no text.
@@ -32,22 +33,22 @@ def as_texts(texts: Texts, missing: str = "error") -> list[str]:
     kind = type(texts).__name__
     shape = getattr(texts, "shape", (0,))  # tables have two dimensions, a Series one, a list none to tell
     if isinstance(texts, str):
-        raise TypeError("score takes a list of texts; for one text give [text]")
+        raise TypeError(f"{caller} takes a list of texts; for one text give [text]")
     if isinstance(texts, (bytes, bytearray)):
-        raise TypeError(f"score takes a list of texts, not {kind}; for one text give [text.decode()]")
+        raise TypeError(f"{caller} takes a list of texts, not {kind}; for one text give [text.decode()]")
     if isinstance(texts, Mapping):
-        raise TypeError(f"score takes a list of texts, not a {kind}; give its values: list(texts.values())")
+        raise TypeError(f"{caller} takes a list of texts, not a {kind}; give its values: list(texts.values())")
     if isinstance(texts, (set, frozenset)):
-        raise TypeError(f"score takes texts in an order, which a {kind} has not; give sorted(texts)")
+        raise TypeError(f"{caller} takes texts in an order, which a {kind} has not; give sorted(texts)")
     if shape == ():
-        raise TypeError(f"score takes a list of texts, not one value of {kind}; for one text give [text.item()]")
+        raise TypeError(f"{caller} takes a list of texts, not one value of {kind}; for one text give [text.item()]")
     if isinstance(shape, tuple) and len(shape) != 1:
         column = f"texts[{', '.join([':', *'0' * (len(shape) - 1)])}]" if kind == "ndarray" else "table['text']"
-        raise TypeError(f"score takes one column of texts, not a {kind} of shape {shape}; give the column: {column}")
+        raise TypeError(f"{caller} takes one column of texts, not a {kind} of shape {shape}; give the column: {column}")
     if kind == "LazyFrame":
-        raise TypeError(f"score takes one column of texts, not a {kind}; give the column: table.collect()['text']")
+        raise TypeError(f"{caller} takes one column of texts, not a {kind}; give the column: table.collect()['text']")
     if not isinstance(texts, Iterable):
-        raise TypeError(f"score takes a list of texts, not {kind}; for one text give [text]")
+        raise TypeError(f"{caller} takes a list of texts, not {kind}; for one text give [text]")
     # Arrow's arrays are iterables of their own kind of values.
     result = list(texts.to_pylist() if hasattr(texts, "to_pylist") else texts)
     for row, text in enumerate(result):

@@ -6,8 +6,10 @@ bundle holds one model, and a user waits for one run instead of seven.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
+from torchmoji_core.inference.texts import Texts, as_texts
 from torchmoji_core.model import Dimensions
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.training.cards import classifier_card
 from torchmoji_core.training.dataset import TweetDataset
 from torchmoji_core.training.finetuning import FineTuning, reading_of, starting_model
-from torchmoji_core.training.labelled_texts import LabelledTexts, one_hot
+from torchmoji_core.training.labelled_texts import LabelledTexts, column_of, label_texts, one_hot
 from torchmoji_core.training.metrics import best_thresholds, classification_scores
 from torchmoji_core.training.options import FineTuningOptions
 from torchmoji_core.training.prediction import forward
@@ -130,6 +134,82 @@ class ClassifierTraining:
             provenance=provenance,
         )
         return replace(bundle, card=classifier_card(bundle))
+
+
+def finetune(
+    bundle: Bundle,
+    texts: Texts,
+    labels: Iterable[Any],
+    *,
+    splits: Iterable[str] | None = None,
+    validation_data: tuple[Texts, Iterable[Any]] | None = None,
+    classes: Sequence[str] = (),
+    options: FineTuningOptions = FineTuningOptions(),  # noqa: B008
+    size: tuple[int, int] | None = None,
+    checkpoint: Path | None = None,
+    name: str = "classifier",
+    data_name: str = "texts",
+    progress_bar: bool = False,
+) -> Bundle:
+    """Train a classifier of labelled texts from a pretrained model; `pipelines.finetune` as a function.
+
+    >>> moods = finetune(load_bundle(), texts, ["glad", "sad", ...], options=FineTuningOptions(method="last"))
+    >>> moods.score(["what a day"]).predict(), moods.provenance["scores"]["test"]
+
+    Without `splits` and `validation_data`, a tenth of the texts is kept to validate on, and a tenth to measure on.
+
+    Args:
+        bundle: the pretrained model; for method `new` only its vocabulary and size are used.
+        texts: any iterable of strings.
+        labels: of each text, as `label_texts` takes them: whole numbers, booleans or names; or lists of them, where
+            several classes can hold of a text.
+        splits: of each text: train, val or test.
+        validation_data: texts and labels of their own to validate on; all of `texts` are then trained on.
+        classes: names of the classes; by default the distinct labels.
+        options: how to train.
+        size: embedding and hidden channels of a `new` model, if not those of `bundle`.
+        checkpoint: file to save progress to and to resume from.
+        name: of the bundle.
+        data_name: of the data, for the model card.
+        progress_bar: whether one is shown on the standard error.
+
+    Returns:
+        The classifier. `provenance["scores"]` has its scores of each split, `provenance["thresholds"]` the probability
+        from which on each class holds.
+
+    Raises:
+        TypeError: if texts are no iterable of strings.
+        InputError: for anything else that is wrong with the data, found before any training.
+        RunError: if the loss stops being a number.
+    """
+    if splits is not None and validation_data is not None:
+        raise InputError("finetune takes splits or validation_data, but not both")
+    texts, labels = as_texts(texts, caller="finetune"), column_of(labels)
+    if len(texts) != len(labels):
+        raise InputError(f"{len(texts):,} texts and {len(labels):,} labels; each text needs its own")
+    if validation_data is not None:
+        more, their = as_texts(validation_data[0], caller="validation_data"), column_of(validation_data[1])
+        if len(more) != len(their):
+            raise InputError(f"validation_data: {len(more):,} texts and {len(their):,} labels; each text needs its own")
+        splits = ["train"] * len(texts) + ["val"] * len(more)
+        texts, labels = texts + more, labels + their
+    data = label_texts("finetune", texts, labels, splits, classes)
+    training = ClassifierTraining(data.split(options.seed), bundle, options, size=size, checkpoint=checkpoint)
+    with epochs_bar(progress_bar) as report:
+        return training.run(report, name, data_name)
+
+
+@contextlib.contextmanager
+def epochs_bar(shown: bool = True) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A progress bar on the standard error, moved by what it gives: a function for `ClassifierTraining.run`."""
+    with tqdm(unit=" epochs", file=sys.stderr, disable=not shown) as bar:
+
+        def report(figures: dict[str, Any]) -> None:
+            bar.set_description(f"stage {figures['stage']} of {figures['stages']}, {figures['layers']}")
+            bar.set_postfix_str(f"loss {figures['loss']:.4f}, validation {figures['validation_loss']:.4f}")
+            bar.update()
+
+        yield report
 
 
 def probabilities_of(logits: torch.Tensor, multi_label: bool) -> NDArray[np.float32]:

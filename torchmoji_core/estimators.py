@@ -1,0 +1,288 @@
+"""scikit-learn's view of a model: features of texts, and a classifier that is fine-tuned by `fit`.
+
+>>> from sklearn.pipeline import make_pipeline
+>>> make_pipeline(EmojiFeatures(), LogisticRegression()).fit(texts, labels)
+>>> TweetClassifier(method="last", random_state=1).fit(texts, labels).predict(["what a day"])
+
+Needs scikit-learn, the extra `sklearn`. X is always texts: a list, a Series, an array of strings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.errors import InputError
+from torchmoji_core.inference.texts import Texts, as_texts
+from torchmoji_core.labels import are_emojis, short_name
+from torchmoji_core.options import check_choice
+from torchmoji_core.training.classifier import finetune
+from torchmoji_core.training.options import FineTuningOptions
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils import Tags, check_random_state
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted
+except ImportError:
+    raise InputError(
+        "EmojiFeatures and TweetClassifier need scikit-learn: pip install 'torchmoji-beam[sklearn]'"
+    ) from None
+
+FEATURES = ("probabilities", "embedding")
+_OPTIONS = (
+    *("method", "learning_rate", "fine_learning_rate", "epoch_samples", "most_epochs", "patience", "batch_size"),
+    *("maxlen", "balanced", "extend_vocabulary", "embedding_dropout", "output_dropout", "word_dropout"),
+)
+"""Parameters of `TweetClassifier` that are options of fine-tuning."""
+
+
+class EmojiFeatures(TransformerMixin, BaseEstimator):
+    """Texts -> probabilities of the classes and embeddings, as columns for any model.
+
+    A text without tokens gives zeros.
+    """
+
+    def __init__(
+        self, model: str | Path | Bundle | None = None, features: str | Sequence[str] = FEATURES, missing: str = "error"
+    ) -> None:
+        """Args:
+        model: a bundle, or where it is, as `load_bundle` takes it; None for the bundled model.
+        features: `probabilities`, `embedding`, or both, in their order.
+        missing: whether a missing text (None, NaN) is an "error", or an "empty" text.
+        """
+        self.model = model
+        self.features = features
+        self.missing = missing
+
+    def fit(self, texts: Any = None, labels: Any = None) -> EmojiFeatures:
+        """Load the model; nothing is learnt.
+
+        Raises:
+            InputError: if it cannot be loaded, or for unknown features.
+        """
+        for name in self._chosen():
+            check_choice("feature", name, FEATURES)
+        self.bundle_ = _loaded(self.model)
+        return self
+
+    def transform(self, texts: Texts) -> NDArray[np.float32]:
+        """[n, features] of float32; see `get_feature_names_out`.
+
+        Raises:
+            TypeError: if texts are no iterable of strings; see `Bundle.score`.
+        """
+        check_is_fitted(self)
+        scores = self.bundle_.score(as_texts(texts, self.missing, "EmojiFeatures")).fillna()
+        return np.concatenate([getattr(scores, name) for name in self._chosen()], axis=1)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """[features] of object: `emoji_joy`, ..., `class_anger` of a model of other classes, `embedding_0`, ..."""
+        check_is_fitted(self)
+        classes = self.bundle_.classes
+        names = {
+            "probabilities": [f"emoji_{short_name(name)}" for name in classes]
+            if are_emojis(classes)
+            else [f"class_{name}" for name in classes],
+            "embedding": [f"embedding_{channel}" for channel in range(self.bundle_.dimensions.channels)],
+        }
+        return np.array([name for kind in self._chosen() for name in names[kind]], object)
+
+    def _chosen(self) -> Sequence[str]:
+        return (self.features,) if isinstance(self.features, str) else self.features
+
+    def __sklearn_tags__(self) -> Tags:
+        return _of_texts(super().__sklearn_tags__())
+
+
+class TweetClassifier(ClassifierMixin, BaseEstimator):
+    """A classifier of texts, fine-tuned from a model as `pipelines.finetune` does.
+
+    After `fit`, `bundle_` is the classifier as a bundle and `classes_` are the labels.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Bundle | None = None,
+        method: str = "chain-thaw",
+        *,
+        learning_rate: float = 1e-3,
+        fine_learning_rate: float = 1e-4,
+        epoch_samples: int = 1_000,
+        most_epochs: int = 100,
+        patience: int = 5,
+        batch_size: int = 0,
+        maxlen: int = 0,
+        balanced: int = 0,
+        extend_vocabulary: int = 10_000,
+        embedding_dropout: float = 0.1,
+        output_dropout: float = 0.5,
+        word_dropout: float = 0.0,
+        validation_fraction: float = 0.1,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        """Args:
+        model: a bundle to start from, or where it is, as `load_bundle` takes it; None for the bundled model.
+        method: `new`, `last`, `full` or `chain-thaw`.
+        learning_rate, ..., word_dropout: see `FineTuningOptions`, whose defaults they have.
+        validation_fraction: share of the texts that is kept to validate on, where `fit` is given none; of each class
+            the same share, if it has enough texts.
+        random_state: decides every random number; an int is the `seed` of `FineTuningOptions`.
+        verbose: whether a progress bar is shown.
+        """
+        self.model = model
+        self.method = method
+        self.learning_rate = learning_rate
+        self.fine_learning_rate = fine_learning_rate
+        self.epoch_samples = epoch_samples
+        self.most_epochs = most_epochs
+        self.patience = patience
+        self.batch_size = batch_size
+        self.maxlen = maxlen
+        self.balanced = balanced
+        self.extend_vocabulary = extend_vocabulary
+        self.embedding_dropout = embedding_dropout
+        self.output_dropout = output_dropout
+        self.word_dropout = word_dropout
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(
+        self, texts: Texts, labels: Iterable[Any], validation_data: tuple[Texts, Iterable[Any]] | None = None
+    ) -> TweetClassifier:
+        """Train.
+
+        Args:
+            texts: any iterable of strings.
+            labels: [n], numbers, booleans or names; or [n, classes] of 0 and 1, where several classes can hold.
+            validation_data: texts and labels that decide when a stage ends; None to draw them from `texts`.
+
+        Raises:
+            TypeError: if texts are no iterable of strings.
+            ValueError: if labels are no classes.
+            InputError: for anything else that is wrong with texts, labels or parameters, found before any training.
+        """
+        rows, truth = as_texts(texts, caller="TweetClassifier"), _labels(labels)
+        if len(rows) != len(truth):
+            raise InputError(f"{len(rows):,} texts and {len(truth):,} labels; each text needs its own")
+        if truth.ndim == 2:
+            self.classes_, encoded = np.arange(truth.shape[1]), truth.astype(bool)
+        else:
+            self.classes_, encoded = np.unique(truth, return_inverse=True)
+        state = self.random_state
+        seed = state if isinstance(state, (int, np.integer)) else check_random_state(state).randint(2**31 - 1)
+        chosen = {name: getattr(self, name) for name in _OPTIONS}
+        if validation_data is not None:
+            validation_data = validation_data[0], self._encoded(validation_data[1])
+        bundle = finetune(
+            _loaded(self.model),
+            rows,
+            encoded.tolist(),
+            splits=self._drawn(encoded, int(seed)) if validation_data is None else None,
+            validation_data=validation_data,
+            classes=[str(label) for label in self.classes_.tolist()],
+            options=FineTuningOptions(**chosen, seed=int(seed)),
+            progress_bar=self.verbose,
+        )
+        # What `load` makes labels of again that are no names.
+        self.bundle_ = dataclasses.replace(bundle, provenance={**bundle.provenance, "labels": self.classes_.tolist()})
+        return self
+
+    def _drawn(self, encoded: NDArray[Any], seed: int) -> list[str]:
+        """train or val of each text."""
+        count = len(encoded)
+        drawn = max(1, round(self.validation_fraction * count)) if 0 < self.validation_fraction < 1 else 0
+        if not 0 < drawn < count:
+            raise InputError(
+                f"validation_fraction {self.validation_fraction} of {count:,} texts leaves none to train or to "
+                "validate on; give more texts, a share between 0 and 1, or validation_data"
+            )
+        per_class = np.bincount(encoded) if encoded.ndim == 1 else np.zeros(1)
+        is_enough = per_class.min() > 1 and min(drawn, count - drawn) >= len(per_class)
+        _, chosen = train_test_split(
+            np.arange(count), test_size=drawn, random_state=seed, stratify=encoded if is_enough else None
+        )
+        return np.where(np.isin(np.arange(count), chosen), "val", "train").tolist()
+
+    def _encoded(self, labels: Iterable[Any]) -> list[Any]:
+        """Labels of validation as numbers of classes."""
+        truth = _labels(labels)
+        if truth.ndim == 2:
+            return truth.astype(bool).tolist()
+        number = {label: index for index, label in enumerate(self.classes_.tolist())}
+        unknown = [label for label in truth.tolist() if label not in number]
+        if unknown:
+            raise InputError(f"validation_data has a label {unknown[0]!r}, which no training text has")
+        return [number[label] for label in truth.tolist()]
+
+    def predict_proba(self, texts: Texts) -> NDArray[np.float32]:
+        """[n, classes]; a row sums to 1, unless several classes can hold of a text.
+
+        A text without tokens says nothing: all classes are equally likely, or, where several can hold, none is.
+        """
+        check_is_fitted(self)
+        scores = self.bundle_.score(as_texts(texts, caller="TweetClassifier"))
+        return scores.fillna(0.0 if self.bundle_.multi_label else 1 / len(self.classes_)).probabilities
+
+    def predict(self, texts: Texts) -> NDArray[Any]:
+        """The label of each text, [n]; or [n, classes] of 0 and 1, by the thresholds chosen on the validation texts."""
+        probabilities = self.predict_proba(texts)
+        if not self.bundle_.multi_label:
+            return self.classes_[probabilities.argmax(axis=1)]
+        thresholds = self.bundle_.provenance["thresholds"]
+        return (probabilities >= np.array([thresholds[name] for name in self.bundle_.classes])).astype(np.int64)
+
+    def save(self, path: str | Path) -> None:
+        """Write the classifier as a bundle, which `pipelines.score` and `load_bundle` read; see `Bundle.save`."""
+        check_is_fitted(self)
+        self.bundle_.save(path)
+
+    @classmethod
+    def load(cls, source: str | Path) -> TweetClassifier:
+        """A fitted classifier of a bundle that `save` or `pipelines.finetune` wrote, with default parameters.
+
+        Raises:
+            InputError: as `load_bundle`.
+        """
+        loaded = cls()
+        loaded.bundle_ = bundle = load_bundle(source)
+        labels = bundle.provenance.get("labels")
+        is_ours = isinstance(labels, list) and [str(label) for label in labels] == list(bundle.classes)
+        loaded.classes_ = np.array(labels if is_ours else bundle.classes)
+        return loaded
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = _of_texts(super().__sklearn_tags__())
+        tags.classifier_tags.multi_label = True
+        return tags
+
+
+def _loaded(model: str | Path | Bundle | None) -> Bundle:
+    return model if isinstance(model, Bundle) else load_bundle(model)
+
+
+def _labels(labels: Iterable[Any]) -> NDArray[Any]:
+    """[n] or [n, classes].
+
+    Raises:
+        ValueError: if they are no labels of classes.
+    """
+    truth = np.asarray(labels if hasattr(labels, "__len__") else list(labels))
+    check_classification_targets(truth)
+    return truth
+
+
+def _of_texts(tags: Tags) -> Tags:
+    tags.input_tags.two_d_array = False
+    tags.input_tags.one_d_array = True
+    tags.input_tags.string = True
+    return tags
