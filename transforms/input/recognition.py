@@ -146,7 +146,10 @@ def _form_of_plain(source: SourceFile, kind: str | None, options: FormOptions, p
     first = next((line for line in text.split("\n") if line.strip()), "")
     page = next((what for tag, what in _PAGES.items() if first.lstrip("\ufeff \t")[:20].lower().startswith(tag)), None)
     if page and options.format != "text":
-        raise InputError(f"it is {page}: write the texts as CSV or JSON lines, or give --format text for whole lines")
+        raise InputError(
+            f"it is {page}: if a download failed, repeat it; or write the texts as CSV or JSON lines, or give --format "
+            "text for whole lines"
+        )
     looks_like_json = first.lstrip()[:1] == "{" and isinstance(parse_json(0, first, b""), Record)
     if kind in ("jsonl", "json") or (options.format is None and looks_like_json):
         return replace(form, kind="json" if is_document(text, is_whole) else "jsonl")
