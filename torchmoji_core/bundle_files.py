@@ -221,15 +221,20 @@ class _Archive:
 
 
 class ShortReads:
-    """An archive for zipfile, which would read the list of its members at once, whatever its size."""
+    """An archive for zipfile, which would read the list of its members at once, whatever its size.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Args:
+        file: the archive.
+        most: bytes of that list.
+    """
+
+    def __init__(self, file: IO[bytes], most: int = _MOST_LISTED) -> None:
         self.seek, self.tell, self.seekable = file.seek, file.tell, lambda: True
-        self._file = file
+        self._file, self._most = file, most
 
     def read(self, size: int = -1) -> bytes:
-        if size > _MOST_LISTED:
-            raise zipfile.BadZipFile(f"its list of members takes more than {_MOST_LISTED >> 20} MiB")
+        if size > self._most:
+            raise zipfile.BadZipFile(f"its list of members takes more than {self._most >> 20} MiB")
         return self._file.read(size)
 
 

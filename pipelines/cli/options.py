@@ -62,7 +62,7 @@ class InputOptions:
     """What is read, beside the `FormOptions` and the `FieldMapping`."""
 
     inputs: tuple[str, ...] = option(
-        None, "files, directories, globs or URIs, several if wanted; - for standard input", name="input",
+        None, "files, directories, globs or URIs, several if wanted", name="input",
         nargs="+", action=_Extend, metavar="GLOB",
     )  # fmt: skip
 
@@ -144,7 +144,8 @@ def score_parser() -> argparse.ArgumentParser:
     """The options of `pipelines.score`."""
     result = OneLineParser(
         prog="python -m pipelines.score",
-        description="Score tweets: emoji distributions and embeddings of texts, to Parquet.",
+        description="Score tweets: emoji distributions and embeddings of texts, to Parquet. --input - reads standard "
+        "input.",
         epilog="Other options go to Apache Beam and its runner, e.g. --runner=FlinkRunner --flink_master=HOST:PORT. "
         "Exit status: 0 done, 1 failed, 2 wrong options or input, 3 too many dead letters, 4 another run is writing to "
         "the same output.",

@@ -93,11 +93,11 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
     check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
-        score, groups = check_fields(score, selection.work, spares_bad_files=True)
+        score, seen = check_fields(score, selection.work, spares_bad_files=True)
     else:
-        score = as_before(score, earlier)
+        score, seen = as_before(score, earlier), None
         check_goes_on(score, earlier)
-        groups = describe(score, selection.work)
+    groups = describe(score, selection.work, seen)
     # One that cannot be opened waits for the next run; a dead letter would count it as done.
     passed_over = tuple(selection.found.passed_over)
     return Plan(score, selection.work, model, passed_over=passed_over, strict=True, groups=groups)

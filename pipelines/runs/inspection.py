@@ -80,7 +80,7 @@ class Group:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What the records that were looked at have."""
 
     paths: set[str] = field(default_factory=set)
@@ -107,7 +107,7 @@ class _Seen:
 
 def check_fields(
     config: ScoreConfig, files: Sequence[InputFile], spares_bad_files: bool = False
-) -> tuple[ScoreConfig, tuple[Group, ...]]:
+) -> tuple[ScoreConfig, Seen]:
     """Make sure that the fields are there, and fill in the types of kept ones.
 
     Args:
@@ -116,14 +116,14 @@ def check_fields(
         spares_bad_files: whether those that are in no form that is read are, too, unless all are such.
 
     Returns:
-        The command line, and what the inputs are, by the first of them.
+        The command line, and what was seen, for `describe`.
 
     Raises:
         InputError: if a file's format is unknown, no record has a text, or a field that was asked for is in none.
     """
     problem: InputError | None = None
     mapping = config.fields
-    seen = _Seen(values={kept.name: [] for kept in mapping.keep})
+    seen = Seen(values={kept.name: [] for kept in mapping.keep})
     sought = {"text"}
     sought |= {"id"} if mapping.id not in ((AUTO,), ()) else set()
     sought |= {"time"} if mapping.timestamp else set()
@@ -148,7 +148,7 @@ def check_fields(
     if problem is not None and not seen.records:
         raise problem
     if not seen.names and seen.reason is None:
-        return config, describe(config, files, seen)  # nothing readable in the sample: the run will say what and where
+        return config, seen  # nothing readable in the sample: the run will say what and where
     is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
     if is_all_seen:
         _check_found(seen, sought, mapping)
@@ -163,12 +163,12 @@ def check_fields(
         fields=dataclasses.replace(mapping, keep=tuple(kept)),
         score=dataclasses.replace(config.score, keep=tuple(kept)),
     )
-    return config, describe(config, files, seen)
+    return config, seen
 
 
-def describe(config: ScoreConfig, files: Sequence[InputFile], seen: _Seen | None = None) -> tuple[Group, ...]:
+def describe(config: ScoreConfig, files: Sequence[InputFile], seen: Seen | None = None) -> tuple[Group, ...]:
     """What the inputs are, by the first of them and those that have been looked at."""
-    seen = seen or _Seen()
+    seen = seen or Seen()
     for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
         if file.path not in seen.paths:
             with contextlib.suppress(InputError):  # the run will say it
@@ -176,7 +176,7 @@ def describe(config: ScoreConfig, files: Sequence[InputFile], seen: _Seen | None
     return tuple(seen.groups.values())
 
 
-def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
+def _check_found(seen: Seen, sought: set[str], mapping: FieldMapping) -> None:
     if "text" not in seen.found and seen.reason is not None:
         raise InputError(f"no record has a text ({seen.reason}){_remedy(seen, mapping)}")
     names = [*seen.names, *(path for path in seen.texts if path not in seen.names)]
@@ -192,7 +192,7 @@ def _check_found(seen: _Seen, sought: set[str], mapping: FieldMapping) -> None:
         raise InputError(f"--timestamp_field {mapping.timestamp} is in no record; fields are: {_listed(names)}")
 
 
-def _remedy(seen: _Seen, mapping: FieldMapping) -> str:
+def _remedy(seen: Seen, mapping: FieldMapping) -> str:
     """What can be done where no record has a text."""
     if seen.is_by_columns:
         return "; it is a table by columns, as pandas writes it: write it with to_json(orient='records', lines=True)"
@@ -211,7 +211,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(list(names)[:_CANDIDATES])
 
 
-def _to_look_at(files: Sequence[InputFile], seen: _Seen) -> Iterator[tuple[InputFile, int]]:
+def _to_look_at(files: Sequence[InputFile], seen: Seen) -> Iterator[tuple[InputFile, int]]:
     """Files, and how many of their first records: the first that have some, and then others all over the rest.
 
     A file that cannot be read has no records; the run will say what is wrong, and where.
@@ -229,7 +229,7 @@ def _to_look_at(files: Sequence[InputFile], seen: _Seen) -> Iterator[tuple[Input
         yield file, MORE_RECORDS
 
 
-def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> None:
+def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: Seen) -> None:
     """Look at the first records of a file.
 
     Raises:
@@ -251,13 +251,13 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: _Seen) -> N
             raise InputError(f"input {path}: cannot be read ({error})") from None
 
 
-def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig, count: int, seen: _Seen) -> None:
+def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig, count: int, seen: Seen) -> None:
     first = list(itertools.islice(records, layouts.RECOGNIZED_FROM))
     reader = PostReader(config.fields, recognize_layout(first, config.fields) or PLAIN)
     key = (form.describe(), reader.layout.name)
     group = seen.groups.setdefault(key, Group(*key, seeks_ids=config.fields.id != ()))
     group.files += 1
-    seen.has_header |= form.kind in ("csv", "tsv") and form.dialect.has_header
+    seen.has_header |= bool(form.format.delimiter) and form.dialect.has_header
     for record in itertools.chain(first, itertools.islice(records, max(0, count - len(first)))):
         seen.records += 1
         if isinstance(record.value, dict):
@@ -268,7 +268,7 @@ def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig,
             group.samples.append((f"line at byte {record.position}", record.value))
 
 
-def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, seen: _Seen) -> None:
+def _look_at_record(fields: dict[str, Any], reader: PostReader, group: Group, seen: Seen) -> None:
     seen.names.update(dict.fromkeys(fields))
     if len(seen.texts) < 10 * _CANDIDATES:
         seen.texts.update(dict.fromkeys(_strings(fields)))

@@ -14,7 +14,7 @@ from pipelines.data_set.manifest import new_run_id
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import check_goes_on, differences, identity, listed, other_options
 from pipelines.runs.inputs import Inputs, list_inputs, named, spool_pipes, try_to_open
-from pipelines.runs.inspection import Group, check_fields
+from pipelines.runs.inspection import Group, check_fields, describe
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
 from transforms.input.forms import named_format
@@ -128,10 +128,10 @@ def make_plan(config: ScoreConfig, data_set: DataSet, scratch: str) -> Plan:
     unreadable = _check_readable(inputs)
     if config.if_exists == "append" and data_set.identity is not None:
         config = as_before(_joining(config, data_set.identity), data_set.identity)
-    config, groups = check_fields(config, files)
+    config, seen = check_fields(config, files)
     model = check_model(config)
     replaced = check_output(config, data_set, files, model)
-    passed_over = tuple(inputs.passed_over)
+    passed_over, groups = tuple(inputs.passed_over), describe(config, files, seen)
     return Plan(config, files, model, "", replaced, passed_over, unreadable, groups=groups).with_new_run(files)
 
 

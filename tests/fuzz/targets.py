@@ -25,16 +25,17 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.token_rules import chunk_tokens
 from torchmoji_core.tokenizer import Tokenizer, chunks
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
-from transforms.input import compression, raw_records
+from transforms.input import compression, forms, raw_records
 from transforms.input.delimited import Dialect
 from transforms.input.fields import FieldMapping, KeptField
 from transforms.input.formats import read_records
-from transforms.input.forms import FORMATS, Form
+from transforms.input.forms import Form
 from transforms.input.parquet import parquet_rows
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
 from transforms.input.read import to_tweets
 from transforms.input.recognition import recognize
+from transforms.input.source_file import SourceFile
 from transforms.records import DeadLetter, Tweet
 
 _RECORD_BYTES, _RAW_KEPT = 4096, 1024
@@ -51,6 +52,7 @@ _COMPRESSIONS: list[tuple[str, Callable[[bytes], bytes]]] = [
     (".bz2", lambda content: bz2.compress(content, 1)),
     (".zst", zstandard.ZstdCompressor(level=1, write_checksum=True).compress),
 ]
+FORMATS = tuple(forms.FORMATS)
 _KINDS = ("string", "int64", "float64", "bool", "timestamp", "date", "json")
 
 
@@ -103,7 +105,7 @@ def records(data: bytes) -> None:
 
 def _parquet_rows_are_all_told(content: bytes, found: list[Record | Damage]) -> None:
     try:
-        rows, largest = parquet_rows(io.BytesIO(content))
+        rows, largest = parquet_rows(SourceFile(io.BytesIO(content)))
     except InputError:
         assert len(found) == 1 and isinstance(found[0], Damage)
         return

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.cli.annotate_options import annotate_parser
+from pipelines.cli.options import score_parser
 from tests.archives import zip_of
 from tests.pipelines.conftest import Finished, read_dead_letters, read_live
 from tests.pipelines.many_forms import LINES, TEXTS, in_many_forms
@@ -108,6 +110,9 @@ def test_standard_input_that_is_none(run_score: Run, run_annotate: Run, piped: o
     finished = run_annotate("--input", "-")
     assert finished.status == 2 and "pipelines.score" in finished.err
     assert finished.err.count("\n") == 1
+    # Only the command that takes it offers it.
+    assert "standard input" in " ".join(score_parser().format_help().split())
+    assert "standard input" not in " ".join(annotate_parser().format_help().split())
 
 
 # --- one line ------------------------------------------------------------------------------------------------------

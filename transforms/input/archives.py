@@ -6,6 +6,7 @@ import io
 import zipfile
 from typing import Any
 
+from torchmoji_core.bundle_files import ShortReads
 from torchmoji_core.errors import InputError
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
 from torchmoji_core.names import shown
@@ -16,7 +17,6 @@ from transforms.input.source_file import SourceFile, raise_unless_damage
 MAX_MEMBERS = 100_000
 MAX_DIRECTORY_BYTES = 64 << 20
 """Of the list of members, which Python reads whole and makes an object of 500 bytes of each."""
-_END_BYTES = 22 + (1 << 16)
 _ENCRYPTED = 1
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Those whose output Python bounds; the others may give gigabytes for a few bytes."""
@@ -55,15 +55,8 @@ def open_member(file: SourceFile, name: str) -> Readable:
 
 def _open(file: SourceFile) -> zipfile.ZipFile:
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - _END_BYTES))
-    end = file.read(_END_BYTES)
-    at = end.rfind(b"PK\5\6")
-    directory = int.from_bytes(end[at + 12 : at + 16], "little") if at >= 0 else 0
-    if directory > MAX_DIRECTORY_BYTES:  # also that of the form for archives of more than 4 GiB in their list
-        raise InputError(f"its list of members is larger than {MAX_DIRECTORY_BYTES >> 20} MiB; unpack it")
-    file.seek(0)
     try:
-        archive = zipfile.ZipFile(file)  # type: ignore[arg-type]
+        archive = zipfile.ZipFile(ShortReads(file, MAX_DIRECTORY_BYTES))  # type: ignore[arg-type]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise_unless_damage(error)
         raise DamagedFileError(f"not a readable .zip file: {error}") from None

@@ -20,7 +20,6 @@ from transforms.input.raw_records import Damage, DamagedFileError, Record
 from transforms.input.source_file import raise_unless_damage
 
 MAGIC = b"ARROW1"
-FEATHER_1 = b"FEA1"
 CONTINUATION = b"\xff\xff\xff\xff"
 MAX_METADATA_BYTES = 16 << 20
 MAX_MESSAGE_BYTES = 1 << 30
@@ -30,11 +29,12 @@ _PIECE = 1 << 20
 _DICTIONARY, _RECORD_BATCH = 2, 3
 
 
-def is_stream(beginning: bytes) -> bool:
-    """Whether a file begins as a stream does."""
-    if not beginning.startswith(CONTINUATION) or len(beginning) < 8:
-        return False
-    return 0 < int.from_bytes(beginning[4:8], "little") <= MAX_METADATA_BYTES
+def is_arrow(beginning: bytes) -> bool:
+    """Whether a file begins as an IPC file or a stream does."""
+    is_stream = beginning.startswith(CONTINUATION) and len(beginning) >= 8
+    return beginning.startswith(MAGIC) or (
+        is_stream and 0 < int.from_bytes(beginning[4:8], "little") <= MAX_METADATA_BYTES
+    )
 
 
 def read_arrow(content: Readable, columns: Container[str] | None) -> Iterator[Record | Damage]:
@@ -65,20 +65,19 @@ def read_arrow(content: Readable, columns: Container[str] | None) -> Iterator[Re
         yield Damage(position, f"not a readable Arrow file from row {position} on: {first_line(error)}", b"")
 
 
-def column_names(content: Readable) -> list[str]:
-    """The names of a file's columns.
+def check_arrow(content: Readable) -> None:
+    """Refuse a file whose columns cannot be told, or of which one is there twice.
 
     Raises:
-        InputError: if they cannot be read.
+        InputError: with the reason.
     """
     import pyarrow as pa
 
     try:
         messages = _Messages(content)
-        if not messages.begin():
-            return []
-        with pa.ipc.open_stream(messages) as reader:
-            return list(reader.schema.names)
+        if messages.begin():
+            with pa.ipc.open_stream(messages) as reader:
+                check_names(reader.schema.names)
     except (pa.ArrowException, *READ_ERRORS, RuntimeError, ValueError) as error:
         raise_unless_damage(error)
         raise DamagedFileError(f"not a readable Arrow file: {first_line(error)}") from None

@@ -63,7 +63,9 @@ def _conversion(kind: Any) -> Convert | None:
 
     if types.is_decimal(kind) and kind.scale <= 0:
         return _whole
-    binaries = types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary
+    if types.is_fixed_size_binary(kind):
+        return _padded
+    binaries = types.is_binary, types.is_large_binary, types.is_binary_view
     if any(is_binary(kind) for is_binary in binaries):
         return _text
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
@@ -88,6 +90,12 @@ def _text(value: Any) -> Any:
         with contextlib.suppress(UnicodeDecodeError):
             return value.decode()
     return value
+
+
+def _padded(value: Any) -> Any:
+    """As `_text`; what is shorter than the size of its type is padded with NULs."""
+    text = _text(value)
+    return text.rstrip("\0") if isinstance(text, str) else text
 
 
 def _of_values(convert: Convert | None) -> Convert | None:

@@ -76,13 +76,10 @@ def recognize_dialect(
     Raises:
         InputError: if it has a column twice, or values where the names should be.
     """
-    beginning = beginning.lstrip("\ufeff")
-    sep = _SEP.match(beginning)
-    if sep:
-        beginning, delimiter = beginning[sep.end() :], delimiter or sep[1]
-    lines = _lines_of(beginning, is_whole)
+    sep, lines = _sample(beginning, is_whole)
+    delimiter = delimiter or sep
     candidates = [delimiter] if delimiter else [usual, *(each for each in DELIMITERS if each != usual)]
-    may_escape = (False, True) if '\\"' in beginning else (False,)
+    may_escape = (False, True) if any('\\"' in line for line in lines) else (False,)
     dialect = max(
         (Dialect(each, escapes) for each in candidates for escapes in (may_escape if each != "\t" else (False,))),
         key=lambda dialect: _fitness(lines, dialect),  # of equals the first
@@ -106,13 +103,11 @@ def recognize_table(beginning: str, is_whole: bool) -> str | None:
     Raises:
         InputError: if they look like rows without such names, or like names without such rows.
     """
-    beginning = beginning.lstrip("\ufeff")
-    sep = _SEP.match(beginning)
-    lines = [line for line in _lines_of(beginning[sep.end() :] if sep else beginning, is_whole) if line.strip()]
-    lines = lines[: _SAMPLED_ROWS + 1]
+    sep, lines = _sample(beginning, is_whole)
+    lines = [line for line in lines if line.strip()][: _SAMPLED_ROWS + 1]
     if len(lines) < 2:
         return None
-    for delimiter in [sep[1]] if sep else DELIMITERS:
+    for delimiter in [sep] if sep else DELIMITERS:
         cells = [name.strip('"') for name in lines[0].rstrip("\r\n").split(delimiter)]
         names = [name.strip() for name in cells]
         known = sum(name in layouts.COLUMNS for name in names)
@@ -153,11 +148,12 @@ def _check_preamble(lines: Sequence[str], dialect: Dialect, has_sep_line: bool) 
     for delimiter in [dialect.delimiter] if len(first) > 1 else DELIMITERS:
         tried = replace(dialect, delimiter=delimiter)
         rows = list(itertools.islice(_rows(lines, tried), _SAMPLED_ROWS))
-        for index, row in enumerate(rows):
-            rest = rows[index + 1 :]
+        for index, row in enumerate(rows[:-1]):
             are_names = all(map(_NAME.fullmatch, row)) and any(map(layouts.is_text_name, row))
-            fitting = sum(len(each) == len(row) for each in rest)
-            if are_names and len(row) > len(first) and rest and fitting >= _FIT * len(rest):
+            if len(row) <= len(first) or not are_names:
+                continue
+            rest = rows[index + 1 :]
+            if sum(len(each) == len(row) for each in rest) >= _FIT * len(rest):
                 number = next(n for n, line in enumerate(lines, 1) if next(_rows([line], tried), None) == row)
                 number += has_sep_line
                 raise InputError(
@@ -166,10 +162,13 @@ def _check_preamble(lines: Sequence[str], dialect: Dialect, has_sep_line: bool) 
                 )
 
 
-def _lines_of(beginning: str, is_whole: bool) -> list[str]:
-    """The whole lines of a sample."""
-    lines = re.findall(r"[^\n]*\n|[^\n]+", beginning)  # not splitlines(), which takes more for line ends
-    return lines if is_whole else lines[:-1] or lines
+def _sample(beginning: str, is_whole: bool) -> tuple[str, list[str]]:
+    """The delimiter that Excel's line names, "" without one, and the whole lines behind it."""
+    beginning = beginning.lstrip("\ufeff")
+    sep = _SEP.match(beginning)
+    # Not splitlines(), which takes more for line ends.
+    lines = re.findall(r"[^\n]*\n|[^\n]+", beginning[sep.end() :] if sep else beginning)
+    return sep[1] if sep else "", lines if is_whole else lines[:-1] or lines
 
 
 def _rows(lines: Sequence[str], dialect: Dialect) -> Iterator[list[str]]:

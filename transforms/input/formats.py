@@ -14,16 +14,12 @@ from urllib.parse import unquote
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.locations import plain
-from transforms.input.arrow_ipc import read_arrow
-from transforms.input.compression import READ_ERRORS, seekable
-from transforms.input.delimited import read_delimited
+from transforms.input.compression import READ_ERRORS
+from transforms.input.encodings import as_utf_8
 from transforms.input.fields import HIVE_NULL
 from transforms.input.forms import Form
-from transforms.input.json_documents import read_documents
-from transforms.input.lines import parse_lines, read_lines
-from transforms.input.parquet import read_parquet
 from transforms.input.raw_records import Damage, Record
-from transforms.input.recognition import decoded, open_content
+from transforms.input.recognition import open_content
 from transforms.input.source_file import SourceFile, raise_unless_damage
 from transforms.storage.listing import Glob, with_names_that_exist
 
@@ -75,7 +71,15 @@ def read_records(
         SourceError: if reading the file fails.
         Exception: for lack of memory and the like. Neither is damage.
     """
-    records = _read(SourceFile(file), form, start, end, columns)
+    try:
+        content = open_content(SourceFile(file), form)
+        if form.format.begins is None:
+            content = as_utf_8(content, form.encoding, form.newline)
+        records = form.format.read(content, form, start, end, columns)
+    except (InputError, *READ_ERRORS) as error:
+        if not isinstance(error, InputError):
+            raise_unless_damage(error)
+        records = iter([Damage(start, f"cannot be read: {error}", b"")])
     if form.member is not None:
         records = (record._replace(position=f"{form.member}:{record.position}") for record in records)
     if fields := directory_fields(path):
@@ -96,28 +100,3 @@ def directory_fields(path: str) -> dict[str, str | None]:
     """
     parts = (part.partition("=") for part in path.split("/")[:-1] if "=" in part)
     return {unquote(name): None if value == HIVE_NULL else unquote(value) for name, _, value in parts if name}
-
-
-def _read(
-    source: SourceFile, form: Form, start: int, end: int | None, columns: Container[str] | None
-) -> Iterator[Record | Damage]:
-    try:
-        if form.kind == "parquet":
-            content = seekable(open_content(source, form))
-        elif form.kind == "arrow":
-            content = open_content(source, form)  # type: ignore[assignment]
-        else:
-            content = decoded(source, form)  # type: ignore[assignment]
-    except (InputError, *READ_ERRORS) as error:
-        if not isinstance(error, InputError):
-            raise_unless_damage(error)
-        return iter([Damage(start, f"cannot be read: {error}", b"")])
-    if form.kind == "parquet":
-        return read_parquet(content, start, end, columns)
-    if form.kind == "arrow":
-        return read_arrow(content, columns)
-    if form.kind in ("csv", "tsv"):
-        return read_delimited(content, form.dialect, form.encoding)
-    if form.kind == "json":
-        return read_documents(content, form.encoding)
-    return parse_lines(read_lines(content, start, end), form.kind, form.encoding)

@@ -390,6 +390,16 @@ LAYOUTS: tuple[Layout, ...] = (
         html=("object.content", "content"),
     ),
     Layout(
+        "reddit",
+        "Reddit's comments and submissions in one table",
+        marks=("body title selftext link_id", "body title selftext parent_id", "body title selftext subreddit"),
+        text=("body", "title + selftext"),
+        time=("created_utc",),
+        author="author",
+        is_escaped=True,
+        blanks=_DELETED,
+    ),
+    Layout(
         "reddit-comments",
         "Reddit's comments",
         marks=("body link_id", "body parent_id subreddit", "body subreddit author"),

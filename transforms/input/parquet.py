@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from torchmoji_core.errors import InputError, first_line
 from transforms.input.arrow_values import conversions, rows_as_records
@@ -16,7 +16,7 @@ BATCH_ROWS = 1024
 _BUFFER_BYTES = 1 << 20
 
 
-def parquet_rows(file: BinaryIO | SourceFile) -> tuple[int, int]:
+def parquet_rows(file: SourceFile) -> tuple[int, int]:
     """Number of rows in a file and in the largest of its row groups, from the footer alone.
 
     Raises:
@@ -24,7 +24,7 @@ def parquet_rows(file: BinaryIO | SourceFile) -> tuple[int, int]:
         SourceError: if reading it fails.
     """
     try:
-        parquet, footer = _open(file if isinstance(file, SourceFile) else SourceFile(file))
+        parquet, footer = _open(file)
         names = parquet.schema_arrow.names
     except _errors() as error:
         raise_unless_damage(error)

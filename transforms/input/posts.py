@@ -6,6 +6,7 @@ A `PostReader` is made once for a part of a file, or a stream, so that a record 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -71,8 +72,8 @@ class PostReader:
         self._of_shared = ours.of_shared if self._shared_in else {}
         self._make_id = ours.make_id if mapping.id == (AUTO,) else None
         self._texts = tuple(map(self._place, ours.text if mapping.text == (AUTO,) else mapping.text))
-        parts = [(path, *parts[0]) for path, parts in self._texts if len(parts) == 1]
-        self._single_texts = parts if len(parts) == len(self._texts) else []
+        first = itertools.takewhile(lambda text: len(text.parts) == 1, self._texts)
+        self._single_texts = [(path, *parts[0]) for path, parts in first]
         self._ids = tuple((path, getter(path)) for path in (ours.id if mapping.id == (AUTO,) else mapping.id))
         times = () if mapping.timestamp is None else ours.time if mapping.timestamp == AUTO else (mapping.timestamp,)
         self._times = tuple((path, getter(path)) for path in times)
@@ -296,7 +297,7 @@ class PostReader:
             return value if value.isascii() else valid_unicode(value), path
         blank = None
         for path, parts in self._texts:
-            text = None
+            text, is_deleted = None, False
             for get, clean in parts:
                 value = get(post)
                 if value is None and (view is post or (value := get(view)) is None):
@@ -304,7 +305,7 @@ class PostReader:
                 if not isinstance(value, str):
                     value = _joined(value, path, self.layout.is_rich)
                 if value in self.layout.blanks:
-                    value = ""
+                    value, is_deleted = "", True
                 if clean is not None and ("&" in value or "<" in value):
                     value = clean(value)
                 text = f"{text}\n\n{value}" if text and value else text or value
@@ -312,6 +313,8 @@ class PostReader:
                 return valid_unicode(text), path
             if text is not None and blank is None:
                 blank = text, path
+            if is_deleted:  # another place has no text of this post
+                break
         return blank
 
     def find_id(self, post: Fields, view: Fields) -> str | None:

@@ -18,11 +18,10 @@ from transforms.input.fields import FieldMapping, partition_directory, position_
 from transforms.input.formats import absolute, read_records
 from transforms.input.forms import Form, FormOptions, tells_format
 from transforms.input.layouts import AUTO, PLAIN, Layout
-from transforms.input.parquet import parquet_rows
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
 from transforms.input.recognition import members_passed_over, recognize
-from transforms.input.source_file import SourceError
+from transforms.input.source_file import SourceError, SourceFile
 from transforms.records import DeadLetter, Outcome, Tweet
 from transforms.storage import files as storage
 from transforms.storage import listing
@@ -146,7 +145,7 @@ def first_records(
     Raises:
         SourceError: if reading the file fails.
     """
-    end = min(file.bytes_, _HEAD_BYTES) if form.is_splittable and form.kind != "parquet" else None
+    end = min(file.bytes_, _HEAD_BYTES) if form.is_splittable and form.format.has_line_records else None
     records = read_records(opened, form, 0, end, columns, file.path)
     return (record for record in records if isinstance(record, Record))
 
@@ -195,8 +194,8 @@ def split_file(
 def _split_form(file: InputFile, form: Form, opened: BinaryIO, size: int, layout: str | None) -> Iterator[Split]:
     if not form.is_splittable:
         yield Split(file, form, 0, None, size, layout)
-    elif form.kind == "parquet":
-        rows, largest_group = parquet_rows(opened)
+    elif form.format.count_rows is not None:
+        rows, largest_group = form.format.count_rows(SourceFile(opened))
         step = max(PART_ROWS, largest_group // PARTS_OF_GROUP)
         for start in range(0, rows, step):
             end = min(start + step, rows)

@@ -5,41 +5,26 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.names import shown
 from transforms.input.archives import members, open_member
-from transforms.input.arrow_ipc import FEATHER_1, MAGIC, column_names, is_stream
 from transforms.input.compression import READ_ERRORS, ZIP, Readable, compression_of, decompress, seekable
-from transforms.input.delimited import check_names, recognize_dialect, recognize_table
-from transforms.input.encodings import UTF_8, as_utf_8, detect
-from transforms.input.forms import FORMATS, Form, FormOptions, guess_format, tells_format
+from transforms.input.delimited import recognize_dialect, recognize_table
+from transforms.input.encodings import UTF_8, detect
+from transforms.input.forms import FOREIGN, FORMATS, WORDS, Form, FormOptions, guess_format, tells_format
 from transforms.input.json_documents import is_document, looks_like_document
 from transforms.input.lines import parse_json
-from transforms.input.parquet import parquet_rows
 from transforms.input.raw_records import DamagedFileError, Record
 from transforms.input.source_file import SourceFile, raise_unless_damage
 
 SAMPLE_BYTES = 1 << 16
 MAX_LAYERS = 4
-_FOREIGN = (
-    (b"SQLite format 3\0", "an SQLite database", "export the table as CSV, with a header"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a file of Microsoft Office", "save it as CSV UTF-8"),
-    (b"%PDF-", "a PDF", "give the texts as text, a line each"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it, and give the directory"),
-    (b"Rar!\x1a\x07", "an RAR archive", "unpack it, and give the directory"),
-    (b"Obj\x01", "an Avro file", "write it as Parquet"),
-    (b"ORC", "an ORC file", "write it as Parquet"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "write it as Parquet"),
-    (b"\x04\x22\x4d\x18", "compressed by LZ4", "decompress it, lz4 -d"),
-    (b"version https://git-lfs", "a pointer of Git LFS, and not the file", "fetch that with git lfs pull"),
-    (FEATHER_1, "Feather of version 1", "in Python, feather.write_feather(feather.read_table(A), B) writes it anew"),
-)  # fmt: skip
-"""Files that are not read: how they begin, what they are, what to do."""
-_WORDS = (b"ORC", FEATHER_1)
-"""Those of them that a text may begin with."""
-_PAGES = {"<!doctype html": "a page in HTML", "<html": "a page in HTML", "<?xml": "XML"}
+_PAGES = {
+    "<!doctype html": "a page in HTML", "<html": "a page in HTML", "<?xml": "XML",
+    "<error><code>": "an error message of an object store",
+}  # fmt: skip
 """By their beginnings: files that are read as text only if that is asked for."""
 _TAR = slice(257, 262), b"ustar"
 _WORKBOOK = "[Content_Types].xml"
@@ -99,14 +84,14 @@ def _forms(source: SourceFile, name: str, options: FormOptions, packed: Form) ->
         packed: what has been unpacked of it already.
     """
     kind, named = guess_format(name)
-    beginning, is_whole, problem = _beginning(open_content(source, packed))
-    if problem is not None and not beginning and kind is None:
-        raise DamagedFileError(f"cannot be read: {problem}")
-    compression = compression_of(beginning)
-    if compression is None and named not in (None, ZIP, *packed.layers) and not _is_text(beginning) and beginning:
+    sample = _sample(open_content(source, packed))
+    if sample.problem is not None and not sample.content and kind is None:
+        raise DamagedFileError(f"cannot be read: {sample.problem}")
+    compression = compression_of(sample.content)
+    if compression is None and named not in (None, ZIP, *packed.layers) and not sample.is_text:
         compression = named
     if compression is None:
-        yield _form_of_plain(source, name, kind, options, packed, beginning, is_whole)
+        yield _form_of_plain(source, kind, options, packed, sample)
         return
     if len(packed.layers) == MAX_LAYERS:
         raise InputError(f"it is compressed more than {MAX_LAYERS} times; decompress it")
@@ -138,38 +123,33 @@ def _forms_of_members(source: SourceFile, options: FormOptions, packed: Form, ki
             raise type(error)(f"its member {shown(name)}: {error}") from None
 
 
-def _form_of_plain(
-    source: SourceFile,
-    name: str,
-    kind: str | None,
-    options: FormOptions,
-    packed: Form,
-    beginning: bytes,
-    is_whole: bool,
-) -> Form:
-    is_text = _is_text(beginning)
-    for magic, what, remedy in _FOREIGN:
-        if beginning.startswith(magic) and not (is_text and magic in _WORDS):
+def _form_of_plain(source: SourceFile, kind: str | None, options: FormOptions, packed: Form, sample: _Sample) -> Form:
+    beginning, is_whole = sample.content, sample.is_whole
+    for magic, what, remedy in FOREIGN:
+        if beginning.startswith(magic) and not (sample.is_text and magic in WORDS):
             raise InputError(f"it is {what}: {remedy}")
     if beginning[_TAR[0]] == _TAR[1]:
         raise InputError("it is a tar archive: unpack it, and give the directory")
     kind = options.format or kind
-    is_arrow = (beginning.startswith(MAGIC) and not is_text) or is_stream(beginning)
-    if is_arrow or (beginning.startswith(b"PAR1") and not is_text) or kind in ("arrow", "parquet"):
-        form = replace(
-            packed, kind="arrow" if is_arrow or (kind == "arrow" and beginning[:4] != b"PAR1") else "parquet"
-        )
-        _check_columns(source, form)
-        return form
+    begun = (name for name, each in FORMATS.items() if each.begins is not None and each.begins(beginning))
+    told = kind if sample.is_text else next(begun, kind)
+    if told is not None and FORMATS[told].begins is not None:
+        if (check := FORMATS[told].check) is not None:
+            check(open_content(source, packed))
+        return replace(packed, kind=told)
     encoding = detect(beginning, options.encoding)
     text = codecs.getincrementaldecoder(encoding)("replace").decode(beginning, final=is_whole).removeprefix("\ufeff")
     newline = "\r" if "\r" in text[:-1] and "\n" not in text else "\n"
     text = text.replace(newline, "\n")
-    form = replace(packed, encoding=encoding, newline=newline)
+    may_be_utf_8 = encoding != UTF_8 and sample.is_text and not beginning.isascii()
+    form = replace(packed, encoding=encoding, newline=newline, may_be_utf_8=may_be_utf_8)
     first = next((line for line in text.split("\n") if line.strip()), "")
     page = next((what for tag, what in _PAGES.items() if first.lstrip("\ufeff \t")[:20].lower().startswith(tag)), None)
     if page and options.format != "text":
-        raise InputError(f"it is {page}: write the texts as CSV or JSON lines, or give --format text for whole lines")
+        raise InputError(
+            f"it is {page}: if a download failed, repeat it; or write the texts as CSV or JSON lines, or give --format "
+            "text for whole lines"
+        )
     looks_like_json = first.lstrip()[:1] == "{" and isinstance(parse_json(0, first, b""), Record)
     if kind in ("jsonl", "json") or (options.format is None and looks_like_json):
         return replace(form, kind="json" if is_document(text, is_whole) else "jsonl")
@@ -182,56 +162,41 @@ def _form_of_plain(
             return replace(form, kind="json")
         is_said = options.delimiter or options.no_header or options.columns
         kind = "csv" if is_said else recognize_table(text, is_whole) or kind
-    if kind not in ("csv", "tsv"):
+    if not (usual := FORMATS[kind].delimiter):
         return replace(form, kind=kind)
-    usual = "\t" if kind == "tsv" else ","
     try:
         dialect = recognize_dialect(text, usual, options.delimiter, not options.no_header, options.columns, is_whole)
     except InputError as error:
-        more = "; it is no UTF-8: name its --encoding, for instance cp1252" if _is_no_utf_8(text, form) else ""
+        is_other = encoding == UTF_8 and "\ufffd" in text
+        more = "; it is no UTF-8: name its --encoding, for instance cp1252" if is_other else ""
         raise InputError(f"{error}{more}") from None
     return replace(form, kind=kind, dialect=dialect)
 
 
-def _check_columns(source: SourceFile, form: Form) -> None:
-    """Refuse a file that has a column twice.
+class _Sample(NamedTuple):
+    """The first bytes of a file."""
 
-    Raises:
-        InputError: naming it, or if what tells of the columns cannot be read.
-    """
-    if form.kind == "parquet":
-        parquet_rows(seekable(open_content(source, form)))
-    else:
-        check_names(column_names(open_content(source, form)))
+    content: bytes
+    is_whole: bool
+    """Whether there are no more."""
+    is_text: bool
+    """Whether they are UTF-8 without NULs; so is nothing."""
+    problem: Exception | None = None
+    """Why no more can be read."""
 
 
-def _beginning(content: Readable) -> tuple[bytes, bool, Exception | None]:
-    """The first bytes of a file, whether they are all, and why there are no more."""
-    beginning = bytearray()
+def _sample(content: Readable) -> _Sample:
+    beginning, is_whole, problem = bytearray(), False, None
     try:
-        while len(beginning) < SAMPLE_BYTES:
+        while len(beginning) < SAMPLE_BYTES and not is_whole:
             piece = content.read1(SAMPLE_BYTES) if hasattr(content, "read1") else content.read(SAMPLE_BYTES)
-            if not piece:
-                return bytes(beginning), True, None
             beginning += piece
+            is_whole = not piece
     except READ_ERRORS as error:
         raise_unless_damage(error)  # reading it whole will say what is wrong
-        return bytes(beginning), False, error
-    return bytes(beginning), False, None
-
-
-def _is_text(beginning: bytes) -> bool:
+        problem = error
     try:
-        text = codecs.getincrementaldecoder(UTF_8)().decode(beginning)
+        is_text = "\0" not in codecs.getincrementaldecoder(UTF_8)().decode(beginning)
     except UnicodeDecodeError:
-        return False
-    return "\0" not in text
-
-
-def _is_no_utf_8(text: str, form: Form) -> bool:
-    return form.encoding == UTF_8 and "\ufffd" in text
-
-
-def decoded(source: SourceFile, form: Form) -> Readable:
-    """What is in a file of text, as UTF-8; raises as `open_content`."""
-    return as_utf_8(open_content(source, form), form.encoding, form.newline)
+        is_text = False
+    return _Sample(bytes(beginning), is_whole, is_text, problem)

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.cli.options import ScoreConfig, parse
 from pipelines.runs.identity import differences, identity
-from pipelines.runs.inspection import check_fields
+from pipelines.runs.inspection import check_fields, describe
 from torchmoji_core.errors import InputError
 from transforms.input.read import match_files
 
@@ -21,8 +21,8 @@ def plan(path: Path, *options: str) -> tuple[ScoreConfig, list[str]]:
     """The checked command, and what is said of its inputs."""
     config, _ = parse(["--input", str(path), *options])
     files = match_files(config.inputs)
-    config, groups = check_fields(config, files)
-    return config, [line for group in groups for line in group.describe(config.dry_run)]
+    config, seen = check_fields(config, files)
+    return config, [line for group in describe(config, files, seen) for line in group.describe(config.dry_run)]
 
 
 def write(path: Path, *records: Any) -> Path:

@@ -55,7 +55,7 @@ def test_hostile_archives(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="more than 3 members"):
         read(zipped(*((f"{number}.txt", b"a") for number in range(4))), "x.zip")
     monkeypatch.setattr(archives, "MAX_DIRECTORY_BYTES", 10)
-    with pytest.raises(InputError, match="list of members is larger"):
+    with pytest.raises(InputError, match="list of members takes more"):
         read(zipped(("1.txt", b"a")), "x.zip")
 
 
@@ -233,6 +233,12 @@ def test_texts_of_every_type(name: str) -> None:
     assert [record.value for record in found if isinstance(record, Record)] == [
         {"text": text, "in": {"t": text}} for text in ["a", "b", None, "a"]
     ]
+
+
+def test_nuls_that_pad_a_fixed_size_do_not_belong_to_the_text() -> None:
+    table = pa.table({"id": pa.array([b"12\0\0", b"1234", b"\xff\0\0\0", None], pa.binary(4))})
+    found = list(read_records(io.BytesIO(arrow(table)), Form("arrow")))
+    assert [record.value["id"] for record in found] == ["12", "1234", b"\xff\0\0\0", None]  # type: ignore[union-attr,index]
 
 
 def test_whole_decimals_are_numbers_with_all_their_digits() -> None:

@@ -143,6 +143,14 @@ SAMPLES: list[tuple[str, Any, list[tuple[str | None, str, bool]]]] = [
      [("https://m.example/5", "long", True)]),
     ("activitypub", {"id": "https://m.example/6", "type": "Page", "published": WHEN, "content": "<p>page</p>"},
      [("https://m.example/6", "page", True)]),
+    ("reddit", {
+        "id": "b1", "body": None, "title": "cats &amp; dogs", "selftext": "why not", "created_utc": SECONDS,
+        "subreddit": "pics", "link_id": None,
+    }, [("b1", "cats & dogs\n\nwhy not", True)]),
+    ("reddit", {
+        "id": "b2", "body": "[deleted]", "title": "of the post", "selftext": "", "created_utc": SECONDS,
+        "subreddit": "pics",
+    }, [("b2", "", True)]),
     ("reddit-comments", {
         "id": "c1", "author": "someone", "body": "&gt; quoted\n\nyes", "created_utc": SECONDS, "link_id": "t3_x",
         "parent_id": "t3_x", "subreddit": "pics", "score": 4,
@@ -247,6 +255,22 @@ def test_every_layout_has_a_sample_and_there_are_many() -> None:
 def test_the_table_of_the_readme_is_that_of_the_code() -> None:
     listed = "".join(f"| `{layout.name}` | {layout.about} |\n" for layout in (*LAYOUTS, PLAIN))
     assert listed in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("missing", [None, ""], ids=["Parquet", "CSV"])
+def test_comments_and_submissions_of_reddit_may_be_in_one_table(missing: str | None) -> None:
+    names = "id", "body", "link_id", "title", "selftext", "created_utc"
+    rows = [
+        ("c1", "no &lt; yes", "t3_s1", missing, missing, SECONDS),
+        ("s1", missing, missing, "cats", "or dogs", SECONDS),
+        ("s2", missing, missing, "a picture", "[deleted]", SECONDS),
+        ("c2", "[removed]", "t3_s1", missing, missing, SECONDS),
+    ]
+    records = [dict(zip(names, row, strict=True)) for row in rows]
+    reader = PostReader(FieldMapping(), recognize(records))
+    found = [item for record in records for item in reader.read(Record(0, record, b""), "f", "f")]
+    texts = {item.id: item.text for item in found if isinstance(item, Tweet)}
+    assert texts == {"c1": "no < yes", "s1": "cats\n\nor dogs", "s2": "a picture", "c2": ""}
 
 
 # --- recognition ---------------------------------------------------------------------------------------------------

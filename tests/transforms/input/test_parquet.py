@@ -17,6 +17,7 @@ from torchmoji_core.errors import InputError
 from transforms.input import parquet as parquet_files
 from transforms.input.parquet import parquet_rows
 from transforms.input.raw_records import Damage, Record
+from transforms.input.source_file import SourceFile
 
 
 def make_table(n: int = 50) -> pa.Table:
@@ -49,10 +50,10 @@ def test_row_ranges_give_every_row_once(n_rows: int, group: int, batch: int, cut
 
 def test_parquet_rows() -> None:
     content = parquet(make_table(), row_group_size=7)
-    assert parquet_rows(io.BytesIO(content)) == (50, 7)
+    assert parquet_rows(SourceFile(io.BytesIO(content))) == (50, 7)
     for bad in (b"", b"PAR1", content[:-1], content[: len(content) // 2], b"x" * 1000):
         with pytest.raises(InputError, match="not a readable Parquet file"):
-            parquet_rows(io.BytesIO(bad))
+            parquet_rows(SourceFile(io.BytesIO(bad)))
 
 
 def test_truncated_parquet_is_one_damage() -> None:

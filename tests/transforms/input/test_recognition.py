@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[str, bytes, dict[str, Any], str]] = {
     "a page": ("x.csv", b"\n<!DOCTYPE html>\n<html>404</html>\n", {}, "a page in HTML: .* --format text"),
     "a page as text": ("x.txt", b"<html><body>404</body></html>\n", {}, "a page in HTML"),
     "XML": ("x.xml", b"<?xml version='1.0'?>\n<posts/>\n", {}, "it is XML"),
+    "a store's error": ("x.csv", b"<Error><Code>NoSuchKey</Code></Error>", {}, "error message of an object store"),
     "rows without names": ("x.txt", b"1\tgood\tso happy\n2\tbad\tso sad\n", {}, "its lines have 2 tab.*--format tsv"),
     "no name": ("x", b"hello", {}, "--format"),
     "packed too often": ("x.txt", gzip.compress(gzip.compress(gzip.compress(gzip.compress(gzip.compress(b"a"))))), {},
@@ -263,3 +264,16 @@ def test_a_form_is_told_in_a_few_words() -> None:
         encoding="cp1252"
     ))  # fmt: skip
     assert form.describe() == "CSV, semicolons between columns, cp1252, in gz"
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding", "said"),
+    [
+        ("café\n", "utf-8", "text, cp1252 as --encoding says, although it looks like UTF-8"),
+        ("café\n", "cp1252", "text, cp1252"),
+        ("cafe\n", "utf-8", "text, cp1252"),
+    ],
+)
+def test_a_plan_doubts_an_encoding_if_the_file_looks_like_utf_8(text: str, encoding: str, said: str) -> None:
+    (form,) = recognize(io.BytesIO(text.encode(encoding)), "x.txt", FormOptions(encoding="cp1252"))
+    assert form.describe() == said
