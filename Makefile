@@ -2,10 +2,11 @@
 # make test         install everything and run ruff, mypy and the whole test suite
 # make test-faults  kills, full disks, clocks that step: up to an hour
 # make test-power-cut  images of a disk taken right after a command; mounts loop devices, so as root
-# make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest: before a release
+# make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest; and torchmoji_core alone,
+#                  in .venv-core, with what PyFlink brings and without Beam: before a release
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
-# make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers and read a data set with them
+# make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers: read a data set, score in Spark
 # make lint         ruff and mypy alone
 # make format       let ruff format the code
 # make bench        the benchmarks, minutes each; figures go to benchmarks/results/
@@ -18,7 +19,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-azure test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-azure test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -34,8 +35,11 @@ test-faults: .venv/installed-dev
 test-power-cut: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults tests/faults/test_durable.py
 
-test-lowest: .venv-lowest/installed
+test-lowest: .venv-lowest/installed test-core
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal
+
+test-core: .venv-core/installed
+	.venv-core/bin/python -m pytest --noconftest -p no:cacheprovider tests/core/test_arrow_scorer.py tests/core/test_scores.py
 
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py
@@ -66,6 +70,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.object_store
 	$(BIN)/python -m benchmarks.annotation
+	$(BIN)/python -m benchmarks.arrow_scorer
 	$(BIN)/python -m benchmarks.streaming
 
 fuzz: .venv/installed-dev
@@ -76,7 +81,7 @@ dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv .venv-airflow .venv-lowest .venv-readers build dist *.egg-info scored
+	rm -rf .venv .venv-airflow .venv-core .venv-lowest .venv-readers build dist *.egg-info scored
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -97,6 +102,14 @@ clean:
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
 	touch $@
 
+# What torchmoji_core needs to score, beside the versions that apache-flink pins. No Beam, and not the whole component.
+.venv-core/installed: Makefile
+	rm -rf .venv-core
+	$(PYTHON) -m venv .venv-core
+	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check torch 'pyarrow==16.*' 'numpy==2.1.*' \
+		'pandas==2.2.*' emoji safetensors text-unidecode tqdm 'smart-open[http]' polars pytest
+	touch $@
+
 .venv/azurite/installed: Makefile
 	npm install --silent --no-fund --no-audit --prefix .venv/azurite azurite@3
 	touch $@
@@ -110,5 +123,6 @@ clean:
 # An environment of its own: Spark has 400 MB, and the newest extension for DuckDB is for 1.5. Java is for Spark.
 .venv-readers/installed: Makefile
 	$(PYTHON) -m venv .venv-readers
-	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check 'pyspark==4.*' 'duckdb==1.5.5' 'duckdb-extension-delta==1.5.5'
+	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check 'pyspark==4.*' 'duckdb==1.5.5' \
+		'duckdb-extension-delta==1.5.5' torch pyarrow pandas emoji safetensors text-unidecode tqdm 'smart-open[http]'
 	touch $@

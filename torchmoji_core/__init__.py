@@ -13,12 +13,14 @@ from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError, RunError, TorchMojiError
 
 if TYPE_CHECKING:
+    from torchmoji_core.arrow_scorer import ArrowScorer
     from torchmoji_core.estimators import EmojiFeatures, TweetClassifier
     from torchmoji_core.training.classifier import finetune
     from torchmoji_core.training.options import FineTuningOptions
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArrowScorer",
     "Bundle",
     "EmojiFeatures",
     "FineTuningOptions",
@@ -31,12 +33,13 @@ __all__ = [
 ]
 
 _ON_DEMAND = {
+    "ArrowScorer": "torchmoji_core.arrow_scorer",
     "EmojiFeatures": "torchmoji_core.estimators",
     "TweetClassifier": "torchmoji_core.estimators",
     "FineTuningOptions": "torchmoji_core.training.options",
     "finetune": "torchmoji_core.training.classifier",
 }
-"""Names by module that are imported when they are asked for: they need torch or scikit-learn."""
+"""Names by module that are imported when they are asked for: they need torch, pyarrow or scikit-learn."""
 
 
 def __getattr__(name: str) -> Any:

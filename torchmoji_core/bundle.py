@@ -307,6 +307,16 @@ def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
     return Tokenizer(_vocabulary(files, config, location)), config["maxlen"]
 
 
+def load_config(source: str | Path | None = None) -> tuple[dict[str, Any], str]:
+    """The configuration of a bundle and its fingerprint, without reading the other files.
+
+    Raises:
+        InputError: as `load_bundle`.
+    """
+    config, files, _ = _read_verified(_location(source), ())
+    return config, hashlib.sha256(files[CONFIG]).hexdigest()
+
+
 def _vocabulary(files: Mapping[str, bytes], config: Mapping[str, Any], location: str) -> Vocabulary:
     return Vocabulary.from_json(files[VOCABULARY], f"{location}: {VOCABULARY}")
 

@@ -25,6 +25,7 @@ import zstandard
 from pipelines.data_set.snapshot import live_files
 from tests.pipelines.conftest import Finished, posts, read_dead_letters, read_live, read_scores, write_lines
 from tests.tiny import tiny_bundle
+from torchmoji_core import ArrowScorer
 from torchmoji_core.bundle import Bundle
 from transforms.input.fields import position_id
 
@@ -62,6 +63,23 @@ def test_rows_are_what_the_bundle_says(run_score: Score, bundle: Bundle, tmp_pat
     np.testing.assert_allclose(np.stack(table["embedding"].to_numpy()), scores.embedding, atol=1.3e-4)
     for expected, row in zip(scores.top(5), table["top_emojis"].to_pylist(), strict=True):
         assert [(top["emoji"], pytest.approx(top["probability"], abs=1e-5)) for top in row] == expected
+
+
+def test_rows_are_what_a_scorer_for_arrow_gives(run_score: Score, model: str, tmp_path: Path) -> None:
+    rows = posts(300)
+    write_lines(tmp_path / "in.jsonl", rows)
+    assert (
+        run_score("--input", "in.jsonl", "--output", "out", "--outputs", "text,top,probabilities,embedding").status == 0
+    )
+    written = read_scores(tmp_path / "out")
+    scored = ArrowScorer("text", model)(written.select(["id", "text"]))
+    common = [name for name in written.column_names if name in scored.column_names]
+    assert common == scored.column_names
+    assert written.select(common).to_pylist() == scored.to_pylist()
+    metadata = written.schema.metadata
+    assert {key: metadata[key] for key in scored.schema.metadata if key.startswith(b"torchmoji.")} == {
+        key: value for key, value in scored.schema.metadata.items() if key.startswith(b"torchmoji.")
+    }
 
 
 def test_metadata_describes_the_file(run_score: Score, bundle: Bundle, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -10,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+import torchmoji_core
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import are_emojis
 from torchmoji_core.options import check_choice
+from torchmoji_core.tokenizer import TOKENIZER_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -327,6 +330,18 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
             repeats="",
         ),
     )
+
+
+def model_metadata(name: str, fingerprint: str, classes: Sequence[str], maxlen: int) -> dict[str, str]:
+    """What the metadata of a schema say of the model; `classes` is a JSON list in the order of `probabilities`."""
+    return {
+        "torchmoji.bundle": name,
+        "torchmoji.fingerprint": fingerprint,
+        "torchmoji.classes": json.dumps(list(classes), ensure_ascii=False),
+        "torchmoji.tokenizer": TOKENIZER_VERSION,
+        "torchmoji.maxlen": str(maxlen),
+        "torchmoji.version": torchmoji_core.__version__,
+    }
 
 
 def _top(made: _Made, kind: pa.ListType) -> pa.Array:

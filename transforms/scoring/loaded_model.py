@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,13 +12,11 @@ from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
-from torchmoji_core import __version__
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.scorer import Scorer
-from torchmoji_core.inference.scores import Column, chosen, schema_of
+from torchmoji_core.inference.scores import Column, chosen, model_metadata, schema_of
 from torchmoji_core.memory import keep_freed_memory
-from torchmoji_core.tokenizer import TOKENIZER_VERSION
 from torchmoji_core.vocabulary import UNKNOWN
 from transforms.columns import columns_of
 from transforms.options import ENCODING, PARQUET_ENCODINGS, RUN_ID, ScoreOptions
@@ -67,19 +64,10 @@ def traits_of(bundle: Bundle) -> Traits:
 
 
 def _schema(scorer: Scorer, name: str, options: ScoreOptions, columns: Sequence[Column]) -> pa.Schema:
-    """Schema of the output, with metadata that says what made it.
-
-    Every metadata value is a string; `classes` is a JSON list in the order of `probabilities`.
-    """
-    metadata = {
-        "torchmoji.bundle": name,
-        "torchmoji.fingerprint": scorer.fingerprint,
-        "torchmoji.classes": json.dumps(scorer.classes, ensure_ascii=False),
-        "torchmoji.tokenizer": TOKENIZER_VERSION,
+    """Schema of the output, with metadata that says what made it; every value is a string."""
+    metadata = model_metadata(name, scorer.fingerprint, scorer.classes, scorer.maxlen) | {
         "torchmoji.precision": scorer.precision,
         "torchmoji.arithmetic": scorer.arithmetic,
-        "torchmoji.maxlen": str(scorer.maxlen),
-        "torchmoji.version": __version__,
         RUN_ID.decode(): options.run_id,
     }
     if options.parquet_encoding != PARQUET_ENCODINGS[0]:

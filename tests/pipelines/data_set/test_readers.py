@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 from pipelines.data_set.snapshot import live_files
 from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
+from torchmoji_core import Bundle
+from torchmoji_core.inference.scorer import Scorer
 
 PYTHON = Path(__file__).parents[3] / ".venv-readers" / "bin" / "python"
 if not PYTHON.exists():
@@ -34,6 +37,33 @@ duckdb.execute(f"LOAD '{extension}'")  # signed by DuckDB, which refuses others
 rows = duckdb.sql("SELECT id, embedding, date FROM delta_scan('out')").fetchall()
 print(json.dumps([[*row[:2], row[2].isoformat()] for row in rows]))
 """
+
+MAP_IN_ARROW = """
+import json, sys
+from pyspark.sql import SparkSession
+from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+from torchmoji_core import ArrowScorer
+settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+spark = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+frame = spark.createDataFrame([(None,), ("so happy",), ("late again",)], "text string")
+scorer = ArrowScorer("text", sys.argv[1])
+rows = frame.mapInArrow(scorer.batches, from_arrow_schema(scorer.schema(to_arrow_schema(frame.schema)))).collect()
+print(json.dumps([[row["text"], row["status"], row["probabilities"], row["embedding"]] for row in rows]))
+"""
+
+
+def test_spark_scores_by_the_scorer_for_arrow(model: str, bundle: Bundle) -> None:
+    root = Path(__file__).parents[3]
+    finished = subprocess.run(
+        [PYTHON, "-c", MAP_IN_ARROW, model],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(root), "PYSPARK_PYTHON": str(PYTHON)},
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    expected = Scorer(bundle, embedding_type="float32").score(["", "so happy", "late again"]).to_arrow()
+    columns = [expected.column(name).to_pylist() for name in ("status", "probabilities", "embedding")]
+    found = json.loads(finished.stdout.splitlines()[-1])
+    assert found == [[text, *row] for text, *row in zip([None, "so happy", "late again"], *columns, strict=True)]
 
 
 @pytest.mark.parametrize("program", [SPARK, DUCKDB], ids=["Spark", "DuckDB"])
