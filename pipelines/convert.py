@@ -32,10 +32,12 @@ _MAX_CLASSES_BYTES = 4 << 20
 def parser() -> argparse.ArgumentParser:
     result = OneLineParser(
         prog="python -m pipelines.convert",
-        description="Convert torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf5 to a bundle.",
+        description="Convert torchMoji's pytorch_model.bin, DeepMoji's .hdf5 or emoji.ckpt to a bundle.",
         allow_abbrev=False,
     )
-    result.add_argument("--checkpoint", required=True, help="file or URI of the weights, in either format")
+    result.add_argument(
+        "--checkpoint", required=True, help="file or URI of the weights; of TensorFlow's the .index, beside its data"
+    )
     result.add_argument("--vocabulary", required=True, help="vocabulary.json of the weights: token to id")
     result.add_argument("--output", required=True, help="bundle to write: a new directory, or a new .zip")
     result.add_argument("--name", help="name of the bundle (default: the checkpoint's name without its ending)")

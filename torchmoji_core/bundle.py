@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -260,7 +261,8 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
 
     Args:
         source: a directory, a .zip file, or a URI of either (https, s3, gs, az, file);
-            the bundled default model if None.
+            the bundled default model if None; "deepmoji" for DeepMoji's published weights, which are fetched once
+            (`torchmoji_core.published`), unless there is a file or directory of that name.
 
     Raises:
         InputError: if it cannot be found or read, is damaged, or is not a bundle.
@@ -340,6 +342,10 @@ def _check_reading(name: str, maxlen: int, tokenizer_version: str) -> None:
 
 
 def _location(source: str | Path | None) -> str:
+    from torchmoji_core import published
+
+    if source == published.NAME and not os.path.lexists(published.NAME):
+        return str(published.bundle_directory(Bundle))
     return str(DEFAULT_BUNDLE if source is None else source)
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints -> a state dict: torchMoji's `.bin` and DeepMoji's Keras `.hdf5`. Writes nothing.
+"""Published checkpoints -> a state dict: torchMoji's `.bin`, DeepMoji's `.hdf5` and `.ckpt`. Writes nothing.
 
 A checkpoint is a stranger's file. Its content decides its format, not its name; a pickle goes through torch's
 restricted reader alone, HDF5 is not followed to another file, and the weights may not be larger than the file they
@@ -13,7 +13,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,14 +25,18 @@ from torchmoji_core.limits import MODEL_LIMITS, model_limit
 from torchmoji_core.model import FLOATS, Dimensions, check_weights, dimensions_of, pack_ids
 from torchmoji_core.names import shown
 from torchmoji_core.pickles import check_pickle
+from torchmoji_core.tensorflow_files import DATA_SUFFIX, INDEX_SUFFIX, MAGIC, read_tensors
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
-    from torchmoji_core.bundle import Bundle
+    from torchmoji_core.model import TorchMoji
+    from torchmoji_core.tokenizer import Tokenizer
 
-TORCH_ZIP, TORCH_LEGACY, KERAS_HDF5 = "torch zip", "torch legacy", "keras hdf5"
+TORCH_ZIP, TORCH_LEGACY, KERAS_HDF5, TENSORFLOW = "torch zip", "torch legacy", "keras hdf5", "tensorflow"
 
 PUBLISHED = Dimensions(vocabulary=50_000, embedding=256, hidden=512, classes=64)
 
@@ -52,7 +56,7 @@ _KNOWN_MAXLEN = 30
 
 LARGEST_FILE = 8 * MODEL_LIMITS["weights"] + (64 << 20)
 """Bytes of a checkpoint, of a model that has the most weights that one may have by default, all of them float64."""
-_REMEDY = "give torchMoji's pytorch_model.bin or DeepMoji's deepmoji_weights.hdf5"
+_REMEDY = "give torchMoji's pytorch_model.bin, DeepMoji's deepmoji_weights.hdf5 or its emoji.ckpt.index"
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ZIP_SIGNATURE = b"PK\x03\x04"
 _LEGACY_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # behind the two bytes that give the pickle's protocol
@@ -61,6 +65,20 @@ _LEGACY_PICKLES = 5
 _PICKLE = "data.pkl"
 _KERAS_ARRAYS = {"embedding": 1, "bi_lstm_0": 6, "bi_lstm_1": 6, "attlayer": 1, "softmax": 2}
 _KERAS_1_ARRAYS = 24
+_TENSORFLOW_LAYERS = {
+    "embedding": ["embedding/embeddings"],
+    **{
+        f"bi_lstm_{number}": [
+            f"bi_lstm_{number}/{direction}_lstm_{number + 1}/{array}"
+            for direction in ("forward", "backward")
+            for array in ("kernel", "recurrent_kernel", "bias")
+        ]
+        for number in (0, 1)
+    },
+    "attlayer": ["attlayer/attlayer_W"],
+    "softmax": ["softmax/kernel", "softmax/bias"],
+}
+_TENSORFLOW_NAMES = {name for names in _TENSORFLOW_LAYERS.values() for name in names}
 _MOST_NAMES = 100
 _OUTPUT_WEIGHT, _OUTPUT_BIAS = "output_layer.0.weight", "output_layer.0.bias"
 
@@ -94,7 +112,7 @@ def fetch_checkpoint(source: str) -> bytes:
 
 
 def checkpoint_format(content: bytes, source: str) -> str:
-    """TORCH_ZIP, TORCH_LEGACY or KERAS_HDF5, by the first bytes of the content.
+    """TORCH_ZIP, TORCH_LEGACY, KERAS_HDF5 or TENSORFLOW (of its index), by the content.
 
     Raises:
         InputError: if it is none of them, naming what it seems to be.
@@ -106,6 +124,8 @@ def checkpoint_format(content: bytes, source: str) -> str:
         return TORCH_ZIP
     if content[2:].startswith(_LEGACY_MAGIC):
         return TORCH_LEGACY
+    if content.endswith(MAGIC):
+        return TENSORFLOW
     if not content:
         raise InputError(f"checkpoint {source}: is empty; download it again")
     if start.startswith(b"<"):
@@ -120,10 +140,16 @@ def checkpoint_format(content: bytes, source: str) -> str:
     raise InputError(f"checkpoint {source}: is neither a file of torch.save nor HDF5; {_REMEDY}")
 
 
-def parse_checkpoint(content: bytes, source: str) -> dict[str, Tensor]:
-    """As `read_checkpoint`, for bytes at hand; `source` names them in errors."""
-    keras = checkpoint_format(content, source) == KERAS_HDF5
-    state = _read_keras(content, source) if keras else _read_torch(content, source)
+def parse_checkpoint(content: bytes, source: str, data: bytes | None = None) -> dict[str, Tensor]:
+    """As `read_checkpoint`, for bytes at hand; `source` names them in errors.
+
+    The data file of an index of TensorFlow's is `data`, or else is read from beside the source.
+    """
+    form = checkpoint_format(content, source)
+    if form == TENSORFLOW:
+        state = _read_tensorflow(content, source, data)
+    else:
+        state = _read_keras(content, source) if form == KERAS_HDF5 else _read_torch(content, source)
     try:
         dimensions_of(state)
     except InputError as error:
@@ -229,6 +255,30 @@ def _read_keras(content: bytes, source: str) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in _rename(arrays).items()}
 
 
+def _read_tensorflow(index: bytes, source: str, data: bytes | None) -> dict[str, Tensor]:
+    """Tensors under our names; DeepMoji's port to TensorFlow kept the layers of Keras."""
+    import numpy as np
+
+    if data is None:
+        if not source.endswith(INDEX_SUFFIX):
+            raise InputError(
+                f"checkpoint {source}: is an index of TensorFlow's: call it NAME.index, its data NAME.data-*"
+            )
+        data = fetch_checkpoint(source.removesuffix(INDEX_SUFFIX) + DATA_SUFFIX)
+    try:
+        tensors = read_tensors(index, data)
+    except InputError as error:
+        raise InputError(f"checkpoint {source}: {first_line(error, LONGEST_REASON)}") from None
+    missing, extra = sorted(_TENSORFLOW_NAMES - tensors.keys()), sorted(tensors.keys() - _TENSORFLOW_NAMES)
+    if missing or extra:
+        raise InputError(
+            f"checkpoint {source}: not the tensors of a DeepMoji model: missing {missing[:3]}, "
+            f"unknown {shown(extra[:3])}; {_REMEDY}"
+        )
+    layers = {layer: [tensors[name] for name in names] for layer, names in _TENSORFLOW_LAYERS.items()}
+    return {name: torch.from_numpy(np.array(array)) for name, array in _rename(layers).items()}
+
+
 def _keras_datasets(root: Any) -> dict[str, list[Any]]:
     """The five layers' h5py datasets, in the file's order of weights; float, and stored in this file.
 
@@ -319,7 +369,18 @@ def looks_published(dimensions: Dimensions) -> bool:
     return dimensions == PUBLISHED
 
 
-def known_answers(bundle: Bundle) -> list[str]:
+class AnyBundle(Protocol):
+    """A bundle, which is made of what is read here."""
+
+    @property
+    def dimensions(self) -> Dimensions: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    def model(self) -> TorchMoji: ...
+    def save(self, path: str | Path) -> None: ...
+
+
+def known_answers(bundle: AnyBundle) -> list[str]:
     """Compare a bundle with what the published weights are known to give.
 
     Returns:
