@@ -39,7 +39,7 @@ test-lowest: .venv-lowest/installed test-core
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 test-core: .venv-core/installed
-	.venv-core/bin/python -m pytest --noconftest -p no:cacheprovider tests/core/test_arrow_scorer.py tests/core/test_scores.py
+	.venv-core/bin/python -m pytest --noconftest -p no:cacheprovider tests/core/test_arrow_scorer.py tests/core/test_texts.py
 
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py

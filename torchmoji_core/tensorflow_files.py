@@ -176,7 +176,7 @@ def masked_crc32c(content: bytes) -> int:
 
 
 def crc32c(content: bytes) -> int:
-    """The check sum of Castagnoli's polynomial; of 50 MB in a third of a second.
+    """The check sum of Castagnoli's polynomial; of 51 MB in 0.8 s.
 
     Pieces of equal length are taken at the same time, a byte of each in a step. The register is linear in what came
     before. So 32 more pieces, of zeros behind a single bit, say what each bit of it becomes behind a piece.
