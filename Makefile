@@ -69,6 +69,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.reading
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.object_store
+	$(BIN)/python -m benchmarks.aggregation
 	$(BIN)/python -m benchmarks.annotation
 	$(BIN)/python -m benchmarks.arrow_scorer
 	$(BIN)/python -m benchmarks.streaming

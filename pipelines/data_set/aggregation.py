@@ -1,0 +1,512 @@
+"""What `pipelines.aggregate` makes: features of each entity and period, from the live rows of a data set.
+
+    rows           ->  groups (entity, period)  ->  sums  ->  features-2024-05-01.parquet, a file for each unit of time
+
+A file of features is made of the rows of its unit and of nothing else, so what is made anew is the same, whatever was
+there before. The record beside the files says which units each file of the data set has rows of. Only the units of
+files that have come or gone since are made again: that takes care of late rows, of retired files and of new models.
+
+Sums are exact, so they do not depend on the order of rows: probabilities and embeddings are read as multiples of 2^-24
+(which changes them by at most 3e-8), and sums of fewer than 2^29 of these are whole in float64.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.data_set.snapshot import DataSet
+from torchmoji_core.errors import InputError, RunError, first_line
+from torchmoji_core.names import shown
+from transforms.columns import TIMESTAMP_COLUMN
+from transforms.storage import files as storage
+
+RECORD = "_features.json"
+PERIODS = ("hour", "day", "week", "month")
+"""In UTC; a week begins on Monday."""
+EVENT_TIMESTAMP = "event_timestamp"
+VECTORS = ("probabilities", "embedding")
+_OF_FEATURES = ("tweets", "scored", "first_share", "entropy", EVENT_TIMESTAMP, *VECTORS)
+_VERSION = 1
+_STEP = 2.0**24
+MOST_BYTES = 400 << 20
+"""Of sums that are held at a time; if there are more groups, the rows are read several times."""
+_BATCH_ROWS = 8192
+_NO_UNIT = "all"
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What rows of one group have in common."""
+
+    entity: tuple[str, ...]
+    """Columns."""
+    period: str | None
+    """One of `PERIODS`; None to take all time together."""
+
+    @classmethod
+    def parse(cls, text: str) -> Grouping:
+        """Read `user,day`: columns, and at most one period, in any order.
+
+        Raises:
+            InputError: for an empty name, one that is there twice, or two periods.
+        """
+        names = [name.strip() for name in text.split(",")]
+        periods = [name for name in names if name in PERIODS]
+        entity = tuple(name for name in names if name not in PERIODS)
+        if not all(names) or len(set(names)) < len(names) or len(periods) > 1:
+            raise InputError(
+                f"--by {text}: expected columns and at most one of {', '.join(PERIODS)}, each once, as in --by user,day"
+            )
+        for name in entity:
+            if name in (*_OF_FEATURES, TIMESTAMP_COLUMN):
+                raise InputError(f"--by {text}: {name!r} is no entity; by time, give one of {', '.join(PERIODS)}")
+        return cls(entity, periods[0] if periods else None)
+
+    def __str__(self) -> str:
+        return ",".join([*self.entity, *([self.period] if self.period else [])])
+
+    @property
+    def unit(self) -> str:
+        """SQL of the name of the unit of time that a period belongs to: what is made again at a time."""
+        form = {"hour": "%Y-%m-%d", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m", None: None}[self.period]
+        return f"'{_NO_UNIT}'" if form is None else f"strftime(period, '{form}')"
+
+    @property
+    def start(self) -> str:
+        """SQL of the start of a row's period."""
+        return "NULL::TIMESTAMP" if self.period is None else f"date_trunc('{self.period}', time)"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What one file of the data set has rows of."""
+
+    units: tuple[str, ...]
+    rows: int
+    left_out: dict[str, int]
+    """Rows that are in no group, by the column in which they have nothing."""
+
+
+@dataclass
+class Aggregated:
+    """What was done."""
+
+    made: int = 0
+    """Files of features."""
+    deleted: int = 0
+    kept: int = 0
+    features: int = 0
+    """Rows of the files that were made."""
+    rows: int = 0
+    """Live rows of the data set."""
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """For people."""
+        left_out = ", ".join(f"{count:,} without {name}" for name, count in sorted(self.left_out.items()) if count)
+        return (
+            f"aggregated  {self.rows:,} rows: {self.rows - sum(self.left_out.values()):,} in features, "
+            f"{left_out or '0'} left out; {self.made:,} file(s) made with {self.features:,} features, "
+            f"{self.kept:,} kept, {self.deleted:,} deleted"
+        )
+
+
+def aggregate(source: str, by: Grouping, output: str) -> Aggregated:
+    """Bring features up to date with a data set. To be called by the holder of the output's lock.
+
+    Args:
+        source: directory of a data set.
+        by: entity and period.
+        output: directory for the features.
+
+    Raises:
+        InputError: if there is no data set, a column is missing, or the output holds something else.
+        RunError: if a file cannot be read or written. The next call makes what is missing then.
+    """
+    data_set = DataSet.read(source)
+    if not data_set.manifests:
+        raise InputError(f"{source}: no manifest there, so no data set; check the path")
+    files = {path: file.rows for path, file in sorted(data_set.live.files.items())}
+    before = _read_record(output, data_set.output, by)
+    with tempfile.TemporaryDirectory(prefix="torchmoji-aggregate-", ignore_cleanup_errors=True) as scratch:
+        try:
+            return _Aggregation(data_set.output, by, output, scratch).run(files, before)
+        except (pa.ArrowException, duckdb.Error, OSError) as error:
+            raise RunError(f"{source} cannot be aggregated: {first_line(error)}") from error
+
+
+class _Aggregation:
+    def __init__(self, source: str, by: Grouping, output: str, scratch: str) -> None:
+        self._source, self._by, self._output = source, by, output
+        bounds: dict[str, Any] = {"memory_limit": "256MB", "temp_directory": scratch, "threads": 2}
+        self._database = duckdb.connect(config=bounds)
+        self._metadata: dict[bytes, bytes] = {}
+        """Of the files, without what differs between them."""
+        self._types: dict[str, pa.DataType] = {}
+        """Of the columns of the entity."""
+        self._has: list[str] = []
+        """Of `VECTORS`, those that the files have."""
+
+    def run(self, files: Mapping[str, int], before: Mapping[str, Looked]) -> Aggregated:
+        self._check(files)
+        # What a killed run has left; nobody else writes here.
+        storage.delete([facts.path for facts in storage.match([f"{self._output}/_features-*.tmp"])])
+        looked = {path: before[path] if path in before else self._look(path, rows) for path, rows in files.items()}
+        changed = [*(before[path] for path in before.keys() - files.keys())]
+        changed += [looked[path] for path in files.keys() - before.keys()]
+        to_make = {unit for each in changed for unit in each.units}
+        there = {unit for each in looked.values() for unit in each.units}
+        done = Aggregated(kept=len(there - to_make), rows=sum(files.values()))
+        for each in looked.values():
+            for name, count in each.left_out.items():
+                done.left_out[name] = done.left_out.get(name, 0) + count
+        relevant = [path for path, each in looked.items() if to_make & set(each.units)]
+        self._make(relevant, self._group(relevant, to_make), done)
+        gone = sorted(to_make - there)
+        storage.delete([self._path(unit) for unit in gone])
+        done.deleted = len(gone)
+        self.write_record(looked)
+        return done
+
+    def _check(self, files: Mapping[str, int]) -> None:
+        """Make sure that the files are of one model and have what is asked for.
+
+        Raises:
+            InputError: if not.
+        """
+        schemas = {}
+        for path in files:
+            with storage.open_raw(f"{self._source}/{path}") as opened:
+                schemas[path] = pq.read_schema(opened)
+        if not schemas:
+            return
+        models = {(schema.metadata or {}).get(b"torchmoji.fingerprint") for schema in schemas.values()}
+        if len(models) > 1:
+            raise InputError(
+                f"{self._source}: its rows were scored by {len(models)} models, whose scores are not to be mixed; "
+                "score all with one, as by pipelines.annotate --rescore_with_new_model"
+            )
+        names = {name for schema in schemas.values() for name in schema.names}
+        simple = {
+            field.name: field.type
+            for schema in schemas.values()
+            for field in schema
+            if not pa.types.is_nested(field.type)
+        }
+        missing = [name for name in self._by.entity if name not in simple]
+        if missing:
+            choice = ", ".join(sorted(simple.keys() - {TIMESTAMP_COLUMN, "text", "status"})) or "none"
+            raise InputError(
+                f"{self._source}: the rows have no column {missing[0]!r} to group by, but {choice}; other fields of "
+                "the input are carried along by --keep_fields of score and annotate"
+            )
+        if self._by.period and TIMESTAMP_COLUMN not in names:
+            raise InputError(
+                f"{self._source}: the rows have no time to group by {self._by.period}; score them with "
+                "--timestamp_field"
+            )
+        if not names & set(VECTORS):
+            raise InputError(
+                f"{self._source}: the rows have neither probabilities nor embeddings; score with --outputs "
+                "probabilities or embedding"
+            )
+        first = next(iter(schemas.values()))
+        self._types = {name: simple[name] for name in self._by.entity}
+        kept = (b"torchmoji.bundle", b"torchmoji.fingerprint", b"torchmoji.classes", b"torchmoji.version")
+        self._metadata = {key: value for key, value in (first.metadata or {}).items() if key in kept}
+        self._metadata[b"torchmoji.features_by"] = str(self._by).encode()
+        self._has = [name for name in VECTORS if name in names]
+
+    def _look(self, path: str, rows: int) -> Looked:
+        """Read the columns of a file that tell its groups.
+
+        Raises:
+            RunError: if the file does not have the rows that it should have.
+        """
+        keys = self._keys(path)
+        if keys.num_rows != rows:
+            raise RunError(f"{path} has {keys.num_rows} rows, its manifest says {rows}; run pipelines.verify")
+        columns = [*self._by.entity, *(["time"] if self._by.period else [])]
+        left = {TIMESTAMP_COLUMN if name == "time" else name: 0 for name in columns}
+        is_there = pa.array(np.ones(rows, bool))
+        for name in columns:  # a row that lacks several is counted for the first
+            has = pc.is_valid(keys[name]).combine_chunks()
+            left[TIMESTAMP_COLUMN if name == "time" else name] += (
+                pc.sum(pc.and_not(is_there, has).cast(pa.int64())).as_py() or 0
+            )
+            is_there = pc.and_(is_there, has)
+        units = self._database.execute(f"SELECT DISTINCT {self._by.unit} AS unit FROM ({self._of_groups()}) ORDER BY 1")
+        return Looked(tuple(unit for (unit,) in units.fetchall()), rows, left)
+
+    def _keys(self, path: str) -> pa.Table:
+        """Entity and time of a file's rows, in their order; also as the database's table `keys`."""
+        with storage.open_raw(f"{self._source}/{path}") as opened:
+            parquet = pq.ParquetFile(opened)
+            names = [
+                name for name in (*self._by.entity, TIMESTAMP_COLUMN, "status") if name in parquet.schema_arrow.names
+            ]
+            table = parquet.read(columns=names)
+        columns = {
+            name: table[name].cast(kind) if name in names else pa.nulls(len(table), kind)
+            for name, kind in self._types.items()
+        }
+        times = (
+            table[TIMESTAMP_COLUMN] if TIMESTAMP_COLUMN in names else pa.nulls(len(table), pa.timestamp("us", "UTC"))
+        )
+        columns["time"] = times.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).cast(pa.timestamp("us"))
+        columns["scored"] = pc.equal(table["status"], "scored")
+        columns["row"] = pa.array(np.arange(len(table)))
+        keys = pa.table(columns)
+        self._database.register("keys", keys)
+        return keys
+
+    def _of_groups(self) -> str:
+        """SQL of the rows of `keys` that are in a group, with the start of their period."""
+        needed = [*map(_quoted, self._by.entity), *(["time"] if self._by.period else [])]
+        there = " AND ".join(f"{name} IS NOT NULL" for name in needed) or "TRUE"
+        return f"SELECT *, {self._by.start} AS period FROM keys WHERE {there}"
+
+    def _group(self, paths: Sequence[str], units: set[str]) -> int:
+        """Make the database's table `groups`, numbered by unit, period and entity. Returns how many there are."""
+        entity = "".join(f"{_quoted(name)}, " for name in self._by.entity)
+        self._database.register("units", pa.table({"unit": pa.array(sorted(units), pa.string())}))
+        created = False
+        for path in paths:
+            self._keys(path)
+            part = (
+                f"SELECT {self._by.unit} AS unit, period, {entity}count(*) AS tweets, count_if(scored) AS scored, "
+                f"max(time) AS latest FROM ({self._of_groups()}) WHERE {self._by.unit} IN (SELECT unit FROM units) "
+                "GROUP BY ALL"
+            )
+            self._database.execute(f"INSERT INTO parts {part}" if created else f"CREATE TABLE parts AS {part}")
+            created = True
+        if not created:
+            return 0
+        order = f"unit, period, {entity}".rstrip(", ")
+        self._database.execute(
+            f"CREATE TABLE groups AS SELECT row_number() OVER (ORDER BY {order}) - 1 AS number, * FROM "
+            f"(SELECT unit, period, {entity}sum(tweets)::BIGINT AS tweets, sum(scored)::BIGINT AS scored, "
+            "max(latest) AS latest FROM parts GROUP BY ALL)"
+        )
+        self._database.execute("DROP TABLE parts")
+        (count,) = self._database.execute("SELECT count(*) FROM groups").fetchall()[0]
+        return int(count)
+
+    def _make(self, paths: Sequence[str], groups: int, done: Aggregated) -> None:
+        """Write the file of each unit, as many groups at a time as there is room for."""
+        widths = self._widths(paths)
+        per_group = 8 * (sum(widths.values()) + widths.get(VECTORS[0], 0))
+        most = max(1, MOST_BYTES // max(per_group, 1))
+        writer: _UnitWriter | None = None
+        for first in range(0, groups, most):
+            features = self._features_of(paths, widths, first, min(first + most, groups))
+            units = features["unit"].to_numpy(zero_copy_only=False)
+            starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]]).tolist()
+            for start, end in zip(starts, [*starts[1:], len(units)], strict=True):
+                if writer is None or writer.unit != units[start]:
+                    if writer is not None:
+                        writer.close()
+                    writer = _UnitWriter(units[start], self._path(units[start]), self._output)
+                    done.made += 1
+                writer.write(features.slice(start, end - start).drop_columns(["unit"]))
+            done.features += len(features)
+        if writer is not None:
+            writer.close()
+
+    def _widths(self, paths: Sequence[str]) -> dict[str, int]:
+        """Lengths of the vectors, from the first row that has them; none of vectors that no row has."""
+        found: dict[str, int] = {}
+        for path in paths:
+            for batch in self._vectors(path, self._has):
+                for name in self._has:
+                    lengths = pc.drop_null(pc.list_value_length(batch[name]))
+                    if name not in found and len(lengths):
+                        found[name] = lengths[0].as_py()
+                if len(found) == len(self._has):
+                    return found
+        return found
+
+    def _vectors(self, path: str, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        with storage.open_raw(f"{self._source}/{path}") as opened:
+            yield from pq.ParquetFile(opened).iter_batches(_BATCH_ROWS, columns=list(names))
+
+    def _features_of(self, paths: Sequence[str], widths: Mapping[str, int], first: int, last: int) -> pa.Table:
+        """Features of the groups numbered from `first` to before `last`."""
+        sums = {name: np.zeros((last - first, width)) for name, width in widths.items()}
+        firsts = np.zeros((last - first, widths.get("probabilities", 0)))
+        for path in paths:
+            numbers = self._numbers(path, first, last)
+            if (numbers < 0).all():
+                continue
+            begun = 0
+            for batch in self._vectors(path, list(widths)):
+                of_batch = numbers[begun : begun + len(batch)]
+                begun += len(batch)
+                chosen = np.flatnonzero(of_batch >= 0)
+                if not len(chosen):
+                    continue
+                order = chosen[np.argsort(of_batch[chosen], kind="stable")]
+                rows, starts = np.unique(of_batch[order], return_index=True)
+                taken = batch.take(pa.array(order))
+                for name, width in widths.items():
+                    values = _filled(taken[name], width)
+                    sums[name][rows] += np.add.reduceat(np.rint(values * _STEP), starts)
+                    if name == "probabilities":
+                        is_first = np.zeros_like(values)
+                        is_first[np.arange(len(values)), values.argmax(axis=1)] = pc.is_valid(taken[name])
+                        firsts[rows] += np.add.reduceat(is_first, starts)
+        return self._table(first, last, sums, firsts)
+
+    def _numbers(self, path: str, first: int, last: int) -> NDArray[np.int64]:
+        """[rows] of a file: the number of each row's group from `first` on, -1 for groups of another part."""
+        keys = self._keys(path)
+        same = [f"r.{_quoted(name)} = g.{_quoted(name)}" for name in self._by.entity]
+        same += ["r.period = g.period"] if self._by.period else []
+        found = self._database.execute(
+            f"SELECT r.row, g.number - {first} AS number FROM ({self._of_groups()}) r JOIN groups g "
+            f"ON {' AND '.join(same) or 'TRUE'} WHERE g.number >= {first} AND g.number < {last}"
+        ).fetchnumpy()
+        numbers = np.full(keys.num_rows, -1, np.int64)
+        numbers[found["row"]] = found["number"]
+        return numbers
+
+    def _table(self, first: int, last: int, sums: Mapping[str, NDArray[Any]], firsts: NDArray[Any]) -> pa.Table:
+        entity = "".join(f"{_quoted(name)}, " for name in self._by.entity)
+        period = self._by.period
+        end = f"period + INTERVAL 1 {period}" if period else "latest"
+        start = f"period AS {period}, " if period else ""
+        groups: Any = self._database.sql(
+            f"SELECT unit, {entity}{start}{end} AS {EVENT_TIMESTAMP}, tweets, scored FROM groups "
+            f"WHERE number >= {first} AND number < {last} ORDER BY number"
+        ).to_arrow_table()
+        scored = groups["scored"].to_numpy()
+        columns = {name: groups[name] for name in groups.column_names}
+        for name in (period, EVENT_TIMESTAMP):
+            if name:
+                columns[name] = groups[name].cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
+        for name, kind in self._types.items():
+            columns[name] = groups[name].cast(kind)
+        has = scored > 0
+        if "probabilities" in sums:
+            means = sums["probabilities"][has] / _STEP / scored[has, None]
+            columns["probabilities"] = _lists(means, has)
+            columns["first_share"] = _lists(firsts[has] / scored[has, None], has)
+            entropy = np.zeros(len(scored), np.float32)
+            entropy[has] = -(means * np.log(np.where(means > 0, means, 1))).sum(axis=1)
+            columns["entropy"] = pa.array(entropy, mask=~has)
+        if "embedding" in sums:
+            columns["embedding"] = _lists(sums["embedding"][has] / _STEP / scored[has, None], has)
+        return pa.table(columns).replace_schema_metadata(self._metadata)
+
+    def _path(self, unit: str) -> str:
+        return f"{self._output}/features-{unit}.parquet"
+
+    def write_record(self, looked: Mapping[str, Looked]) -> None:
+        """Write what the files of features are made of, for the next call."""
+        content = {
+            "version": _VERSION,
+            "by": str(self._by),
+            "source": self._source,
+            "files": {path: dataclasses.asdict(each) for path, each in looked.items()},
+        }
+        name = f"{self._output}/_features-{uuid.uuid4().hex}.tmp"
+        storage.publish(f"{self._output}/{RECORD}", json.dumps(content, indent=1).encode(), name)
+
+
+class _UnitWriter:
+    """A file of features, which takes the place of the former one when it is complete."""
+
+    def __init__(self, unit: str, path: str, output: str) -> None:
+        self.unit, self._path = unit, path
+        can_rename = storage.can_rename(path)
+        self._temporary = f"{output}/_features-{uuid.uuid4().hex}.tmp" if can_rename else path
+        self._file = storage.create(self._temporary)
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, features: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._file, features.schema, compression="zstd", use_dictionary=False)
+        self._writer.write_table(features)
+
+    def close(self) -> None:
+        """Put the file in place."""
+        assert self._writer is not None
+        self._writer.close()
+        self._file.close()
+        storage.sync([self._temporary])
+        if self._temporary != self._path:
+            storage.rename(self._temporary, self._path)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _filled(vectors: pa.ListArray, width: int) -> NDArray[np.float64]:
+    """[rows, width] of float64, zeros for a row without a vector.
+
+    Raises:
+        RunError: if vectors differ in length.
+    """
+    is_there = vectors.is_valid().to_numpy(zero_copy_only=False)
+    values = np.zeros((len(vectors), width))
+    flat = vectors.drop_null().flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != width * is_there.sum():
+        raise RunError(f"vectors of another length than {width}; run pipelines.verify")
+    values[is_there] = flat.reshape(-1, width)
+    return values
+
+
+def _lists(rows: NDArray[np.float64], has: NDArray[np.bool_]) -> pa.Array:
+    """Lists of float32, null where there is no row."""
+    offsets = np.concatenate([[0], np.cumsum(np.where(has, rows.shape[1], 0))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.astype(np.float32).ravel()), mask=pa.array(~has))
+
+
+def _read_record(output: str, source: str, by: Grouping) -> dict[str, Looked]:
+    """What the features there were made of; nothing where there are none.
+
+    Raises:
+        InputError: if there is something else, or features of another data set or grouping.
+    """
+    path = f"{output}/{RECORD}"
+    if not storage.exists(path):
+        others = [facts.path for facts in storage.match([f"{output}/*"]) if not _is_ours(facts.path)]
+        if others:
+            raise InputError(f"{output} holds something else than features ({shown(others[0])}); give a new --output")
+        return {}
+    try:
+        record = json.loads(storage.read_bytes(path))
+        files = {
+            name: Looked(tuple(each["units"]), each["rows"], dict(each["left_out"]))
+            for name, each in record["files"].items()
+        }
+        version, made_by, made_of = record["version"], record["by"], record["source"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} cannot be read; delete {output} to make all features again") from None
+    if version != _VERSION:
+        raise InputError(f"{path} is of version {version}, this program reads {_VERSION}; give a new --output")
+    if made_by != str(by) or made_of != source:
+        raise InputError(
+            f"{output} holds features of {made_of} by {made_by}, not of {source} by {by}; give another --output"
+        )
+    return files
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a file is the lock, or one that a killed run has left."""
+    name = path.rpartition("/")[2]
+    return name.startswith(("_lock", "_features", "features-"))
