@@ -39,7 +39,7 @@ test-lowest: .venv-lowest/installed test-core
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest --numprocesses 2 --dist worksteal
 
 test-core: .venv-core/installed
-	.venv-core/bin/python -m pytest --noconftest -p no:cacheprovider tests/core/test_arrow_scorer.py tests/core/test_texts.py
+	.venv-core/bin/python -m pytest tests/core/test_arrow_scorer.py tests/core/test_texts.py tests/core/test_scores.py
 
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py
@@ -108,7 +108,7 @@ clean:
 	rm -rf .venv-core
 	$(PYTHON) -m venv .venv-core
 	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check torch 'pyarrow==16.*' 'numpy==2.1.*' \
-		'pandas==2.2.*' emoji safetensors text-unidecode tqdm 'smart-open[http]' polars pytest
+		'pandas==2.2.*' emoji safetensors text-unidecode tqdm 'smart-open[http]' polars pytest hypothesis
 	touch $@
 
 .venv/azurite/installed: Makefile
