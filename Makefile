@@ -104,11 +104,12 @@ clean:
 	touch $@
 
 # What torchmoji_core needs to score, beside the versions that apache-flink pins. No Beam, and not the whole component.
+# Scores have the bits of the other environments where torch is the same.
 .venv-core/installed: Makefile
 	rm -rf .venv-core
 	$(PYTHON) -m venv .venv-core
-	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check torch 'pyarrow==16.*' 'numpy==2.1.*' \
-		'pandas==2.2.*' emoji safetensors text-unidecode tqdm 'smart-open[http]' polars pytest hypothesis
+	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check \
+		"$$(grep ^torch== constraints.txt)" 'pyarrow==16.*' 'numpy==2.1.*' 'pandas==2.2.*' emoji safetensors text-unidecode tqdm 'smart-open[http]' polars pytest hypothesis
 	touch $@
 
 .venv/azurite/installed: Makefile
