@@ -40,10 +40,12 @@ EVENT_TIMESTAMP = "event_timestamp"
 VECTORS = ("probabilities", "embedding")
 _OF_FEATURES = ("tweets", "scored", "first_share", "entropy", EVENT_TIMESTAMP, *VECTORS)
 _VERSION = 1
-_STEP = 2.0**24
-MOST_BYTES = 400 << 20
+_ROUNDER = 1.5 * 2.0 ** (52 - 24)
+MOST_BYTES = 320 << 20
 """Of sums that are held at a time; if there are more groups, the rows are read several times."""
-_BATCH_ROWS = 8192
+_BATCH_ROWS = 1024
+_GROUPS_AT_ONCE = 2048
+"""Groups that are written together."""
 _NO_UNIT = "all"
 
 
@@ -312,17 +314,17 @@ class _Aggregation:
         most = max(1, MOST_BYTES // max(per_group, 1))
         writer: _UnitWriter | None = None
         for first in range(0, groups, most):
-            features = self._features_of(paths, widths, first, min(first + most, groups))
-            units = features["unit"].to_numpy(zero_copy_only=False)
-            starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]]).tolist()
-            for start, end in zip(starts, [*starts[1:], len(units)], strict=True):
-                if writer is None or writer.unit != units[start]:
-                    if writer is not None:
-                        writer.close()
-                    writer = _UnitWriter(units[start], self._path(units[start]), self._output)
-                    done.made += 1
-                writer.write(features.slice(start, end - start).drop_columns(["unit"]))
-            done.features += len(features)
+            for features in self._features_of(paths, widths, first, min(first + most, groups)):
+                units = features["unit"].to_numpy(zero_copy_only=False)
+                starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]]).tolist()
+                for start, end in zip(starts, [*starts[1:], len(units)], strict=True):
+                    if writer is None or writer.unit != units[start]:
+                        if writer is not None:
+                            writer.close()
+                        writer = _UnitWriter(units[start], self._path(units[start]), self._output)
+                        done.made += 1
+                    writer.write(features.slice(start, end - start).drop_columns(["unit"]))
+                done.features += len(features)
         if writer is not None:
             writer.close()
 
@@ -343,7 +345,9 @@ class _Aggregation:
         with storage.open_raw(f"{self._source}/{path}") as opened:
             yield from pq.ParquetFile(opened).iter_batches(_BATCH_ROWS, columns=list(names))
 
-    def _features_of(self, paths: Sequence[str], widths: Mapping[str, int], first: int, last: int) -> pa.Table:
+    def _features_of(
+        self, paths: Sequence[str], widths: Mapping[str, int], first: int, last: int
+    ) -> Iterator[pa.Table]:
         """Features of the groups numbered from `first` to before `last`."""
         sums = {name: np.zeros((last - first, width)) for name, width in widths.items()}
         firsts = np.zeros((last - first, widths.get("probabilities", 0)))
@@ -355,20 +359,15 @@ class _Aggregation:
             for batch in self._vectors(path, list(widths)):
                 of_batch = numbers[begun : begun + len(batch)]
                 begun += len(batch)
-                chosen = np.flatnonzero(of_batch >= 0)
-                if not len(chosen):
-                    continue
-                order = chosen[np.argsort(of_batch[chosen], kind="stable")]
-                rows, starts = np.unique(of_batch[order], return_index=True)
-                taken = batch.take(pa.array(order))
                 for name, width in widths.items():
-                    values = _filled(taken[name], width)
-                    sums[name][rows] += np.add.reduceat(np.rint(values * _STEP), starts)
+                    values, rows = _there(batch[name], of_batch, width)
                     if name == "probabilities":
-                        is_first = np.zeros_like(values)
-                        is_first[np.arange(len(values)), values.argmax(axis=1)] = pc.is_valid(taken[name])
-                        firsts[rows] += np.add.reduceat(is_first, starts)
-        return self._table(first, last, sums, firsts)
+                        np.add.at(firsts, (rows, values.argmax(axis=1)), 1.0)
+                    _add(sums[name], rows, values)
+        for start in range(first, last, _GROUPS_AT_ONCE):
+            end = min(start + _GROUPS_AT_ONCE, last)
+            some = slice(start - first, end - first)
+            yield self._table(start, end, {name: values[some] for name, values in sums.items()}, firsts[some])
 
     def _numbers(self, path: str, first: int, last: int) -> NDArray[np.int64]:
         """[rows] of a file: the number of each row's group from `first` on, -1 for groups of another part."""
@@ -401,14 +400,14 @@ class _Aggregation:
             columns[name] = groups[name].cast(kind)
         has = scored > 0
         if "probabilities" in sums:
-            means = sums["probabilities"][has] / _STEP / scored[has, None]
+            means = sums["probabilities"][has] / scored[has, None]
             columns["probabilities"] = _lists(means, has)
             columns["first_share"] = _lists(firsts[has] / scored[has, None], has)
             entropy = np.zeros(len(scored), np.float32)
             entropy[has] = -(means * np.log(np.where(means > 0, means, 1))).sum(axis=1)
             columns["entropy"] = pa.array(entropy, mask=~has)
         if "embedding" in sums:
-            columns["embedding"] = _lists(sums["embedding"][has] / _STEP / scored[has, None], has)
+            columns["embedding"] = _lists(sums["embedding"][has] / scored[has, None], has)
         return pa.table(columns).replace_schema_metadata(self._metadata)
 
     def _path(self, unit: str) -> str:
@@ -455,19 +454,30 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _filled(vectors: pa.ListArray, width: int) -> NDArray[np.float64]:
-    """[rows, width] of float64, zeros for a row without a vector.
+def _there(vectors: pa.ListArray, numbers: NDArray[np.int64], width: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """[rows, width] and the groups' numbers of the rows that have a vector and a group.
 
     Raises:
         RunError: if vectors differ in length.
     """
     is_there = vectors.is_valid().to_numpy(zero_copy_only=False)
-    values = np.zeros((len(vectors), width))
-    flat = vectors.drop_null().flatten().to_numpy(zero_copy_only=False)
+    flat = vectors.flatten().to_numpy(zero_copy_only=False)
     if len(flat) != width * is_there.sum():
         raise RunError(f"vectors of another length than {width}; run pipelines.verify")
-    values[is_there] = flat.reshape(-1, width)
-    return values
+    numbers = numbers[is_there]
+    values = flat.reshape(-1, width)
+    return (values, numbers) if (numbers >= 0).all() else (values[numbers >= 0], numbers[numbers >= 0])
+
+
+def _add(sums: NDArray[np.float64], rows: NDArray[np.int64], values: NDArray[np.floating]) -> None:
+    """Add values to the sums of their rows, rounded to multiples of the step, half to even."""
+    order = np.argsort(rows, kind="stable")
+    sorted_values = values[order].astype(np.float64)
+    # Of numbers of this size float64 has no finer steps, so what is added and taken away again takes the rest along.
+    sorted_values += _ROUNDER
+    sorted_values -= _ROUNDER
+    distinct, starts = np.unique(rows[order], return_index=True)
+    sums[distinct] += sorted_values if len(distinct) == len(rows) else np.add.reduceat(sorted_values, starts)
 
 
 def _lists(rows: NDArray[np.float64], has: NDArray[np.bool_]) -> pa.Array:
