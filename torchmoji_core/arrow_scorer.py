@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from torchmoji_core.bundle import load_bundle, load_config
+from torchmoji_core.bundle import is_name, load_bundle, load_config
 from torchmoji_core.bundle_files import is_remote, local_path
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference import PRECISIONS
@@ -83,8 +83,8 @@ class ArrowScorer:
         changes: dict[str, Any] = {"outputs": tuple(dict.fromkeys(self.outputs))}
         if self.model is not None:
             # Workers may be in another directory.
-            remote = is_remote(str(self.model))
-            changes["model"] = str(self.model) if remote else str(local_path(str(self.model)).absolute())
+            is_path = not is_remote(str(self.model)) and not is_name(self.model)
+            changes["model"] = str(local_path(str(self.model)).absolute()) if is_path else str(self.model)
         self.__dict__.update(changes)
         if not self.fingerprint:
             self.__dict__["fingerprint"] = load_config(self.model)[1]

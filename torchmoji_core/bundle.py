@@ -341,10 +341,17 @@ def _check_reading(name: str, maxlen: int, tokenizer_version: str) -> None:
         )
 
 
-def _location(source: str | Path | None) -> str:
+def is_name(source: str | Path | None) -> bool:
+    """Whether a model is given by the name of published weights, and not by a path or URI."""
     from torchmoji_core import published
 
-    if source == published.NAME and not os.path.lexists(published.NAME):
+    return source == published.NAME and not os.path.lexists(published.NAME)
+
+
+def _location(source: str | Path | None) -> str:
+    if is_name(source):
+        from torchmoji_core import published
+
         return str(published.bundle_directory(Bundle))
     return str(DEFAULT_BUNDLE if source is None else source)
 

@@ -243,6 +243,14 @@ def test_a_relative_path_is_that_of_where_it_was_given(
     assert made(arrow(pa.string())())["status"][0].as_py() == "scored"
 
 
+def test_a_name_stays_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHMOJI_CACHE", str(tmp_path))
+    BUNDLE.save(tmp_path / "deepmoji" / "bundle")
+    made = ArrowScorer(model="deepmoji")
+    assert made.model == "deepmoji"
+    assert made.fingerprint == BUNDLE.fingerprint
+
+
 def test_a_model_that_was_replaced_is_refused(model: Path, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "model")
     made = ArrowScorer(model=tmp_path / "model")
