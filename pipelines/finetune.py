@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
         "pipelines.score runs.",
         allow_abbrev=False,
     )
-    result.add_argument("--data", required=True, type=local_path, help="texts with labels: .parquet, .csv or .jsonl")
+    result.add_argument(
+        "--data", required=True, type=local_path, help="texts with labels: .parquet, .csv, .tsv or .jsonl"
+    )
     result.add_argument("--text_field", default="text", help="column of the texts (default: %(default)s)")
     result.add_argument(
         "--label_field", default="label", help="column of the labels: numbers, names, or lists (default: %(default)s)"

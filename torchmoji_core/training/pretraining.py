@@ -264,7 +264,7 @@ def evaluate(model: TorchMoji, data: EmojiCorpus, frequent: NDArray[np.integer] 
     Args:
         model: in evaluation mode.
         data: texts and labels.
-        frequent: classes to report the macro F1 of as well, as `macro_f1_frequent`.
+        frequent: classes to report the macro F1 of as well, as `macro_f1_frequent`; not reported if there are none.
     """
     probabilities = predict(model, data.corpus)
     f1 = class_f1(probabilities, data.labels)
@@ -273,6 +273,6 @@ def evaluate(model: TorchMoji, data: EmojiCorpus, frequent: NDArray[np.integer] 
         "top5": top_k_accuracy(probabilities, data.labels, 5),
         "macro_f1": float(f1.mean()),
     }
-    if frequent is not None:
+    if frequent is not None and len(frequent):
         scores["macro_f1_frequent"] = float(f1[frequent].mean())
     return scores | {"calibration_error": expected_calibration_error(probabilities, data.labels)}

@@ -56,7 +56,7 @@ def read_labelled_texts(
     """
     kind = guess_format(str(path))[0]
     if kind not in _FORMATS:
-        raise InputError(f"{path}: the name must end in .parquet, .csv or .jsonl")
+        raise InputError(f"{path}: the name must end in .parquet, .csv, .tsv or .jsonl")
     wanted = (text_field, label_field, split_field)
     columns: tuple[list[Any], ...] = ([], [], [])
     there: set[str] = set()

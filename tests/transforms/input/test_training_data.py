@@ -130,7 +130,7 @@ def test_a_row_at_fault_is_named(
         ("data.jsonl.gz", b"not compressed", "cannot be read"),
         ("data.csv", b"", "cannot be read"),
         ("data.csv", b"label\n1\n", "no column 'text'; it has 'label'"),
-        ("data.txt", b"a text\n", r"must end in \.parquet, \.csv or \.jsonl"),
+        ("data.txt", b"a text\n", r"must end in \.parquet, \.csv, \.tsv or \.jsonl"),
         ("data", b"a text\n", "must end in"),
     ],
 )
