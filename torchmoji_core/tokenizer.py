@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable
 from itertools import chain, islice
 
+from torchmoji_core.errors import InputError
 from torchmoji_core.token_rules import chunk_tokens
-from torchmoji_core.vocabulary import UNKNOWN, Vocabulary
+from torchmoji_core.vocabulary import MASK, UNKNOWN, Vocabulary
 
 TOKENIZER_VERSION = "deepmoji-1"
 """Recorded in bundles and outputs; changes whenever any text could get other ids."""
@@ -76,6 +77,24 @@ class Tokenizer:
             if len(ids) >= limit:
                 break
         return ids[:limit]
+
+    def words(self, ids: Iterable[int]) -> list[str]:
+        """The tokens of ids, the way back from `ids`; a padding 0 is left out, an unknown token is CUSTOM_UNKNOWN.
+
+        Raises:
+            InputError: for an id that the vocabulary does not have.
+
+        >>> Tokenizer(vocabulary).words([13, 1, 0, 0])
+        ['good', 'CUSTOM_UNKNOWN']
+        """
+        tokens = self.vocabulary.tokens
+        words = []
+        for index in map(int, ids):
+            if not 0 <= index < len(tokens):
+                raise InputError(f"token id {index} is outside the vocabulary (0 to {len(tokens) - 1})")
+            if index != MASK:
+                words.append(tokens[index])
+        return words
 
 
 class _ChunkCache(dict[str, Iterable[int]]):

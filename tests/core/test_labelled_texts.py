@@ -101,6 +101,25 @@ def test_without_splits_a_tenth_each_to_validate_and_to_test() -> None:
         assert all(int(text.split()[1]) % 2 == label for text, label in zip(part.texts, part.labels, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("ratios", "sizes"), [((0.7, 0.1, 0.2), [140, 20, 40]), ((0.5, 0.5, 0), [100, 100, 0]), ((1, 0, 0), [200, 0, 0])]
+)
+def test_splits_of_given_ratios(ratios: tuple[float, float, float], sizes: list[int]) -> None:
+    data = labelled(200, ["test"] * 200)
+    divided, again, other = data.divided(ratios, 1), data.divided(ratios, 1), data.divided(ratios, 2)
+    assert divided.splits is not None and again.splits is not None and other.splits is not None
+    assert [int((divided.splits == name).sum()) for name in ("train", "val", "test")] == sizes
+    assert divided.splits.tolist() == again.splits.tolist()
+    assert (divided.splits.tolist() == other.splits.tolist()) == (sizes[0] == 200)
+    assert divided.texts == data.texts and divided.labels is data.labels
+
+
+@pytest.mark.parametrize("ratios", [(0.7, 0.1, 0.1), (0.9, 0.1), (1.2, -0.2, 0), (float("nan"), 0.5, 0.5), ()])
+def test_ratios_that_divide_nothing_are_refused(ratios: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="shares of train, val and test that add up to 1"):
+        labelled(20).divided(ratios, 1)
+
+
 def test_without_validation_rows_a_tenth_of_the_training_rows() -> None:
     parts = labelled(40, ["train", "test"] * 10 + ["train"] * 20).split(1)
     assert {name: len(part.texts) for name, part in parts.items()} == {"train": 27, "val": 3, "test": 10}

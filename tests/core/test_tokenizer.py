@@ -11,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.reference.tokenizer_oracle import fold, oracle_ids, oracle_shorten, oracle_tokens
+from torchmoji_core.errors import InputError
 from torchmoji_core.token_rules import shorten
 from torchmoji_core.tokenizer import Tokenizer, chunks
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
@@ -373,3 +375,21 @@ def test_shortening_is_not_quadratic_in_the_number_of_runs() -> None:
 
 def test_chunks_hold_no_white_space() -> None:
     assert chunks(" So GOOD<br>yes\u3000 \x85no") == ["so", "good", "CUSTOM_BREAK", "yes", "no"]
+
+
+# --- back to words ------------------------------------------------------------------------------------------------
+
+
+def test_ids_become_words_again() -> None:
+    text = "soooo good :) http://t.co/x @ann 12 xyzzy"
+    ids = TOKENIZER.ids(text)
+    words = TOKENIZER.words([*ids, 0, 0])  # as in a padded batch
+    assert words == ["soo", "good", ":)", "CUSTOM_URL", "CUSTOM_AT", "CUSTOM_NUMBER", "CUSTOM_UNKNOWN"]
+    assert TOKENIZER.words(np.array(ids, np.int32)) == words
+    assert TOKENIZER.words([]) == []
+
+
+@pytest.mark.parametrize("index", [-1, len(VOCABULARY), 2**40])
+def test_an_id_outside_the_vocabulary_is_named(index: int) -> None:
+    with pytest.raises(InputError, match=f"token id {index} is outside"):
+        TOKENIZER.words([10, index])

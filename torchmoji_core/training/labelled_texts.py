@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,25 @@ class LabelledTexts:
     @property
     def multi_label(self) -> bool:
         return self.labels.ndim == 2
+
+    def divided(self, ratios: Sequence[float], seed: int) -> LabelledTexts:
+        """The same rows, put into train, val and test at random in given ratios, whatever their splits were.
+
+        Args:
+            ratios: shares of train, val and test; they add up to 1. The number of rows of val and of test is rounded.
+            seed: decides which rows; the same rows, ratios and seed give the same splits.
+
+        Raises:
+            InputError: if `ratios` are not three such shares.
+        """
+        if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1):
+            raise InputError(f"ratios {shown(list(ratios))}: expected shares of train, val and test that add up to 1")
+        order = np.random.default_rng(seed).permutation(len(self.texts))
+        val, test = (round(ratio * len(order)) for ratio in ratios[1:])
+        splits = np.full(len(order), "train", dtype="<U5")
+        splits[order[:val]] = "val"
+        splits[order[val : val + test]] = "test"
+        return replace(self, splits=splits)
 
     def split(self, seed: int) -> dict[str, LabelledTexts]:
         """The rows of each split, in their order.
