@@ -231,21 +231,20 @@ def test_a_killed_run_leaves_nothing_of_rows_that_are_retired_before_the_next(
     assert run("--output", "features").status == 0
     write("b", (1, 2), seed=2)
     assert run_annotate(*KEPT).status == 0
-    with monkeypatch.context() as patched:  # all files are made, but the record is not
-        patched.setattr(aggregation._Aggregation, "_make", _then_fail(aggregation._Aggregation._make))
+    publish = storage.publish
+
+    def fail_at_the_last_record(path: str, *arguments: Any) -> None:
+        if path.endswith("_features.json") and (tmp_path / "features" / "features-2024-05-02.parquet").exists():
+            raise OSError(28, "No space left on device")
+        publish(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "publish", fail_at_the_last_record)
         assert run("--output", "features").status == 1
     (tmp_path / "in" / "b.jsonl").unlink()
     assert run_annotate(*KEPT, "--on_vanished", "retire").status == 0
     assert run("--output", "features").status == 0
     assert_equal(features(tmp_path / "features"), recomputed(tmp_path / "out", ["user"], "day"), ["user"], "day")
-
-
-def _then_fail(make: Callable[..., None]) -> Callable[..., None]:
-    def made_and_failed(*arguments: object) -> None:
-        make(*arguments)
-        raise OSError(28, "No space left on device")
-
-    return made_and_failed
 
 
 def test_a_file_of_features_that_was_deleted_is_made_again(

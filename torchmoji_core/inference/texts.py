@@ -69,7 +69,7 @@ def values_of(texts: Iterable[Any], caller: str) -> list[Any]:
 
 def _without_text(row: int, value: object, missing: str) -> str:
     where = f"row {row} (counted from 0) is {shown(value)}, not a text"
-    if not _is_missing(value):
+    if not is_missing(value):
         way = ".decode()" if isinstance(value, bytes) else "str()"  # which makes "b'...'" of bytes
         raise TypeError(f"{where}; make it one, as by {way}, or leave it out")
     if missing == "error":
@@ -77,7 +77,7 @@ def _without_text(row: int, value: object, missing: str) -> str:
     return ""
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
     """Whether it is what None, or a number that is none, becomes in tables."""
     if isinstance(value, Decimal):
         return value.is_nan()
