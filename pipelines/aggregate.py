@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> int:
 
     by = Grouping.parse(options.by)
     source, output = absolute_directory(options.source), absolute_directory(options.output)
+    if set(output) & set("*?["):
+        raise InputError(f"--output {options.output}: its path holds one of the glob characters *?[; give another")
     if f"{output}/".startswith(f"{source}/"):
         raise InputError(f"--output {options.output} is in the data set itself; give a directory beside it")
     with Lock(output):

@@ -35,7 +35,7 @@ from torchmoji_core.inference.scores import (
     schema_of,
     score_columns,
 )
-from torchmoji_core.inference.texts import as_texts
+from torchmoji_core.inference.texts import as_texts, values_of
 from torchmoji_core.limits import check_threads
 from torchmoji_core.names import shown
 from torchmoji_core.options import check_choice
@@ -91,7 +91,7 @@ class ArrowScorer:
 
     def __reduce__(self) -> Any:
         options = self.text, self.model, self.outputs, self.top_k, self.precision, self.embedding_type, self.threads
-        return _with_fingerprint, (self.fingerprint, *options)
+        return _with_fingerprint, (type(self), self.fingerprint, *options)
 
     def __call__(self, data: Data) -> Data:
         """The data with columns of scores behind its own; the same type, rows and order.
@@ -139,15 +139,14 @@ class ArrowScorer:
         It raises nothing for what the texts are: what is no string is scored as an empty text.
 
         Args:
-            texts: a list or a Series, for example.
+            texts: a list, a Series or an array of Arrow, for example.
 
         Returns:
             [n] each, of numbers, or of objects: lists, None for an empty text. A list of structs becomes a list of each
             of its fields: `top_emojis_emoji`, `top_emojis_probability`.
         """
         found: dict[str, NDArray[Any]] = {}
-        if not isinstance(texts, (str, bytes)):  # which are refused, as they would be letters
-            texts = [text if isinstance(text, str) else None for text in texts]
+        texts = [text if isinstance(text, str) else None for text in values_of(texts, "ArrowScorer")]
         for column, values in self._scored(texts).items():
             if pa.types.is_list(values.type) and pa.types.is_struct(values.type.value_type):
                 for part in values.type.value_type:
@@ -268,8 +267,8 @@ class _Scorers:
 _scorers = _Scorers()
 
 
-def _with_fingerprint(fingerprint: str, *options: Any) -> ArrowScorer:
-    return ArrowScorer(*options, fingerprint=fingerprint)
+def _with_fingerprint(kind: type[ArrowScorer], fingerprint: str, *options: Any) -> ArrowScorer:
+    return kind(*options, fingerprint=fingerprint)
 
 
 def _metadata_of(scorer: Scorer) -> dict[bytes, bytes]:

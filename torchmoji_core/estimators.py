@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference.texts import Texts, as_texts
+from torchmoji_core.inference.texts import Texts, as_texts, is_missing
 from torchmoji_core.labels import are_emojis, short_name
 from torchmoji_core.options import check_choice
 from torchmoji_core.training.classifier import finetune
@@ -30,7 +30,7 @@ try:
     from sklearn.model_selection import train_test_split
     from sklearn.utils import Tags, check_random_state
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_is_fitted
+    from sklearn.utils.validation import check_is_fitted, column_or_1d
 except ImportError:
     raise InputError(
         "EmojiFeatures and TweetClassifier need scikit-learn: pip install 'torchmoji-beam[sklearn]'"
@@ -181,6 +181,8 @@ class TweetClassifier(ClassifierMixin, BaseEstimator):
         state = self.random_state
         seed = state if isinstance(state, (int, np.integer)) else check_random_state(state).randint(2**31 - 1)
         chosen = {name: getattr(self, name) for name in _OPTIONS}
+        # A search over an array gives numpy's numbers, which no bundle can hold.
+        chosen = {name: value.item() if isinstance(value, np.generic) else value for name, value in chosen.items()}
         if validation_data is not None:
             validation_data = validation_data[0], self._encoded(validation_data[1])
         bundle = finetune(
@@ -277,7 +279,19 @@ def _labels(labels: Iterable[Any]) -> NDArray[Any]:
         ValueError: if they are no labels of classes.
     """
     truth = np.asarray(labels if hasattr(labels, "__len__") else list(labels))
+    if truth.ndim == 2 and truth.shape[1] == 1:
+        truth = column_or_1d(truth, warn=True)
+    if truth.ndim == 1:
+        for row, label in enumerate(truth.tolist()):
+            if is_missing(label):
+                raise ValueError(
+                    f"row {row} (counted from 0) has no label, but {label!r}; give it one, or leave it out"
+                )
+    if truth.dtype.kind in "mM":
+        raise ValueError("labels are times; give names of classes, as by labels.astype(str)")
     check_classification_targets(truth)
+    if truth.ndim == 2 and not np.isin(truth, (0, 1)).all():
+        raise ValueError("labels of several columns have 0 and 1, one for each class, and nothing else")
     return truth
 
 

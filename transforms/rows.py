@@ -13,7 +13,8 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 
 from torchmoji_core.bundle import load_config
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference.scores import SCORE_OUTPUTS, chosen, schema_of, score_columns, valid_unicode
+from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
+from torchmoji_core.inference.scores import DEFAULT_TOP, chosen, schema_of, score_columns, valid_unicode
 from torchmoji_core.options import check_choice
 from transforms import metrics
 from transforms.options import ScoreOptions
@@ -34,25 +35,39 @@ class AnnotateRows(beam.PTransform):
     """
 
     def __init__(
-        self, text: str = "text", model: str | None = None, outputs: Iterable[str] = _OUTPUTS, **fields: Any
+        self,
+        text: str = "text",
+        model: str | None = None,
+        outputs: Iterable[str] = _OUTPUTS,
+        top_k: int = DEFAULT_TOP,
+        precision: str = "auto",
+        embedding_type: str = "float32",
+        threads: int | None = None,
+        cache_mb: int = DEFAULT_CACHE_MB,
     ) -> None:
         """Args:
             text: column of the texts.
             model: bundle, by path or URI; None for the bundled one.
             outputs: any of `top`, `probabilities`, `embedding`; other columns are always there.
-            **fields: further ones of `ScoreOptions`: top_k, precision, embedding_type, threads, cache_mb.
+            top_k, precision, embedding_type, threads, cache_mb: see `ScoreOptions`.
 
         Raises:
             InputError: for an unknown value or model, when the pipeline is built.
         """
         super().__init__()
+        if isinstance(outputs, str):
+            raise InputError(f"AnnotateRows takes outputs as a list: outputs=[{outputs!r}]")
         outputs = tuple(outputs)
         for name in outputs:
-            check_choice("output", name, tuple(name for name in SCORE_OUTPUTS if name != "attention"))
+            check_choice("output", name, _OUTPUTS)
         config, fingerprint = load_config(model)
         self._text = text
-        self._options = ScoreOptions(model, outputs=outputs, fingerprint=fingerprint, **fields)
-        columns = score_columns(config["classes"], self._options.embedding_type or "float32")
+        # A column of its own is always there, so there may be no output of these.
+        self._options = ScoreOptions(
+            model, precision, outputs or ("text",), top_k, embedding_type, threads=threads, cache_mb=cache_mb,
+            fingerprint=fingerprint,
+        )  # fmt: skip
+        columns = score_columns(config["classes"], embedding_type)
         self._schema = schema_of(chosen(columns, outputs))
 
     def expand(self, rows: beam.PCollection[Any]) -> Outcome:
@@ -66,6 +81,11 @@ class AnnotateRows(beam.PTransform):
         names = [name for name, _ in fields]
         if self._text not in names:
             raise InputError(f"the rows have no column {self._text!r} of texts, but {', '.join(names)}")
+        if dict(fields)[self._text] not in (str, "str", Optional[str], Any):  # noqa: UP045
+            raise InputError(
+                f"the column {self._text!r} is of {dict(fields)[self._text]}, not of texts; name another one, "
+                "or make it str"
+            )
         clash = [name for name in self._schema.names if name in names]
         if clash:
             raise InputError(f"the rows have a column {clash[0]!r} already, as scores have; rename or drop it first")

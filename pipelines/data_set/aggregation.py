@@ -159,6 +159,8 @@ class _Aggregation:
         """Of the files, without what differs between them."""
         self._types: dict[str, pa.DataType] = {}
         """Of the columns of the entity."""
+        self._keyed = {name: f"key_{number}" for number, name in enumerate(by.entity)}
+        """Their names in the database, where `row`, `time` and `unit` are ours, and `User` would be `user`."""
         self._has: list[str] = []
         """Of `VECTORS`, those that the files have."""
 
@@ -169,16 +171,21 @@ class _Aggregation:
         looked = {path: before[path] if path in before else self._look(path, rows) for path, rows in files.items()}
         changed = [*(before[path] for path in before.keys() - files.keys())]
         changed += [looked[path] for path in files.keys() - before.keys()]
-        to_make = {unit for each in changed for unit in each.units}
         there = {unit for each in looked.values() for unit in each.units}
+        present = {facts.path.rpartition("/")[2] for facts in storage.match([f"{self._output}/features-*.parquet"])}
+        to_make = {unit for each in changed for unit in each.units} & there
+        to_make |= {unit for unit in there if _file_name(unit) not in present}
+        gone = sorted(present - set(map(_file_name, there)))
         done = Aggregated(kept=len(there - to_make), rows=sum(files.values()))
         for each in looked.values():
             for name, count in each.left_out.items():
                 done.left_out[name] = done.left_out.get(name, 0) + count
         relevant = [path for path, each in looked.items() if to_make & set(each.units)]
+        if to_make:
+            # If this run is killed, what it has begun with is not taken for made, whatever becomes of its rows.
+            self.write_record({path: before[path] for path in looked if path in before and path not in relevant})
         self._make(relevant, self._group(relevant, to_make), done)
-        gone = sorted(to_make - there)
-        storage.delete([self._path(unit) for unit in gone])
+        storage.delete([f"{self._output}/{name}" for name in gone])
         done.deleted = len(gone)
         self.write_record(looked)
         return done
@@ -241,14 +248,12 @@ class _Aggregation:
         keys = self._keys(path)
         if keys.num_rows != rows:
             raise RunError(f"{path} has {keys.num_rows} rows, its manifest says {rows}; run pipelines.verify")
-        columns = [*self._by.entity, *(["time"] if self._by.period else [])]
-        left = {TIMESTAMP_COLUMN if name == "time" else name: 0 for name in columns}
+        columns = {**self._keyed, **({TIMESTAMP_COLUMN: "time"} if self._by.period else {})}
+        left = {}
         is_there = pa.array(np.ones(rows, bool))
-        for name in columns:  # a row that lacks several is counted for the first
-            has = pc.is_valid(keys[name]).combine_chunks()
-            left[TIMESTAMP_COLUMN if name == "time" else name] += (
-                pc.sum(pc.and_not(is_there, has).cast(pa.int64())).as_py() or 0
-            )
+        for name, key in columns.items():  # a row that lacks several is counted for the first
+            has = pc.is_valid(keys[key]).combine_chunks()
+            left[name] = pc.sum(pc.and_not(is_there, has).cast(pa.int64())).as_py() or 0
             is_there = pc.and_(is_there, has)
         units = self._database.execute(f"SELECT DISTINCT {self._by.unit} AS unit FROM ({self._of_groups()}) ORDER BY 1")
         return Looked(tuple(unit for (unit,) in units.fetchall()), rows, left)
@@ -262,7 +267,7 @@ class _Aggregation:
             ]
             table = parquet.read(columns=names)
         columns = {
-            name: table[name].cast(kind) if name in names else pa.nulls(len(table), kind)
+            self._keyed[name]: table[name].cast(kind) if name in names else pa.nulls(len(table), kind)
             for name, kind in self._types.items()
         }
         times = (
@@ -277,13 +282,13 @@ class _Aggregation:
 
     def _of_groups(self) -> str:
         """SQL of the rows of `keys` that are in a group, with the start of their period."""
-        needed = [*map(_quoted, self._by.entity), *(["time"] if self._by.period else [])]
+        needed = [*self._keyed.values(), *(["time"] if self._by.period else [])]
         there = " AND ".join(f"{name} IS NOT NULL" for name in needed) or "TRUE"
         return f"SELECT *, {self._by.start} AS period FROM keys WHERE {there}"
 
     def _group(self, paths: Sequence[str], units: set[str]) -> int:
         """Make the database's table `groups`, numbered by unit, period and entity. Returns how many there are."""
-        entity = "".join(f"{_quoted(name)}, " for name in self._by.entity)
+        entity = "".join(f"{key}, " for key in self._keyed.values())
         self._database.register("units", pa.table({"unit": pa.array(sorted(units), pa.string())}))
         created = False
         for path in paths:
@@ -314,16 +319,15 @@ class _Aggregation:
         most = max(1, MOST_BYTES // max(per_group, 1))
         writer: _UnitWriter | None = None
         for first in range(0, groups, most):
-            for features in self._features_of(paths, widths, first, min(first + most, groups)):
-                units = features["unit"].to_numpy(zero_copy_only=False)
+            for units, features in self._features_of(paths, widths, first, min(first + most, groups)):
                 starts = np.flatnonzero(np.r_[True, units[1:] != units[:-1]]).tolist()
                 for start, end in zip(starts, [*starts[1:], len(units)], strict=True):
                     if writer is None or writer.unit != units[start]:
                         if writer is not None:
                             writer.close()
-                        writer = _UnitWriter(units[start], self._path(units[start]), self._output)
+                        writer = _UnitWriter(units[start], f"{self._output}/{_file_name(units[start])}", self._output)
                         done.made += 1
-                    writer.write(features.slice(start, end - start).drop_columns(["unit"]))
+                    writer.write(features.slice(start, end - start))
                 done.features += len(features)
         if writer is not None:
             writer.close()
@@ -347,8 +351,8 @@ class _Aggregation:
 
     def _features_of(
         self, paths: Sequence[str], widths: Mapping[str, int], first: int, last: int
-    ) -> Iterator[pa.Table]:
-        """Features of the groups numbered from `first` to before `last`."""
+    ) -> Iterator[tuple[NDArray[Any], pa.Table]]:
+        """Units and features of the groups numbered from `first` to before `last`."""
         sums = {name: np.zeros((last - first, width)) for name, width in widths.items()}
         firsts = np.zeros((last - first, widths.get("probabilities", 0)))
         for path in paths:
@@ -372,7 +376,7 @@ class _Aggregation:
     def _numbers(self, path: str, first: int, last: int) -> NDArray[np.int64]:
         """[rows] of a file: the number of each row's group from `first` on, -1 for groups of another part."""
         keys = self._keys(path)
-        same = [f"r.{_quoted(name)} = g.{_quoted(name)}" for name in self._by.entity]
+        same = [f"r.{key} = g.{key}" for key in self._keyed.values()]
         same += ["r.period = g.period"] if self._by.period else []
         found = self._database.execute(
             f"SELECT r.row, g.number - {first} AS number FROM ({self._of_groups()}) r JOIN groups g "
@@ -382,22 +386,23 @@ class _Aggregation:
         numbers[found["row"]] = found["number"]
         return numbers
 
-    def _table(self, first: int, last: int, sums: Mapping[str, NDArray[Any]], firsts: NDArray[Any]) -> pa.Table:
-        entity = "".join(f"{_quoted(name)}, " for name in self._by.entity)
+    def _table(
+        self, first: int, last: int, sums: Mapping[str, NDArray[Any]], firsts: NDArray[Any]
+    ) -> tuple[NDArray[Any], pa.Table]:
+        entity = "".join(f"{key}, " for key in self._keyed.values())
         period = self._by.period
         end = f"period + INTERVAL 1 {period}" if period else "latest"
-        start = f"period AS {period}, " if period else ""
+        start = "period, " if period else ""
         groups: Any = self._database.sql(
             f"SELECT unit, {entity}{start}{end} AS {EVENT_TIMESTAMP}, tweets, scored FROM groups "
             f"WHERE number >= {first} AND number < {last} ORDER BY number"
         ).to_arrow_table()
         scored = groups["scored"].to_numpy()
-        columns = {name: groups[name] for name in groups.column_names}
-        for name in (period, EVENT_TIMESTAMP):
+        columns = {name: groups[self._keyed[name]].cast(kind) for name, kind in self._types.items()}
+        for name, found in ((period, "period"), (EVENT_TIMESTAMP, EVENT_TIMESTAMP)):
             if name:
-                columns[name] = groups[name].cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
-        for name, kind in self._types.items():
-            columns[name] = groups[name].cast(kind)
+                columns[name] = groups[found].cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
+        columns.update(tweets=groups["tweets"], scored=groups["scored"])
         has = scored > 0
         if "probabilities" in sums:
             means = sums["probabilities"][has] / scored[has, None]
@@ -408,10 +413,8 @@ class _Aggregation:
             columns["entropy"] = pa.array(entropy, mask=~has)
         if "embedding" in sums:
             columns["embedding"] = _lists(sums["embedding"][has] / scored[has, None], has)
-        return pa.table(columns).replace_schema_metadata(self._metadata)
-
-    def _path(self, unit: str) -> str:
-        return f"{self._output}/features-{unit}.parquet"
+        units = groups["unit"].to_numpy(zero_copy_only=False)
+        return units, pa.table(columns).replace_schema_metadata(self._metadata)
 
     def write_record(self, looked: Mapping[str, Looked]) -> None:
         """Write what the files of features are made of, for the next call."""
@@ -450,8 +453,8 @@ class _UnitWriter:
             storage.rename(self._temporary, self._path)
 
 
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
+def _file_name(unit: str) -> str:
+    return f"features-{unit}.parquet"
 
 
 def _there(vectors: pa.ListArray, numbers: NDArray[np.int64], width: int) -> tuple[NDArray[Any], NDArray[np.int64]]:

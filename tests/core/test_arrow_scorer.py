@@ -280,5 +280,29 @@ def test_duckdb_reads_and_is_read(scorer: ArrowScorer) -> None:
 
 
 def test_a_lazy_frame_of_polars(scorer: ArrowScorer) -> None:
-    lazy = pl.LazyFrame({"text": TEXTS}).map_batches(scorer, schema=None, validate_output_schema=False)
-    assert lazy.collect()["status"].to_list() == expected().column("status").to_pylist()
+    lazy = pl.LazyFrame({"text": TEXTS})
+    lazy = lazy.map_batches(scorer, schema=scorer(lazy.head(0).collect()).schema)  # as docs/engines.md says
+    assert lazy.select("status").collect()["status"].to_list() == expected().column("status").to_pylist()
+
+
+@pytest.mark.parametrize(
+    "texts", [pa.array(TEXTS), pa.chunked_array([TEXTS]), pa.array(TEXTS).dictionary_encode(), pd.Series(TEXTS)]
+)
+def test_columns_of_arrays_of_arrow_are_those_of_a_list(texts: Any, scorer: ArrowScorer) -> None:
+    assert scorer.columns(texts)["status"].tolist() == scorer.columns(TEXTS)["status"].tolist()
+    assert scorer.columns(texts)["status"].tolist().count("scored") == 4
+
+
+def test_columns_refuse_a_table_whose_names_would_be_scored(scorer: ArrowScorer) -> None:
+    with pytest.raises(TypeError, match=r"one column of texts, not a DataFrame"):
+        scorer.columns(pd.DataFrame({"text": TEXTS}))
+
+
+class Renamed(ArrowScorer):
+    """Of a user."""
+
+
+def test_a_subclass_comes_back_from_a_pickle(model: Path) -> None:
+    made = pickle.loads(pickle.dumps(Renamed(model=model)))
+    assert type(made) is Renamed
+    assert made == Renamed(model=model)

@@ -58,6 +58,34 @@ def classifier(**changes: Any) -> TweetClassifier:
 FITTED = classifier(method="full").fit(TEXTS, NAMES)
 
 
+class TestLabels:
+    @pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
+    def test_a_missing_label_is_named_by_its_row(self, missing: Any) -> None:
+        labels = pd.Series([*NAMES[:4], missing, *NAMES[5:]], dtype=object)
+        with pytest.raises(ValueError, match=r"row 4 \(counted from 0\) has no label"):
+            classifier().fit(TEXTS, labels)
+
+    def test_several_columns_of_other_numbers_are_refused_and_not_taken_for_truth(self) -> None:
+        with pytest.raises(ValueError, match=r"0 and 1, one for each class"):
+            classifier().fit(TEXTS, [[2, 1], [0, 3]] * 45)
+
+    def test_times_are_refused_before_training_since_no_bundle_could_be_saved(self) -> None:
+        with pytest.raises(ValueError, match=r"labels are times"):
+            classifier().fit(TEXTS, pd.to_datetime(["2024-01-01", "2024-01-02"] * 45))
+
+    def test_one_column_is_taken_as_its_values_as_scikit_learn_does(self) -> None:
+        with pytest.warns(Warning, match="column-vector"):
+            fitted = classifier(most_epochs=1).fit(TEXTS, pd.DataFrame({"label": NAMES}))
+        assert fitted.classes_.tolist() == ["rain", "snow", "sun"]
+        assert fitted.predict(TEXTS[:3]).shape == (3,)
+
+
+def test_parameters_that_are_numbers_of_numpy_can_be_saved(tmp_path: Path) -> None:
+    fitted = classifier(most_epochs=np.int64(1), learning_rate=np.float32(0.05), random_state=np.int64(1))
+    fitted.fit(TEXTS, NAMES).save(tmp_path / "saved")
+    assert TweetClassifier.load(tmp_path / "saved").predict(TEXTS).tolist() == fitted.predict(TEXTS).tolist()
+
+
 class TestEncode:
     def test_rows_are_embeddings_whatever_the_batch(self) -> None:
         expected = BASE.score(TEXTS).embedding

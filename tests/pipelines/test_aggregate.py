@@ -223,6 +223,64 @@ def test_a_run_that_failed_is_made_good_by_the_next(
     assert not list((tmp_path / "features").glob("*.tmp"))
 
 
+def test_a_killed_run_leaves_nothing_of_rows_that_are_retired_before_the_next(
+    write: Callable[..., Path], run_annotate: Run, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("a", (1,))
+    assert run_annotate(*KEPT).status == 0
+    assert run("--output", "features").status == 0
+    write("b", (1, 2), seed=2)
+    assert run_annotate(*KEPT).status == 0
+    publish = storage.publish
+
+    def fail_at_the_last_record(path: str, *arguments: Any) -> None:
+        if path.endswith("_features.json") and (tmp_path / "features" / "features-2024-05-02.parquet").exists():
+            raise OSError(28, "No space left on device")
+        publish(path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "publish", fail_at_the_last_record)
+        assert run("--output", "features").status == 1
+    (tmp_path / "in" / "b.jsonl").unlink()
+    assert run_annotate(*KEPT, "--on_vanished", "retire").status == 0
+    assert run("--output", "features").status == 0
+    assert_equal(features(tmp_path / "features"), recomputed(tmp_path / "out", ["user"], "day"), ["user"], "day")
+
+
+def test_a_file_of_features_that_was_deleted_is_made_again(
+    write: Callable[..., Path], run_annotate: Run, run: Run, tmp_path: Path
+) -> None:
+    write("a", (1, 2))
+    assert run_annotate(*KEPT).status == 0
+    assert run("--output", "features").status == 0
+    path = tmp_path / "features" / "features-2024-05-02.parquet"
+    expected = path.read_bytes()
+    path.unlink()
+    assert "1 file(s) made" in run("--output", "features").out
+    assert path.read_bytes() == expected
+
+
+NAMES = ("row", "time", "unit", "number", "period", "latest", "User", "user", "key_1", 'quo"te', "per%cent")
+
+
+def test_columns_of_any_name_are_entities(run_score: Run, run: Run, tmp_path: Path) -> None:
+    rows = [
+        {"id": str(i), "text": "so happy", "created_at": "2024-05-01T10:00:00Z"}
+        | {name: f"{name} {i % (2 + at % 3)}" for at, name in enumerate(NAMES)}
+        for i in range(12)
+    ]
+    write_lines(tmp_path / "in.jsonl", rows)
+    keep = ",".join(f"{name}:string" for name in NAMES)
+    arguments = ("--timestamp_field", "created_at", "--keep_fields", keep)
+    assert run_score("--input", "in.jsonl", "--output", "out", *arguments).status == 0
+    for number, by in enumerate([*NAMES, ",".join(NAMES)]):
+        entity = by.split(",")
+        expected = pd.DataFrame(rows).groupby(entity).size()
+        assert run("--output", f"features-{number}", by=f"day,{by}").status == 0
+        found = features(tmp_path / f"features-{number}").set_index(entity)["tweets"]
+        assert found.sort_index().to_dict() == expected.to_dict()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -233,6 +291,7 @@ def test_a_run_that_failed_is_made_good_by_the_next(
         (["--by", "embedding"], "'embedding' is no entity"),
         (["--by", "user", "--output", "in"], "holds something else than features"),
         (["--by", "user", "--output", "out/features"], "is in the data set itself"),
+        (["--by", "user", "--output", "features[1]"], "holds one of the glob characters"),
     ],
 )
 def test_wrong_options_are_one_line(

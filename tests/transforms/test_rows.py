@@ -51,7 +51,7 @@ def test_rows_have_the_columns_of_the_files_behind_their_own(run: Run, bundle: B
             assert [row[name] for row in found] == values, name
 
 
-def test_a_row_whose_text_is_none_is_a_dead_letter_of_its_own(run: Run, model: str) -> None:
+def test_a_row_whose_text_is_no_text_is_a_dead_letter_of_its_own(run: Run, model: str) -> None:
     anything = RowTypeConstraint.from_fields([("text", Any)])
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
@@ -74,6 +74,8 @@ def test_a_row_whose_text_is_none_is_a_dead_letter_of_its_own(run: Run, model: s
         ([beam.Row(body="a")], {}, "the rows have no column 'text' of texts, but body"),
         ([beam.Row(text="a", status=1)], {}, "the rows have a column 'status' already"),
         ([beam.Row(text="a")], {"outputs": ["tops"]}, "output 'tops' is unknown"),
+        ([beam.Row(text="a")], {"outputs": "top"}, r"takes outputs as a list: outputs=\['top'\]"),
+        ([beam.Row(text=5)], {}, "the column 'text' is of <class 'int'>, not of texts"),
         ([beam.Row(text="a")], {"model": "/nowhere"}, "/nowhere"),
         ([beam.Row(text="a")], {"top_k": 0}, "top_k"),
     ],
@@ -108,6 +110,12 @@ class TestEmbeddings:
         assert ran["rows"][0]["a"] == pytest.approx(bundle.encode("so", normalize=True).tolist())
         assert not any(ran["rows"][0]["b"])
 
+    @pytest.mark.parametrize("sizes", [{"min_batch_size": 1000}, {"max_batch_size": 2}])
+    def test_one_size_of_batches_alone(self, run: Run, bundle: Bundle, model: str, sizes: dict[str, int]) -> None:
+        embeddings = transforms.TorchMojiEmbeddings(columns=["a"], model=model, **sizes)
+        ran = run(lambda pipeline: {"rows": pipeline | beam.Create([{"a": "so"}] * 3) | _plain(embeddings)})
+        assert [row["a"] for row in ran["rows"]] == [bundle.encode("so").tolist()] * 3
+
     def test_chunks_of_beams_vector_databases(self, run: Run, bundle: Bundle, model: str) -> None:
         embeddings = transforms.TorchMojiEmbeddings(type_adapter=create_rag_adapter(), model=model)
         chunks = [Chunk(content=Content(text="so happy"), id="1")]
@@ -119,6 +127,7 @@ class TestEmbeddings:
         [
             ({}, "takes columns, a list of names, or a type_adapter"),
             ({"columns": "text"}, "takes a list of columns"),
+            ({"columns": [5]}, "takes a list of columns"),
             ({"columns": ["text"], "feature": "top"}, "feature 'top' is unknown"),
             ({"columns": ["text"], "batch": 5}, "has no option 'batch'"),
             ({"columns": ["text"], "model": "/nowhere"}, "/nowhere"),

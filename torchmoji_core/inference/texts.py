@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,19 @@ def as_texts(texts: Texts, missing: str = "error", caller: str = "score") -> lis
         InputError: for another `missing`.
     """
     check_choice("missing", missing, MISSING)
+    result = values_of(texts, caller)
+    for row, text in enumerate(result):
+        if not isinstance(text, str):
+            result[row] = _without_text(row, text, missing)
+    return result
+
+
+def values_of(texts: Iterable[Any], caller: str) -> list[Any]:
+    """The values of any iterable that can hold texts, whatever they are.
+
+    Raises:
+        TypeError: for one string, bytes, a mapping, a set or a table.
+    """
     kind = type(texts).__name__
     shape = getattr(texts, "shape", (0,))  # tables have two dimensions, a Series one, a list none to tell
     if isinstance(texts, str):
@@ -50,16 +64,12 @@ def as_texts(texts: Texts, missing: str = "error", caller: str = "score") -> lis
     if not isinstance(texts, Iterable):
         raise TypeError(f"{caller} takes a list of texts, not {kind}; for one text give [text]")
     # Arrow's arrays are iterables of their own kind of values.
-    result = list(texts.to_pylist() if hasattr(texts, "to_pylist") else texts)
-    for row, text in enumerate(result):
-        if not isinstance(text, str):
-            result[row] = _without_text(row, text, missing)
-    return result
+    return list(texts.to_pylist() if hasattr(texts, "to_pylist") else texts)
 
 
 def _without_text(row: int, value: object, missing: str) -> str:
     where = f"row {row} (counted from 0) is {shown(value)}, not a text"
-    if not _is_missing(value):
+    if not is_missing(value):
         way = ".decode()" if isinstance(value, bytes) else "str()"  # which makes "b'...'" of bytes
         raise TypeError(f"{where}; make it one, as by {way}, or leave it out")
     if missing == "error":
@@ -67,7 +77,7 @@ def _without_text(row: int, value: object, missing: str) -> str:
     return ""
 
 
-def _is_missing(value: object) -> bool:
+def is_missing(value: object) -> bool:
     """Whether it is what None, or a number that is none, becomes in tables."""
     if isinstance(value, Decimal):
         return value.is_nan()

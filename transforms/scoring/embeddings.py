@@ -54,7 +54,9 @@ class TorchMojiEmbeddings(EmbeddingsManager):
         """
         if (columns is None) == (options.get("type_adapter") is None):
             raise InputError("TorchMojiEmbeddings takes columns, a list of names, or a type_adapter")
-        if columns is not None and (isinstance(columns, str) or not columns):
+        if columns is not None and (
+            not columns or isinstance(columns, str) or any(type(c) is not str for c in columns)
+        ):
             raise InputError("TorchMojiEmbeddings takes a list of columns: columns=['text']")
         check_choice("feature", feature, FEATURES)
         unknown = options.keys() - {"type_adapter", "min_batch_size", "max_batch_size", "large_model"}
@@ -71,7 +73,8 @@ class TorchMojiEmbeddings(EmbeddingsManager):
 
     def get_model_handler(self) -> _VectorHandler:
         """Texts in, vectors out."""
-        sizes = {"min_batch_size": self.min_batch_size or 64, "max_batch_size": self.max_batch_size or 512}
+        least = self.min_batch_size or min(64, self.max_batch_size or 64)
+        sizes = {"min_batch_size": least, "max_batch_size": self.max_batch_size or max(512, least)}
         return _VectorHandler(self._options(), self.feature, self.normalize, sizes)
 
     def get_ptransform_for_processing(self, **kwargs: Any) -> beam.PTransform:

@@ -56,7 +56,7 @@ def test_spark_scores_by_the_scorer_for_arrow(model: str, bundle: Bundle) -> Non
     root = Path(__file__).parents[3]
     finished = subprocess.run(
         [PYTHON, "-c", MAP_IN_ARROW, model],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=900,
         env={**os.environ, "PYTHONPATH": str(root), "PYSPARK_PYTHON": str(PYTHON)},
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
