@@ -404,15 +404,19 @@ class _Aggregation:
                 columns[name] = groups[found].cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
         columns.update(tweets=groups["tweets"], scored=groups["scored"])
         has = scored > 0
-        if "probabilities" in sums:
-            means = sums["probabilities"][has] / scored[has, None]
-            columns["probabilities"] = _lists(means, has)
-            columns["first_share"] = _lists(firsts[has] / scored[has, None], has)
+        if "probabilities" in self._has:
+            # A file has the columns of all others, also if no row of its unit has tokens.
+            means, shares = (
+                (sums["probabilities"], firsts) if "probabilities" in sums else (np.zeros((len(has), 0)),) * 2
+            )
+            means, shares = means[has] / scored[has, None], shares[has] / scored[has, None]
             entropy = np.zeros(len(scored), np.float32)
             entropy[has] = -(means * np.log(np.where(means > 0, means, 1))).sum(axis=1)
+            columns["probabilities"], columns["first_share"] = _lists(means, has), _lists(shares, has)
             columns["entropy"] = pa.array(entropy, mask=~has)
-        if "embedding" in sums:
-            columns["embedding"] = _lists(sums["embedding"][has] / scored[has, None], has)
+        if "embedding" in self._has:
+            means = sums.get("embedding", np.zeros((len(has), 0)))
+            columns["embedding"] = _lists(means[has] / scored[has, None], has)
         units = groups["unit"].to_numpy(zero_copy_only=False)
         return units, pa.table(columns).replace_schema_metadata(self._metadata)
 

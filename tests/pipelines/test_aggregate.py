@@ -335,3 +335,17 @@ def test_the_record_says_what_was_left_out(
     total = sum(each["rows"] for each in record["files"].values())
     left = sum(sum(each["left_out"].values()) for each in record["files"].values())
     assert (total, left) == (20, 2) and (looked is None or looked["left_out"] == {"user": 2, "timestamp": 0})
+
+
+def test_a_day_without_any_token_has_the_columns_of_the_others(
+    write: Callable[..., Path], run_annotate: Run, run: Run, tmp_path: Path
+) -> None:
+    write("a", (1,))
+    assert run_annotate(*KEPT).status == 0
+    assert run("--output", "features").status == 0
+    write_lines(tmp_path / "in" / "b.jsonl", [{"text": "", "user": "x", "created_at": "2024-05-02T00:00:00Z"}])
+    assert run_annotate(*KEPT).status == 0
+    assert run("--output", "features").status == 0
+    one, other = (pq.read_table(tmp_path / "features" / f"features-2024-05-0{day}.parquet") for day in (1, 2))
+    assert one.schema == other.schema
+    assert other.to_pylist()[0]["probabilities"] is other.to_pylist()[0]["entropy"] is None
