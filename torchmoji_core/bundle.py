@@ -225,6 +225,7 @@ class Bundle:
         import numpy as np
         from tqdm import trange
 
+        from torchmoji_core.inference.scores import normalized
         from torchmoji_core.inference.texts import as_texts
 
         if batch_size < 1:
@@ -237,8 +238,7 @@ class Bundle:
         ]
         embeddings: NDArray[np.float32] = np.concatenate(parts)
         if normalize:
-            lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
-            embeddings /= np.where(lengths == 0, 1, lengths)
+            embeddings = normalized(embeddings)
         return embeddings[0] if isinstance(texts, str) else embeddings
 
     @cached_property

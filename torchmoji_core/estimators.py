@@ -37,11 +37,6 @@ except ImportError:
     ) from None
 
 FEATURES = ("probabilities", "embedding")
-_OPTIONS = (
-    *("method", "learning_rate", "fine_learning_rate", "epoch_samples", "most_epochs", "patience", "batch_size"),
-    *("maxlen", "balanced", "extend_vocabulary", "embedding_dropout", "output_dropout", "word_dropout"),
-)
-"""Parameters of `TweetClassifier` that are options of fine-tuning."""
 
 
 class EmojiFeatures(TransformerMixin, BaseEstimator):
@@ -180,7 +175,8 @@ class TweetClassifier(ClassifierMixin, BaseEstimator):
             self.classes_, encoded = np.unique(truth, return_inverse=True)
         state = self.random_state
         seed = state if isinstance(state, (int, np.integer)) else check_random_state(state).randint(2**31 - 1)
-        chosen = {name: getattr(self, name) for name in _OPTIONS}
+        options = {each.name for each in dataclasses.fields(FineTuningOptions)}
+        chosen = {name: value for name, value in self.get_params(deep=False).items() if name in options}
         # A search over an array gives numpy's numbers, which no bundle can hold.
         chosen = {name: value.item() if isinstance(value, np.generic) else value for name, value in chosen.items()}
         if validation_data is not None:

@@ -14,7 +14,7 @@ from apache_beam.typehints.row_type import RowTypeConstraint
 from torchmoji_core.bundle import load_config
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
-from torchmoji_core.inference.scores import DEFAULT_TOP, chosen, schema_of, score_columns, valid_unicode
+from torchmoji_core.inference.scores import DEFAULT_TOP, chosen, schema_of, score_columns
 from torchmoji_core.options import check_choice
 from transforms import metrics
 from transforms.options import ScoreOptions
@@ -81,11 +81,10 @@ class AnnotateRows(beam.PTransform):
         names = [name for name, _ in fields]
         if self._text not in names:
             raise InputError(f"the rows have no column {self._text!r} of texts, but {', '.join(names)}")
-        if dict(fields)[self._text] not in (str, "str", Optional[str], Any):  # noqa: UP045
-            raise InputError(
-                f"the column {self._text!r} is of {dict(fields)[self._text]}, not of texts; name another one, "
-                "or make it str"
-            )
+        kind = dict(fields)[self._text]
+        # Of a NamedTuple whose module postpones annotations there are only names of types.
+        if kind is not Any and isinstance(kind, type) and not issubclass(kind, str):
+            raise InputError(f"the column {self._text!r} is of {kind}, not of texts; name another one, or make it str")
         clash = [name for name in self._schema.names if name in names]
         if clash:
             raise InputError(f"the rows have a column {clash[0]!r} already, as scores have; rename or drop it first")
@@ -135,9 +134,7 @@ class _RowHandler(SwappingHandler[Any, beam.Row]):
     def run_inference(
         self, batch: Sequence[Any], model: LoadedModel, inference_args: dict[str, Any] | None = None
     ) -> Iterator[beam.Row]:
-        scorer = model.scorer
-        texts = [valid_unicode(getattr(row, self._text) or "") for row in batch]
-        scores = scorer.score_ids([scorer.tokenizer.ids(text, scorer.maxlen + 1) for text in texts])
+        scores = model.scorer.score([getattr(row, self._text) for row in batch], missing="empty")
         options = self._options
         columns = scores.to_arrow(options.score_outputs, options.top_k, options.embedding_type or "float32")
         for row, made in zip(batch, columns.to_pylist(), strict=True):

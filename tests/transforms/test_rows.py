@@ -51,6 +51,20 @@ def test_rows_have_the_columns_of_the_files_behind_their_own(run: Run, bundle: B
             assert [row[name] for row in found] == values, name
 
 
+class Later(NamedTuple):
+    """Of types that are names only, since this module postpones annotations."""
+
+    text: str
+
+
+def test_a_named_tuple_of_postponed_annotations(run: Run, model: str) -> None:
+    def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
+        rows = pipeline | beam.Create([Later("so")]).with_output_types(Later) | transforms.AnnotateRows(model=model)
+        return {"rows": rows.results | beam.Map(lambda row: row.status)}
+
+    assert run(build)["rows"] == ["scored"]
+
+
 def test_a_row_whose_text_is_no_text_is_a_dead_letter_of_its_own(run: Run, model: str) -> None:
     anything = RowTypeConstraint.from_fields([("text", Any)])
 

@@ -282,7 +282,7 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
             pa.list_(pa.float32()),
             "one of each class (64), in class order, sums to 1 (each by itself in a bundle where several classes can "
             "hold)",
-            lambda made, kind: _vectors(made.scores.probabilities, made.empty, kind),
+            lambda made, kind: vectors(made.scores.probabilities, made.empty, kind),
             "probabilities",
             is_short=False,
         ),
@@ -291,7 +291,7 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
             pa.list_(number),
             "1120 numbers, 2304 at full size; multiples of 1/4096, which rounds by at most 0.00012 (`list<halffloat>` "
             "with `--embedding_type float16`)",
-            lambda made, kind: _vectors(made.scores.embedding.astype(embedding_type, copy=False), made.empty, kind),
+            lambda made, kind: vectors(made.scores.embedding.astype(embedding_type, copy=False), made.empty, kind),
             "embedding",
             repeats="list.element",  # of the 8193 multiples of the step
             is_short=False,
@@ -375,7 +375,16 @@ def valid_unicode(text: str) -> str:
     return text
 
 
-def _vectors(values: NDArray[np.floating], empty: NDArray[np.bool_], kind: pa.ListType) -> pa.Array:
+def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[n, dimension], each divided by its length; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found = vectors.copy()
+    found /= np.where(lengths == 0, 1, lengths)  # in place, so that it stays float32
+    return found
+
+
+def vectors(values: NDArray[np.floating], empty: NDArray[np.bool_], kind: pa.ListType) -> pa.Array:
+    """Rows as lists, null where they are empty."""
     present = values[~empty] if empty.any() else values
     return _lists(pa.array(present.ravel()), np.where(empty, 0, values.shape[1]), empty, kind)
 

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.ml.transforms.base import EmbeddingsManager, EmbeddingTypeAdapter
 
 from torchmoji_core.bundle import load_config
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference.texts import as_texts
+from torchmoji_core.inference.scores import normalized
 from torchmoji_core.options import check_choice
 from transforms import metrics
 from transforms.options import ScoreOptions
@@ -90,14 +89,9 @@ class _VectorHandler(SwappingHandler[str | None, list[float]]):
     def run_inference(
         self, batch: Sequence[str | None], model: LoadedModel, inference_args: dict[str, Any] | None = None
     ) -> list[list[float]]:
-        texts = as_texts(batch, missing="empty", caller="TorchMojiEmbeddings")
-        scorer = model.scorer
-        scores = scorer.score_ids([scorer.tokenizer.ids(text, scorer.maxlen + 1) for text in texts]).fillna()
+        scores = model.scorer.score(batch, missing="empty").fillna()
         vectors = getattr(scores, self._feature)
-        if self._normalize:
-            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(lengths == 0, 1, lengths)
-        found: list[list[float]] = vectors.tolist()
+        found: list[list[float]] = (normalized(vectors) if self._normalize else vectors).tolist()
         return found
 
     def get_num_bytes(self, batch: Sequence[str | None]) -> int:
