@@ -34,7 +34,8 @@ def main(arguments: list[str]) -> int:
     """Aggregate. Returns the exit status."""
     options = parser().parse_args(arguments)
 
-    from pipelines.data_set.aggregation import Grouping, aggregate
+    from pipelines.data_set.aggregation import aggregate
+    from pipelines.data_set.feature_record import Grouping
     from pipelines.data_set.lock import Lock
     from transforms.input.formats import absolute_directory
 

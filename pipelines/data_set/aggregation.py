@@ -12,10 +12,9 @@ Sums are exact, so they do not depend on the order of rows: probabilities and em
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,79 +26,28 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.data_set.feature_record import (
+    EVENT_TIMESTAMP,
+    VECTORS,
+    Grouping,
+    Looked,
+    file_name,
+    read_record,
+    write_record,
+)
+from pipelines.data_set.rewrite import put_in_place
 from pipelines.data_set.snapshot import DataSet
 from torchmoji_core.errors import InputError, RunError, first_line
-from torchmoji_core.names import shown
+from torchmoji_core.inference.scores import vectors
 from transforms.columns import TIMESTAMP_COLUMN
 from transforms.storage import files as storage
 
-RECORD = "_features.json"
-PERIODS = ("hour", "day", "week", "month")
-"""In UTC; a week begins on Monday."""
-EVENT_TIMESTAMP = "event_timestamp"
-VECTORS = ("probabilities", "embedding")
-_OF_FEATURES = ("tweets", "scored", "first_share", "entropy", EVENT_TIMESTAMP, *VECTORS)
-_VERSION = 1
 _ROUNDER = 1.5 * 2.0 ** (52 - 24)
 MOST_BYTES = 320 << 20
 """Of sums that are held at a time; if there are more groups, the rows are read several times."""
 _BATCH_ROWS = 1024
 _GROUPS_AT_ONCE = 2048
 """Groups that are written together."""
-_NO_UNIT = "all"
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """What rows of one group have in common."""
-
-    entity: tuple[str, ...]
-    """Columns."""
-    period: str | None
-    """One of `PERIODS`; None to take all time together."""
-
-    @classmethod
-    def parse(cls, text: str) -> Grouping:
-        """Read `user,day`: columns, and at most one period, in any order.
-
-        Raises:
-            InputError: for an empty name, one that is there twice, or two periods.
-        """
-        names = [name.strip() for name in text.split(",")]
-        periods = [name for name in names if name in PERIODS]
-        entity = tuple(name for name in names if name not in PERIODS)
-        if not all(names) or len(set(names)) < len(names) or len(periods) > 1:
-            raise InputError(
-                f"--by {text}: expected columns and at most one of {', '.join(PERIODS)}, each once, as in --by user,day"
-            )
-        for name in entity:
-            if name in (*_OF_FEATURES, TIMESTAMP_COLUMN):
-                raise InputError(f"--by {text}: {name!r} is no entity; by time, give one of {', '.join(PERIODS)}")
-        return cls(entity, periods[0] if periods else None)
-
-    def __str__(self) -> str:
-        return ",".join([*self.entity, *([self.period] if self.period else [])])
-
-    @property
-    def unit(self) -> str:
-        """SQL of the name of the unit of time that a period belongs to: what is made again at a time."""
-        form = {"hour": "%Y-%m-%d", "day": "%Y-%m-%d", "week": "%Y-%m-%d", "month": "%Y-%m", None: None}[self.period]
-        return f"'{_NO_UNIT}'" if form is None else f"strftime(period, '{form}')"
-
-    @property
-    def start(self) -> str:
-        """SQL of the start of a row's period."""
-        return "NULL::TIMESTAMP" if self.period is None else f"date_trunc('{self.period}', time)"
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What one file of the data set has rows of."""
-
-    units: tuple[str, ...]
-    rows: int
-    left_out: dict[str, int]
-    """Rows that are in no group, by the column in which they have nothing."""
 
 
 @dataclass
@@ -114,13 +62,13 @@ class Aggregated:
     """Rows of the files that were made."""
     rows: int = 0
     """Live rows of the data set."""
-    left_out: dict[str, int] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def describe(self) -> str:
         """For people."""
         left_out = ", ".join(f"{count:,} without {name}" for name, count in sorted(self.left_out.items()) if count)
         return (
-            f"aggregated  {self.rows:,} rows: {self.rows - sum(self.left_out.values()):,} in features, "
+            f"aggregated  {self.rows:,} rows: {self.rows - self.left_out.total():,} in features, "
             f"{left_out or '0'} left out; {self.made:,} file(s) made with {self.features:,} features, "
             f"{self.kept:,} kept, {self.deleted:,} deleted"
         )
@@ -142,7 +90,7 @@ def aggregate(source: str, by: Grouping, output: str) -> Aggregated:
     if not data_set.manifests:
         raise InputError(f"{source}: no manifest there, so no data set; check the path")
     files = {path: file.rows for path, file in sorted(data_set.live.files.items())}
-    before = _read_record(output, data_set.output, by)
+    before = read_record(output, data_set.output, by)
     with tempfile.TemporaryDirectory(prefix="torchmoji-aggregate-", ignore_cleanup_errors=True) as scratch:
         try:
             return _Aggregation(data_set.output, by, output, scratch).run(files, before)
@@ -169,25 +117,29 @@ class _Aggregation:
         # What a killed run has left; nobody else writes here.
         storage.delete([facts.path for facts in storage.match([f"{self._output}/_features-*.tmp"])])
         looked = {path: before[path] if path in before else self._look(path, rows) for path, rows in files.items()}
-        changed = [*(before[path] for path in before.keys() - files.keys())]
+        changed = [before[path] for path in before.keys() - files.keys()]
         changed += [looked[path] for path in files.keys() - before.keys()]
         there = {unit for each in looked.values() for unit in each.units}
         present = {facts.path.rpartition("/")[2] for facts in storage.match([f"{self._output}/features-*.parquet"])}
         to_make = {unit for each in changed for unit in each.units} & there
-        to_make |= {unit for unit in there if _file_name(unit) not in present}
-        gone = sorted(present - set(map(_file_name, there)))
+        to_make |= {unit for unit in there if file_name(unit) not in present}
+        gone = sorted(present - set(map(file_name, there)))
         done = Aggregated(kept=len(there - to_make), rows=sum(files.values()))
         for each in looked.values():
-            for name, count in each.left_out.items():
-                done.left_out[name] = done.left_out.get(name, 0) + count
+            done.left_out.update(each.left_out)
         relevant = [path for path, each in looked.items() if to_make & set(each.units)]
         if to_make:
             # If this run is killed, what it has begun with is not taken for made, whatever becomes of its rows.
-            self.write_record({path: before[path] for path in looked if path in before and path not in relevant})
+            write_record(
+                self._output,
+                self._source,
+                self._by,
+                {path: before[path] for path in looked if path in before and path not in relevant},
+            )
         self._make(relevant, self._group(relevant, to_make), done)
         storage.delete([f"{self._output}/{name}" for name in gone])
         done.deleted = len(gone)
-        self.write_record(looked)
+        write_record(self._output, self._source, self._by, looked)
         return done
 
     def _check(self, files: Mapping[str, int]) -> None:
@@ -325,7 +277,7 @@ class _Aggregation:
                     if writer is None or writer.unit != units[start]:
                         if writer is not None:
                             writer.close()
-                        writer = _UnitWriter(units[start], f"{self._output}/{_file_name(units[start])}", self._output)
+                        writer = _UnitWriter(units[start], f"{self._output}/{file_name(units[start])}", self._output)
                         done.made += 1
                     writer.write(features.slice(start, end - start))
                 done.features += len(features)
@@ -403,33 +355,20 @@ class _Aggregation:
             if name:
                 columns[name] = groups[found].cast(pa.timestamp("us")).cast(pa.timestamp("us", "UTC"))
         columns.update(tweets=groups["tweets"], scored=groups["scored"])
-        has = scored > 0
+        is_empty = scored == 0
+        counts = np.maximum(scored, 1)[:, None]
+        # A file has the columns of all others, also if no row of its unit has tokens.
+        nothing = np.zeros((len(scored), 0))
         if "probabilities" in self._has:
-            # A file has the columns of all others, also if no row of its unit has tokens.
-            means, shares = (
-                (sums["probabilities"], firsts) if "probabilities" in sums else (np.zeros((len(has), 0)),) * 2
-            )
-            means, shares = means[has] / scored[has, None], shares[has] / scored[has, None]
-            entropy = np.zeros(len(scored), np.float32)
-            entropy[has] = -(means * np.log(np.where(means > 0, means, 1))).sum(axis=1)
-            columns["probabilities"], columns["first_share"] = _lists(means, has), _lists(shares, has)
-            columns["entropy"] = pa.array(entropy, mask=~has)
+            means = sums.get("probabilities", nothing) / counts
+            columns["probabilities"] = _lists(means, is_empty)
+            columns["first_share"] = _lists(firsts / counts, is_empty)
+            entropy = -(means * np.log(np.where(means > 0, means, 1))).sum(axis=1)
+            columns["entropy"] = pa.array(entropy.astype(np.float32), mask=is_empty)
         if "embedding" in self._has:
-            means = sums.get("embedding", np.zeros((len(has), 0)))
-            columns["embedding"] = _lists(means[has] / scored[has, None], has)
+            columns["embedding"] = _lists(sums.get("embedding", nothing) / counts, is_empty)
         units = groups["unit"].to_numpy(zero_copy_only=False)
         return units, pa.table(columns).replace_schema_metadata(self._metadata)
-
-    def write_record(self, looked: Mapping[str, Looked]) -> None:
-        """Write what the files of features are made of, for the next call."""
-        content = {
-            "version": _VERSION,
-            "by": str(self._by),
-            "source": self._source,
-            "files": {path: dataclasses.asdict(each) for path, each in looked.items()},
-        }
-        name = f"{self._output}/_features-{uuid.uuid4().hex}.tmp"
-        storage.publish(f"{self._output}/{RECORD}", json.dumps(content, indent=1).encode(), name)
 
 
 class _UnitWriter:
@@ -452,23 +391,17 @@ class _UnitWriter:
         assert self._writer is not None
         self._writer.close()
         self._file.close()
-        storage.sync([self._temporary])
-        if self._temporary != self._path:
-            storage.rename(self._temporary, self._path)
+        put_in_place(self._temporary, self._path)
 
 
-def _file_name(unit: str) -> str:
-    return f"features-{unit}.parquet"
-
-
-def _there(vectors: pa.ListArray, numbers: NDArray[np.int64], width: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _there(lists: pa.ListArray, numbers: NDArray[np.int64], width: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """[rows, width] and the groups' numbers of the rows that have a vector and a group.
 
     Raises:
         RunError: if vectors differ in length.
     """
-    is_there = vectors.is_valid().to_numpy(zero_copy_only=False)
-    flat = vectors.flatten().to_numpy(zero_copy_only=False)
+    is_there = lists.is_valid().to_numpy(zero_copy_only=False)
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
     if len(flat) != width * is_there.sum():
         raise RunError(f"vectors of another length than {width}; run pipelines.verify")
     numbers = numbers[is_there]
@@ -487,43 +420,6 @@ def _add(sums: NDArray[np.float64], rows: NDArray[np.int64], values: NDArray[np.
     sums[distinct] += sorted_values if len(distinct) == len(rows) else np.add.reduceat(sorted_values, starts)
 
 
-def _lists(rows: NDArray[np.float64], has: NDArray[np.bool_]) -> pa.Array:
-    """Lists of float32, null where there is no row."""
-    offsets = np.concatenate([[0], np.cumsum(np.where(has, rows.shape[1], 0))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(rows.astype(np.float32).ravel()), mask=pa.array(~has))
-
-
-def _read_record(output: str, source: str, by: Grouping) -> dict[str, Looked]:
-    """What the features there were made of; nothing where there are none.
-
-    Raises:
-        InputError: if there is something else, or features of another data set or grouping.
-    """
-    path = f"{output}/{RECORD}"
-    if not storage.exists(path):
-        others = [facts.path for facts in storage.match([f"{output}/*"]) if not _is_ours(facts.path)]
-        if others:
-            raise InputError(f"{output} holds something else than features ({shown(others[0])}); give a new --output")
-        return {}
-    try:
-        record = json.loads(storage.read_bytes(path))
-        files = {
-            name: Looked(tuple(each["units"]), each["rows"], dict(each["left_out"]))
-            for name, each in record["files"].items()
-        }
-        version, made_by, made_of = record["version"], record["by"], record["source"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} cannot be read; delete {output} to make all features again") from None
-    if version != _VERSION:
-        raise InputError(f"{path} is of version {version}, this program reads {_VERSION}; give a new --output")
-    if made_by != str(by) or made_of != source:
-        raise InputError(
-            f"{output} holds features of {made_of} by {made_by}, not of {source} by {by}; give another --output"
-        )
-    return files
-
-
-def _is_ours(path: str) -> bool:
-    """Whether a file is the lock, or one that a killed run has left."""
-    name = path.rpartition("/")[2]
-    return name.startswith(("_lock", "_features", "features-"))
+def _lists(rows: NDArray[np.float64], is_empty: NDArray[np.bool_]) -> pa.Array:
+    """Lists of float32, null where they are empty."""
+    return vectors(rows.astype(np.float32), is_empty, pa.list_(pa.float32()))

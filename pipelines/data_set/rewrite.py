@@ -61,7 +61,7 @@ class Rewriter:
             if writer is None:
                 return None
             writer.close()
-            _put_in_place(temporary, final)
+            put_in_place(temporary, final)
         except (pa.ArrowException, OSError) as error:
             raise RunError(f"{', '.join(file.path for file in files[:3])} cannot be rewritten: {error}") from error
         path = final.removeprefix(f"{self._output}/")
@@ -92,7 +92,7 @@ class Rewriter:
                     if source not in without:
                         new.write(line)
                         sources[source] += 1
-            _put_in_place(temporary, final)
+            put_in_place(temporary, final)
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{file.path} cannot be rewritten: {error}") from error
         rows = sum(sources.values())
@@ -114,7 +114,8 @@ class Rewriter:
             raise RunError(f"{path} has {rows} rows, its manifest says {file.rows}; run pipelines.verify")
 
 
-def _put_in_place(temporary: str, final: str) -> None:
+def put_in_place(temporary: str, final: str) -> None:
+    """Give a complete file its name; in an object store it has that already."""
     storage.sync([temporary])
     if temporary != final:
         storage.rename(temporary, final)
