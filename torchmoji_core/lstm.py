@@ -12,11 +12,13 @@ with its gradient written out, so a step costs one product and a handful of elem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import linear, pad
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from torchmoji_core.initialization import DEFAULT_INITIALIZATION, find_initialization
 
@@ -67,28 +69,95 @@ class HardSigmoidLSTM(nn.Module):
             for kernel in parameter.split(size if chosen.per_gate else 4 * size):
                 (nn.init.xavier_uniform_ if name.startswith("weight_ih") else nn.init.orthogonal_)(kernel)
 
-    def forward(self, sequence: PackedSequence) -> PackedSequence:
-        """Run both directions from zero states.
+    def forward(
+        self,
+        sequence: PackedSequence | Tensor,
+        lengths: Tensor | Sequence[int] | None = None,
+        return_hidden: bool = False,
+    ) -> PackedSequence | Tensor | tuple[PackedSequence | Tensor, tuple[Tensor, Tensor]]:
+        """Run both directions; each row begins with states of zero.
+
+        >>> lstm = HardSigmoidLSTM(input_size=3, hidden_size=4)
+        >>> output, (hidden, cell) = lstm(torch.ones(2, 5, 3), lengths=[5, 2], return_hidden=True)
+        >>> output.shape, hidden.shape, bool(output[1, 2:].any())
+        (torch.Size([2, 5, 8]), torch.Size([2, 2, 4]), False)
 
         Args:
-            sequence: data [tokens, input_size].
+            sequence: packed, with data [tokens, input_size]; or padded, [rows, steps, input_size].
+            lengths: [rows], steps of each row of a padded tensor, in any order; what is behind them has no influence.
+                By default all.
+            return_hidden: whether the last states are given as well.
 
         Returns:
-            The same packing with data [tokens, 2 * hidden_size]: forward channels, then backward channels.
+            The output, forward channels, then backward channels. In the same packing, with data
+            [tokens, 2 * hidden_size]; or padded, [rows, steps, 2 * hidden_size], with zeros behind a row's end.
+            With `return_hidden` also hidden and cell states, [2, rows, hidden_size] each, as `torch.nn.LSTM` gives
+            them: forward at a row's last step, backward at its first, in the order of the rows before packing.
+
+        Raises:
+            ValueError: for lengths of a packed sequence, or that do not belong to the padded one.
         """
+        if isinstance(sequence, Tensor):
+            packed = _pack(sequence, lengths)
+        elif lengths is None:
+            packed = sequence
+        else:
+            raise ValueError("a packed sequence knows the lengths of its rows; give no others")
+        hidden, cells = self._run(packed)
+        result: PackedSequence | Tensor
+        result = packed._replace(data=torch.cat(hidden, dim=1)[: len(packed.data)])
+        if isinstance(sequence, Tensor):
+            result, _ = pad_packed_sequence(result, batch_first=True, total_length=sequence.shape[1])
+        if not return_hidden:
+            return result
+        ends = _ends(packed)
+        return result, (_at(hidden, ends), _at(cells, ends))
+
+    def _run(self, sequence: PackedSequence) -> tuple[list[Tensor], list[Tensor]]:
+        """Hidden and cell states of both directions, [at least tokens, hidden_size] each."""
         batch_sizes = sequence.batch_sizes.tolist()
         slope, offset = folded_hard_sigmoid(self.hidden_size, sequence.data)
-        n_tokens = len(sequence.data)
-        data = pad(sequence.data, (0, 0, 0, -n_tokens % _TOKEN_MULTIPLE))
-        outputs = []
+        data = pad(sequence.data, (0, 0, 0, -len(sequence.data) % _TOKEN_MULTIPLE))
+        hidden, cells = [], []
         for suffix in DIRECTIONS:
             weight_ih, weight_hh, bias_ih, bias_hh = (
                 self.get_parameter(f"{name}_l0{suffix}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             )
             bias = (bias_ih + bias_hh) * slope + offset
             projected = linear(data, weight_ih * slope[:, None], bias)
-            outputs.append(_Recurrence.apply(projected, weight_hh * slope[:, None], batch_sizes, suffix != ""))
-        return sequence._replace(data=torch.cat(outputs, dim=1)[:n_tokens])
+            both = _Recurrence.apply(projected, weight_hh * slope[:, None], batch_sizes, suffix != "")
+            hidden.append(both[0])
+            cells.append(both[1])
+        return hidden, cells
+
+
+def _pack(padded: Tensor, lengths: Tensor | Sequence[int] | None) -> PackedSequence:
+    if padded.dim() != 3 or not padded.shape[0]:
+        raise ValueError(f"a padded sequence is [rows, steps, channels] with one row or more, not {list(padded.shape)}")
+    rows, steps, _ = padded.shape
+    given = torch.full((rows,), steps) if lengths is None else torch.as_tensor(lengths, dtype=torch.int64).cpu()
+    if given.shape != (rows,) or int(given.min()) < 1 or int(given.max()) > steps:
+        raise ValueError(f"lengths must be {rows} numbers from 1 to {steps}, one of each row, not {given.tolist()}")
+    return pack_padded_sequence(padded, given, batch_first=True, enforce_sorted=False)
+
+
+def _ends(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
+    """Where in the packed data each row's last and first step are, [rows] each, in the order before packing.
+
+    Of rows of 3, 2 and 1 steps, packed as a0 b0 c0 a1 b1 a2, the last steps are at 5, 4 and 2.
+    """
+    sizes = sequence.batch_sizes
+    first = torch.arange(int(sizes[0]))
+    lengths = (sizes[None, :] > first[:, None]).sum(dim=1)
+    last = (sizes.cumsum(0) - sizes)[lengths - 1] + first
+    if sequence.unsorted_indices is not None:
+        order = sequence.unsorted_indices.cpu()
+        first, last = first[order], last[order]
+    return last.to(sequence.data.device), first.to(sequence.data.device)
+
+
+def _at(states: Sequence[Tensor], ends: Sequence[Tensor]) -> Tensor:
+    return torch.stack([state[where] for state, where in zip(states, ends, strict=True)])
 
 
 _TOKEN_MULTIPLE, _ROW_MULTIPLE = 64, 8
@@ -136,10 +205,10 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, projected: Tensor, weight_hh: Tensor, batch_sizes: list[int], reverse: bool
-    ) -> Tensor:
-        """projected [at least tokens, 4 * hidden], weight_hh [4 * hidden, hidden] -> hidden states [as many, hidden].
+    ) -> tuple[Tensor, Tensor]:
+        """projected [at least tokens, 4 * hidden], weight_hh [4 * hidden, hidden] -> hidden and cell states.
 
-        What stands behind the tokens is no number that means anything.
+        Both are [as many, hidden]. What stands behind the tokens is no number that means anything.
         """
         size = weight_hh.shape[1]
         steps = steps_of(batch_sizes, reverse)
@@ -169,11 +238,14 @@ class _Recurrence(torch.autograd.Function):
         hidden = hidden[: len(projected)]
         ctx.save_for_backward(weight, gates, cells, hidden)  # type: ignore[attr-defined]
         ctx.steps = steps  # type: ignore[attr-defined]
-        return hidden
+        ctx.set_materialize_grads(False)  # type: ignore[attr-defined]
+        return hidden, cells
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_hidden: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(
+        ctx: FunctionCtx, grad_hidden: Tensor | None, grad_cells: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, None, None]:
         """Back-propagation through time, one step's slice after another in reverse order of computation.
 
         With dh and dc the gradients of a step's hidden and cell states, dc having got its share of dh:
@@ -198,7 +270,10 @@ class _Recurrence(torch.autograd.Function):
             i, f, g, o = gate.split(size, dim=1)
             grad_i, grad_f, grad_g, grad_o = grad_gate.split(size, dim=1)
             dh, dc = grad_h[:count], grad_c[:count]
-            dh += grad_hidden[start:end]
+            if grad_hidden is not None:
+                dh += grad_hidden[start:end]
+            if grad_cells is not None:
+                dc += grad_cells[start:end]
             tanh_cell = torch.tanh(cells[start:end], out=tanh_cells[:count])
             torch.mul(dh, tanh_cell, out=grad_o)
             dc += torch.mul(dh, o, out=share[:count])

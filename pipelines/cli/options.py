@@ -134,6 +134,10 @@ class ScoreConfig(InputOptions, OutputOptions, RunOptions):
     stream: StreamOptions | None = None
     """How to read messages; None for files."""
 
+    def with_fields(self, fields: FieldMapping) -> ScoreConfig:
+        """With other fields, of which the kept ones become columns."""
+        return dataclasses.replace(self, fields=fields, score=dataclasses.replace(self.score, keep=fields.keep))
+
     @property
     def local_threads(self) -> int:
         """Threads of Beam in a local run of one process: as many as score at the same time."""

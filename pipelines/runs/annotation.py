@@ -93,7 +93,8 @@ def make_plan(config: AnnotateConfig, data_set: DataSet, selection: Selection, m
     check_no_stream(data_set)
     earlier = data_set.identity
     if earlier is None:
-        score, seen = check_fields(score, selection.work, spares_bad_files=True)
+        fields, seen = check_fields(score.form, score.fields, selection.work, score.keep_without_type, True)
+        score = score.with_fields(fields)
     else:
         score, seen = as_before(score, earlier), None
         check_goes_on(score, earlier)

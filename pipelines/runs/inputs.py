@@ -234,6 +234,22 @@ def try_to_open(files: Iterable[InputFile]) -> Opened:
     return opened
 
 
+def check_readable(inputs: Inputs) -> dict[str, str]:
+    """The inputs that cannot be opened.
+
+    Raises:
+        InputError: if one of them was given by its name, or a directory cannot be listed.
+    """
+    for path, reason in inputs.unlisted.items():
+        raise InputError(
+            f"input {path}: cannot be listed ({reason}); check its permissions, or give patterns that leave it out"
+        )
+    unreadable = try_to_open(inputs.files.values()).unreadable
+    for path in sorted(inputs.named & unreadable.keys()):
+        raise InputError(f"input {path}: cannot be read ({unreadable[path]})")
+    return unreadable
+
+
 def by_reason(paths: Mapping[str, str]) -> dict[str, list[str]]:
     """Paths with the same reason together."""
     together: dict[str, list[str]] = {}

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from pipelines.cli.options import ScoreConfig
 from torchmoji_core.errors import InputError, is_outage, shortage_of
 from transforms.input import layouts
 from transforms.input.fields import FieldError, FieldMapping, KeptField, infer_kind
-from transforms.input.forms import Form, tells_format
+from transforms.input.forms import Form, FormOptions, tells_format
 from transforms.input.layouts import AUTO, PLAIN
 from transforms.input.paths import getter
 from transforms.input.posts import PostReader, value_of
@@ -106,30 +106,35 @@ class Seen:
 
 
 def check_fields(
-    config: ScoreConfig, files: Sequence[InputFile], spares_bad_files: bool = False
-) -> tuple[ScoreConfig, Seen]:
+    form: FormOptions,
+    mapping: FieldMapping,
+    files: Sequence[InputFile],
+    without_type: Collection[str] = (),
+    spares_bad_files: bool = False,
+) -> tuple[FieldMapping, Seen]:
     """Make sure that the fields are there, and fill in the types of kept ones.
 
     Args:
-        config: the command line.
+        form: what the command line says of the files.
+        mapping: and of their fields.
         files: the inputs. Those that are damaged are passed over here: the run will say what they are, and where.
+        without_type: kept fields whose types are to be told from the data.
         spares_bad_files: whether those that are in no form that is read are, too, unless all are such.
 
     Returns:
-        The command line, and what was seen, for `describe`.
+        The fields, and what was seen, for `describe`.
 
     Raises:
         InputError: if a file's format is unknown, no record has a text, or a field that was asked for is in none.
     """
     problem: InputError | None = None
-    mapping = config.fields
     seen = Seen(values={kept.name: [] for kept in mapping.keep})
     sought = {"text"}
     sought |= {"id"} if mapping.id not in ((AUTO,), ()) else set()
     sought |= {"time"} if mapping.timestamp else set()
     for file, count in _to_look_at(files, seen):
         try:
-            _look_at(file, config, count, seen)
+            _look_at(file, form, mapping, count, seen)
         except DamagedFileError:
             continue
         except InputError as error:
@@ -148,22 +153,17 @@ def check_fields(
     if problem is not None and not seen.records:
         raise problem
     if not seen.names and seen.reason is None:
-        return config, seen  # nothing readable in the sample: the run will say what and where
+        return mapping, seen  # nothing readable in the sample: the run will say what and where
     is_all_seen = len(files) <= SAMPLED_FILES + MORE_FILES
     if is_all_seen:
         _check_found(seen, sought, mapping)
     kept = []
     for each in mapping.keep:
-        is_typed = each.name not in config.keep_without_type
+        is_typed = each.name not in without_type
         if not _has_a_value(seen.values[each.name]) and not (is_typed and not is_all_seen) and seen.names:
             raise InputError(f"kept field {each.path!r} is in no record; fields are: {_listed(seen.names)}")
         kept.append(each if is_typed else KeptField(each.name, infer_kind(seen.values[each.name]), each.path))
-    config = dataclasses.replace(
-        config,
-        fields=dataclasses.replace(mapping, keep=tuple(kept)),
-        score=dataclasses.replace(config.score, keep=tuple(kept)),
-    )
-    return config, seen
+    return dataclasses.replace(mapping, keep=tuple(kept)), seen
 
 
 def describe(config: ScoreConfig, files: Sequence[InputFile], seen: Seen | None = None) -> tuple[Group, ...]:
@@ -172,7 +172,7 @@ def describe(config: ScoreConfig, files: Sequence[InputFile], seen: Seen | None 
     for file in files[: MORE_FILES if config.dry_run else DESCRIBED_FILES]:
         if file.path not in seen.paths:
             with contextlib.suppress(InputError):  # the run will say it
-                _look_at(file, config, MORE_RECORDS, seen)
+                _look_at(file, config.form, config.fields, MORE_RECORDS, seen)
     return tuple(seen.groups.values())
 
 
@@ -229,7 +229,7 @@ def _to_look_at(files: Sequence[InputFile], seen: Seen) -> Iterator[tuple[InputF
         yield file, MORE_RECORDS
 
 
-def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: Seen) -> None:
+def _look_at(file: InputFile, options: FormOptions, mapping: FieldMapping, count: int, seen: Seen) -> None:
     """Look at the first records of a file.
 
     Raises:
@@ -239,8 +239,8 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: Seen) -> No
     seen.paths.add(path)
     try:
         with open_raw(file.place) as opened:
-            for form in recognize(opened, path, config.form):
-                _look_at_records(first_records(file, opened, form), form, config, count, seen)
+            for form in recognize(opened, path, options):
+                _look_at_records(first_records(file, opened, form), form, mapping, count, seen)
     except InputError as error:
         raise type(error)(f"input {path}: {error}") from None
     except (OSError, SourceError) as error:
@@ -251,11 +251,11 @@ def _look_at(file: InputFile, config: ScoreConfig, count: int, seen: Seen) -> No
             raise InputError(f"input {path}: cannot be read ({error})") from None
 
 
-def _look_at_records(records: Iterator[Record], form: Form, config: ScoreConfig, count: int, seen: Seen) -> None:
+def _look_at_records(records: Iterator[Record], form: Form, mapping: FieldMapping, count: int, seen: Seen) -> None:
     first = list(itertools.islice(records, layouts.RECOGNIZED_FROM))
-    reader = PostReader(config.fields, recognize_layout(first, config.fields) or PLAIN)
+    reader = PostReader(mapping, recognize_layout(first, mapping) or PLAIN)
     key = (form.describe(), reader.layout.name)
-    group = seen.groups.setdefault(key, Group(*key, seeks_ids=config.fields.id != ()))
+    group = seen.groups.setdefault(key, Group(*key, seeks_ids=mapping.id != ()))
     group.files += 1
     seen.has_header |= bool(form.format.delimiter) and form.dialect.has_header
     for record in itertools.chain(first, itertools.islice(records, max(0, count - len(first)))):

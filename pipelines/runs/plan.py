@@ -13,7 +13,7 @@ from pipelines.data_set import pending
 from pipelines.data_set.manifest import new_run_id
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import check_goes_on, differences, identity, listed, other_options
-from pipelines.runs.inputs import Inputs, list_inputs, named, spool_pipes, try_to_open
+from pipelines.runs.inputs import check_readable, list_inputs, named, spool_pipes
 from pipelines.runs.inspection import Group, check_fields, describe
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
@@ -125,30 +125,15 @@ def make_plan(config: ScoreConfig, data_set: DataSet, scratch: str) -> Plan:
     inputs = list_inputs(config.inputs, config.form.format, output=config.output)
     spool_pipes(inputs, scratch)
     files = tuple(inputs.files[path] for path in sorted(inputs.files))
-    unreadable = _check_readable(inputs)
+    unreadable = check_readable(inputs)
     if config.if_exists == "append" and data_set.identity is not None:
         config = as_before(_joining(config, data_set.identity), data_set.identity)
-    config, seen = check_fields(config, files)
+    fields, seen = check_fields(config.form, config.fields, files, config.keep_without_type)
+    config = config.with_fields(fields)
     model = check_model(config)
     replaced = check_output(config, data_set, files, model)
     passed_over, groups = tuple(inputs.passed_over), describe(config, files, seen)
     return Plan(config, files, model, "", replaced, passed_over, unreadable, groups=groups).with_new_run(files)
-
-
-def _check_readable(inputs: Inputs) -> dict[str, str]:
-    """The inputs that cannot be opened.
-
-    Raises:
-        InputError: if one of them was given by its name, or a directory cannot be listed.
-    """
-    for path, reason in inputs.unlisted.items():
-        raise InputError(
-            f"input {path}: cannot be listed ({reason}); check its permissions, or give patterns that leave it out"
-        )
-    unreadable = try_to_open(inputs.files.values()).unreadable
-    for path in sorted(inputs.named & unreadable.keys()):
-        raise InputError(f"input {path}: cannot be read ({unreadable[path]})")
-    return unreadable
 
 
 def check_model(config: ScoreConfig) -> ModelFacts:
@@ -177,11 +162,7 @@ def as_before(config: ScoreConfig, earlier: Mapping[str, Any]) -> ScoreConfig:
         else field
         for field in config.fields.keep
     )
-    return dataclasses.replace(
-        config,
-        fields=dataclasses.replace(config.fields, keep=keep),
-        score=dataclasses.replace(config.score, keep=keep),
-    )
+    return config.with_fields(dataclasses.replace(config.fields, keep=keep))
 
 
 def _kept_before(earlier: Mapping[str, Any]) -> dict[str, str]:

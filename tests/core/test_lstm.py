@@ -102,6 +102,78 @@ def test_a_row_does_not_see_its_neighbours() -> None:
         torch.testing.assert_close(lstm(pack_sequence([row])).data, output, rtol=0, atol=1e-14)
 
 
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_a_padded_tensor_gives_what_its_packing_gives(lengths: list[int]) -> None:
+    """In the order given; what stands behind a row's end is not read, and zero in the output."""
+    lstm, rows = make_lstm(), make_rows(lengths)
+    padded = torch.full((len(rows), 8, 3), torch.nan, dtype=torch.float64)
+    for row, length, values in zip(padded, lengths, rows, strict=True):
+        row[:length] = values
+    output = lstm(padded, lengths)
+    assert output.shape == (len(rows), 8, 8)
+    packed = unpack_sequence(lstm(pack_sequence(rows, enforce_sorted=False)))
+    for row, length, values in zip(output, lengths, packed, strict=True):
+        assert torch.equal(row[:length], values)
+        assert not row[length:].any()
+
+
+def test_a_padded_tensor_without_lengths_is_read_to_its_end() -> None:
+    lstm, rows = make_lstm(), torch.stack(make_rows([4, 4]))
+    assert torch.equal(lstm(rows), lstm(rows, [4, 4]))
+
+
+@pytest.mark.parametrize("lengths", [[3, 0], [3, 6], [3], [[3, 2]]], ids=["no step", "too many", "one", "a matrix"])
+def test_lengths_that_do_not_belong_to_the_rows_are_refused(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="lengths must be 2 numbers from 1 to 5"):
+        make_lstm()(torch.zeros(2, 5, 3, dtype=torch.float64), lengths)
+
+
+def test_a_packed_sequence_takes_no_lengths_and_a_matrix_is_no_batch() -> None:
+    with pytest.raises(ValueError, match="knows the lengths"):
+        make_lstm()(pack_sequence(make_rows([2, 1])), [2, 1])
+    with pytest.raises(ValueError, match="rows, steps, channels"):
+        make_lstm()(torch.zeros(5, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("lengths", [[2, 5, 1, 3], [4, 2, 2], [1]], ids=["any order", "sorted", "one token"])
+def test_last_states_are_where_torch_has_them(lengths: list[int]) -> None:
+    """Hidden states are channels of the output, and h = o tanh(c) of the step that they end at."""
+    lstm, rows = make_lstm(), make_rows(lengths)
+    packed, padded = pack_sequence(rows, enforce_sorted=False), nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    _, (hidden, cell) = lstm(packed, return_hidden=True)
+    assert all(map(torch.equal, lstm(padded, lengths, return_hidden=True)[1], (hidden, cell)))
+    theirs = nn.LSTM(3, 4, bidirectional=True).double()(packed)[1]
+    assert hidden.shape == cell.shape == theirs[0].shape
+    for number, row in enumerate(rows):
+        output = lstm(pack_sequence([row])).data
+        for direction, (suffix, last, before) in enumerate((("", -1, -2), ("_reverse", 0, 1))):
+            channels = slice(4 * direction, 4 * direction + 4)
+            torch.testing.assert_close(hidden[direction, number], output[last, channels])
+            h = output[before, channels] if len(row) > 1 else row.new_zeros(4)
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            w, u, b, c = (lstm.get_parameter(f"{name}_l0{suffix}")[12:] for name in names)
+            o = (0.2 * (w @ row[last] + u @ h + b + c) + 0.5).clamp(0, 1)
+            torch.testing.assert_close(hidden[direction, number], o * cell[direction, number].tanh())
+
+
+def test_gradients_of_the_last_states_are_those_of_the_formulas() -> None:
+    """Of cell states too, alone and together with the output."""
+    lstm = make_lstm(inputs=2, hidden=2)
+    packed = pack_sequence(make_rows([3, 2, 2], inputs=2), enforce_sorted=False)
+    data = packed.data.clone().requires_grad_()
+
+    def cells(data: Tensor, *parameters: Tensor) -> Tensor:
+        return lstm(packed._replace(data=data), return_hidden=True)[1][1]
+
+    def everything(data: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        output, states = lstm(packed._replace(data=data), return_hidden=True)
+        return (output.data, *states)
+
+    for run in (cells, everything):
+        assert torch.autograd.gradcheck(run, (data, *lstm.parameters()), eps=1e-6, atol=1e-7)
+
+
 def test_parameters_are_those_of_torch() -> None:
     ours = {name: parameter.shape for name, parameter in HardSigmoidLSTM(6, 5).named_parameters()}
     theirs = {name: value.shape for name, value in nn.LSTM(6, 5, bidirectional=True).named_parameters()}

@@ -21,7 +21,8 @@ def plan(path: Path, *options: str) -> tuple[ScoreConfig, list[str]]:
     """The checked command, and what is said of its inputs."""
     config, _ = parse(["--input", str(path), *options])
     files = match_files(config.inputs)
-    config, seen = check_fields(config, files)
+    fields, seen = check_fields(config.form, config.fields, files, config.keep_without_type)
+    config = config.with_fields(fields)
     return config, [line for group in describe(config, files, seen) for line in group.describe(config.dry_run)]
 
 
