@@ -14,11 +14,12 @@ from urllib.parse import urlsplit
 from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
 from pipelines.cli.parsing import OneLineParser
-from torchmoji_core.bundle_files import check_output, local_path
+from torchmoji_core.bundle_files import check_output
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.limits import check_limit
+from torchmoji_core.locations import local_path
 from torchmoji_core.names import check_name
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     from torchmoji_core.bundle import Bundle
-    from torchmoji_core.bundle_files import is_remote
     from torchmoji_core.checkpoints import checkpoint_format, fetch_checkpoint, parse_checkpoint
+    from torchmoji_core.locations import is_remote
     from torchmoji_core.model import dimensions_of
     from torchmoji_core.vocabulary import Vocabulary
 

@@ -7,10 +7,12 @@ import json
 
 from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
-from pipelines.cli.parsing import OneLineParser, add_options, take_options
-from torchmoji_core.bundle_files import check_output, local_path
+from pipelines.cli.parsing import OneLineParser, add_options, shares, take_options
+from torchmoji_core.bundle_files import check_output
 from torchmoji_core.limits import check_threads
+from torchmoji_core.locations import local_path
 from torchmoji_core.names import check_name
+from torchmoji_core.training.labelled_texts import check_ratios
 from torchmoji_core.training.options import FineTuningOptions
 
 
@@ -33,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
         default="split",
         help="column of train, val, test (default: %(default)s); without it 80, 10 and 10 %% at random",
     )
+    result.add_argument(
+        "--split_ratios",
+        type=shares,
+        metavar="TRAIN,VAL,TEST",
+        help="shares of the splits, 0.7,0.1,0.2 for instance: they are drawn at random, whatever the file says",
+    )
     result.add_argument("--classes", help="names of the classes, separated by commas (default: the labels)")
     result.add_argument("--model", help="bundle to start from: path or URI (default: the bundled model)")
     result.add_argument("--output", required=True, type=local_path, help="bundle to write: new directory or .zip")
@@ -52,6 +60,8 @@ def main(arguments: list[str]) -> int:
     name = options.name or options.output.stem
     check_name("the name of the bundle (--name, or else that of --output)", name)
     check_threads("--threads", options.threads)
+    if options.split_ratios:
+        check_ratios(options.split_ratios)
     import torch
 
     from torchmoji_core.bundle import load_bundle
@@ -64,6 +74,8 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     classes = options.classes.split(",") if options.classes else ()
     data = read_labelled_texts(options.data, options.text_field, options.label_field, options.split_field, classes)
+    if options.split_ratios:
+        data = data.divided(options.split_ratios, training_options.seed)
     splits = data.split(training_options.seed)
     base = load_bundle(options.model)
     size = None

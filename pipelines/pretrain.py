@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
 from pipelines.cli.parsing import OneLineParser, add_options, take_options
-from torchmoji_core.bundle_files import check_output, local_path
+from pipelines.cli.text_filter_options import add_text_filter, take_text_filter
+from torchmoji_core.bundle_files import check_output
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.limits import check_limit, check_threads
+from torchmoji_core.locations import local_path
 from torchmoji_core.names import check_name
 from torchmoji_core.training.options import PretrainingOptions
 
@@ -68,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--embedding", type=int, default=80, help="embedding channels (default: %(default)s)")
     result.add_argument("--hidden", type=int, default=160, help="LSTM channels per direction (default: %(default)s)")
     result.add_argument("--maxlen", type=int, default=30, help="tokens read of each text (default: %(default)s)")
+    add_text_filter(result)
     add_options(result, PretrainingOptions)
     return result
 
@@ -81,12 +84,14 @@ def main(arguments: list[str]) -> int:
     from torchmoji_core.memory import keep_freed_memory
     from torchmoji_core.model import Dimensions
     from torchmoji_core.training.cards import emoji_model_card
-    from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
+    from torchmoji_core.training.emoji_corpus import prepare, training_texts
     from torchmoji_core.training.pretraining import Pretraining, calibrate, evaluate, teach
+    from torchmoji_core.training.words import count_words, vocabulary_of
     from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
     from transforms.input.training_data import EmojiFile
 
     training_options = take_options(PretrainingOptions, options)
+    text_filter = take_text_filter(options)
     check_output(options.output)
     check_name("--name", options.name)
     for limited in ("maxlen", "embedding", "hidden"):
@@ -110,19 +115,22 @@ def main(arguments: list[str]) -> int:
     elif models:
         vocabulary = models[0].vocabulary
     else:
-        counts = count_tokens(data, options.rows)
+        counts = count_words(training_texts(data, options.rows, text_filter))
         vocabulary = vocabulary_of(counts, training_options.min_count, options.vocabulary_size)
     for model in models:
         _check_reads_the_same(model, vocabulary, options.maxlen)
     with tempfile.TemporaryDirectory(prefix="torchmoji-") as scratch:
-        prepared = options.prepared or Path(scratch)
-        splits = prepare(data, vocabulary, options.maxlen, prepared, options.rows)
+        directory = options.prepared or Path(scratch)
+        prepared = prepare(data, vocabulary, options.maxlen, directory, options.rows, text_filter)
+        splits = prepared.splits
         sizes = (len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
         dimensions = start.dimensions if start else Dimensions(*sizes)
         taught_by = {teacher.fingerprint: teacher.model() for teacher in teachers}
-        train = teach(splits["train"], taught_by, prepared)
+        train = teach(splits["train"], taught_by, directory)
         training = Pretraining(dimensions, train, training_options, options.checkpoint, start.state if start else None)
         said = f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps"
+        if text_filter:
+            said += f"; left out {', '.join(f'{n:,} {why}' for why, n in prepared.left_out.items()) or 'none'}"
         announce("training", said)
         trained = training.run(lambda figures: announce("progress", json.dumps(figures)), splits["val"])
         temperature = calibrate(trained, training.data, splits["val"], training_options.tilt)
@@ -138,6 +146,7 @@ def main(arguments: list[str]) -> int:
         "start": {start.fingerprint: start.name} if start else None,
         "teachers": {teacher.fingerprint: teacher.name for teacher in teachers},
         "options": dataclasses.asdict(training_options),
+        **({"filter": text_filter.identity, "left_out": prepared.left_out} if text_filter else {}),
         "temperature": temperature,
         "scores": {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in scores.items()},
     }

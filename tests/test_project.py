@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import torchmoji_core
+
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "torchmoji_core": {"torchmoji_core"},
@@ -114,7 +116,7 @@ def test_tests_use_public_names() -> None:
     assert not {path: names for path, names in found.items() if names}
 
 
-@pytest.mark.parametrize("command", ["score", "convert", "pretrain"])
+@pytest.mark.parametrize("command", ["score", "convert", "pretrain", "vocabulary"])
 def test_help_needs_neither_beam_nor_torch(command: str) -> None:
     program = (
         f"import sys, pipelines.{command} as m\n"
@@ -125,6 +127,12 @@ def test_help_needs_neither_beam_nor_torch(command: str) -> None:
     finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     assert f"python -m pipelines.{command}" in finished.stdout
+
+
+def test_what_torchmoji_core_exports_is_there_and_says_what_it_is() -> None:
+    assert sorted(torchmoji_core.__all__) == sorted(set(torchmoji_core.__all__))
+    for name in torchmoji_core.__all__:
+        assert (getattr(torchmoji_core, name).__doc__ or "").strip(), name
 
 
 @pytest.fixture(scope="module")

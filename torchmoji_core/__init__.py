@@ -14,32 +14,82 @@ from torchmoji_core.errors import InputError, RunError, TorchMojiError
 
 if TYPE_CHECKING:
     from torchmoji_core.arrow_scorer import ArrowScorer
+    from torchmoji_core.attention import AttentionWeightedAverage
+    from torchmoji_core.dimensions import Dimensions
     from torchmoji_core.estimators import EmojiFeatures, TweetClassifier
+    from torchmoji_core.initialization import INITIALIZATIONS
+    from torchmoji_core.lstm import HardSigmoidLSTM
+    from torchmoji_core.model import Dropout, ModelOutput, TorchMoji, pack_ids
+    from torchmoji_core.tokenizer import Tokenizer
     from torchmoji_core.training.classifier import finetune
+    from torchmoji_core.training.dataset import Batch, TweetDataset, collate
+    from torchmoji_core.training.labelled_texts import LabelledTexts, label_texts
     from torchmoji_core.training.options import FineTuningOptions
+    from torchmoji_core.training.sampler import BalancedBatchSampler
+    from torchmoji_core.training.text_filter import TextFilter
+    from torchmoji_core.training.words import count_words, vocabulary_of
+    from torchmoji_core.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 __all__ = [
+    "INITIALIZATIONS",
     "ArrowScorer",
+    "AttentionWeightedAverage",
+    "BalancedBatchSampler",
+    "Batch",
     "Bundle",
+    "Dimensions",
+    "Dropout",
     "EmojiFeatures",
     "FineTuningOptions",
+    "HardSigmoidLSTM",
     "InputError",
+    "LabelledTexts",
+    "ModelOutput",
     "RunError",
+    "TextFilter",
+    "Tokenizer",
+    "TorchMoji",
     "TorchMojiError",
     "TweetClassifier",
+    "TweetDataset",
+    "Vocabulary",
+    "collate",
+    "count_words",
     "finetune",
+    "label_texts",
     "load_bundle",
+    "pack_ids",
+    "vocabulary_of",
 ]
 
 _ON_DEMAND = {
     "ArrowScorer": "torchmoji_core.arrow_scorer",
+    "AttentionWeightedAverage": "torchmoji_core.attention",
+    "BalancedBatchSampler": "torchmoji_core.training.sampler",
+    "Batch": "torchmoji_core.training.dataset",
+    "Dimensions": "torchmoji_core.dimensions",
+    "Dropout": "torchmoji_core.model",
     "EmojiFeatures": "torchmoji_core.estimators",
-    "TweetClassifier": "torchmoji_core.estimators",
     "FineTuningOptions": "torchmoji_core.training.options",
+    "HardSigmoidLSTM": "torchmoji_core.lstm",
+    "INITIALIZATIONS": "torchmoji_core.initialization",
+    "LabelledTexts": "torchmoji_core.training.labelled_texts",
+    "ModelOutput": "torchmoji_core.model",
+    "TextFilter": "torchmoji_core.training.text_filter",
+    "Tokenizer": "torchmoji_core.tokenizer",
+    "TorchMoji": "torchmoji_core.model",
+    "TweetClassifier": "torchmoji_core.estimators",
+    "TweetDataset": "torchmoji_core.training.dataset",
+    "Vocabulary": "torchmoji_core.vocabulary",
+    "collate": "torchmoji_core.training.dataset",
+    "count_words": "torchmoji_core.training.words",
     "finetune": "torchmoji_core.training.classifier",
+    "label_texts": "torchmoji_core.training.labelled_texts",
+    "pack_ids": "torchmoji_core.model",
+    "vocabulary_of": "torchmoji_core.training.words",
 }
-"""Names by module that are imported when they are asked for: they need torch, pyarrow or scikit-learn."""
+"""Names by module that are imported when they are asked for: most need torch, pyarrow or scikit-learn."""
 
 
 def __getattr__(name: str) -> Any:

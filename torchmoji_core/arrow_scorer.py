@@ -22,7 +22,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from torchmoji_core.bundle import is_name, load_bundle, load_config
-from torchmoji_core.bundle_files import is_remote, local_path
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.inference.scorer import Scorer
@@ -37,6 +36,7 @@ from torchmoji_core.inference.scores import (
 )
 from torchmoji_core.inference.texts import as_texts, values_of
 from torchmoji_core.limits import check_threads
+from torchmoji_core.locations import is_remote, local_path
 from torchmoji_core.names import shown
 from torchmoji_core.options import check_choice
 from torchmoji_core.processes import renew_after_fork

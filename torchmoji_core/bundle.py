@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +27,16 @@ from torchmoji_core.bundle_files import (
     WEIGHTS,
     Content,
     digest_of,
-    is_remote,
-    local_path,
     open_bundle_files,
     write_bundle_files,
 )
 from torchmoji_core.dimensions import Dimensions
 from torchmoji_core.errors import CONTENT_ERRORS, InputError, raise_shortage
 from torchmoji_core.limits import check_limit, model_limit
+from torchmoji_core.locations import is_remote, local_path
 from torchmoji_core.names import check_name, shown
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
-from torchmoji_core.vocabulary import Vocabulary, max_vocabulary_bytes
+from torchmoji_core.vocabulary import UNKNOWN, Vocabulary, max_vocabulary_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
     from torchmoji_core.model import TorchMoji
 
 FORMAT = "torchmoji-bundle-1"
+EMBEDDING = "embed.weight"
+"""Of the state: [vocabulary, channels]."""
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "emoji64-small"
 DEFAULT_MAXLEN = 30
 
@@ -244,6 +245,31 @@ class Bundle:
     @cached_property
     def _scorers(self) -> dict[str, Scorer]:
         return {}
+
+    def extend(self, counts: Mapping[str, int], limit: int) -> Bundle:
+        """A bundle that knows more words, to be trained on texts that have them.
+
+        A new word begins with the embedding of the unknown token, as which it was read before: every text keeps its
+        scores. (In DeepMoji and torchMoji new words begin with random numbers.)
+
+        >>> wider = bundle.extend(count_words(texts), limit=10_000)
+
+        Args:
+            counts: how often words occur, as `torchmoji_core.count_words` has it. Those that the vocabulary lacks are
+                added, most frequent first.
+            limit: the most words that are added.
+
+        Raises:
+            InputError: if `limit` is negative.
+        """
+        import torch
+
+        vocabulary = self.vocabulary.extend(counts, limit)
+        table = self.state[EMBEDDING]
+        added = table[UNKNOWN].repeat(len(vocabulary) - len(table), 1)
+        provenance = {"extended": {self.fingerprint: len(added)}, **self.provenance}
+        state = {**self.state, EMBEDDING: torch.cat((table, added))}
+        return replace(self, vocabulary=vocabulary, state=state, provenance=provenance)
 
     def save(self, path: str | Path) -> None:
         """Write a directory, or one file if the name ends in .zip. The target appears whole or not at all.

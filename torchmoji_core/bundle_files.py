@@ -23,7 +23,7 @@ from torchmoji_core.durable import make_directories, replacing, write_atomically
 from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
-from torchmoji_core.locations import plain
+from torchmoji_core.locations import is_remote, local_path
 
 CONFIG = "config.json"
 VOCABULARY = "vocabulary.json"
@@ -43,11 +43,6 @@ def cache_directory() -> Path:
     if explicit := os.environ.get("TORCHMOJI_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchmoji"
-
-
-def is_remote(location: str) -> bool:
-    """Whether a location is a URI other than file:."""
-    return "://" in plain(location)
 
 
 def read_uri(uri: str, limit: int) -> bytes:
@@ -125,20 +120,6 @@ def open_bundle_files(location: str, limit: int) -> Iterator[BundleFiles]:
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"model {location}: cannot be read ({reason})") from None
-
-
-def local_path(location: str) -> Path:
-    """A path, or the path of a file: URI.
-
-    Raises:
-        InputError: if it begins with the home of a user who is not there, or is no file of this machine.
-    """
-    if is_remote(location):
-        raise InputError(f"{location}: a path on this machine is needed here; copy from or to elsewhere yourself")
-    try:
-        return Path(plain(location)).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{location}: {error}") from None
 
 
 def _check_complete(names: Collection[str], location: str) -> None:

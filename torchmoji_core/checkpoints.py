@@ -18,10 +18,11 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from torchmoji_core.bundle_files import ShortReads, is_remote, local_path, read_uri
+from torchmoji_core.bundle_files import ShortReads, read_uri
 from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
 from torchmoji_core.files import read_limited
 from torchmoji_core.limits import MODEL_LIMITS, model_limit
+from torchmoji_core.locations import is_remote, local_path
 from torchmoji_core.model import FLOATS, Dimensions, check_weights, dimensions_of, pack_ids
 from torchmoji_core.names import shown
 from torchmoji_core.pickles import check_pickle

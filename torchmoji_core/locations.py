@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from urllib.parse import unquote
 
 from torchmoji_core.errors import InputError
@@ -25,3 +26,22 @@ def plain(location: str) -> str:
     if match is None or match["host"] not in (None, "", "localhost"):
         raise InputError(f"{location}: is no file on this machine; the form is file:///PATH, or just the path")
     return unquote(match["path"], errors="surrogateescape")
+
+
+def is_remote(location: str) -> bool:
+    """Whether a location is a URI other than file:."""
+    return "://" in plain(location)
+
+
+def local_path(location: str) -> Path:
+    """A path, or the path of a file: URI.
+
+    Raises:
+        InputError: if it begins with the home of a user who is not there, or is no file of this machine.
+    """
+    if is_remote(location):
+        raise InputError(f"{location}: a path on this machine is needed here; copy from or to elsewhere yourself")
+    try:
+        return Path(plain(location)).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{location}: {error}") from None

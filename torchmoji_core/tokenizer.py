@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from itertools import chain, islice
 
 from torchmoji_core.errors import InputError
@@ -56,13 +57,16 @@ class Tokenizer:
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, int]]:
         return Tokenizer, (self.vocabulary, self._cache_chunks)  # a copy has an empty cache
 
-    def tokens(self, text: str, limit: int | None = None) -> list[str]:
+    @staticmethod
+    def tokens(text: str, limit: int | None = None) -> list[str]:
         """The tokens of a text, after run shortening and with special tokens put in; at most `limit`.
 
-        >>> Tokenizer(vocabulary).tokens("@ann sooooo good!!! 100%")
+        No vocabulary decides them, so no tokenizer need be made.
+
+        >>> Tokenizer.tokens("@ann sooooo good!!! 100%")
         ['CUSTOM_AT', 'soo', 'good', '!!', 'CUSTOM_NUMBER', '%']
         """
-        return list(islice(chain.from_iterable(map(chunk_tokens, chunks(text))), limit))
+        return list(islice(chain.from_iterable(map(_tokens_of_chunk, chunks(text))), limit))
 
     def ids(self, text: str, limit: int | None = None) -> list[int]:
         """The token ids of a text, 1 for unknown tokens; all of them, or the first `limit`."""
@@ -95,6 +99,15 @@ class Tokenizer:
             if index != MASK:
                 words.append(tokens[index])
         return words
+
+
+def _tokens_of_chunk(chunk: str) -> Iterable[str]:
+    return _remembered_tokens(chunk) if len(chunk) <= _LONGEST_CACHED_CHUNK else chunk_tokens(chunk)
+
+
+@lru_cache(maxsize=65_536)
+def _remembered_tokens(chunk: str) -> tuple[str, ...]:
+    return tuple(chunk_tokens(chunk))
 
 
 class _ChunkCache(dict[str, Iterable[int]]):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from torchmoji_core.durable import write_atomically
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import read_limited
 from torchmoji_core.limits import model_limit
-from torchmoji_core.locations import plain
+from torchmoji_core.locations import local_path, plain
 from torchmoji_core.names import shown
 
 SPECIAL_TOKENS = (
@@ -99,11 +101,30 @@ class Vocabulary(Mapping[str, int]):
         """The published format: one compact JSON object from token to id, in id order."""
         return json.dumps(self._ids, ensure_ascii=True, separators=(", ", ": "))
 
+    def save(self, path: str | Path) -> None:
+        """Write the published format; the file appears whole or not at all.
+
+        Raises:
+            InputError: if something is there already, or it cannot be written.
+        """
+        target = local_path(str(path))
+        if os.path.lexists(target):
+            raise InputError(f"{target} exists already; give a new name")
+        try:
+            write_atomically(target, self.to_json().encode())
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written ({error.strerror})") from None
+
     def extend(self, counts: Mapping[str, int], limit: int) -> Vocabulary:
         """A new vocabulary with the `limit` most frequent unknown tokens of `counts` appended.
 
         Ties are broken alphabetically, so that the result depends on the counts alone.
+
+        Raises:
+            InputError: if `limit` is negative.
         """
+        if limit < 0:
+            raise InputError(f"limit must be at least 0, not {limit}")
         unknown = [(-count, token) for token, count in counts.items() if token not in self._ids]
         return Vocabulary(self.tokens + tuple(token for _, token in sorted(unknown)[:limit]))
 

@@ -90,6 +90,18 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """Numbers that commas separate.
+
+    Raises:
+        argparse.ArgumentTypeError: if one is no number.
+    """
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers like 0.8,0.1,0.1, not {text!r}") from None
+
+
 def seconds(text: str) -> float:
     """Seconds of a time like 90, 500ms, 90s, 10m, 2h or 1d.
 

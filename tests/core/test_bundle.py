@@ -20,11 +20,13 @@ from tests.core.bundles import (
     error_of,
     files_of,
 )
+from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle, load_bundle, load_tokenizer
 from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS
 from torchmoji_core.durable import write_atomically
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
-from torchmoji_core.vocabulary import Vocabulary
+from torchmoji_core.training.words import count_words
+from torchmoji_core.vocabulary import UNKNOWN, Vocabulary
 
 # --- saving and loading -------------------------------------------------------------------------------------------
 
@@ -265,3 +267,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_extended_bundle_knows_more_words_and_scores_all_texts_as_before(tmp_path: Path) -> None:
+    bundle = tiny_bundle(["good", "day"], seed=3)
+    texts = ["good day", "good hail", "sleet, hail and more", ""]
+    wider = bundle.extend(count_words(texts), 2)
+    assert wider.vocabulary.tokens == (*bundle.vocabulary.tokens, "hail", ",")
+    assert wider.dimensions.vocabulary == len(wider.vocabulary) == len(bundle.vocabulary) + 2
+    assert wider.tokenizer.ids("hail") != bundle.tokenizer.ids("hail") == [UNKNOWN]
+    before, after = bundle.score(texts, precision="fp32"), wider.score(texts, precision="fp32")
+    np.testing.assert_array_equal(after.probabilities, before.probabilities)
+    np.testing.assert_array_equal(after.embedding, before.embedding)
+    assert wider.fingerprint != bundle.fingerprint
+    assert wider.provenance["extended"] == {bundle.fingerprint: 2}
+    wider.save(tmp_path / "wider")
+    assert load_bundle(tmp_path / "wider").vocabulary.tokens == wider.vocabulary.tokens
+    assert len(bundle.extend({}, 10).vocabulary) == len(bundle.vocabulary)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ import pytest
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.tokenizer import Tokenizer
-from torchmoji_core.training import emoji_corpus
-from torchmoji_core.training.emoji_corpus import count_tokens, prepare, vocabulary_of
-from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
+from torchmoji_core.training.emoji_corpus import prepare, training_texts
+from torchmoji_core.training.text_filter import TextFilter
+from torchmoji_core.training.words import count_words, vocabulary_of
+from torchmoji_core.vocabulary import Vocabulary
 
 ROWS: list[dict[str, Any]] = [
     {"text": "I love my dog", "emoji": "❤", "emojis": ["❤", "😍"], "split": "train"},
@@ -47,7 +47,7 @@ class Rows:
 
 
 def test_texts_and_emojis_by_split(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    splits = prepare(Rows(), vocabulary, 3, tmp_path / "prepared")
+    splits = prepare(Rows(), vocabulary, 3, tmp_path / "prepared").splits
     tokenizer = Tokenizer(vocabulary)
     for split, data in splits.items():
         rows = [row for row in ROWS if row["split"] == split]
@@ -61,12 +61,12 @@ def test_texts_and_emojis_by_split(tmp_path: Path, vocabulary: Vocabulary) -> No
 
 
 def test_pieces_make_a_whole(tmp_path: Path, vocabulary: Vocabulary) -> None:
-    whole = prepare(Rows(ROWS * 7), vocabulary, 30, tmp_path / "whole")
-    pieces = prepare(Rows(ROWS * 7, size=4), vocabulary, 30, tmp_path / "pieces")
+    whole = prepare(Rows(ROWS * 7), vocabulary, 30, tmp_path / "whole").splits
+    pieces = prepare(Rows(ROWS * 7, size=4), vocabulary, 30, tmp_path / "pieces").splits
     for split, data in whole.items():
         assert data.corpus.values.tolist() == pieces[split].corpus.values.tolist()
         assert data.emojis.offsets.tolist() == pieces[split].emojis.offsets.tolist()
-    first = prepare(Rows(ROWS * 7, size=4), vocabulary, 30, tmp_path / "first", rows=4)
+    first = prepare(Rows(ROWS * 7, size=4), vocabulary, 30, tmp_path / "first", rows=4).splits
     assert {split: len(data) for split, data in first.items()} == {"train": 4, "val": 4, "test": 4}
     assert first["train"].corpus[3].tolist() == whole["train"].corpus[3].tolist()
 
@@ -82,7 +82,7 @@ def test_prepared_files_are_kept_until_something_changes(tmp_path: Path, vocabul
     os.utime(written, ns=(1, 1))
     prepare(Rows(), vocabulary, 3, prepared)
     assert times() == 1
-    assert prepare(Rows(), vocabulary, 4, prepared)["train"].corpus.lengths.max() == 4
+    assert prepare(Rows(), vocabulary, 4, prepared).splits["train"].corpus.lengths.max() == 4
     os.utime(written, ns=(1, 1))
     prepare(Rows(ROWS[::-1], version=2), vocabulary, 4, prepared)
     assert times() > 1
@@ -110,7 +110,7 @@ def test_a_row_at_fault(tmp_path: Path, vocabulary: Vocabulary, change: dict[str
     with pytest.raises(InputError, match=message):
         prepare(Rows([*ROWS, ROWS[0] | change]), vocabulary, 30, tmp_path / "prepared")
     # What was begun is not taken for finished.
-    assert len(prepare(Rows(), vocabulary, 30, tmp_path / "prepared")["train"]) == 3
+    assert len(prepare(Rows(), vocabulary, 30, tmp_path / "prepared").splits["train"]) == 3
 
 
 def test_a_split_without_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
@@ -118,18 +118,27 @@ def test_a_split_without_rows(tmp_path: Path, vocabulary: Vocabulary) -> None:
         prepare(Rows(ROWS[:4]), vocabulary, 30, tmp_path / "prepared")
 
 
-# --- a vocabulary from the data -----------------------------------------------------------------------------------
+# --- what is left out ---------------------------------------------------------------------------------------------
 
 
-def test_tokens_of_training_texts_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["i", "love", "my", "dog", "love", "it", ",", "love", "it", "the", "rain", "again"]
-    assert count_tokens(Rows()) == Counter(words)
-    assert count_tokens(Rows(), rows=1) == Counter(words[:4])
-    monkeypatch.setattr(emoji_corpus, "MOST_COUNTED", 3)
-    assert count_tokens(Rows(size=1))["love"] <= 3  # a lower bound
+def test_texts_are_left_out_of_every_split_and_of_the_words_that_are_counted(tmp_path: Path) -> None:
+    rows = [*ROWS, *({**row, "text": f"RT @ann {row['text']}"} for row in ROWS)]
+    assert list(training_texts(Rows())) == [row["text"] for row in ROWS if row["split"] == "train"]
+    assert list(training_texts(Rows(), rows=1)) == [ROWS[0]["text"]]
+    no_retweets = TextFilter(("retweets",))
+    assert list(training_texts(Rows(rows), text_filter=no_retweets)) == list(training_texts(Rows()))
+    vocabulary = vocabulary_of(count_words(training_texts(Rows())), 1, 50)
+    for _ in range(2):  # the second time what was kept is mapped
+        prepared = prepare(Rows(rows), vocabulary, 30, tmp_path / "prepared", text_filter=no_retweets)
+        assert {split: len(part) for split, part in prepared.splits.items()} == {"train": 3, "val": 1, "test": 1}
+        assert prepared.left_out == {"retweets": 5}
+    # Another filter makes other files, and what is left out does not count as one of the first rows.
+    assert len(prepare(Rows(rows), vocabulary, 30, tmp_path / "prepared").splits["train"]) == 6
+    first = prepare(Rows(rows[::-1]), vocabulary, 30, tmp_path / "first", rows=1, text_filter=no_retweets)
+    assert len(first.splits["train"]) == 1
 
 
-def test_a_vocabulary_has_the_most_frequent_tokens() -> None:
-    counts = Counter({"sun": 5, "rain": 2, "cat": 2, "once": 1})
-    assert vocabulary_of(counts, 2, 50).tokens == (*SPECIAL_TOKENS, "sun", "cat", "rain")
-    assert vocabulary_of(counts, 1, 12).tokens == (*SPECIAL_TOKENS, "sun", "cat")
+def test_a_split_of_which_nothing_is_left_is_named(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    rows = [{**row, "text": "RT this"} if row["split"] == "val" else row for row in ROWS]
+    with pytest.raises(InputError, match="no rows with split 'val' are left when texts are left out"):
+        prepare(Rows(rows), vocabulary, 30, tmp_path / "prepared", text_filter=TextFilter(("retweets",)))

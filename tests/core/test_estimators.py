@@ -122,6 +122,13 @@ class TestFinetune:
         assert bundle.provenance["texts"] == {"train": 72, "val": 9, "test": 9}
         assert set(bundle.provenance["scores"]) == {"train", "val", "test"}
 
+    def test_splits_are_drawn_in_given_ratios(self) -> None:
+        options = FineTuningOptions(method="last", most_epochs=1)
+        bundle = finetune(BASE, TEXTS, NAMES, split_ratios=(0.5, 0.2, 0.3), options=options)
+        assert bundle.provenance["texts"] == {"train": 45, "val": 18, "test": 27}
+        with pytest.raises(InputError, match="one of splits, validation_data and split_ratios"):
+            finetune(BASE, TEXTS, NAMES, split_ratios=(0.8, 0.1, 0.1), splits=["train"] * 90)
+
     def test_wrong_data_is_named_before_any_training(self) -> None:
         for arguments, message in (
             ((TEXTS, NAMES[1:]), "90 texts and 89 labels"),
@@ -132,7 +139,7 @@ class TestFinetune:
                 finetune(BASE, *arguments)
         with pytest.raises(InputError, match="validation_data: 30 texts and 29 labels"):
             finetune(BASE, TEXTS, NAMES, validation_data=(OTHERS, THEIR_NAMES[1:]))
-        with pytest.raises(InputError, match="splits or validation_data"):
+        with pytest.raises(InputError, match="one of splits, validation_data and split_ratios"):
             finetune(BASE, TEXTS, NAMES, splits=["train"] * 90, validation_data=(OTHERS, THEIR_NAMES))
         with pytest.raises(TypeError, match=r"finetune takes a list of texts; for one text give \[text\]"):
             finetune(BASE, "rain", ["a"])

@@ -100,3 +100,22 @@ def test_coverage_counts_unknown_tokens(vocabulary: Vocabulary) -> None:
     assert vocabulary.coverage([UNKNOWN, 12, 13, 14]) == 0.75
     assert vocabulary.coverage(iter([12])) == 1
     assert math.isnan(vocabulary.coverage([]))
+
+
+def test_a_limit_below_0_is_refused(vocabulary: Vocabulary) -> None:
+    with pytest.raises(InputError, match="limit must be at least 0, not -1"):
+        vocabulary.extend({"wasp": 2}, -1)
+
+
+def test_a_saved_vocabulary_is_read_again_and_never_overwritten(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "vocabulary.json"
+    vocabulary.save(path)
+    assert Vocabulary.load(path).tokens == vocabulary.tokens
+    assert [entry.name for entry in path.parent.iterdir()] == ["vocabulary.json"]
+    with pytest.raises(InputError, match="exists already; give a new name"):
+        vocabulary.save(path)
+    with pytest.raises(InputError, match="a path on this machine is needed"):
+        vocabulary.save("s3://bucket/vocabulary.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        vocabulary.save(tmp_path / "file" / "vocabulary.json")

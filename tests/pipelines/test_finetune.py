@@ -134,6 +134,8 @@ def test_a_mistake_ends_in_one_line_before_any_training(
         (["--method", "freeze"], "--method: invalid choice: 'freeze'"),
         (["--patience", "0"], "patience must be above 0"),
         (["--threads", "0"], "--threads must be at least 1"),
+        (["--split_ratios", "0.8,0.2"], "ratios [0.8, 0.2]: expected shares of train, val and test that add up to 1"),
+        (["--split_ratios", "most"], "--split_ratios: must be numbers like 0.8,0.1,0.1, not 'most'"),
         (["--threads", "100000000"], "--threads must be at least 1 and at most 1,024"),
         (["--output", "s3://bucket/model"], "s3://bucket/model: a path on this machine is needed"),
         (["--name", "caf\udce9"], "name of the bundle (--name, or else that of --output) must be"),

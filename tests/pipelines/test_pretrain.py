@@ -70,6 +70,26 @@ def test_a_bundle_that_knows_its_emojis(teacher: Path) -> None:
     assert f"| test | 24 | {bundle.provenance['scores']['test']['top1']:.3f} |" in bundle.card
 
 
+def test_texts_are_left_out_by_kind_and_language(run_main: Callable[..., Finished], tmp_path: Path) -> None:
+    rows = make_rows(80)
+    for number, row in enumerate(rows):
+        before = ("RT @ann ", "see http://example.org ", "jamais encore demain matin ", "")[number // 10 % 4]
+        row["text"] = before + row["text"]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    words = tmp_path / "english.txt"
+    words.write_text("\n".join([*MOODS.values(), "the", "day", "is", "my", "dog", "so"]))
+    done = run_main(
+        pretrain.main, "--data", "data.parquet", "--output", "small", "--epochs", 0.1, *SMALL,
+        "--leave_out", "retweets,urls", "--english_words", words,
+    )  # fmt: skip
+    assert done.status == DONE, done.err
+    assert "left out 20 retweets, 20 urls, 20 non_english" in done.out
+    bundle = load_bundle("small")
+    assert bundle.provenance["left_out"] == {"retweets": 20, "urls": 20, "non_english": 20}
+    assert sum(bundle.provenance["texts"].values()) == 20
+    assert not {"rt", "see", "encore"} & bundle.vocabulary.keys()
+
+
 def test_a_pupil_of_a_teacher_with_a_card_of_its_own(
     run_main: Callable[..., Finished], data: Path, teacher: Path, tmp_path: Path
 ) -> None:

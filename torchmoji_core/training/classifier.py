@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.texts import Texts, as_texts
 from torchmoji_core.model import Dimensions
-from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.training.cards import classifier_card
 from torchmoji_core.training.dataset import TweetDataset
 from torchmoji_core.training.finetuning import FineTuning, reading_of, starting_model
@@ -31,6 +29,7 @@ from torchmoji_core.training.labelled_texts import LabelledTexts, column_of, lab
 from torchmoji_core.training.metrics import best_thresholds, classification_scores
 from torchmoji_core.training.options import FineTuningOptions
 from torchmoji_core.training.prediction import forward
+from torchmoji_core.training.words import count_words
 
 
 class ClassifierTraining:
@@ -60,14 +59,10 @@ class ClassifierTraining:
         self.base, self.options, self.splits = base, options, splits
         self.classes = splits["train"].classes
         self.multi_label = splits["train"].multi_label
-        vocabulary = base.vocabulary
         if options.method != "last" and options.extend_vocabulary:
-            counts: Counter[str] = Counter()
-            for text in splits["train"].texts:
-                counts.update(base.tokenizer.tokens(text))
-            vocabulary = vocabulary.extend(counts, options.extend_vocabulary)
-        self.vocabulary = vocabulary
-        tokenizer = Tokenizer(vocabulary)
+            base = base.extend(count_words(splits["train"].texts), options.extend_vocabulary)
+        self.vocabulary = base.vocabulary
+        tokenizer = base.tokenizer
         lengths = [len(tokenizer.tokens(text)) for text in splits["train"].texts]
         self.maxlen, self.batch_size = reading_of(lengths, options)
         self.data: dict[str, TweetDataset] = {}
@@ -79,7 +74,7 @@ class ClassifierTraining:
             except InputError as error:
                 raise InputError(f"split {name}: {error}") from None
         embedding, hidden = size or (base.dimensions.embedding, base.dimensions.hidden)
-        dimensions = Dimensions(len(vocabulary), embedding, hidden, len(self.classes))
+        dimensions = Dimensions(len(self.vocabulary), embedding, hidden, len(self.classes))
         model = starting_model(None if options.method == "new" else base.state, dimensions, options)
         self.training = FineTuning(
             model, self.data["train"], self.data["val"], options, checkpoint, batch_size=self.batch_size
@@ -143,6 +138,7 @@ def finetune(
     *,
     splits: Iterable[str] | None = None,
     validation_data: tuple[Texts, Iterable[Any]] | None = None,
+    split_ratios: Sequence[float] | None = None,
     classes: Sequence[str] = (),
     options: FineTuningOptions = FineTuningOptions(),  # noqa: B008
     size: tuple[int, int] | None = None,
@@ -156,7 +152,8 @@ def finetune(
     >>> moods = finetune(load_bundle(), texts, ["glad", "sad", ...], options=FineTuningOptions(method="last"))
     >>> moods.score(["what a day"]).predict(), moods.provenance["scores"]["test"]
 
-    Without `splits` and `validation_data`, a tenth of the texts is kept to validate on, and a tenth to measure on.
+    Of `splits`, `validation_data` and `split_ratios` one may be given. Without them a tenth of the texts is kept to
+    validate on, and a tenth to measure on.
 
     Args:
         bundle: the pretrained model; for method `new` only its vocabulary and size are used.
@@ -165,6 +162,8 @@ def finetune(
             several classes can hold of a text.
         splits: of each text: train, val or test.
         validation_data: texts and labels of their own to validate on; all of `texts` are then trained on.
+        split_ratios: shares of train, val and test, to which the texts are drawn by the seed; (0.7, 0.1, 0.2) in
+            DeepMoji's `split_train_val_test`.
         classes: names of the classes; by default the distinct labels.
         options: how to train.
         size: embedding and hidden channels of a `new` model, if not those of `bundle`.
@@ -182,8 +181,8 @@ def finetune(
         InputError: for anything else that is wrong with the data, found before any training.
         RunError: if the loss stops being a number.
     """
-    if splits is not None and validation_data is not None:
-        raise InputError("finetune takes splits or validation_data, but not both")
+    if sum(given is not None for given in (splits, validation_data, split_ratios)) > 1:
+        raise InputError("finetune takes one of splits, validation_data and split_ratios")
     texts, labels = as_texts(texts, caller="finetune"), column_of(labels)
     if len(texts) != len(labels):
         raise InputError(f"{len(texts):,} texts and {len(labels):,} labels; each text needs its own")
@@ -194,6 +193,8 @@ def finetune(
         splits = ["train"] * len(texts) + ["val"] * len(more)
         texts, labels = texts + more, labels + their
     data = label_texts("finetune", texts, labels, splits, classes)
+    if split_ratios is not None:
+        data = data.divided(split_ratios, options.seed)
     training = ClassifierTraining(data.split(options.seed), bundle, options, size=size, checkpoint=checkpoint)
     with epochs_bar(progress_bar) as report:
         return training.run(report, name, data_name)

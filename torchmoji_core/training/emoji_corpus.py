@@ -6,6 +6,7 @@ The files may be kept: a later run on the same data, vocabulary and maxlen maps 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +27,11 @@ from torchmoji_core.names import shown
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
 from torchmoji_core.training.corpus import Corpus
 from torchmoji_core.training.ragged import Ragged, RaggedWriter
-from torchmoji_core.vocabulary import SPECIAL_TOKENS, Vocabulary
+from torchmoji_core.training.text_filter import TextFilter
+from torchmoji_core.vocabulary import Vocabulary
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["text", "emoji", "emojis", "split"]
-MOST_COUNTED = 10_000_000
-"""Different tokens that are counted at a time; beyond that those that came once are forgotten."""
 
 
 class EmojiTexts(Protocol):
@@ -97,38 +97,35 @@ class EmojiCorpus:
         return replace(self, emojis=Ragged(self.emojis.values[kept], offsets))
 
 
-def count_tokens(data: EmojiTexts, rows: int | None = None) -> Counter[str]:
-    """How often each token occurs in the training texts.
-
-    Above ten million distinct tokens those met once so far are dropped, so that memory is bounded: counts of rare
-    tokens are then lower bounds.
-    """
-    counts: Counter[str] = Counter()
-    tokens = Tokenizer(Vocabulary(SPECIAL_TOKENS)).tokens
-    for split, batch in _read(data, ["text", "split"], rows):
+def training_texts(
+    data: EmojiTexts,
+    rows: int | None = None,
+    text_filter: TextFilter = TextFilter(),  # noqa: B008
+) -> Iterator[str]:
+    """The texts of split train that are not left out, to count their words; `rows` as of `prepare`."""
+    for split, batch in _read(data, ["text", "split"], rows, text_filter, Counter()):
         if split == "train":
-            for text in batch["text"]:
-                counts.update(tokens(text))
-            if len(counts) > MOST_COUNTED:
-                counts = Counter({token: count for token, count in counts.items() if count > 1})
-    return counts
+            yield from batch["text"]
 
 
-def vocabulary_of(counts: Counter[str], min_count: int, size: int) -> Vocabulary:
-    """DeepMoji's special tokens, then the most frequent others, ties in alphabetical order.
+@dataclass(frozen=True)
+class Prepared:
+    """Texts that are ready to train on."""
 
-    Args:
-        counts: tokens of the training texts.
-        min_count: rarer tokens are left out.
-        size: the most entries, special ones included.
-    """
-    frequent = Counter({token: count for token, count in counts.items() if count >= min_count})
-    return Vocabulary(SPECIAL_TOKENS).extend(frequent, size - len(SPECIAL_TOKENS))
+    splits: dict[str, EmojiCorpus]
+    """train, val and test."""
+    left_out: dict[str, int]
+    """How many texts the filter has left out, by reason."""
 
 
 def prepare(
-    data: EmojiTexts, vocabulary: Vocabulary, maxlen: int, directory: Path, rows: int | None = None
-) -> dict[str, EmojiCorpus]:
+    data: EmojiTexts,
+    vocabulary: Vocabulary,
+    maxlen: int,
+    directory: Path,
+    rows: int | None = None,
+    text_filter: TextFilter = TextFilter(),  # noqa: B008
+) -> Prepared:
     """Tokenize texts with their emojis into `directory`, or map what an earlier call left there.
 
     Args:
@@ -136,52 +133,61 @@ def prepare(
         vocabulary: token to id.
         maxlen: tokens kept of each text.
         directory: for the files; it is created.
-        rows: use only the first rows of each split.
-
-    Returns:
-        The splits by name.
+        rows: use only the first rows of each split, of those that are not left out.
+        text_filter: what is left out, of every split.
 
     Raises:
         InputError: if the texts cannot be read, a split has no rows or another name, a text is none, or an
             emoji is not one of DeepMoji's 64.
     """
-    identity = _identity(data, vocabulary, maxlen, rows)
+    identity = _identity(data, vocabulary, maxlen, rows, text_filter)
     marker = directory / "prepared.json"
-    if _prepared(marker) != identity:
+    there = _marked(marker)
+    if there.get("identity") != identity:
         marker.unlink(missing_ok=True)
         directory.mkdir(parents=True, exist_ok=True)
-        _write(data, Tokenizer(vocabulary), maxlen, directory, rows)
+        there = {
+            "identity": identity,
+            "left_out": _write(data, Tokenizer(vocabulary), maxlen, directory, rows, text_filter),
+        }
         durable.sync(directory.rglob("*"))
-        durable.write_atomically(marker, json.dumps(identity).encode())
-    prepared = {}
+        durable.write_atomically(marker, json.dumps(there).encode())
+    splits = {}
     for split in SPLITS:
         folder = directory / split
         corpus, emojis = Corpus.map(folder, "tokens"), Ragged.map(folder, "emojis")
-        prepared[split] = EmojiCorpus(corpus, emojis, Ragged.map(folder, "labels").values)
+        splits[split] = EmojiCorpus(corpus, emojis, Ragged.map(folder, "labels").values)
         if not len(corpus):
-            raise InputError(f"{data.name}: no rows with split {split!r}")
-    return prepared
+            but = " are left when texts are left out" if there["left_out"] else ""
+            raise InputError(f"{data.name}: no rows with split {split!r}{but}")
+    return Prepared(splits, there["left_out"])
 
 
-def _prepared(marker: Path) -> Any:
-    """Whose files there are; None if there are none, or they are not finished."""
+def _marked(marker: Path) -> dict[str, Any]:
+    """What files there are; nothing if there are none, or they are not finished."""
     with suppress(OSError, ValueError):
-        return json.loads(marker.read_bytes())
-    return None
+        there = json.loads(marker.read_bytes())
+        return there if isinstance(there, dict) else {}
+    return {}
 
 
-def _identity(data: EmojiTexts, vocabulary: Vocabulary, maxlen: int, rows: int | None) -> dict[str, Any]:
+def _identity(
+    data: EmojiTexts, vocabulary: Vocabulary, maxlen: int, rows: int | None, text_filter: TextFilter
+) -> dict[str, Any]:
     return {
         "data": data.identity,
         "vocabulary": hashlib.sha256(vocabulary.to_json().encode()).hexdigest(),
         "tokenizer": TOKENIZER_VERSION,
         "maxlen": maxlen,
         "rows": rows,
+        "filter": text_filter.identity,
     }
 
 
-def _read(data: EmojiTexts, columns: list[str], rows: int | None) -> Iterator[tuple[str, dict[str, list[Any]]]]:
-    """Pieces of one split each, in the order of the rows."""
+def _read(
+    data: EmojiTexts, columns: list[str], rows: int | None, text_filter: TextFilter, left_out: Counter[str]
+) -> Iterator[tuple[str, dict[str, list[Any]]]]:
+    """Pieces of one split each, in the order of the rows; what is left out is counted by reason."""
     left = dict.fromkeys(SPLITS, rows)
     number = 0
     for batch in data.batches(columns):
@@ -194,21 +200,27 @@ def _read(data: EmojiTexts, columns: list[str], rows: int | None) -> Iterator[tu
                 raise InputError(
                     f"{data.name}, row {number}: split {shown(split)} is unknown; expected {', '.join(SPLITS)}"
                 )
+        reasons = [text_filter.reason(text) for text in batch["text"]] if text_filter else [None] * len(batch["text"])
+        left_out.update(reason for reason in reasons if reason is not None)
         for split in SPLITS:
-            held = [row for row, name in enumerate(batch["split"]) if name == split][: left[split]]
+            wanted = (row for row, name in enumerate(batch["split"]) if name == split and reasons[row] is None)
+            held = list(itertools.islice(wanted, left[split]))
             if rows is not None:
                 left[split] -= len(held)  # type: ignore[operator]
             yield split, {name: [column[row] for row in held] for name, column in batch.items()}
 
 
-def _write(data: EmojiTexts, tokenizer: Tokenizer, maxlen: int, directory: Path, rows: int | None) -> None:
+def _write(
+    data: EmojiTexts, tokenizer: Tokenizer, maxlen: int, directory: Path, rows: int | None, text_filter: TextFilter
+) -> Counter[str]:
+    left_out: Counter[str] = Counter()
     index = {emoji: number for number, emoji in enumerate(DEEPMOJI_EMOJIS)}
     writers = {}
     for split in SPLITS:
         (directory / split).mkdir(exist_ok=True)
         writers[split] = [RaggedWriter(directory / split, name) for name in ("tokens", "emojis", "labels")]
     try:
-        for split, batch in _read(data, COLUMNS, rows):
+        for split, batch in _read(data, COLUMNS, rows, text_filter, left_out):
             tokens, emojis, labels = writers[split]
             tokens.append([tokenizer.ids(text, maxlen) for text in batch["text"]])
             emojis.append([_classes(row, index, data.name) for row in batch["emojis"]])
@@ -216,6 +228,7 @@ def _write(data: EmojiTexts, tokenizer: Tokenizer, maxlen: int, directory: Path,
     finally:
         for writer in (writer for writers_of_split in writers.values() for writer in writers_of_split):
             writer.close()
+    return left_out
 
 
 def _classes(emojis: Any, index: dict[str, int], source: str) -> list[int]:

@@ -34,7 +34,6 @@ from torchmoji_core.training.optimization import (
 from torchmoji_core.training.options import FineTuningOptions
 from torchmoji_core.training.prediction import forward
 from torchmoji_core.training.sampler import BalancedBatchSampler
-from torchmoji_core.vocabulary import UNKNOWN
 
 OUTPUT_LAYER = "output_layer"
 LAYERS = ("embed", "lstm_0", "lstm_1", "attention_layer", OUTPUT_LAYER)
@@ -84,17 +83,13 @@ def starting_model(state: Mapping[str, Tensor] | None, dimensions: Dimensions, o
     """The model before its first step, decided by `options.seed`.
 
     Args:
-        state: weights of a pretrained model, whose output layer is replaced by a new one. Tokens that it does not have
-            begin with the embedding of the unknown token, as which it has read them. None for all layers new.
-        dimensions: of the model to make: its vocabulary, classes and, without a state, its layers.
+        state: weights of a pretrained model, whose output layer is replaced by a new one. None for all layers new.
+        dimensions: of the model to make.
         options: for dropout and seed.
     """
     model = new_model(dimensions, options)
     if state is not None:
         kept = {name: tensor.float() for name, tensor in state.items() if not name.startswith(OUTPUT_LAYER)}
-        table = kept["embed.weight"]
-        added = table[UNKNOWN].repeat(dimensions.vocabulary - len(table), 1)
-        kept["embed.weight"] = torch.cat((table, added))
         model.load_state_dict(kept, strict=False)
     return model
 

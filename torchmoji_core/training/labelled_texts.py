@@ -65,8 +65,7 @@ class LabelledTexts:
         Raises:
             InputError: if `ratios` are not three such shares.
         """
-        if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1):
-            raise InputError(f"ratios {shown(list(ratios))}: expected shares of train, val and test that add up to 1")
+        check_ratios(ratios)
         order = np.random.default_rng(seed).permutation(len(self.texts))
         val, test = (round(ratio * len(order)) for ratio in ratios[1:])
         splits = np.full(len(order), "train", dtype="<U5")
@@ -113,6 +112,14 @@ class LabelledTexts:
 
     def _rows(self, rows: NDArray[np.integer]) -> LabelledTexts:
         return LabelledTexts([self.texts[row] for row in rows], self.labels[rows], self.classes, None)
+
+
+def check_ratios(ratios: Sequence[float]) -> None:
+    """Raises:
+    InputError: unless they are shares of train, val and test that add up to 1.
+    """
+    if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1):
+        raise InputError(f"ratios {shown(list(ratios))}: expected shares of train, val and test that add up to 1")
 
 
 def _are_read(labels: Any, classes: int) -> bool:

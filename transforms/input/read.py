@@ -305,19 +305,52 @@ def raise_unless_gone(path: str, error: Exception, strict: bool) -> None:
         raise UnreadableInput(path, reason) from error
 
 
+def parts_of(
+    file: InputFile, form: FormOptions, fields: FieldMapping, strict: bool = False
+) -> Iterator[Split | DeadLetter]:
+    """The parts of a file; or a dead letter, if it cannot be read as a whole: one record met, and dead.
+
+    Raises:
+        UnreadableInput, ChangedError: see `raise_unless_gone`.
+    """
+    try:
+        yield from split_file(file, form, fields)
+    except (InputError, OSError, SourceError) as error:
+        if not isinstance(error, InputError):
+            raise_unless_gone(file.path, error, strict)
+        yield DeadLetter(name_as_text(file.path), "0", str(error), b"")
+
+
+def tweets_of(part: Split, reader: PostReader, strict: bool = False) -> Iterator[Tweet | DeadLetter | None]:
+    """What a part holds, as of `to_tweets`.
+
+    Raises:
+        UnreadableInput, ChangedError: see `raise_unless_gone`.
+    """
+    file, path = part.file, part.file.path
+    try:
+        with storage.open_listed(file.place, file.version) as opened:
+            records = read_records(opened, part.form, part.start, part.end, reader.columns, path)
+            yield from to_tweets(records, path, reader, file.modified)
+            storage.check_unchanged(opened, file.place, file.version)
+    except (OSError, SourceError) as error:
+        raise_unless_gone(path, error, strict)
+        # The file was there when it was split and is not now, or access to it was lost.
+        reader.counts[metrics.READ] += 1
+        yield DeadLetter(name_as_text(path), str(part.start), f"cannot be opened: {error}", b"")
+
+
 class _SplitFiles(beam.DoFn):
     def __init__(self, form: FormOptions, strict: bool, fields: FieldMapping = FieldMapping()) -> None:  # noqa: B008
         self._form, self._strict, self._fields = form, strict, fields
 
     def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
-        try:
-            yield from split_file(file, self._form, self._fields)
-        except (InputError, OSError, SourceError) as error:
-            if not isinstance(error, InputError):
-                raise_unless_gone(file.path, error, self._strict)
-            # Unreadable as a whole: one record met, and dead.
-            metrics.counter(metrics.READ).inc()
-            yield beam.pvalue.TaggedOutput(DEAD, DeadLetter(name_as_text(file.path), "0", str(error), b""))
+        for part in parts_of(file, self._form, self._fields, self._strict):
+            if isinstance(part, DeadLetter):
+                metrics.counter(metrics.READ).inc()
+                yield beam.pvalue.TaggedOutput(DEAD, part)
+            else:
+                yield part
 
 
 class _ReadParts(beam.DoFn):
@@ -329,31 +362,23 @@ class _ReadParts(beam.DoFn):
         self._progress = metrics.Progress(self._progress_directory)
 
     def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
-        path = part.file.path
-        reader = PostReader(self._fields, layouts.named(part.layout or PLAIN.name))
-        try:
-            with storage.open_listed(part.file.place, part.file.version) as file:
-                records = read_records(file, part.form, part.start, part.end, reader.columns, path)
-                for number, tweet in enumerate(to_tweets(records, path, reader, part.file.modified), 1):
-                    if number % BEAT_RECORDS == 0:
-                        self._progress.add()
-                        metrics.count(reader.counts)
-                    if isinstance(tweet, DeadLetter):
-                        yield beam.pvalue.TaggedOutput(DEAD, tweet)
-                    elif tweet is not None:
-                        yield tweet
+        reader = reader_of(part, self._fields)
+        for number, tweet in enumerate(tweets_of(part, reader, self._strict), 1):
+            if number % BEAT_RECORDS == 0:
+                self._progress.add()
                 metrics.count(reader.counts)
-                storage.check_unchanged(file, part.file.place, part.file.version)
-        except (OSError, SourceError) as error:
-            raise_unless_gone(path, error, self._strict)
-            # The file was there when it was split and is not now, or access to it was lost.
-            reader.counts[metrics.READ] += 1
-            metrics.count(reader.counts)
-            yield beam.pvalue.TaggedOutput(
-                DEAD, DeadLetter(name_as_text(path), str(part.start), f"cannot be opened: {error}", b"")
-            )
+            if isinstance(tweet, DeadLetter):
+                yield beam.pvalue.TaggedOutput(DEAD, tweet)
+            elif tweet is not None:
+                yield tweet
+        metrics.count(reader.counts)
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)
+
+
+def reader_of(part: Split, fields: FieldMapping) -> PostReader:
+    """What reads the records of a part."""
+    return PostReader(fields, layouts.named(part.layout or PLAIN.name))
 
 
 def to_tweets(

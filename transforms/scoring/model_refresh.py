@@ -27,8 +27,9 @@ from apache_beam.transforms.userstate import ReadModifyWriteStateSpec
 from apache_beam.transforms.window import GlobalWindows
 
 from torchmoji_core.bundle import load_bundle
-from torchmoji_core.bundle_files import CONFIG, is_remote, local_path
+from torchmoji_core.bundle_files import CONFIG
 from torchmoji_core.errors import InputError, first_line, raise_shortage
+from torchmoji_core.locations import is_remote, local_path
 from transforms import metrics
 from transforms.options import ScoreOptions
 from transforms.scoring.loaded_model import LoadedModel, Traits, load_model, load_successor, traits_of
