@@ -1,12 +1,15 @@
 """What the tests, examples and scripts of DeepMoji and torchMoji do, done here with texts of our own.
 
-Many have their tests in the file of what they are about; the others are below. What needs the published weights is the
-business of `torchmoji_core.checkpoints.known_answers`.
+docs/from_torchmoji.md sets each of them beside its test. Many have theirs in the file of what they are about; the
+others are below. What needs the published weights is the business of `torchmoji_core.checkpoints.known_answers`.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
+import pickle
+import re
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -14,12 +17,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_packed_sequence
 
+import torchmoji_core
 from tests.tiny import tiny_bundle
 from torchmoji_core import FineTuningOptions, finetune, load_bundle
 from torchmoji_core.model import Dimensions, TorchMoji, pack_ids
@@ -27,10 +32,13 @@ from torchmoji_core.token_rules import fold_chunk, split_chunk
 from torchmoji_core.training.classifier import ClassifierTraining
 from torchmoji_core.training.dataset import TweetDataset
 from torchmoji_core.training.finetuning import OUTPUT_LAYER, stages_of
-from torchmoji_core.training.labelled_texts import LabelledTexts
+from torchmoji_core.training.labelled_texts import LabelledTexts, label_texts
 from torchmoji_core.training.prediction import forward
 from torchmoji_core.training.sampler import BalancedBatchSampler
 from torchmoji_core.vocabulary import SPECIAL_TOKENS, UNKNOWN, Vocabulary
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "from_torchmoji.md").read_text()
 
 WORDS = ["sun", "rain", "snow", "and", "more", "today", "again", "!"]
 BASE = tiny_bundle(WORDS, seed=3)
@@ -323,3 +331,54 @@ def test_results_of_several_runs_are_averaged(tmp_path: Path) -> None:
     measured = [accuracy_score(truth, bundle.score(test, "fp32").predict().astype(str)) for bundle in bundles]
     assert statistics.mean(recorded) == pytest.approx(statistics.mean(measured), abs=1e-4)
     assert statistics.pstdev(recorded) == pytest.approx(statistics.pstdev(measured), abs=1e-4)
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def defined_in(file: str) -> set[str]:
+    """What a file defines, at any depth; nothing if it is not there."""
+    path = ROOT / file
+    nodes = list(ast.walk(ast.parse(path.read_text()))) if path.is_file() else []
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return names | {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+
+
+def test_tests_that_the_page_names_are_there() -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)(?:\[([^]]+)\])?`", PAGE))
+    assert len(named) > 40
+    assert not [(file, name) for file, name, _ in named if name not in defined_in(file)]
+    assert not [(name, case) for file, name, case in named if case and f'"{case}"' not in (ROOT / file).read_text()]
+
+
+def test_files_and_names_that_the_page_names_are_there() -> None:
+    files = {*re.findall(r"`((?:torchmoji_core|transforms|pipelines|benchmarks)/[\w/]+\.py)`", PAGE)}
+    files |= {f"{module.replace('.', '/')}.py" for module in re.findall(r"python -m ([\w.]+)", PAGE)}
+    files |= {f"docs/{link}" for link in re.findall(r"\]\(([\w./]+\.md)", PAGE)}
+    assert len(files) > 15
+    assert not [file for file in files if not (ROOT / file).is_file()]
+    for names, file in re.findall(r"((?:`\w+`, )*`\w+`) of `([\w/]+\.py)`", PAGE):
+        assert {*re.findall(r"\w+", names)} <= defined_in(file), file
+    members = set(re.findall(r"`([A-Z]\w+)\.(\w+)", PAGE))
+    public = {name: getattr(torchmoji_core, name) for name, _ in members if name in torchmoji_core.__all__}
+    assert not [
+        (name, member)
+        for name, member in members
+        if name in public and not (hasattr(public[name], member) or member in public[name].__annotations__)
+    ]
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["so much sun", "rain, señor".encode(), "snow and rain", "more snow"]
+    labels = [np.array(row) for row in ([True, False], [False, True], [False, False], [True, True])]
+    info = [{b"label": label} for label in labels]
+    raw = {b"texts": texts, b"info": info, b"train_ind": [0, 3], b"val_ind": [2], b"test_ind": [1]}
+    (tmp_path / "raw.pickle").write_bytes(pickle.dumps(raw, protocol=2))  # as Python 2 made it
+    monkeypatch.chdir(tmp_path)
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(block, {})
+    columns = pq.read_table("task.parquet").to_pydict()
+    data = label_texts("task.parquet", columns["text"], columns["label"], columns["split"])
+    assert data.texts == ["so much sun", "rain, señor", "snow and rain", "more snow"]
+    assert data.labels.tolist() == [label.tolist() for label in labels]
+    assert data.splits is not None and data.splits.tolist() == ["train", "test", "val", "train"]
