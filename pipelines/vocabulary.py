@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
         fields, _ = check_fields(form, fields, files)
         reading = _Reading(files, form, fields)
         left_out: Counter[str] = Counter()
-        bar = tqdm(reading.texts(), unit=" texts", file=sys.stderr, disable=options.log_format == "json")
+        bar = tqdm(reading.texts(), unit=" texts", file=sys.stderr, disable=options.log_format == "json" or None)
         counts = count_words(text_filter.kept(bar, left_out))
     vocabulary = vocabulary_of(counts, options.min_count, options.vocabulary_size, start)
     total, known = counts.total(), sum(count for token, count in counts.items() if token in vocabulary)
