@@ -10,7 +10,12 @@ from torchmoji_core.initialization import DEFAULT_INITIALIZATION, find_initializ
 
 
 class AttentionWeightedAverage(nn.Module):
-    """Weighted average over the tokens of each row; every row is normalized by itself, so neighbours don't matter."""
+    """Weighted average over the tokens of each row; every row is normalized by itself, so neighbours don't matter.
+
+        a_t = exp(c_t . v) / sum over the row of exp(c_s . v)        average = sum over the row of a_t c_t
+
+    with c_t the channels of a token and v the attention vector (Felbo et al., 2017, section 3.1).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

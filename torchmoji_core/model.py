@@ -50,7 +50,8 @@ class ModelOutput(NamedTuple):
 
 
 class TorchMoji(nn.Module):
-    """DeepMoji's architecture at any size. A new one is initialized (`reset_parameters`)."""
+    """DeepMoji's architecture (Felbo et al., 2017, section 3.1) at any size. A new one is initialized, and in training
+    mode."""
 
     def __init__(self, dimensions: Dimensions, dropout: Dropout = NO_DROPOUT) -> None:
         """Args:
@@ -92,7 +93,14 @@ class TorchMoji(nn.Module):
         nn.init.zeros_(self.output_layer.get_parameter("0.bias"))
 
     def forward(self, ids: PackedSequence) -> ModelOutput:
-        """Score packed rows; every row has at least one token (see `pack_ids`)."""
+        """Score packed rows; every row has at least one token (see `pack_ids`).
+
+        Args:
+            ids: data [tokens] of int64.
+
+        Returns:
+            See `ModelOutput`. In training mode with what `Dropout` says.
+        """
         x = self._drop_channels(self.embed(ids.data).tanh(), ids.batch_sizes, self.dropout.embedding)
         layer_0 = self.lstm_0(ids._replace(data=x))
         between = self._drop_channels(layer_0.data, ids.batch_sizes, self.dropout.layer)
