@@ -16,7 +16,7 @@ _GROUP_BATCHES = 16
 
 
 class BalancedBatchSampler(Sampler[list[int]]):
-    """Epochs of a fixed number of rows, whatever the size of the data, as DeepMoji's code has them; each is a fresh draw.
+    """Epochs of a fixed number of rows, as DeepMoji's code has them, whatever the size of the data; each a fresh draw.
 
     The draw of an epoch depends on the seed and the epoch's number alone. Iterating goes on to the next epoch;
     `set_epoch` chooses one, to repeat it or to resume there.
