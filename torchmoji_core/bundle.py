@@ -34,8 +34,10 @@ from torchmoji_core.bundle_files import (
 )
 from torchmoji_core.dimensions import Dimensions
 from torchmoji_core.errors import CONTENT_ERRORS, InputError, raise_shortage
+from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.limits import check_limit, model_limit
 from torchmoji_core.names import check_name, shown
+from torchmoji_core.options import AT_LEAST_1, check_choice, check_number
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
 from torchmoji_core.vocabulary import Vocabulary, max_vocabulary_bytes
 
@@ -194,6 +196,7 @@ class Bundle:
             InputError: for another `precision` or `missing`.
             RunError: if the model makes something else than finite numbers of a text with tokens.
         """
+        check_choice("precision", precision, PRECISIONS)
         if precision not in self._scorers:
             self._scorers[precision] = self.scorer(precision)
         return self._scorers[precision].score(texts, missing)
@@ -220,7 +223,7 @@ class Bundle:
 
         Raises:
             TypeError, RunError: as `score`.
-            InputError: for a `batch_size` below 1.
+            InputError: for another `precision`, or a `batch_size` below 1.
         """
         import numpy as np
         from tqdm import trange
@@ -228,8 +231,7 @@ class Bundle:
         from torchmoji_core.inference.scores import normalized
         from torchmoji_core.inference.texts import as_texts
 
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        check_number("batch_size", batch_size, AT_LEAST_1, is_whole=True)
         rows = as_texts([texts] if isinstance(texts, str) else texts, caller="encode")
         parts = [
             self.score(rows[start : start + batch_size], precision).fillna().embedding
@@ -345,7 +347,7 @@ def is_name(source: str | Path | None) -> bool:
     """Whether a model is given by the name of published weights, and not by a path or URI."""
     from torchmoji_core import published
 
-    return source == published.NAME and not os.path.lexists(published.NAME)
+    return isinstance(source, str) and source == published.NAME and not os.path.lexists(published.NAME)
 
 
 def _location(source: str | Path | None) -> str:

@@ -134,7 +134,7 @@ def test_a_mistake_ends_in_one_line_before_any_training(
         (["--method", "freeze"], "--method: invalid choice: 'freeze'"),
         (["--patience", "0"], "patience must be above 0"),
         (["--threads", "0"], "--threads must be at least 1"),
-        (["--threads", "100000000"], "--threads must be at least 1 and at most 1,024"),
+        (["--threads", "100000000"], "--threads must be at least 1 and below 1025"),
         (["--output", "s3://bucket/model"], "s3://bucket/model: a path on this machine is needed"),
         (["--name", "caf\udce9"], "name of the bundle (--name, or else that of --output) must be"),
     ],
