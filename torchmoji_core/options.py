@@ -26,7 +26,7 @@ class Range:
         lowest = f"{'above' if self.is_open else 'at least'} {self.lowest}"
         return lowest if self.below == math.inf else f"{lowest} and below {self.below}"
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
         return self.lowest <= value < self.below and not (self.is_open and value == self.lowest)
 
 
