@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import pickle
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError, SkipTestWarning
@@ -56,6 +58,12 @@ def classifier(**changes: Any) -> TweetClassifier:
 
 
 FITTED = classifier(method="full").fit(TEXTS, NAMES)
+SECONDS = 120
+"""That another process may take; one that waits for threads that it does not have would take for ever."""
+
+
+def predict_with_what_is_inherited(texts: list[str]) -> NDArray[Any]:
+    return FITTED.predict(texts)
 
 
 class TestLabels:
@@ -289,6 +297,16 @@ class TestClassifier:
         options = FineTuningOptions(method="last", seed=1, **QUICK)
         theirs = finetune(BASE, TEXTS + OTHERS, NAMES + THEIR_NAMES, splits=splits, options=options)
         assert all(torch.equal(tensor, theirs.state[name]) for name, tensor in ours.state.items())
+
+    @pytest.mark.parametrize(
+        ("method", "predict"),
+        [("fork", predict_with_what_is_inherited), ("fork", FITTED.predict), ("spawn", FITTED.predict)],
+        ids=["inherited", "sent by fork", "sent by spawn"],
+    )
+    def test_it_predicts_alike_in_another_process(self, method: str, predict: Callable[[list[str]], Any]) -> None:
+        here = FITTED.predict(OTHERS)  # so that a forked process inherits a model in use
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.apply_async(predict, (OTHERS,)).get(SECONDS).tolist() == here.tolist()
 
     def test_cross_validation_and_grid_search(self) -> None:
         assert cross_val_score(classifier(), TEXTS, NAMES, cv=2).shape == (2,)
