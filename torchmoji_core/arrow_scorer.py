@@ -38,7 +38,7 @@ from torchmoji_core.inference.texts import as_texts, values_of
 from torchmoji_core.limits import check_threads
 from torchmoji_core.locations import is_remote, local_path
 from torchmoji_core.names import shown
-from torchmoji_core.options import check_choice
+from torchmoji_core.options import AT_LEAST_1, check_choice, check_choices, check_number
 from torchmoji_core.processes import renew_after_fork
 
 Data = TypeVar("Data")
@@ -69,17 +69,17 @@ class ArrowScorer:
         """Raises:
         InputError: for an unknown option, or a model that cannot be found.
         """
-        if isinstance(self.outputs, str) or not isinstance(self.text, str):
-            raise InputError("ArrowScorer takes the name of one column, and outputs as a list: ArrowScorer('text')")
+        if not isinstance(self.fingerprint, str):
+            raise InputError(f"fingerprint must be that of a bundle, as text, not {shown(self.fingerprint)}")
+        if not isinstance(self.text, str):
+            raise InputError(f"ArrowScorer takes the name of one column of texts, not {shown(self.text)}")
         if not isinstance(self.model, (str, Path, type(None))):
             raise InputError("ArrowScorer takes the path or URI of a model, which each process loads; save it first")
-        for name in self.outputs:
-            check_choice("output", name, SCORE_OUTPUTS)
+        check_choices("outputs", self.outputs, SCORE_OUTPUTS, fewest=0)
         check_choice("precision", self.precision, PRECISIONS)
-        check_choice("embedding type", self.embedding_type, EMBEDDING_TYPES)
+        check_choice("embedding_type", self.embedding_type, EMBEDDING_TYPES)
         check_threads("threads", self.threads)
-        if self.top_k < 1:
-            raise InputError(f"top_k must be at least 1, not {self.top_k}")
+        check_number("top_k", self.top_k, AT_LEAST_1, is_whole=True)
         changes: dict[str, Any] = {"outputs": tuple(dict.fromkeys(self.outputs))}
         if self.model is not None:
             # Workers may be in another directory.

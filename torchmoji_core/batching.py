@@ -10,8 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from torchmoji_core.errors import InputError
-from torchmoji_core.options import option
+from torchmoji_core.options import AT_LEAST_1, check_number, option
 
 T = TypeVar("T")
 
@@ -32,8 +31,7 @@ class BatchLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, not {value}")
+            check_number(name, value, AT_LEAST_1, is_whole=True)
 
 
 def plan_batches(lengths: Sequence[int], limits: BatchLimits = BatchLimits()) -> Iterator[list[int]]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +33,11 @@ from torchmoji_core.bundle_files import (
 )
 from torchmoji_core.dimensions import Dimensions
 from torchmoji_core.errors import CONTENT_ERRORS, InputError, raise_shortage
+from torchmoji_core.inference import PRECISIONS
 from torchmoji_core.limits import check_limit, model_limit
 from torchmoji_core.locations import is_remote, local_path
 from torchmoji_core.names import check_name, shown
+from torchmoji_core.options import AT_LEAST_1, check_choice, check_number
 from torchmoji_core.tokenizer import TOKENIZER_VERSION, Tokenizer
 from torchmoji_core.vocabulary import UNKNOWN, Vocabulary, max_vocabulary_bytes
 
@@ -195,6 +198,7 @@ class Bundle:
             InputError: for another `precision` or `missing`.
             RunError: if the model makes something else than finite numbers of a text with tokens.
         """
+        check_choice("precision", precision, PRECISIONS)
         if precision not in self._scorers:
             self._scorers[precision] = self.scorer(precision)
         return self._scorers[precision].score(texts, missing)
@@ -221,7 +225,7 @@ class Bundle:
 
         Raises:
             TypeError, RunError: as `score`.
-            InputError: for a `batch_size` below 1.
+            InputError: for another `precision`, or a `batch_size` below 1.
         """
         import numpy as np
         from tqdm import trange
@@ -229,8 +233,7 @@ class Bundle:
         from torchmoji_core.inference.scores import normalized
         from torchmoji_core.inference.texts import as_texts
 
-        if batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, not {batch_size}")
+        check_number("batch_size", batch_size, AT_LEAST_1, is_whole=True)
         rows = as_texts([texts] if isinstance(texts, str) else texts, caller="encode")
         parts = [
             self.score(rows[start : start + batch_size], precision).fillna().embedding
@@ -296,31 +299,32 @@ def load_bundle(source: str | Path | None = None) -> Bundle:
     from safetensors import SafetensorError
     from safetensors.torch import load, load_file
 
-    location = _location(source)
-    config, files, weights = _read_verified(location, (VOCABULARY, WEIGHTS, CARD))
-    try:
-        _check_header(weights, location)
-        state = load_file(weights) if isinstance(weights, Path) else load(weights)
-    # LookupError or AttributeError, by its version: a format that torch lacks.
-    except (SafetensorError, *CONTENT_ERRORS, RuntimeError, OSError) as error:
-        raise_shortage(error)
-        raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
-    _check_weights(location, state)
-    bundle = Bundle(
-        name=config["name"],
-        classes=tuple(config["classes"]),
-        vocabulary=_vocabulary(files, config, location),
-        state=state,
-        maxlen=config["maxlen"],
-        multi_label=config.get("multi_label", False),
-        provenance=config["provenance"],
-        card=files[CARD].decode("utf-8", "replace"),
-        tokenizer_version=config["tokenizer"],
-    )
-    if bundle.dimensions != config["dimensions"]:
-        raise InputError(f"bundle {location}: its weights have other dimensions than {CONFIG} says; it was changed")
-    bundle.__dict__["fingerprint"] = hashlib.sha256(files[CONFIG]).hexdigest()  # that of the files, not of a re-save
-    return bundle
+    with _located(source) as location:
+        config, files, weights = _read_verified(location, (VOCABULARY, WEIGHTS, CARD))
+        try:
+            _check_header(weights, location)
+            state = load_file(weights) if isinstance(weights, Path) else load(weights)
+        # LookupError or AttributeError, by its version: a format that torch lacks.
+        except (SafetensorError, *CONTENT_ERRORS, RuntimeError, OSError) as error:
+            raise_shortage(error)
+            raise InputError(f"bundle {location}: {WEIGHTS} cannot be read ({error})") from None
+        _check_weights(location, state)
+        bundle = Bundle(
+            name=config["name"],
+            classes=tuple(config["classes"]),
+            vocabulary=_vocabulary(files, config, location),
+            state=state,
+            maxlen=config["maxlen"],
+            multi_label=config.get("multi_label", False),
+            provenance=config["provenance"],
+            card=files[CARD].decode("utf-8", "replace"),
+            tokenizer_version=config["tokenizer"],
+        )
+        if bundle.dimensions != config["dimensions"]:
+            raise InputError(f"bundle {location}: its weights have other dimensions than {CONFIG} says; it was changed")
+        # That of the files, not of a re-save.
+        bundle.__dict__["fingerprint"] = hashlib.sha256(files[CONFIG]).hexdigest()
+        return bundle
 
 
 def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
@@ -329,10 +333,10 @@ def load_tokenizer(source: str | Path | None = None) -> tuple[Tokenizer, int]:
     Raises:
         InputError: as `load_bundle`.
     """
-    location = _location(source)
-    config, files, _ = _read_verified(location, (VOCABULARY,))
-    _check_reading(config["name"], config["maxlen"], config["tokenizer"])
-    return Tokenizer(_vocabulary(files, config, location)), config["maxlen"]
+    with _located(source) as location:
+        config, files, _ = _read_verified(location, (VOCABULARY,))
+        _check_reading(config["name"], config["maxlen"], config["tokenizer"])
+        return Tokenizer(_vocabulary(files, config, location)), config["maxlen"]
 
 
 def load_config(source: str | Path | None = None) -> tuple[dict[str, Any], str]:
@@ -341,8 +345,9 @@ def load_config(source: str | Path | None = None) -> tuple[dict[str, Any], str]:
     Raises:
         InputError: as `load_bundle`.
     """
-    config, files, _ = _read_verified(_location(source), ())
-    return config, hashlib.sha256(files[CONFIG]).hexdigest()
+    with _located(source) as location:
+        config, files, _ = _read_verified(location, ())
+        return config, hashlib.sha256(files[CONFIG]).hexdigest()
 
 
 def _vocabulary(files: Mapping[str, bytes], config: Mapping[str, Any], location: str) -> Vocabulary:
@@ -371,15 +376,23 @@ def is_name(source: str | Path | None) -> bool:
     """Whether a model is given by the name of published weights, and not by a path or URI."""
     from torchmoji_core import published
 
-    return source == published.NAME and not os.path.lexists(published.NAME)
+    return isinstance(source, str) and source == published.NAME and not os.path.lexists(published.NAME)
 
 
-def _location(source: str | Path | None) -> str:
-    if is_name(source):
-        from torchmoji_core import published
+@contextmanager
+def _located(source: str | Path | None) -> Iterator[str]:
+    """Where a model is; if it is one in the cache that cannot be used, the error says what to delete."""
+    if not is_name(source):
+        yield str(DEFAULT_BUNDLE if source is None else source)
+        return
+    from torchmoji_core import published
 
-        return str(published.bundle_directory(Bundle))
-    return str(DEFAULT_BUNDLE if source is None else source)
+    location = str(published.bundle_directory(Bundle))
+    try:
+        yield location
+    except InputError as error:
+        remedy = f"; delete {location}, and it is fetched again" if location in str(error) else ""
+        raise InputError(f"{error}{remedy}") from None
 
 
 def _read_verified(location: str, names: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes], Content]:

@@ -271,6 +271,21 @@ def check_output(target: Path) -> None:
     """
     if os.path.lexists(target):
         raise InputError(f"--output {target} exists already; give a new name")
+    check_writable(f"--output {target}", target, "give another")
+
+
+def check_writable(what: str, target: Path, remedy: str) -> None:
+    """Make sure, before the work starts, that a file or directory can be made.
+
+    Args:
+        what: what it is called in the error.
+        target: what is to be made, with the directories above it.
+        remedy: what to do if it cannot, beside a look at the rights.
+
+    Raises:
+        InputError: if nothing can be written there.
+        OSError: if the disk is full.
+    """
     above = next(path for path in target.absolute().parents if os.path.lexists(path))
     try:
         with tempfile.TemporaryFile(dir=above):
@@ -278,7 +293,7 @@ def check_output(target: Path) -> None:
     except OSError as error:
         raise_shortage(error)
         raise InputError(
-            f"--output {target}: cannot be written ({error.strerror}); give another, or check the rights of {above}"
+            f"{what}: cannot be written ({error.strerror}); {remedy}, or check the rights of {above}"
         ) from None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import IO, Any
 
 from torchmoji_core import stores
-from torchmoji_core.errors import LONGEST_REASON, InputError, UnavailableError, first_line, panics_are_errors
+from torchmoji_core.errors import InputError, UnavailableError, first_line, panics_are_errors, shortened
 from torchmoji_core.patience import TransientError, request_seconds
 
 SLOWEST = 32 << 10
@@ -87,8 +87,14 @@ def _is_http(uri: str) -> bool:
 def _failure(uri: str, error: BaseException) -> BaseException:
     if isinstance(error, (InputError, MemoryError)):
         return error
-    reason = first_line(error, len(uri) + LONGEST_REASON).removeprefix(f"{uri}: ")[:LONGEST_REASON]
+    reason = shortened(first_line(_cause(error)).removeprefix(f"{uri}: "))
     return InputError(f"{uri}: cannot be read ({reason}); check the address and your access to it")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What has failed; `requests` puts it into an error that repeats the address."""
+    inner = getattr(error.args[0], "reason", None) if error.args else None
+    return inner if isinstance(inner, BaseException) else error
 
 
 class _Download:

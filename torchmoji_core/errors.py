@@ -44,10 +44,19 @@ class LockHeldError(TorchMojiError):
 def first_line(error: BaseException, longest: int | None = None) -> str:
     """What an error says, in one line; of strangers' libraries and files no more than so many characters."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line if longest is None else " ".join(line.split())[:longest]
+    return line if longest is None else shortened(line, longest)
 
 
 LONGEST_REASON = 300
+
+
+def shortened(text: str, longest: int = LONGEST_REASON) -> str:
+    """The words that fit into so many characters, with three dots for the others."""
+    text = " ".join(text.split())
+    if len(text) <= longest:
+        return text
+    cut = text[: longest - len(" ...")]
+    return f"{cut.rpartition(' ')[0] or cut} ..."
 
 
 CONTENT_ERRORS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RecursionError)

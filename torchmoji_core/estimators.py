@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference.texts import Texts, as_texts, is_missing
+from torchmoji_core.inference.texts import MISSING, Texts, as_texts, is_missing
 from torchmoji_core.labels import are_emojis, short_name
-from torchmoji_core.options import check_choice
-from torchmoji_core.training.classifier import finetune
-from torchmoji_core.training.options import FineTuningOptions
+from torchmoji_core.names import shown
+from torchmoji_core.options import Range, check_choice, check_choices, check_number
+from torchmoji_core.training.classifier import finetune, pair_of
+from torchmoji_core.training.options import SEEDS, FineTuningOptions
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
@@ -61,10 +62,10 @@ class EmojiFeatures(TransformerMixin, BaseEstimator):
         """Load the model; nothing is learnt.
 
         Raises:
-            InputError: if it cannot be loaded, or for unknown features.
+            InputError: if it cannot be loaded, or for unknown `features` or `missing`.
         """
-        for name in self._chosen():
-            check_choice("feature", name, FEATURES)
+        check_choices("features", self._chosen(), FEATURES)
+        check_choice("missing", self.missing, MISSING)
         self.bundle_ = _loaded(self.model)
         return self
 
@@ -162,7 +163,7 @@ class TweetClassifier(ClassifierMixin, BaseEstimator):
             validation_data: texts and labels that decide when a stage ends; None to draw them from `texts`.
 
         Raises:
-            TypeError: if texts are no iterable of strings.
+            TypeError: if texts are no iterable of strings, or labels no list.
             ValueError: if labels are no classes.
             InputError: for anything else that is wrong with texts, labels or parameters, found before any training.
         """
@@ -173,22 +174,20 @@ class TweetClassifier(ClassifierMixin, BaseEstimator):
             self.classes_, encoded = np.arange(truth.shape[1]), truth.astype(bool)
         else:
             self.classes_, encoded = np.unique(truth, return_inverse=True)
-        state = self.random_state
-        seed = state if isinstance(state, (int, np.integer)) else check_random_state(state).randint(2**31 - 1)
-        options = {each.name for each in dataclasses.fields(FineTuningOptions)}
-        chosen = {name: value for name, value in self.get_params(deep=False).items() if name in options}
-        # A search over an array gives numpy's numbers, which no bundle can hold.
-        chosen = {name: value.item() if isinstance(value, np.generic) else value for name, value in chosen.items()}
+        names = {each.name for each in dataclasses.fields(FineTuningOptions)}
+        chosen = {name: value for name, value in self.get_params(deep=False).items() if name in names}
+        options = FineTuningOptions(**chosen, seed=_seed(self.random_state))
         if validation_data is not None:
-            validation_data = validation_data[0], self._encoded(validation_data[1])
+            more, their = pair_of(validation_data)
+            validation_data = more, self._encoded(their)
         bundle = finetune(
             _loaded(self.model),
             rows,
             encoded.tolist(),
-            splits=self._drawn(encoded, int(seed)) if validation_data is None else None,
+            splits=self._drawn(encoded, options.seed) if validation_data is None else None,
             validation_data=validation_data,
             classes=[str(label) for label in self.classes_.tolist()],
-            options=FineTuningOptions(**chosen, seed=int(seed)),
+            options=options,
             progress_bar=self.verbose,
         )
         # What `load` makes labels of again that are no names.
@@ -197,12 +196,13 @@ class TweetClassifier(ClassifierMixin, BaseEstimator):
 
     def _drawn(self, encoded: NDArray[Any], seed: int) -> list[str]:
         """train or val of each text."""
+        check_number("validation_fraction", self.validation_fraction, Range(0, below=1, is_open=True))
         count = len(encoded)
-        drawn = max(1, round(self.validation_fraction * count)) if 0 < self.validation_fraction < 1 else 0
-        if not 0 < drawn < count:
+        drawn = max(1, round(self.validation_fraction * count))
+        if drawn >= count:
             raise InputError(
-                f"validation_fraction {self.validation_fraction} of {count:,} texts leaves none to train or to "
-                "validate on; give more texts, a share between 0 and 1, or validation_data"
+                f"validation_fraction {self.validation_fraction} of {count:,} texts leaves none to train on; "
+                "give more texts, a smaller share, or validation_data"
             )
         per_class = np.bincount(encoded) if encoded.ndim == 1 else np.zeros(1)
         is_enough = per_class.min() > 1 and min(drawn, count - drawn) >= len(per_class)
@@ -268,13 +268,39 @@ def _loaded(model: str | Path | Bundle | None) -> Bundle:
     return model if isinstance(model, Bundle) else load_bundle(model)
 
 
+def _seed(state: Any) -> int:
+    """An int itself; drawn from a RandomState or, of None, from numpy's own.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(state, (int, np.integer)):
+        check_number("random_state", state, SEEDS, is_whole=True)
+        return int(state)
+    try:
+        return int(check_random_state(state).randint(2**31 - 1))
+    except ValueError:
+        raise InputError(f"random_state must be a whole number, a RandomState or None, not {shown(state)}") from None
+
+
 def _labels(labels: Iterable[Any]) -> NDArray[Any]:
     """[n] or [n, classes].
 
     Raises:
+        TypeError: if they are no list.
         ValueError: if they are no labels of classes.
     """
-    truth = np.asarray(labels if hasattr(labels, "__len__") else list(labels))
+    if isinstance(labels, Iterable) and not hasattr(labels, "__len__"):
+        labels = list(labels)
+    try:
+        truth = np.asarray(labels)
+    except ValueError:
+        raise ValueError(
+            "labels are lists of different lengths; where several classes can hold of a text, give [n, classes] of 0 "
+            "and 1, as MultiLabelBinarizer makes it"
+        ) from None
+    if truth.ndim == 0:
+        raise TypeError(f"labels must be a list, an array or a Series, not {shown(labels)}")
     if truth.ndim == 2 and truth.shape[1] == 1:
         truth = column_or_1d(truth, warn=True)
     if truth.ndim == 1:

@@ -10,6 +10,7 @@ import os
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.names import shown
+from torchmoji_core.options import Range, check_number
 
 MAX_EXPANSION = 200
 MAX_EXPANDED_BYTES = 64 << 20
@@ -59,8 +60,8 @@ def check_threads(name: str, value: int | None) -> None:
     Raises:
         InputError: if there can be no such number: torch ends the process where it cannot start them.
     """
-    if value is not None and not 1 <= value <= MOST_THREADS:
-        raise InputError(f"{name} must be at least 1 and at most {MOST_THREADS:,}, not {shown(value)}")
+    if value is not None:
+        check_number(name, value, Range(1, below=MOST_THREADS + 1), is_whole=True)
 
 
 def check_limit(name: str, what: str, value: object) -> None:

@@ -23,7 +23,7 @@ def shown(value: object) -> str:
     return _shortened.repr(value)  # Python's own repr escapes what cannot be seen
 
 
-def check_name(what: str, name: str) -> None:
+def check_name(what: str, name: object) -> None:
     """Accept one line of visible text that can be written in UTF-8; emojis of several characters are such.
 
     Args:
@@ -33,7 +33,7 @@ def check_name(what: str, name: str) -> None:
     Raises:
         InputError: if it is empty, longer than 256 characters, or has characters that are none to be seen.
     """
-    if not name.strip() or len(name) > LONGEST_NAME or not is_one_line(name):
+    if not isinstance(name, str) or not name.strip() or len(name) > LONGEST_NAME or not is_one_line(name):
         raise InputError(
             f"{what} must be one line of text, of at most {LONGEST_NAME} characters and no control characters, "
             f"not {shown(name)}"

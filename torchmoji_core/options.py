@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from typing import Any
+from numbers import Integral, Real
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.names import shown
@@ -24,7 +26,7 @@ class Range:
         lowest = f"{'above' if self.is_open else 'at least'} {self.lowest}"
         return lowest if self.below == math.inf else f"{lowest} and below {self.below}"
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
         return self.lowest <= value < self.below and not (self.is_open and value == self.lowest)
 
 
@@ -46,23 +48,36 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
 
 def check_options(options: Any) -> None:
-    """Check the fields of a dataclass against what they may be, if they are not None.
+    """Check the fields of a dataclass against what they may be, by their options and their types.
 
     Raises:
         InputError: naming the field and its valid values.
     """
+    types = get_type_hints(type(options))
     for each in fields(options):
-        value, within = getattr(options, each.name), each.metadata.get("within")
-        if value is None:
+        value, kind = getattr(options, each.name), types[each.name]
+        kinds = get_args(kind) or (kind,)
+        if value is None and NoneType in kinds:
             continue
-        if within is not None and value not in within:
-            finite = "" if math.isfinite(value) else " and finite"
-            raise InputError(f"{each.name} must be {within}{finite}, not {shown(value)}")
+        if within := each.metadata.get("within"):
+            check_number(each.name, value, within, is_whole=int in kinds)
         if choices := each.metadata.get("choices"):
-            if value == ():
-                raise InputError(f"{each.name}: none given; choose from {', '.join(choices)}")
-            for name in value if isinstance(value, tuple) else (value,):
-                check_choice(each.name, name, choices)
+            check = check_choices if get_origin(kind) is tuple else check_choice
+            check(each.name, value, choices)
+
+
+def check_number(what: str, value: Any, within: Range, is_whole: bool = False) -> None:
+    """Accept a number, of Python or numpy.
+
+    Raises:
+        InputError: naming what it may be.
+    """
+    if not isinstance(value, Integral if is_whole else Real):
+        kind = "a whole number" if is_whole else "a number"
+        raise InputError(f"{what} must be {kind} ({within}), not {shown(value)}")
+    if value not in within:
+        finite = "" if math.isfinite(value) else " and finite"
+        raise InputError(f"{what} must be {within}{finite}, not {shown(value)}")
 
 
 def check_choice(what: str, value: object, choices: Collection[str]) -> None:
@@ -71,5 +86,19 @@ def check_choice(what: str, value: object, choices: Collection[str]) -> None:
     Raises:
         InputError: naming them.
     """
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InputError(f"{what} {shown(value)} is unknown; choose from {', '.join(choices)}")
+
+
+def check_choices(what: str, values: object, choices: Collection[str], fewest: int = 1) -> None:
+    """Accept a list of some of a few values.
+
+    Raises:
+        InputError: naming them.
+    """
+    if isinstance(values, str) or not isinstance(values, Collection):
+        raise InputError(f"{what} must be a list of some of {', '.join(choices)}, not {shown(values)}")
+    if len(values) < fewest:
+        raise InputError(f"{what}: none given; choose from {', '.join(choices)}")
+    for value in values:
+        check_choice(what, value, choices)

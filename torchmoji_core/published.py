@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from torchmoji_core.bundle_files import CONFIG, cache_directory, read_uri
-from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
+from torchmoji_core.bundle_files import CONFIG, cache_directory, check_writable, read_uri
+from torchmoji_core.errors import InputError, first_line
 from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.vocabulary import Vocabulary
@@ -72,14 +72,14 @@ def bundle_directory(make: Callable[..., AnyBundle]) -> Path:
         InputError: if no weights can be had, with the names and the place of files that can be put there by hand; if
             they do not give the known answers; or if the cache cannot be written.
     """
+    remedy = "set the environment variable TORCHMOJI_CACHE to a directory"
     try:
         folder = cache_directory() / NAME
     except RuntimeError as error:  # no home
-        raise InputError(
-            f"model {NAME}: {error}; set the environment variable TORCHMOJI_CACHE to a directory"
-        ) from None
+        raise InputError(f"model {NAME}: {error}; {remedy}") from None
     target = folder / "bundle"
-    if not (target / CONFIG).is_file():
+    if not os.path.lexists(target):
+        check_writable(f"model {NAME}: the cache {folder}", target, remedy)
         bundle = _fetched(make, folder)
         try:
             bundle.save(target)
@@ -96,7 +96,7 @@ def _fetched(make: Callable[..., AnyBundle], folder: Path) -> AnyBundle:
         try:
             return _converted(make, folder, names)
         except InputError as error:
-            reasons.append(first_line(error, LONGEST_REASON))
+            reasons.append(first_line(error))
     by_hand = " or ".join(" and ".join(FILES[name].address for name in names) for names in WEIGHTS)
     raise InputError(
         f"model {NAME}: {'; '.join(dict.fromkeys(reasons))}; without a network, put {FILES['vocabulary.json'].address} "

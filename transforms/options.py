@@ -87,9 +87,9 @@ class ScoreOptions:
         Raises:
             InputError: naming the option and its valid values.
         """
+        check_options(self)
         object.__setattr__(self, "outputs", tuple(dict.fromkeys(self.outputs)))
         object.__setattr__(self, "keep", tuple(self.keep))
-        check_options(self)
         check_threads("threads", self.threads)
         for field in self.keep:
             if field.name in RESERVED_COLUMNS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Optional
 
 import apache_beam as beam
@@ -15,7 +15,7 @@ from torchmoji_core.bundle import load_config
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, chosen, schema_of, score_columns
-from torchmoji_core.options import check_choice
+from torchmoji_core.options import check_choices
 from transforms import metrics
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, Outcome
@@ -38,7 +38,7 @@ class AnnotateRows(beam.PTransform):
         self,
         text: str = "text",
         model: str | None = None,
-        outputs: Iterable[str] = _OUTPUTS,
+        outputs: Collection[str] = _OUTPUTS,
         top_k: int = DEFAULT_TOP,
         precision: str = "auto",
         embedding_type: str = "float32",
@@ -55,11 +55,8 @@ class AnnotateRows(beam.PTransform):
             InputError: for an unknown value or model, when the pipeline is built.
         """
         super().__init__()
-        if isinstance(outputs, str):
-            raise InputError(f"AnnotateRows takes outputs as a list: outputs=[{outputs!r}]")
+        check_choices("outputs", outputs, _OUTPUTS, fewest=0)
         outputs = tuple(outputs)
-        for name in outputs:
-            check_choice("output", name, _OUTPUTS)
         config, fingerprint = load_config(model)
         self._text = text
         # A column of its own is always there, so there may be no output of these.

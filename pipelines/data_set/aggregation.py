@@ -113,14 +113,16 @@ class _Aggregation:
         """Of `VECTORS`, those that the files have."""
 
     def run(self, files: Mapping[str, int], before: Mapping[str, Looked]) -> Aggregated:
-        self._check(files)
         # What a killed run has left; nobody else writes here.
         storage.delete([facts.path for facts in storage.match([f"{self._output}/_features-*.tmp"])])
+        present = {facts.path.rpartition("/")[2] for facts in storage.match([f"{self._output}/features-*.parquet"])}
+        made = {file_name(unit) for each in before.values() for unit in each.units}
+        if files.keys() != before.keys() or made != present:  # files of the record were checked when they were new
+            self._check(files)
         looked = {path: before[path] if path in before else self._look(path, rows) for path, rows in files.items()}
         changed = [before[path] for path in before.keys() - files.keys()]
         changed += [looked[path] for path in files.keys() - before.keys()]
         there = {unit for each in looked.values() for unit in each.units}
-        present = {facts.path.rpartition("/")[2] for facts in storage.match([f"{self._output}/features-*.parquet"])}
         to_make = {unit for each in changed for unit in each.units} & there
         to_make |= {unit for unit in there if file_name(unit) not in present}
         gone = sorted(present - set(map(file_name, there)))

@@ -15,7 +15,7 @@ from apache_beam.utils.timestamp import Duration
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
 from pipelines.runs.plan import Plan
-from torchmoji_core.errors import InputError, first_line
+from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
 from transforms.addresses import KafkaTopic
 from transforms.annotate import AnnotateTweets
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
@@ -166,4 +166,4 @@ def _one_line(uri: str) -> Any:
     try:
         yield
     except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"--input {uri}: cannot be read: {first_line(error)[:300]}") from error
+        raise InputError(f"--input {uri}: cannot be read: {first_line(error, LONGEST_REASON)}") from error

@@ -1,4 +1,4 @@
-"""What the numbers of the system's errors tell of."""
+"""What is said of errors, and what the numbers of the system's errors tell of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,21 @@ from torchmoji_core.errors import (
     is_outage,
     may_pass,
     shortage_of,
+    shortened,
 )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("as it is", "as it is"),
+        (" of\ntwo  lines ", "of two lines"),
+        ("words that do not fit", "words that ..."),
+        ("a-word-that-is-long", "a-word-that- ..."),
+    ],
+)
+def test_what_is_too_long_ends_with_a_word_and_dots(text: str, expected: str) -> None:
+    assert shortened(text, 16) == expected
 
 
 @pytest.mark.parametrize(

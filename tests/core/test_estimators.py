@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import pickle
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError, SkipTestWarning
@@ -56,6 +58,12 @@ def classifier(**changes: Any) -> TweetClassifier:
 
 
 FITTED = classifier(method="full").fit(TEXTS, NAMES)
+SECONDS = 120
+"""That another process may take; one that waits for threads that it does not have would take for ever."""
+
+
+def predict_with_what_is_inherited(texts: list[str]) -> NDArray[Any]:
+    return FITTED.predict(texts)
 
 
 class TestLabels:
@@ -107,8 +115,12 @@ class TestEncode:
         assert "1/1" in capsys.readouterr().err
 
     def test_wrong_calls_are_named(self) -> None:
-        with pytest.raises(InputError, match="batch_size must be at least 1, not 0"):
-            BASE.encode(TEXTS, batch_size=0)
+        for batch_size, valid in ((0, "at least 1"), ("2", "a whole number"), (2.0, "a whole number")):
+            with pytest.raises(InputError, match=f"batch_size must be {valid}.* not {batch_size!r}"):
+                BASE.encode(TEXTS, batch_size=batch_size)
+        for precision in ("fp8", ["fp32"], None):
+            with pytest.raises(InputError, match=r"precision .* is unknown; choose from auto, fp32"):
+                BASE.encode(TEXTS, precision=precision)
         with pytest.raises(TypeError, match=r"encode takes one column of texts, not a DataFrame"):
             BASE.encode(pd.DataFrame({"text": TEXTS}))
 
@@ -143,6 +155,38 @@ class TestFinetune:
             finetune(BASE, TEXTS, NAMES, splits=["train"] * 90, validation_data=(OTHERS, THEIR_NAMES))
         with pytest.raises(TypeError, match=r"finetune takes a list of texts; for one text give \[text\]"):
             finetune(BASE, "rain", ["a"])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"bundle": "emoji64"}, r"takes a loaded bundle, not 'emoji64'; give load_bundle\(...\)"),
+            ({"labels": None}, "labels must be a list, an array or a Series, not None"),
+            ({"splits": "train"}, "splits must be a list, an array or a Series, not 'train'"),
+            ({"classes": "rain,snow,sun"}, "classes must be a list, an array or a Series, not 'rain,snow,sun'"),
+            ({"classes": [1, 2, 3]}, "the name of a class must be one line of text"),
+            ({"validation_data": OTHERS}, r"validation_data must be \(texts, labels\), not \["),
+            ({"validation_data": (OTHERS, 1)}, "labels of validation_data must be a list"),
+            ({"options": {"method": "last"}}, r"options must be FineTuningOptions\(...\), not {"),
+            ({"options": FineTuningOptions(method="new"), "size": (4,)}, r"size must be two numbers.* not \(4,\)"),
+            ({"options": FineTuningOptions(method="new"), "size": ("4", 4)}, "'embedding' must be a positive integer"),
+            ({"checkpoint": 1}, "checkpoint must be a path, not 1"),
+            ({"name": None}, "name must be one line of text"),
+            ({"data_name": b"texts"}, "data_name must be one line of text"),
+        ],
+    )
+    def test_wrong_arguments_are_named_before_any_training(self, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises((InputError, TypeError), match=message):
+            finetune(**{"bundle": BASE, "texts": TEXTS, "labels": NAMES, **arguments})
+
+    def test_a_checkpoint_may_be_named_by_a_string(self, tmp_path: Path) -> None:
+        options = FineTuningOptions(method="last", **QUICK)
+        made = finetune(BASE, TEXTS, NAMES, options=options, checkpoint=str(tmp_path / "progress"))
+        assert made.fingerprint == finetune(BASE, TEXTS, NAMES, options=options).fingerprint
+
+    def test_options_that_are_numbers_of_numpy_can_be_saved(self, tmp_path: Path) -> None:
+        options = FineTuningOptions(method="last", **{**QUICK, "most_epochs": np.int64(1), "patience": np.int8(3)})
+        finetune(BASE, TEXTS, NAMES, options=options).save(tmp_path / "saved")
+        assert load_bundle(tmp_path / "saved").provenance["options"]["most_epochs"] == 1
 
 
 class TestFeatures:
@@ -191,11 +235,23 @@ class TestFeatures:
         with pytest.raises(TypeError, match=message):
             EmojiFeatures(BASE).fit_transform(texts)
 
-    def test_unknown_features_and_models_are_named(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="feature 'emoji' is unknown"):
-            EmojiFeatures(BASE, "emoji").fit(TEXTS)
-        with pytest.raises(InputError, match="nowhere"):
-            EmojiFeatures(tmp_path / "nowhere").fit(TEXTS)
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"features": "emoji"}, "features 'emoji' is unknown; choose from probabilities, embedding"),
+            ({"features": ()}, "features: none given; choose from probabilities, embedding"),
+            ({"features": None}, "features must be a list of some of probabilities, embedding, not None"),
+            ({"features": [None]}, "features None is unknown"),
+            ({"missing": "drop"}, "missing 'drop' is unknown; choose from error, empty"),
+            ({"missing": None}, "missing None is unknown"),
+            ({"model": "nowhere/at/all"}, "nowhere/at/all"),
+            ({"model": np.arange(2)}, "no such directory or file"),
+        ],
+    )
+    def test_wrong_parameters_are_named_by_fit(self, parameters: dict[str, Any], message: str) -> None:
+        features = EmojiFeatures(**{"model": BASE, **parameters})
+        with pytest.raises(InputError, match=message):
+            features.fit(TEXTS)
 
 
 class TestClassifier:
@@ -249,6 +305,16 @@ class TestClassifier:
         theirs = finetune(BASE, TEXTS + OTHERS, NAMES + THEIR_NAMES, splits=splits, options=options)
         assert all(torch.equal(tensor, theirs.state[name]) for name, tensor in ours.state.items())
 
+    @pytest.mark.parametrize(
+        ("method", "predict"),
+        [("fork", predict_with_what_is_inherited), ("fork", FITTED.predict), ("spawn", FITTED.predict)],
+        ids=["inherited", "sent by fork", "sent by spawn"],
+    )
+    def test_it_predicts_alike_in_another_process(self, method: str, predict: Callable[[list[str]], Any]) -> None:
+        here = FITTED.predict(OTHERS)  # so that a forked process inherits a model in use
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            assert pool.apply_async(predict, (OTHERS,)).get(SECONDS).tolist() == here.tolist()
+
     def test_cross_validation_and_grid_search(self) -> None:
         assert cross_val_score(classifier(), TEXTS, NAMES, cv=2).shape == (2,)
         search = GridSearchCV(classifier(), {"learning_rate": [1e-6, 0.05]}, cv=2).fit(np.array(TEXTS), NAMES)
@@ -276,9 +342,19 @@ class TestClassifier:
             (TEXTS, NAMES[1:], {}, "90 texts and 89 labels"),
             (TEXTS, ["a"] * 90, {}, "all training texts are of class 'a'"),
             (["rain"], ["a"], {}, "leaves none to train"),
-            (TEXTS, NAMES, {"validation_fraction": 1.5}, "validation_fraction 1.5 of 90 texts"),
+            (TEXTS, NAMES, {"validation_fraction": 1.5}, "validation_fraction must be above 0 and below 1, not 1.5"),
+            (TEXTS, NAMES, {"validation_fraction": "a"}, r"validation_fraction must be a number \(above 0 .* not 'a'"),
             (TEXTS, NAMES, {"method": "most"}, "method .most. is unknown"),
-            (TEXTS, NAMES, {"learning_rate": -1.0}, "learning_rate"),
+            (TEXTS, NAMES, {"method": None}, "method None is unknown"),
+            (TEXTS, NAMES, {"learning_rate": -1.0}, "learning_rate must be above 0, not -1.0"),
+            (TEXTS, NAMES, {"learning_rate": None}, r"learning_rate must be a number \(above 0\), not None"),
+            (TEXTS, NAMES, {"most_epochs": 2.5}, r"most_epochs must be a whole number \(above 0\), not 2.5"),
+            (TEXTS, NAMES, {"balanced": "yes"}, "balanced must be a whole number .* not 'yes'"),
+            (TEXTS, NAMES, {"random_state": "a"}, "random_state must be a whole number, a RandomState or None, not .a"),
+            (TEXTS, NAMES, {"random_state": -1}, "random_state must be at least 0 and below 4294967296, not -1"),
+            (TEXTS, None, {}, "labels must be a list, an array or a Series, not None"),
+            (TEXTS, "rain", {}, "labels must be a list, an array or a Series, not 'rain'"),
+            (TEXTS, [["a"], ["a", "b"]] * 45, {}, "lists of different lengths"),
             (["rain", None], ["a", "b"], {}, "row 1"),
             ("rain", ["a"], {}, r"give \[text\]"),
             (pd.DataFrame({"text": TEXTS}), NAMES, {}, "one column of texts"),
@@ -288,6 +364,10 @@ class TestClassifier:
     def test_wrong_use_is_named(self, texts: Any, labels: Any, changes: dict[str, Any], message: str) -> None:
         with pytest.raises((InputError, TypeError, ValueError), match=message):
             classifier(**changes).fit(texts, labels)
+
+    def test_data_to_validate_on_is_a_pair(self) -> None:
+        with pytest.raises(TypeError, match=r"validation_data must be \(texts, labels\)"):
+            classifier().fit(TEXTS, NAMES, validation_data=OTHERS)  # type: ignore[arg-type]
 
     def test_a_label_of_validation_that_is_no_class(self) -> None:
         with pytest.raises(InputError, match="'fog', which no training text has"):

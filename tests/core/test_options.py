@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from torchmoji_core.errors import InputError
@@ -29,7 +30,19 @@ class Options:
 
 
 @pytest.mark.parametrize(
-    "given", [{"rate": 1e-300}, {"share": 0}, {"size": 0}, {"seed": 9}, {"kind": "b"}, {"names": ("b", "a")}]
+    "given",
+    [
+        {"rate": 1e-300},
+        {"rate": np.float32(1)},
+        {"share": 0},
+        {"size": 0},
+        {"size": None},
+        {"seed": 9},
+        {"seed": np.int8(9)},
+        {"kind": "b"},
+        {"names": ("b", "a")},
+        {"names": ["b"]},
+    ],
 )
 def test_what_is_within_is_taken(given: dict[str, Any]) -> None:
     assert vars(Options(**given)).items() >= given.items()
@@ -47,6 +60,16 @@ def test_what_is_within_is_taken(given: dict[str, Any]) -> None:
         ({"kind": "c"}, "kind 'c' is unknown; choose from a, b"),
         ({"names": ("a", "c")}, "names 'c' is unknown; choose from a, b"),
         ({"names": ()}, "names: none given; choose from a, b"),
+        ({"rate": "1"}, "rate must be a number (above 0), not '1'"),
+        ({"rate": None}, "rate must be a number (above 0), not None"),
+        ({"share": [0.5]}, "share must be a number (at least 0 and below 1), not [0.5]"),
+        ({"size": 1.0}, "size must be a whole number (at least 0), not 1.0"),
+        ({"seed": math.nan}, "seed must be a whole number (at least 0 and below 10), not nan"),
+        ({"kind": None}, "kind None is unknown; choose from a, b"),
+        ({"kind": np.arange(2)}, "kind array([0, 1]) is unknown; choose from a, b"),
+        ({"names": "ab"}, "names must be a list of some of a, b, not 'ab'"),
+        ({"names": 1}, "names must be a list of some of a, b, not 1"),
+        ({"names": (("a",),)}, "names ('a',) is unknown; choose from a, b"),
     ],
 )
 def test_what_is_not_is_named_with_what_may_be(given: dict[str, Any], message: str) -> None:

@@ -3,6 +3,7 @@ there would be waited for for ever."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from tests.core.bundles import assert_same
-from torchmoji_core import Bundle, load_bundle
+from torchmoji_core import ArrowScorer, Bundle, load_bundle
 from torchmoji_core.bundle_files import CONFIG
 
 SECONDS = 120
@@ -155,3 +156,38 @@ class Scored(Dataset[NDArray[np.float32]]):
 def test_workers_of_a_data_loader_score(used: Bundle) -> None:
     loader = DataLoader(Scored(used), 5, num_workers=2, timeout=SECONDS, multiprocessing_context="fork")
     np.testing.assert_allclose(torch.cat(list(loader)), probabilities_of(used), rtol=0, atol=1e-5)
+
+
+@contextlib.contextmanager
+def time_limit() -> Iterator[None]:
+    """An error where this process would wait for ever for others, which are not ours to start."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"no end after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_processes_of_datasets_score(used: Bundle) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def score(rows: dict[str, Any]) -> dict[str, Any]:
+        return {"probabilities": used.score(rows["text"]).probabilities}
+
+    with time_limit():
+        scored = datasets.Dataset.from_dict({"text": TEXTS}).map(score, batched=True, num_proc=2)
+    np.testing.assert_allclose(scored["probabilities"][:], probabilities_of(used), rtol=0, atol=1e-5)
+
+
+def test_processes_of_datasets_use_a_scorer(directory: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    scorer, table = ArrowScorer(model=directory), datasets.Dataset.from_dict({"text": TEXTS}).with_format("arrow")
+    here = scorer(table[:])
+    with time_limit():
+        assert table.map(scorer, batched=True, num_proc=2)[:].equals(here)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.core.bundles import assert_same
+from tests.core.bundles import assert_same, flip_a_byte
 from tests.core.test_bundle_uri import Server
 from tests.tensorflow_checkpoint import checkpoint, tensors_of
 from tests.tiny import make_state, torch_file
@@ -119,6 +121,42 @@ def test_without_a_network_files_are_put_where_the_error_says(
         (folder / name).write_bytes(CONTENT[name])
     assert_same(load_bundle("deepmoji"), load_bundle(folder / "bundle"))
     assert server.asked() == []
+
+
+def test_without_a_network_the_reason_is_whole_and_short(server: Server) -> None:
+    server.close()
+    error = refusal()
+    assert re.search(r": cannot be read \([^;]*Connection refused\); check the address", error)
+    assert "Max retries" not in error
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_anything_is_fetched(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, where directories cannot be made")
+    error = refusal()
+    assert f"the cache {tmp_path / 'cache' / 'deepmoji'}: cannot be written (Not a directory)" in error
+    assert "TORCHMOJI_CACHE" in error
+    assert server.asked() == []
+
+
+@pytest.mark.parametrize("name", [bundle_files.WEIGHTS, bundle_files.VOCABULARY, bundle_files.CONFIG])
+@pytest.mark.parametrize("spoil", [flip_a_byte, Path.unlink])
+def test_a_damaged_bundle_in_the_cache_is_refused_with_what_to_delete(
+    server: Server, name: str, spoil: Callable[[Path], None], tmp_path: Path
+) -> None:
+    load_bundle("deepmoji")
+    bundle = tmp_path / "cache" / "deepmoji" / "bundle"
+    spoil(bundle / name)
+    server.asked()
+    assert refusal().endswith(f"; delete {bundle}, and it is fetched again")
+    assert server.asked() == []
+    shutil.rmtree(bundle)
+    assert_same(load_bundle("deepmoji"), load_bundle(bundle))
+
+
+def test_what_is_no_damage_is_not_to_be_deleted(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_bundle("deepmoji")
+    monkeypatch.setenv("TORCHMOJI_MODEL_LIMITS", "many")
+    assert "delete" not in refusal()
 
 
 def test_of_two_processes_the_first_bundle_is_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_top_gives_no_more_classes_than_there_are(k: int, expected: int) -> None
 @pytest.mark.parametrize("k", [0, -1])
 def test_top_gives_at_least_one_class(k: int) -> None:
     for top in (SCORES.top, SCORES[0].top, SCORES[1].top):
-        with pytest.raises(InputError, match=f"at least 1 class, not {k}"):
+        with pytest.raises(InputError, match=f"k must be at least 1, not {k}"):
             top(k)
 
 

@@ -67,7 +67,12 @@ def features(directory: Path) -> pd.DataFrame:
 
 def recomputed(output: Path, entity: list[str], period: str | None) -> pd.DataFrame:
     """Features as a reader of the data set would make them."""
-    rows = read_live(output).to_pandas().dropna(subset=entity)
+    return features_of(read_live(output).to_pandas(), entity, period)
+
+
+def features_of(rows: pd.DataFrame, entity: list[str], period: str | None) -> pd.DataFrame:
+    """What pandas makes of rows."""
+    rows = rows.dropna(subset=entity)
     starts = (
         rows["timestamp"]
         .dt.tz_localize(None)
@@ -184,6 +189,21 @@ def test_only_what_changes_concern_is_made_again(
     assert after["features-2024-05-01.parquet"] == before["features-2024-05-01.parquet"]
     assert after["features-2024-05-02.parquet"] != before["features-2024-05-02.parquet"]
     assert "0 file(s) made" in run("--output", "features").out
+
+
+def test_nothing_of_a_data_set_is_read_in_which_nothing_is_new(
+    write: Callable[..., Path], run_annotate: Run, run: Run, tmp_path: Path
+) -> None:
+    write("a", (1, 2))
+    assert run_annotate(*KEPT).status == 0
+    assert run("--output", "features").status == 0
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        path.write_bytes(b"not read")
+    finished = run("--output", "features")
+    assert finished.status == 0, finished.err
+    assert "40 rows: 36 in features, 4 without user left out; 0 file(s) made" in finished.out
+    (tmp_path / "features" / "features-2024-05-01.parquet").unlink()
+    assert run("--output", "features").status == 1
 
 
 def test_groups_that_do_not_fit_are_made_in_parts(

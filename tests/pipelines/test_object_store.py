@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from pipelines import annotate, compact, score, verify
+from pipelines import aggregate, annotate, compact, score, verify
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
+from tests.pipelines import test_aggregate
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_scores, write_lines
 from tests.pipelines.data_set.test_pending import stream, tweets
 from tests.pipelines.many_forms import TEXTS, in_many_forms
@@ -192,6 +193,30 @@ def test_what_a_stream_has_written_is_committed(server: ObjectStoreServer, run: 
     assert "10 rows in 2 file(s), 1 dead letters" in verified.out
     left = [key for key in server.contents(BUCKET) if key.startswith("streamed/_journal/")]
     assert [key.rpartition("/")[2] for key in left] == ["run.json"], "it may be going on"
+
+
+def test_features_of_a_data_set_in_a_store_are_those_of_its_copy(
+    server: ObjectStoreServer, run: Run, model: str, tmp_path: Path
+) -> None:
+    source, by = f"s3://{BUCKET}/of-users", ("--by", "user,day")
+    (tmp_path / "in").mkdir()
+    arguments = (source, *by, "--output", f"s3://{BUCKET}/features")
+    for number in range(2):
+        rows = test_aggregate.tweets(str(number), (1 + number, 2 + number), 20, seed=number)
+        write_lines(tmp_path / "in" / f"{number}.jsonl", rows)
+        scoring = ("--model", model, "--input", "in/*", "--output", source, *test_aggregate.KEPT)
+        assert run(annotate.main, *scoring).status == 0
+        finished = run(aggregate.main, *arguments)
+        assert finished.status == 0, finished.err
+        assert "2 file(s) made" in finished.out
+    assert "0 file(s) made" in run(aggregate.main, *arguments).out
+    copy = download(server, "of-users", tmp_path)
+    assert run(aggregate.main, copy, *by, "--output", "features-of-copy").status == 0
+    stored = download(server, "features", tmp_path)
+    names = sorted(path.name for path in stored.iterdir())
+    assert names == ["_features.json", *(f"features-2024-05-0{day}.parquet" for day in (1, 2, 3))]
+    for name in names[1:]:
+        assert pq.read_table(stored / name).equals(pq.read_table(tmp_path / "features-of-copy" / name))
 
 
 def test_a_store_that_never_answers_well_is_said_in_one_line(

@@ -180,7 +180,7 @@ def test_a_mistake_ends_in_one_line_before_any_training(
         (["--rows", "-5"], "--rows must be at least 1, not -5"),
         (["--vocabulary_size", "5"], "--vocabulary_size must be at least 10, not 5"),
         (["--epochs", "inf"], "epochs must be above 0 and finite"),
-        (["--threads", "100000000"], "--threads must be at least 1 and at most 1,024"),
+        (["--threads", "100000000"], "--threads must be at least 1 and below 1025"),
         (["--data", "http://127.0.0.1:1/x.parquet"], "http"),
         (["--vocabulary_size", "1000000000"], "--vocabulary_size must be a positive integer of at most 250,000"),
         (["--card", "CARD"], "--card {}: is not UTF-8"),

@@ -91,7 +91,7 @@ class Scorer:
         self.renew()
         renew_after_fork(self)
         if embedding_type is not None:
-            check_choice("embedding type", embedding_type, EMBEDDING_TYPES)
+            check_choice("embedding_type", embedding_type, EMBEDDING_TYPES)
         self._embedding_type = embedding_type
         # Multiples of the step are kept as whole numbers, so that the cache holds as many results as with half floats.
         kept_as = {None: np.float32, "float32": np.int16, "float16": np.float16}[embedding_type]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 import torchmoji_core
 from torchmoji_core.errors import InputError
 from torchmoji_core.labels import are_emojis
-from torchmoji_core.options import check_choice
+from torchmoji_core.options import AT_LEAST_1, check_choice, check_choices, check_number
 from torchmoji_core.tokenizer import TOKENIZER_VERSION
 
 if TYPE_CHECKING:
@@ -55,14 +55,9 @@ class Score:
         Raises:
             InputError: for a k below 1.
         """
-        _check_k(k)
+        check_number("k", k, AT_LEAST_1, is_whole=True)
         order = np.argsort(-self.probabilities, kind="stable")[:k] if self.n_tokens else ()
         return [(self.classes[index], float(self.probabilities[index])) for index in order]
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise InputError(f"top gives at least 1 class, not {k}; leave out k for {DEFAULT_TOP}")
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -186,7 +181,7 @@ class Scores:
 
     def _top_indices(self, k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """[n, k] class indices and probabilities; equal probabilities in class order, NaN rows arbitrary."""
-        _check_k(k)
+        check_number("k", k, AT_LEAST_1, is_whole=True)
         indices = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
         return indices, np.take_along_axis(self.probabilities, indices, axis=1)
 
@@ -210,9 +205,9 @@ class Scores:
             InputError: for an unknown output or embedding type, or a top_k below 1.
             ValueError: for attention without tokens, or more values in a column than its 32-bit offsets can count.
         """
-        check_choice("embedding type", embedding_type, EMBEDDING_TYPES)
+        check_choice("embedding_type", embedding_type, EMBEDDING_TYPES)
+        check_choices("outputs", outputs, SCORE_OUTPUTS, fewest=0)
         for name in outputs:
-            check_choice("output", name, SCORE_OUTPUTS)
             if name != "top" and getattr(self, name).size > np.iinfo(np.int32).max:
                 raise ValueError(
                     f"{len(self)} texts give more {name} values than a column holds; fewer texts at a time"

@@ -21,7 +21,9 @@ from tqdm import tqdm
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.texts import Texts, as_texts
+from torchmoji_core.locations import local_path
 from torchmoji_core.model import Dimensions
+from torchmoji_core.names import check_name, shown
 from torchmoji_core.training.cards import classifier_card
 from torchmoji_core.training.dataset import TweetDataset
 from torchmoji_core.training.finetuning import FineTuning, reading_of, starting_model
@@ -73,7 +75,10 @@ class ClassifierTraining:
                 )
             except InputError as error:
                 raise InputError(f"split {name}: {error}") from None
-        embedding, hidden = size or (base.dimensions.embedding, base.dimensions.hidden)
+        try:
+            embedding, hidden = size or (base.dimensions.embedding, base.dimensions.hidden)
+        except (TypeError, ValueError):
+            raise InputError(f"size must be two numbers, of embedding and hidden channels, not {shown(size)}") from None
         dimensions = Dimensions(len(self.vocabulary), embedding, hidden, len(self.classes))
         model = starting_model(None if options.method == "new" else base.state, dimensions, options)
         self.training = FineTuning(
@@ -142,7 +147,7 @@ def finetune(
     classes: Sequence[str] = (),
     options: FineTuningOptions = FineTuningOptions(),  # noqa: B008
     size: tuple[int, int] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     name: str = "classifier",
     data_name: str = "texts",
     progress_bar: bool = False,
@@ -177,17 +182,26 @@ def finetune(
         from which on each class holds.
 
     Raises:
-        TypeError: if texts are no iterable of strings.
-        InputError: for anything else that is wrong with the data, found before any training.
+        TypeError: if texts are no iterable of strings, or another argument is of another kind than it must be.
+        InputError: for anything else that is wrong, found before any training.
         RunError: if the loss stops being a number.
     """
     if sum(given is not None for given in (splits, validation_data, split_ratios)) > 1:
         raise InputError("finetune takes one of splits, validation_data and split_ratios")
-    texts, labels = as_texts(texts, caller="finetune"), column_of(labels)
+    if not isinstance(bundle, Bundle):
+        raise TypeError(f"finetune takes a loaded bundle, not {shown(bundle)}; give load_bundle(...)")
+    if not isinstance(options, FineTuningOptions):
+        raise TypeError(f"options must be FineTuningOptions(...), not {shown(options)}")
+    if not isinstance(checkpoint, (str, Path, type(None))):
+        raise TypeError(f"checkpoint must be a path, not {shown(checkpoint)}")
+    check_name("name", name)
+    check_name("data_name", data_name)
+    texts, labels = as_texts(texts, caller="finetune"), column_of(labels, "labels")
     if len(texts) != len(labels):
         raise InputError(f"{len(texts):,} texts and {len(labels):,} labels; each text needs its own")
     if validation_data is not None:
-        more, their = as_texts(validation_data[0], caller="validation_data"), column_of(validation_data[1])
+        more, their = pair_of(validation_data)
+        more, their = as_texts(more, caller="validation_data"), column_of(their, "labels of validation_data")
         if len(more) != len(their):
             raise InputError(f"validation_data: {len(more):,} texts and {len(their):,} labels; each text needs its own")
         splits = ["train"] * len(texts) + ["val"] * len(more)
@@ -195,9 +209,22 @@ def finetune(
     data = label_texts("finetune", texts, labels, splits, classes)
     if split_ratios is not None:
         data = data.divided(split_ratios, options.seed)
-    training = ClassifierTraining(data.split(options.seed), bundle, options, size=size, checkpoint=checkpoint)
+    path = None if checkpoint is None else local_path(str(checkpoint))
+    training = ClassifierTraining(data.split(options.seed), bundle, options, size=size, checkpoint=path)
     with epochs_bar(progress_bar) as report:
         return training.run(report, name, data_name)
+
+
+def pair_of(validation_data: Any) -> tuple[Any, Any]:
+    """Texts and labels to validate on.
+
+    Raises:
+        TypeError: if they are no such two.
+    """
+    if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+        raise TypeError(f"validation_data must be (texts, labels), not {shown(validation_data)}")
+    texts, labels = validation_data
+    return texts, labels
 
 
 @contextlib.contextmanager

@@ -41,9 +41,10 @@ class LabelledTexts:
         """Raises:
         InputError: if columns are not of one length, or a label or a split is none.
         """
-        texts, labels, classes, splits = column_of(self.texts), self.labels, tuple(self.classes), self.splits
+        texts, labels, splits = column_of(self.texts), self.labels, self.splits
+        classes = tuple(column_of(self.classes, "classes"))
         if not _are_read(labels, len(classes)):
-            labels, classes = _Labels("row", "label", column_of(labels), classes).read()
+            labels, classes = _Labels("row", "label", column_of(labels, "labels"), classes).read()
         if splits is not None and not (isinstance(splits, np.ndarray) and np.isin(splits, SPLITS).all()):
             splits = _splits("row", splits)
         for name, column in (("labels", labels), ("splits", splits)):
@@ -118,8 +119,12 @@ def check_ratios(ratios: Sequence[float]) -> None:
     """Raises:
     InputError: unless they are shares of train, val and test that add up to 1.
     """
-    if len(ratios) != len(SPLITS) or min(ratios) < 0 or not math.isclose(sum(ratios), 1):
-        raise InputError(f"ratios {shown(list(ratios))}: expected shares of train, val and test that add up to 1")
+    try:
+        shares = [float(ratio) for ratio in ratios]
+    except (TypeError, ValueError):
+        shares = []
+    if len(shares) != len(SPLITS) or min(shares) < 0 or not math.isclose(sum(shares), 1):
+        raise InputError(f"ratios {shown(ratios)}: expected shares of train, val and test that add up to 1")
 
 
 def _are_read(labels: Any, classes: int) -> bool:
@@ -131,11 +136,21 @@ def _are_read(labels: Any, classes: int) -> bool:
     return labels.dtype == np.int64 and bool(np.isin(labels, np.arange(classes)).all())
 
 
-def column_of(values: Any) -> list[Any]:
-    """The values of a list, an array or a Series as Python's, in their order."""
+def column_of(values: Any, what: str = "texts") -> list[Any]:
+    """The values of a list, an array or a Series as Python's, in their order.
+
+    Args:
+        values: any iterable.
+        what: what they are, for errors.
+
+    Raises:
+        TypeError: if they are no list of values.
+    """
     for method in ("tolist", "to_pylist"):
         if hasattr(values, method):
-            return list(getattr(values, method)())
+            values = getattr(values, method)()
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{what} must be a list, an array or a Series, not {shown(values)}")
     return list(values)
 
 
@@ -173,7 +188,7 @@ def label_texts(
         InputError: for an empty or missing text, a missing label, one outside the classes, a class whose name is no
             line of text, or an unknown split; it names the first row at fault, counted from 1.
     """
-    texts = column_of(texts)
+    texts, classes = column_of(texts), column_of(classes, "classes")
     if not texts:
         raise InputError(f"{source}: no rows")
     for name in classes:
@@ -185,12 +200,12 @@ def label_texts(
             )
         if not text.strip():
             raise InputError(f"{source}, row {number}: the text is empty; remove such rows")
-    found, names = _Labels(f"{source}, row", label_field, column_of(labels), tuple(classes)).read()
+    found, names = _Labels(f"{source}, row", label_field, column_of(labels, "labels"), tuple(classes)).read()
     return LabelledTexts(texts, found, names, None if splits is None else _splits(f"{source}, row", splits))
 
 
 def _splits(where: str, values: Iterable[Any]) -> NDArray[np.str_]:
-    return np.array([_split(f"{where} {number}", value) for number, value in enumerate(column_of(values), 1)])
+    return np.array([_split(f"{where} {number}", value) for number, value in enumerate(column_of(values, "splits"), 1)])
 
 
 def _split(where: str, value: object) -> str:

@@ -15,6 +15,9 @@ METHODS = ("new", "last", "full", "chain-thaw")
 """How a classifier is made of a model: `new` starts all layers at random; `last` trains a new output layer alone;
 `full` trains all layers; `chain-thaw` trains the output layer, then each other layer alone, then all."""
 
+SEEDS = Range(0, below=1 << 32)
+"""Seeds of steps are made of them, and torch takes none above 2^63."""
+
 
 @dataclass(frozen=True)
 class TrainingOptions:
@@ -41,14 +44,16 @@ class TrainingOptions:
     precision: str = option(
         "auto", "of the products; auto: bf16 where the processor has it", choices=TRAINING_PRECISIONS
     )
-    # Seeds of steps are made of it, and torch takes none above 2^63.
-    seed: int = option(1, "of every random number", within=Range(0, below=1 << 32))
+    seed: int = option(1, "of every random number", within=SEEDS)
 
     def __post_init__(self) -> None:
         """Raises:
         InputError: naming the option and its valid values.
         """
         check_options(self)
+        for name, value in list(vars(self).items()):
+            if hasattr(value, "item"):  # of numpy, as searches over arrays give them; no bundle can hold them
+                object.__setattr__(self, name, value.item())
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class PretrainingOptions(TrainingOptions):
         2,
         "tokens rarer than this in the training texts are not in a vocabulary made from the data, and share the "
         "embedding of the unknown token in a given one",
+        within=NOT_NEGATIVE,
     )
     cap_per_emoji: int = option(0, "training pairs used of each emoji, drawn at random; 0 for all", within=NOT_NEGATIVE)
     class_weight_power: float = option(
@@ -80,6 +86,7 @@ class PretrainingOptions(TrainingOptions):
         0.7,
         "share of the teachers' probabilities in the targets, if there are teachers; the emojis of the text have the "
         "rest (Hinton et al., 2015, at temperature 1)",
+        within=NOT_NEGATIVE,
     )
     tilt: float = option(
         0.0,
@@ -94,7 +101,7 @@ class PretrainingOptions(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.teacher_weight <= 1:
+        if self.teacher_weight > 1:
             raise InputError(f"teacher_weight must be between 0 and 1, not {self.teacher_weight}")
 
 
@@ -131,7 +138,7 @@ class FineTuningOptions(TrainingOptions):
         "tokens read of each text; 0 for the 80th percentile of the training texts, rounded up to ten",
         within=NOT_NEGATIVE,
     )
-    balanced: int = option(0, "1 to draw from all classes equally often")
+    balanced: int = option(0, "1 to draw from all classes equally often", within=Range(0, below=2))
     extend_vocabulary: int = option(
         10_000,
         "most words of the training texts that are added to the vocabulary; last adds none",

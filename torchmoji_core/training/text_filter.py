@@ -17,7 +17,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.files import read_limited
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.locations import plain
-from torchmoji_core.options import check_choice, option
+from torchmoji_core.options import check_choices, option
 from torchmoji_core.token_rules import fold_chunk
 from torchmoji_core.tokenizer import Tokenizer, chunks
 from torchmoji_core.vocabulary import AT, SPECIAL_TOKENS
@@ -73,8 +73,7 @@ class TextFilter:
         """Raises:
         InputError: for an unknown kind.
         """
-        for kind in self.leave_out:
-            check_choice("leave_out", kind, _KINDS)
+        check_choices("leave_out", self.leave_out, _KINDS, fewest=0)
 
     def __bool__(self) -> bool:
         return bool(self.leave_out or self.english_words)

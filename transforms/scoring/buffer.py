@@ -27,6 +27,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
+from torchmoji_core.options import AT_LEAST_1, POSITIVE, check_number
 from transforms import metrics
 from transforms.records import TokenizedTweet
 from transforms.scoring.batch import tweet_size
@@ -56,11 +57,9 @@ class BufferOptions:
         """Raises:
         InputError: naming the option and its valid values.
         """
-        if not 0 < self.max_latency < math.inf:
-            raise InputError(f"max_latency must be a number of seconds above 0, not {self.max_latency}")
+        check_number("max_latency", self.max_latency, POSITIVE)
         for name in ("shards", "bucket_width"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check_number(name, getattr(self, name), AT_LEAST_1, is_whole=True)
 
 
 class BufferTweets(beam.PTransform):
