@@ -22,7 +22,7 @@ from torchmoji_core.locations import plain
 from torchmoji_core.options import option
 from transforms.columns import FINGERPRINT_COLUMN
 from transforms.input.fields import KEPT_TYPES, FieldMapping, KeptField
-from transforms.input.formats import absolute
+from transforms.input.formats import absolute, absolute_directory
 from transforms.input.forms import FormOptions
 from transforms.options import ROWS_PER_FILE, ScoreOptions
 
@@ -44,10 +44,9 @@ class _Extend(argparse.Action):
 
 
 def _output(text: str) -> str:
-    output = plain(text)
-    if set(output) & set("*?["):
+    if set(plain(text)) & set("*?["):
         raise InputError(f"--output {text} holds one of the glob characters *?[; give another name")
-    return output.rstrip("/") or "/"
+    return absolute_directory(text)  # workers of a cluster are in directories of their own
 
 
 def _processes(text: str) -> int:

@@ -30,6 +30,8 @@ class Finished:
     files: tuple[DataFile, ...]
     dead_letters: tuple[DataFile, ...]
     seconds: float
+    arithmetics: frozenset[str] = frozenset()
+    """Of the workers that scored, as their files say; on clusters they may differ."""
 
 
 def describe_commit(
@@ -56,7 +58,7 @@ def describe_commit(
         "run_id": plan.run_id,
         "started": started,
         "identity": identity(plan.config),
-        "model": _model(plan),
+        "model": _model(plan, finished.arithmetics),
         "inputs": tuple(
             Input(
                 file.path,
@@ -82,13 +84,14 @@ def describe_stream(plan: Plan) -> Stream:
         started=now(),
         code_version=__version__,
         identity=identity(plan.config),
-        model=_model(plan),
+        model=_model(plan, frozenset()),
         process=this_process() if plan.config.is_local else None,
     )
 
 
-def _model(plan: Plan) -> Model:
-    return Model(plan.model.name, plan.model.fingerprint, plan.model.arithmetic)
+def _model(plan: Plan, arithmetics: frozenset[str]) -> Model:
+    said = ", ".join(sorted(arithmetics)) or plan.model.arithmetic
+    return Model(plan.model.name, plan.model.fingerprint, said)
 
 
 def too_many_dead_letters(counts: dict[str, int], config: ScoreConfig) -> str | None:

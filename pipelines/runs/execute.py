@@ -55,7 +55,8 @@ def execute(plan: Plan, context: RunContext) -> Finished:
             result = pipeline.run()
             result.wait_until_finish()
         counts = progress.counters(result)
-        written = [data_file(config.output, file) for file in committed_files(config.output, plan.run_id)]
+        committed = list(committed_files(config.output, plan.run_id))
+        written = [data_file(config.output, file) for file in committed]
         reconcile(counts, written)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
@@ -72,7 +73,8 @@ def execute(plan: Plan, context: RunContext) -> Finished:
         shutil.rmtree(counts_directory, ignore_errors=True)
     files = tuple(file for file in written if not is_dead(file))
     dead_letters = tuple(file for file in written if is_dead(file))
-    return Finished(counts, files, dead_letters, time.monotonic() - clock)
+    arithmetics = frozenset(file.model["arithmetic"] for file in committed if file.model)
+    return Finished(counts, files, dead_letters, time.monotonic() - clock, arithmetics)
 
 
 def commit(plan: Plan, context: RunContext, decide: Callable[[DataSet], Manifest | None]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.cli.logs import announce, quoted
 from pipelines.runs.local_workers import WORKER_DIED
-from torchmoji_core.errors import TorchMojiError, first_line, shortage_of
+from torchmoji_core.errors import TorchMojiError, first_line, shortage_of, shortened
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -21,6 +21,11 @@ _STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(O
 """The end of a traceback, as text, if a store or a disk has refused something."""
 
 
+_DEATHS = ("Channel closed prematurely", "SDK worker disconnected", WORKER_DIED)
+"""What runners say of a worker that is gone: Beam's in this process, Prism, and ours."""
+_GRPC_DETAILS = re.compile(r'^\s*details = "(.*)"$', re.MULTILINE)
+
+
 def explain(error: BaseException, output: str, worker_log: Path | None = None) -> str:
     """One line for a failed run; an error that is not foreseen is logged with its traceback as well.
 
@@ -30,7 +35,7 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
     shortage = shortage_of(error) or shortage_of(text)
     if shortage is not None:
         return f"{shortage} (output {output})"
-    if "Channel closed prematurely" in text or WORKER_DIED in text:
+    if any(said in text for said in _DEATHS):
         return (
             "a worker process died: killed, or out of memory; run again, with a lower --max_batch_tokens or "
             "--direct_num_workers if memory was short"
@@ -40,6 +45,8 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
         return (ours[1] if ours else text).partition(" [while running")[0]
     if isinstance(error, OSError):
         return first_line(error)
+    if details := _GRPC_DETAILS.findall(text):  # the rest of such an error is a table for people who know gRPC
+        return f"the runner or a worker cannot be reached, or refuses: {shortened(details[-1])}"
     # The last one is the cause of the others.
     if of_storage := re.findall(_STORAGE_ERROR, text):
         return str(of_storage[-1]).partition(" [while running")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import socket
 from typing import Any
@@ -14,6 +15,7 @@ from apache_beam.utils.timestamp import Duration
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
+from pipelines.data_set.recovery import check_sees
 from pipelines.runs.plan import Plan
 from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
 from transforms.addresses import KafkaTopic
@@ -44,7 +46,9 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     config, stream = plan.config, plan.config.stream
     for_streams: dict[str, Any] = {}
     if stream is None:
-        read = pipeline | "ReadTweets" >> ReadTweets(plan.files, config.form, config.fields, progress, plan.strict)
+        check = None if config.is_local else functools.partial(check_sees, config.output, plan.run_id)
+        reader = ReadTweets(plan.files, config.form, config.fields, progress, plan.strict, check)
+        read = pipeline | "ReadTweets" >> reader
     else:
         read = read_messages(pipeline, config, stream)
         for_streams = {

@@ -15,7 +15,7 @@ from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import check_goes_on, differences, identity, listed, other_options
 from pipelines.runs.inputs import check_readable, list_inputs, named, spool_pipes
 from pipelines.runs.inspection import Group, check_fields, describe
-from torchmoji_core.bundle import load_bundle
+from torchmoji_core.bundle import load_bundle, load_config, load_tokenizer
 from torchmoji_core.errors import InputError
 from transforms.input.forms import named_format
 from transforms.input.read import InputFile
@@ -137,14 +137,27 @@ def make_plan(config: ScoreConfig, data_set: DataSet, scratch: str) -> Plan:
 
 
 def check_model(config: ScoreConfig) -> ModelFacts:
-    """Load a whole model, since only then it is known to be sound, and let go of its weights."""
+    """Look at a model. In a local run load it, since only then it is known to be sound, and let go of its weights.
+
+    On a cluster the launcher may be a small machine, and each worker loads the model anyway.
+    """
+    source, precision = config.score.model, config.score.precision
+    if not config.is_local:
+        load_tokenizer(source)
+        found, fingerprint = load_config(source)
+        channels = found["dimensions"].channels
+        return ModelFacts(found["name"], fingerprint, tuple(found["classes"]), channels, found["maxlen"], precision)
+
     from torchmoji_core.inference.kernels import choose
 
-    bundle = load_bundle(config.score.model)
-    precision = config.score.precision
-    arithmetic = str(choose(precision)) if config.is_local else precision
+    bundle = load_bundle(source)
     return ModelFacts(
-        bundle.name, bundle.fingerprint, bundle.classes, bundle.dimensions.channels, bundle.maxlen, arithmetic
+        bundle.name,
+        bundle.fingerprint,
+        bundle.classes,
+        bundle.dimensions.channels,
+        bundle.maxlen,
+        str(choose(precision)),
     )
 
 

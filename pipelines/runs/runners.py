@@ -22,6 +22,10 @@ from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.errors import InputError, first_line
 
 _LOGGER = logging.getLogger(__name__)
+_WRONG = {
+    "daskrunner": "it loses rows without a word (Beam 2.77): it does not collect what bundles give at their end",
+}
+"""Runners whose results are known to be wrong, in lower case, and why."""
 _SECRETS = {
     "s3_access_key_id": "AWS_ACCESS_KEY_ID",
     "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
@@ -120,8 +124,10 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
         worker_log: file for what worker processes of a local run print; the runner reports their errors by itself.
 
     Raises:
-        InputError: if Beam has no runner of that name.
+        InputError: if Beam has no runner of that name, or results of that one are known to be wrong.
     """
+    if reason := _WRONG.get(config.runner.rpartition(".")[2].lower()):
+        raise InputError(f"--runner {config.runner}: {reason}; docs/runners.md has others")
     if config.is_local:
         from pipelines.runs.local_workers import LocalRunner
 

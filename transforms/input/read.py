@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
@@ -220,6 +220,7 @@ class ReadTweets(beam.PTransform):
         fields: FieldMapping = FieldMapping(),  # noqa: B008
         progress: str | None = None,
         strict: bool = False,
+        before: Callable[[], None] | None = None,
     ) -> None:
         """Args:
         inputs: paths, globs or URIs that Beam's filesystems know, or files that have been listed already.
@@ -228,17 +229,18 @@ class ReadTweets(beam.PTransform):
         progress: directory of `metrics.Progress`, in local runs.
         strict: whether a file that is gone or forbidden is an `UnreadableInput`, instead of one dead letter. One that
             the system fails to read always is.
+        before: called by a worker before any file is opened; it may raise what ends the run.
         """
         super().__init__()
         self._inputs, self._form, self._fields = list(inputs), form, fields
-        self._progress, self._strict = progress, strict
+        self._progress, self._strict, self._before = progress, strict, before
 
     def expand(self, pbegin: beam.Pipeline) -> Outcome:
         split = (
             pbegin
             # One element, so that a file which several patterns match is read once.
             | "Inputs" >> beam.Create([self._inputs], reshuffle=False)
-            | "MatchFiles" >> beam.FlatMap(_match)
+            | "MatchFiles" >> beam.FlatMap(_match, self._before)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
             >> beam.ParDo(_SplitFiles(self._form, self._strict, self._fields))
@@ -256,7 +258,9 @@ class ReadTweets(beam.PTransform):
         return Outcome(read["tweets"], (split[DEAD], read[DEAD]))
 
 
-def _match(inputs: list[str | InputFile]) -> Iterator[InputFile]:
+def _match(inputs: list[str | InputFile], before: Callable[[], None] | None) -> Iterator[InputFile]:
+    if before is not None:
+        before()
     found = {file.path: file for file in match_files([pattern for pattern in inputs if isinstance(pattern, str)])}
     found.update({file.path: file for file in inputs if isinstance(file, InputFile)})
     for path in sorted(found):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,12 +22,14 @@ import pytest
 from pipelines import score
 from pipelines.cli.options import parse
 from pipelines.data_set.manifest import DataFile
+from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.accounting import reconcile
 from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import RunError
+from torchmoji_core.inference.kernels import choose
 
 Score = Callable[..., Finished]
 LOOPBACK = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
@@ -76,14 +82,26 @@ def test_nor_does_anything_in_any_precision(run_score: Score, inputs: Path, tmp_
     assert read_scores(tmp_path / "a").equals(read_scores(tmp_path / "b"))
 
 
+def external(pool: str) -> list[str]:
+    """Options for workers of a pool."""
+    runner = ["--runner=PortableRunner", "--job_endpoint=embed"]
+    return [*runner, "--environment_type=EXTERNAL", f"--environment_config={pool}"]
+
+
 @pytest.fixture
 def worker_pool() -> Iterator[str]:
-    """A pool of Beam workers in a process of its own, as beside a Flink task manager."""
+    with running_pool() as pool:
+        yield pool
+
+
+@contextlib.contextmanager
+def running_pool(before: Sequence[str] = ()) -> Iterator[str]:
+    """A pool of Beam workers in a process of its own, as beside a Flink task manager; `before` starts its command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     module = "apache_beam.runners.worker.worker_pool_main"
-    command = [sys.executable, "-m", module, f"--service_port={port}"]
+    command = [*before, sys.executable, "-m", module, f"--service_port={port}"]
     pool = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -101,12 +119,44 @@ def worker_pool() -> Iterator[str]:
 def test_a_portable_runner_gives_the_same_rows(
     run_score: Score, inputs: Path, reference: pa.Table, worker_pool: str, tmp_path: Path
 ) -> None:
-    finished = run_score(
-        "--input", f"{inputs}/*", "--output", str(tmp_path / "portable"), "--runner", "PortableRunner",
-        "--job_endpoint=embed", "--environment_type=EXTERNAL", f"--environment_config={worker_pool}",
-    )  # fmt: skip
+    """Its workers are in another directory: a relative output is that of the command."""
+    finished = run_score("--input", f"{inputs}/*", "--output", "portable", *external(worker_pool))
     assert finished.status == 0, finished.err
     assert read_scores(tmp_path / "portable").equals(reference)
+    data_set = DataSet(str(tmp_path / "portable"))
+    data_set.refresh()
+    (manifest,) = data_set.manifests
+    assert manifest.model.arithmetic == str(choose("auto"))  # that of the workers
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a filesystem, as root")
+def test_workers_that_see_another_output_end_the_run_before_they_work(
+    run_score: Score, inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    hidden = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path}/out && exec "$@"', "sh"]
+    with running_pool(hidden) as pool:
+        finished = run_score("--input", f"{inputs}/*", "--output", "out", *external(pool))
+    _assert_failed(finished, f"workers see another directory {tmp_path}/out than the command that started them")
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Path) -> None:
+    """A server that speaks gRPC, and is no job server."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        finished = run_score("--input", f"{inputs}/*", "--runner=PortableRunner", f"--job_endpoint=localhost:{port}")
+    finally:
+        server.stop(None)
+    _assert_failed(finished, "the runner or a worker cannot be reached, or refuses: Method not found!")
+
+
+def test_a_runner_that_loses_rows_is_refused(run_score: Score, inputs: Path) -> None:
+    finished = run_score("--input", f"{inputs}/*", "--runner=DaskRunner")
+    assert finished.status == 2
+    assert "--runner DaskRunner: it loses rows without a word" in finished.err
 
 
 @pytest.mark.parametrize("runner", [[], LOOPBACK], ids=["local", "portable"])
