@@ -50,12 +50,12 @@ class History:
         self._rows, self._random, self._monkeypatch = rows, np.random.default_rng(seed), monkeypatch
         self._output, self._features = directory / "out", directory / "features"
         self._by = Grouping.parse(GROUPINGS[seed % len(GROUPINGS)])
-        self._commit(1, ())
+        self._commit(3, ())
 
     def go_on(self) -> str:
         """Do one step at random; gives its name."""
         steps: tuple[Callable[[], None], ...] = (
-            self.add, self.add, self.change, self.change, self.retire, self.compact, self.lose, self.fail,
+            self.add, self.change, self.retire, self.retire, self.compact, self.lose, self.fail,
         )  # fmt: skip
         step = steps[self._random.integers(len(steps))]
         step()

@@ -368,8 +368,8 @@ def test_how_long_tweets_are_held_and_how_many(run: Run, model: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_latency": 0}, "max_latency must be above 0, not 0"),
-        ({"max_latency": float("nan")}, "max_latency must be above 0 and finite, not nan"),
+        ({"max_latency": 0}, "max_latency, in seconds, must be above 0, not 0"),
+        ({"max_latency": float("nan")}, "max_latency, in seconds, must be above 0 and finite, not nan"),
         ({"shards": 0}, "shards must be at least 1, not 0"),
         ({"bucket_width": 0}, "bucket_width must be at least 1, not 0"),
     ],

@@ -57,7 +57,7 @@ class BufferOptions:
         """Raises:
         InputError: naming the option and its valid values.
         """
-        check_number("max_latency", self.max_latency, POSITIVE)
+        check_number("max_latency, in seconds,", self.max_latency, POSITIVE)
         for name in ("shards", "bucket_width"):
             check_number(name, getattr(self, name), AT_LEAST_1, is_whole=True)
 
