@@ -4,6 +4,7 @@
 # make test-power-cut  images of a disk taken right after a command; mounts loop devices, so as root
 # make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest; and torchmoji_core alone,
 #                  in .venv-core, with what PyFlink brings and without Beam: before a release
+# make test-portable  workers in processes of their own, with Beam's own job server
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers: read a data set, score in Spark
@@ -19,7 +20,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-azure test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -40,6 +41,9 @@ test-lowest: .venv-lowest/installed test-core
 
 test-core: .venv-core/installed
 	.venv-core/bin/python -m pytest tests/core/test_arrow_scorer.py tests/core/test_texts.py tests/core/test_scores.py
+
+test-portable: .venv/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m portable tests
 
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import shutil
@@ -14,12 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import apache_beam as beam
 import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.util import assert_that, equal_to
 
-from pipelines import score
+from pipelines import score, worker
 from pipelines.cli.options import parse
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.snapshot import DataSet
@@ -28,7 +32,7 @@ from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.kernels import choose
 
 Score = Callable[..., Finished]
@@ -97,20 +101,15 @@ def worker_pool() -> Iterator[str]:
 @contextlib.contextmanager
 def running_pool(before: Sequence[str] = ()) -> Iterator[str]:
     """A pool of Beam workers in a process of its own, as beside a Flink task manager; `before` starts its command."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    module = "apache_beam.runners.worker.worker_pool_main"
-    command = [*before, sys.executable, "-m", module, f"--service_port={port}"]
-    pool = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [*before, sys.executable, "-m", "pipelines.worker", "--port=0"]
+    pool = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"localhost:{port}"
+        assert pool.stdout is not None
+        said = pool.stdout.readline()
+        assert said.startswith("workers are started at localhost:"), said
+        yield said.split()[4].rstrip(";")
+        pool.terminate()
+        assert pool.wait(30) == 0
     finally:
         pool.kill()
         pool.wait()
@@ -129,6 +128,7 @@ def test_a_portable_runner_gives_the_same_rows(
     assert manifest.model.arithmetic == str(choose("auto"))  # that of the workers
 
 
+@pytest.mark.portable
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a filesystem, as root")
 def test_workers_that_see_another_output_end_the_run_before_they_work(
     run_score: Score, inputs: Path, tmp_path: Path
@@ -139,6 +139,35 @@ def test_workers_that_see_another_output_end_the_run_before_they_work(
         finished = run_score("--input", f"{inputs}/*", "--output", "out", *external(pool))
     _assert_failed(finished, f"workers see another directory {tmp_path}/out than the command that started them")
     assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def prints_much(number: int) -> int:
+    for _ in range(200):
+        print("x" * 1000)
+    return number
+
+
+@pytest.mark.portable
+def test_a_worker_of_the_pool_may_print_and_knows_the_options_of_the_job(worker_pool: str) -> None:
+    """200 kB are more than a pipe holds that nobody reads."""
+    options = PipelineOptions([*external(worker_pool), "--default_sdk_harness_log_level=ERROR"])
+    with beam.Pipeline(options=options) as pipeline:
+        found = pipeline | beam.Create([1]) | beam.Map(prints_much)
+        found |= beam.Map(lambda _: logging.getLogger().level)
+        assert_that(found, equal_to([logging.ERROR]))
+    port = worker_pool.rpartition(":")[2]
+    assert worker.main([f"--port={port}", "--check"]) == 0
+
+
+def test_where_no_pool_is_the_check_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        assert worker.main([f"--port={port}", "--check"]) == 1
+        assert f"no pool of workers answers at port {port}" in capsys.readouterr().out
+        free.listen()
+        with pytest.raises(InputError, match="--port: it is in use"):
+            worker.main([f"--port={port}"])
 
 
 def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Path) -> None:
