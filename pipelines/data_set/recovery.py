@@ -17,7 +17,7 @@ from pipelines.data_set.liveness import is_gone, this_process
 from pipelines.data_set.manifest import Manifest
 from pipelines.data_set.pending import QUIET_SECONDS, PendingFile, Stream
 from pipelines.data_set.snapshot import FENCE, DataSet, registration, run_of, unlisted_files
-from torchmoji_core.errors import RunError, TorchMojiError
+from torchmoji_core.errors import TorchMojiError
 from transforms import metrics
 from transforms.output.commit import JOURNAL, TEMPORARY, journal_directory
 from transforms.storage import files as storage
@@ -124,19 +124,6 @@ def register_run(output: str, run_id: str) -> None:
     """
     path = registration(output, run_id)
     storage.publish(path, json.dumps(this_process()).encode(), f"{path}.tmp")
-
-
-def check_sees(output: str, run_id: str) -> None:
-    """Make sure, on a worker, that the output is the one in which the launcher has registered the run.
-
-    Raises:
-        RunError: if it is another directory of the same name, on another machine or in another container.
-    """
-    if not storage.exists(registration(output, run_id)):
-        raise RunError(
-            f"workers see another directory {output} than the command that started them; give a directory that they "
-            "share, or a URI: s3://, gs://, az:// or hdfs://"
-        )
 
 
 def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:

@@ -26,11 +26,13 @@ from apache_beam.testing.util import assert_that, equal_to
 from pipelines import score, worker
 from pipelines.cli.options import parse
 from pipelines.data_set.manifest import DataFile
+from pipelines.data_set.recovery import register_run
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.accounting import reconcile
 from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
+from pipelines.runs.worker_checks import check_worker, our_versions
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.kernels import choose
@@ -145,6 +147,13 @@ def prints_much(number: int) -> int:
     for _ in range(200):
         print("x" * 1000)
     return number
+
+
+def test_a_worker_of_another_version_ends_the_run(tmp_path: Path) -> None:
+    register_run(str(tmp_path), "run")
+    check_worker(str(tmp_path), "run", our_versions())
+    with pytest.raises(RunError, match=r"a worker has torchmoji-beam .*, the launcher torchmoji-beam 0.0; install"):
+        check_worker(str(tmp_path), "run", "torchmoji-beam 0.0")
 
 
 @pytest.mark.portable
