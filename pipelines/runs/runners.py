@@ -11,6 +11,7 @@ from typing import Any
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
+    PortableOptions,
     SetupOptions,
     StandardOptions,
     WorkerOptions,
@@ -137,3 +138,13 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
         return create_runner(config.runner)
     except (ValueError, ImportError) as error:
         raise InputError(f"--runner {config.runner}: {first_line(error)}") from None
+
+
+def why_it_ends_with_us(config: ScoreConfig, options: PipelineOptions) -> str | None:
+    """Why a job of a runner ends when the command that has started it does; None where it goes on by itself."""
+    portable = options.view_as(PortableOptions)
+    if config.runner.lower() == "prismrunner" or portable.job_endpoint == "embed":
+        return "its job server is a part of this command"
+    if portable.environment_type == "LOOPBACK":
+        return "its workers are a part of this command"
+    return None

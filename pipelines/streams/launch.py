@@ -20,8 +20,9 @@ from pipelines.runs.context import RunContext, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
+from pipelines.runs.runners import why_it_ends_with_us
 from pipelines.streams.local import LocalStream
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import InputError, RunError
 from transforms.scoring.model_refresh import ModelWatch
 
 
@@ -85,6 +86,11 @@ def submit(plan: Plan, context: RunContext) -> int:
         RunError: if it does not take the job.
     """
     config = plan.config
+    if reason := why_it_ends_with_us(config, context.options):
+        raise InputError(
+            f"--runner {config.runner}: {reason}, and would end with it, while a stream goes on; give the address of a "
+            "job server (--job_endpoint), or --runner=DirectRunner for a stream of this machine"
+        )
     pipeline = beam.Pipeline(runner=context.runner, options=context.options)
     build_pipeline(pipeline, plan)
     pending.begin(config.output, describe_stream(plan))

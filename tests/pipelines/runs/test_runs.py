@@ -191,6 +191,23 @@ def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Pat
     _assert_failed(finished, "the runner or a worker cannot be reached, or refuses: Method not found!")
 
 
+@pytest.mark.parametrize(
+    ("runner", "why"),
+    [
+        (["--runner=PortableRunner", "--job_endpoint=embed"], "its job server is a part of this command"),
+        (["--runner=PrismRunner"], "its job server is a part of this command"),
+        (["--runner=FlinkRunner", "--environment_type=LOOPBACK"], "its workers are a part of this command"),
+    ],
+)
+def test_a_stream_is_not_left_to_a_job_that_ends_with_its_command(
+    run_score: Score, tmp_path: Path, runner: list[str], why: str
+) -> None:
+    finished = run_score("--streaming", "--input", "kafka://b1:9092/posts", "--output", "out", *runner)
+    assert finished.status == 2
+    assert why in finished.err and finished.err.count("\n") == 1
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
 def test_a_runner_that_loses_rows_is_refused(run_score: Score, inputs: Path) -> None:
     finished = run_score("--input", f"{inputs}/*", "--runner=DaskRunner")
     assert finished.status == 2
