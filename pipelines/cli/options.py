@@ -44,9 +44,10 @@ class _Extend(argparse.Action):
 
 
 def _output(text: str) -> str:
-    if set(plain(text)) & set("*?["):
+    output = plain(text)
+    if set(output) & set("*?["):
         raise InputError(f"--output {text} holds one of the glob characters *?[; give another name")
-    return absolute_directory(text)  # workers of a cluster are in directories of their own
+    return output.rstrip("/") or "/"
 
 
 def _processes(text: str) -> int:
@@ -232,7 +233,9 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
     kept = [_kept_field(text) for text in names(options.keep_fields)]
     keep = tuple(field for field, _ in kept)
     fields = take_options(FieldMapping, options, keep=keep)
-    if options.threads is None and options.runner == LOCAL_RUNNER:
+    if options.runner != LOCAL_RUNNER:
+        options.output = absolute_directory(options.output)  # its workers are in directories of their own
+    elif options.threads is None:
         # One thread a core in all: more threads than cores slow each other down.
         options.threads = max(1, available_cores() // options.direct_num_workers)
     score = take_options(
