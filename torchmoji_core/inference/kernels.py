@@ -189,11 +189,11 @@ class _QuantizedMatrix:
         """
         even, odd = matrix[:, ::2], matrix[:, 1::2]
         # Activations are not negative, so only weights of the same sign add up.
-        of_pairs = torch.maximum(even.clamp(min=0) + odd.clamp(min=0), -(even.clamp(max=0) + odd.clamp(max=0)))
-        largest = torch.maximum(of_pairs.amax(dim=1) / _LARGEST_PAIR, matrix.abs().amax(dim=1) / 127)
+        of_pairs = [even.clamp(min=0).add_(odd.clamp(min=0)).amax(1), -even.clamp(max=0).add_(odd.clamp(max=0)).amin(1)]
+        largest = torch.maximum(torch.stack(of_pairs).amax(0) / _LARGEST_PAIR, matrix.abs().amax(dim=1) / 127)
         # A channel of zeros would have the scale 0; any other does for it.
         self.scale = largest.clamp(min=torch.finfo(matrix.dtype).tiny * 127)
-        self.values = (matrix / self.scale[:, None]).round().to(torch.int8)
+        self.values = (matrix / self.scale[:, None]).round_().to(torch.int8)
         self.product_scale = self.scale / INT8_STEPS
         """Of a sum of products of whole numbers."""
 
@@ -205,20 +205,28 @@ _LARGEST_PAIR = 127.5
 class _OneDnnInt8Weight(Weight):
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        quantized = _QuantizedMatrix(matrix)
-        self._scale, self._bias = quantized.product_scale, bias
+        self._bias, self._x_zero = bias, INT8_ZERO
         self._zeros = torch.zeros(len(matrix), dtype=torch.int64)
-        self._packed = torch.ops.onednn.qlinear_prepack(quantized.values, [_PACKED_FOR_ROWS, matrix.shape[1]])
-        self._x_zero = INT8_ZERO
+        self._pack(_QuantizedMatrix(matrix))
+
+    def _pack(self, quantized: _QuantizedMatrix) -> None:
+        self._scale = quantized.product_scale
+        self._packed = torch.ops.onednn.qlinear_prepack(quantized.values, [_PACKED_FOR_ROWS, quantized.values.shape[1]])
 
     def project(self, x: Tensor) -> Tensor:
+        return self._project_many(x)
+
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        self._add_many_to(sums, x)
+
+    def _project_many(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
             x, 1.0, self._x_zero, self._packed, self._scale, self._zeros, self._bias,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return product
 
-    def add_to(self, sums: Tensor, x: Tensor) -> None:
+    def _add_many_to(self, sums: Tensor, x: Tensor) -> None:
         same = torch.ops.onednn.qlinear_pointwise(
             x, 1.0, self._x_zero, self._packed, self._scale, self._zeros, sums, None,
             1.0, 0, torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
@@ -228,52 +236,39 @@ class _OneDnnInt8Weight(Weight):
             raise RuntimeError("a product of another shape")
 
 
-class _FbgemmInt8Weight(Weight):
-    """FBGEMM's operator takes floats and rounds them itself; here they are whole numbers already."""
+class _FastestInt8Weight(_OneDnnInt8Weight):
+    """FBGEMM for few rows, oneDNN for many. (One module with both: TorchScript takes its time for each.)"""
 
-    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        quantized = _QuantizedMatrix(matrix)
-        scale, zeros = quantized.product_scale.double(), torch.zeros(len(matrix), dtype=torch.int64)
+    def _pack(self, quantized: _QuantizedMatrix) -> None:
+        super()._pack(quantized)
+        self._few_rows = 16 if has_int8() else 64
+        self._x_zero_float = torch.tensor(float(INT8_ZERO))
+        scale = quantized.product_scale.double()
         with ignoring(UserWarning):  # that torch means to drop such tensors
-            values = torch._make_per_channel_quantized_tensor(quantized.values, scale, zeros, 0)
-        self._packed = torch.ops.quantized.linear_prepack(values, None)
-        self._bias = bias
-        self._x_zero, self._x_zero_float = INT8_ZERO, torch.tensor(float(INT8_ZERO))
+            values = torch._make_per_channel_quantized_tensor(quantized.values, scale, self._zeros, 0)
+        self._packed_for_few = torch.ops.quantized.linear_prepack(values, None)
 
     def project(self, x: Tensor) -> Tensor:
-        product = self._product(x)
+        if len(x) > self._few_rows:
+            return self._project_many(x)
+        product = self._product_of_few(x)
         bias = self._bias
         # By itself: the operator would round the product and the sum at once, as no other kernel does.
         return product if bias is None else product.add_(bias)
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
-        sums += self._product(x)
+        if len(x) > self._few_rows:
+            self._add_many_to(sums, x)
+        else:
+            sums += self._product_of_few(x)
 
-    def _product(self, x: Tensor) -> Tensor:
+    def _product_of_few(self, x: Tensor) -> Tensor:
+        # The operator takes floats and rounds them; these are whole numbers already.
         steps = x.float().sub_(self._x_zero_float)
         product: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            steps, 1.0, self._x_zero, self._packed
+            steps, 1.0, self._x_zero, self._packed_for_few
         )
         return product
-
-
-class _FastestInt8Weight(Weight):
-    """FBGEMM for few rows, oneDNN for many."""
-
-    def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
-        self._few, self._many = _FbgemmInt8Weight(matrix, bias), _OneDnnInt8Weight(matrix, bias)
-        self._few_rows = 16 if has_int8() else 64
-
-    def project(self, x: Tensor) -> Tensor:
-        return self._few.project(x) if len(x) <= self._few_rows else self._many.project(x)
-
-    def add_to(self, sums: Tensor, x: Tensor) -> None:
-        if len(x) <= self._few_rows:
-            self._few.add_to(sums, x)
-        else:
-            self._many.add_to(sums, x)
 
 
 class _ExactInt8Weight(Weight):
