@@ -91,7 +91,7 @@ def int8(request: pytest.FixtureRequest) -> Arithmetic:
 
 def assert_sums_are_exact(int8: Arithmetic, x: Tensor, matrix: Tensor) -> None:
     """Whole numbers, summed exactly and rounded once, so that every kernel has the same bits on every processor."""
-    quantized = module._QuantizedMatrix(matrix)
+    quantized = module.QuantizedMatrix(matrix)
     whole = (encoded(int8, x).double() - module.INT8_ZERO) @ quantized.values.t().double()
     expected = whole.float() * quantized.product_scale
     bias = torch.linspace(-1, 1, len(matrix))
@@ -131,7 +131,7 @@ def test_at_the_ends_of_its_range_int8_does_not_overflow(
 def test_neighbouring_weights_fit_sixteen_bits_together() -> None:
     matrix = torch.randn(64, 512, generator=torch.Generator().manual_seed(2))
     matrix[0], matrix[1], matrix[2] = 1, -1, torch.tensor([127, 1]).repeat(256)
-    steps = module._QuantizedMatrix(matrix).values.int().reshape(64, -1, 2)
+    steps = module.QuantizedMatrix(matrix).values.int().reshape(64, -1, 2)
     for of_one_sign in (steps.clamp(min=0), steps.clamp(max=0)):
         assert of_one_sign.sum(dim=2).abs().max() * 255 < 2**15
     assert steps.abs().amax(dim=(1, 2)).min() >= 60  # and no more of the range is given away than for that

@@ -180,7 +180,7 @@ _UNSPLIT_INPUTS = 1024
 """With more inputs, oneDNN splits sums into parts that depend on the number of rows."""
 
 
-class _QuantizedMatrix:
+class QuantizedMatrix:
     """W as int8 with a scale for each output channel, small enough that no kernel's sums overflow."""
 
     def __init__(self, matrix: Tensor) -> None:
@@ -207,9 +207,9 @@ class _OneDnnInt8Weight(Weight):
         super().__init__()
         self._bias, self._x_zero = bias, INT8_ZERO
         self._zeros = torch.zeros(len(matrix), dtype=torch.int64)
-        self._pack(_QuantizedMatrix(matrix))
+        self._pack(QuantizedMatrix(matrix))
 
-    def _pack(self, quantized: _QuantizedMatrix) -> None:
+    def _pack(self, quantized: QuantizedMatrix) -> None:
         self._scale = quantized.product_scale
         self._packed = torch.ops.onednn.qlinear_prepack(quantized.values, [_PACKED_FOR_ROWS, quantized.values.shape[1]])
 
@@ -239,7 +239,7 @@ class _OneDnnInt8Weight(Weight):
 class _FastestInt8Weight(_OneDnnInt8Weight):
     """FBGEMM for few rows, oneDNN for many. (One module with both: TorchScript takes its time for each.)"""
 
-    def _pack(self, quantized: _QuantizedMatrix) -> None:
+    def _pack(self, quantized: QuantizedMatrix) -> None:
         super()._pack(quantized)
         self._few_rows = 16 if has_int8() else 64
         self._x_zero_float = torch.tensor(float(INT8_ZERO))
@@ -276,7 +276,7 @@ class _ExactInt8Weight(Weight):
 
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        quantized = _QuantizedMatrix(matrix)
+        quantized = QuantizedMatrix(matrix)
         self._outputs = len(matrix)
         self._parts = [_for_mkl(part.float()) for part in quantized.values.split(_EXACT_INPUTS, dim=1)]
         self._scale, self._bias = quantized.product_scale, bias
