@@ -16,6 +16,7 @@ from benchmarks.common import reference_bundle, report, texts
 from pipelines.cli.exits import run_command
 from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.bundle import Bundle, load_bundle
+from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import Scores
 
@@ -39,7 +40,11 @@ def _measure(bundle: Bundle, corpus: list[str]) -> list[dict[str, Any]]:
     kept = exact.n_tokens > 0
     rows = []
     for precision in PRECISIONS:
-        scorer = Scorer(bundle, precision)
+        try:
+            scorer = Scorer(bundle, precision)
+        except InputError as reason:
+            print(f"left out: {reason}", file=sys.stderr)
+            continue
         scores = scorer.score(corpus)
         error = np.abs(scores.probabilities - exact.probabilities)[kept]
         cosine = _cosine(scores, exact)[kept]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -185,6 +186,17 @@ def test_without_torchscript_the_bits_are_the_same(
         monkeypatch.setattr(torch.jit, "script", script)
         assert_rows_equal(run(Engine(state, precision), POOL), rows)
         assert sys.version_info >= (3, 14) or f"without TorchScript ({fault})" in caplog.text
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_torchs_warnings_of_what_it_will_drop_are_not_the_users(state: dict[str, Tensor], precision: str) -> None:
+    torch.set_warn_always(True)  # they come once a process else
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(Engine(state, precision), POOL)
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_huge_logits_give_numbers(state: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.processors import CAPS
-from torchmoji_core.processor import has_bfloat16, has_int8
+from torchmoji_core.processor import has_avx2, has_bfloat16, has_int8
 
 LAPTOP = {"architecture": "x86_64", "avx2": True, "avx512_vnni": False, "avx512_bf16": False}
 ALDER_LAKE = LAPTOP | {"avx_vnni": True}
@@ -22,21 +22,22 @@ GRAVITON_3 = GRAVITON_2 | {"bf16": True, "i8mm": True, "sve": True}
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "cap", "bfloat16", "int8"),
+    ("capabilities", "cap", "bfloat16", "int8", "avx2"),
     [
-        (LAPTOP, None, False, False),
-        (ALDER_LAKE, None, False, True),
-        (SAPPHIRE_RAPIDS, None, True, True),
-        (SAPPHIRE_RAPIDS, "", True, True),
-        (SAPPHIRE_RAPIDS, "DEFAULT", True, True),
-        (SAPPHIRE_RAPIDS, "AVX512_CORE_BF16", True, True),
-        (SAPPHIRE_RAPIDS, "AVX512_CORE_VNNI", False, True),
-        (SAPPHIRE_RAPIDS, "AVX512_CORE", False, False),
-        (SAPPHIRE_RAPIDS, "avx2", False, False),
-        (SAPPHIRE_RAPIDS, "SSE41", False, False),
-        (GRAVITON_2, None, False, False),
-        (GRAVITON_3, None, True, False),
-        ({"architecture": "s390x"}, None, False, False),
+        (LAPTOP, None, False, False, True),
+        (ALDER_LAKE, None, False, True, True),
+        (SAPPHIRE_RAPIDS, None, True, True, True),
+        (SAPPHIRE_RAPIDS, "", True, True, True),
+        (SAPPHIRE_RAPIDS, "DEFAULT", True, True, True),
+        (SAPPHIRE_RAPIDS, "AVX512_CORE_BF16", True, True, True),
+        (SAPPHIRE_RAPIDS, "AVX512_CORE_VNNI", False, True, True),
+        (SAPPHIRE_RAPIDS, "AVX512_CORE", False, False, True),
+        (SAPPHIRE_RAPIDS, "avx2", False, False, True),
+        (SAPPHIRE_RAPIDS, "AVX", False, False, False),
+        (SAPPHIRE_RAPIDS, "SSE41", False, False, False),
+        (GRAVITON_2, None, False, False, False),
+        (GRAVITON_3, None, True, False, False),
+        ({"architecture": "s390x"}, None, False, False, False),
     ],
 )
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
@@ -45,6 +46,7 @@ def test_instructions_count_if_the_processor_has_them_and_onednn_may_use_them(
     cap: str | None,
     bfloat16: bool,
     int8: bool,
+    avx2: bool,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -53,7 +55,7 @@ def test_instructions_count_if_the_processor_has_them_and_onednn_may_use_them(
     if cap is not None:
         monkeypatch.setenv(name, cap)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert (has_bfloat16(), has_int8()) == (bfloat16, int8)
+    assert (has_bfloat16(), has_int8(), has_avx2()) == (bfloat16, int8, avx2)
 
 
 def test_a_torch_that_cannot_list_them_is_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,31 +63,35 @@ def test_a_torch_that_cannot_list_them_is_asked_one_by_one(monkeypatch: pytest.M
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
-    assert (has_bfloat16(), has_int8()) == (False, True)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True, raising=False)
+    assert (has_bfloat16(), has_int8(), has_avx2()) == (False, True, True)
 
 
 _CHOICES = """
+import sys, pytest
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.kernels import choose
-assert str(choose("int8")) == "int8 (emulated)", choose("int8")
-assert choose("auto").precision == "fp32", choose("auto")
+fastest, int8 = sys.argv.pop(1), sys.argv.pop(1)
+assert str(choose("int8")) == int8, choose("int8")
+assert choose("auto").precision == fastest, choose("auto")
 try:
     choose("bf16")
 except InputError:
     pass
 else:
     raise AssertionError("bf16 without instructions")
-import sys, pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
-_ON_KERNELS = "(same_bits and not 4096) or last_bit or formulas or listed_precision"
+_CHOSEN = {"avx2": ["int8", "int8 (FBGEMM, oneDNN)"], "sse41": ["fp32", "int8 (emulated)"]}
+_ON_KERNELS = "overflow or (same_bits and not 4096) or last_bit or formulas or listed_precision"
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="variables for x86-64")
 @pytest.mark.parametrize("cap", CAPS)
 def test_the_kernels_of_older_processors_keep_the_same_promises(cap: str, tmp_path: Path) -> None:
     files = ["tests/core/test_kernels.py", "tests/core/test_engine.py", "tests/core/test_scorer.py"]
-    command = [sys.executable, "-c", _CHOICES, *files, "-k", _ON_KERNELS, "-p", "no:cacheprovider", "-p", "no:xdist"]
+    program = [sys.executable, "-c", _CHOICES, *_CHOSEN[cap]]
+    command = [*program, *files, "-k", _ON_KERNELS, "-p", "no:cacheprovider", "-p", "no:xdist"]
     finished = subprocess.run(
         [*command, "--basetemp", str(tmp_path / "inner"), "-o", "addopts=-q --import-mode=importlib"],
         cwd=Path(__file__).parents[2],

@@ -118,6 +118,17 @@ def test_the_number_of_threads_does_not_matter(bundle: Bundle, threads: int) -> 
             np.testing.assert_allclose(value, expected_value, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("count", [1, 200])
+def test_the_callers_number_of_threads_is_left_as_it_is(bundle: Bundle, count: int) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Scorer(bundle, threads=2, cache_mb=0).score(["rain", *TEXTS] * count)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("cache_mb", [0, 1])
 @given(calls=st.lists(st.lists(st.integers(0, len(TEXTS) - 1), max_size=12), min_size=1, max_size=4))
 @settings(max_examples=20, deadline=None)

@@ -44,6 +44,17 @@ class EngineOutput(NamedTuple):
     """[rows, longest row], zero behind a row's end"""
 
 
+class _Gates(NamedTuple):
+    """Weights of a direction, which give the gates i, f, o, g."""
+
+    inputs: Tensor
+    """[4 * hidden, inputs]"""
+    recurrent: Tensor
+    """[4 * hidden, hidden]"""
+    bias: Tensor
+    """[4 * hidden]"""
+
+
 class Engine:
     """A loaded network; calls do not change it, so threads may share one."""
 
@@ -80,7 +91,10 @@ class Engine:
             kept=None if sum(map(_round_up, widths)) == sum(widths) else _places(widths),
         )
         with torch.inference_mode():
-            self._network = compiled(network, self._inputs(torch.zeros(6, dtype=torch.int64), [3, 2, 1]))
+            rows = ([3, 2, 1], [2])
+            self._network = compiled(
+                network, [self._inputs(torch.zeros(sum(lengths), dtype=torch.int64), lengths) for lengths in rows]
+            )
 
     @property
     def precision(self) -> str:
@@ -89,10 +103,15 @@ class Engine:
 
     def _layer(self, state: Mapping[str, Tensor], name: str, inputs: Sequence[int]) -> Layer:
         """`inputs` are the widths of the blocks of the layer's input."""
-        ahead, back = (self._direction(state, name, suffix, inputs) for suffix in DIRECTIONS)
-        return Layer(ahead, back)
+        ahead, back = (self._gates(state, name, suffix, inputs) for suffix in DIRECTIONS)
+        weight, encoding = self.arithmetic.weight, self.arithmetic.encoding
+        directions = [
+            Direction(weight(gates.inputs, gates.bias), weight(gates.recurrent, None), encoding(), gates is back)
+            for gates in (ahead, back)
+        ]
+        return Layer(directions[0], directions[1], weight(torch.cat([ahead.recurrent, back.recurrent]), None))
 
-    def _direction(self, state: Mapping[str, Tensor], layer: str, suffix: str, inputs: Sequence[int]) -> Direction:
+    def _gates(self, state: Mapping[str, Tensor], layer: str, suffix: str, inputs: Sequence[int]) -> _Gates:
         hidden = self.dimensions.hidden
         like = torch.empty(0, dtype=self.arithmetic.elementwise)
         slope, offset = folded_hard_sigmoid(hidden, like)
@@ -108,12 +127,10 @@ class Engine:
             state[f"{layer}.{name}_l0{suffix}"].to(like.dtype)
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         )
-        weight = self.arithmetic.weight
-        return Direction(
-            inputs=weight(gates(2 * slope[:, None] * _spread(w_ih, inputs)), gates((b_ih + b_hh) * slope + offset)),
-            recurrent=weight(gates(2 * slope[:, None] * _spread(w_hh, (hidden,))), None),
-            encoding=self.arithmetic.encoding(),
-            reverse=suffix != DIRECTIONS[0],
+        return _Gates(
+            inputs=gates(2 * slope[:, None] * _spread(w_ih, inputs)),
+            recurrent=gates(2 * slope[:, None] * _spread(w_hh, (hidden,))),
+            bias=gates((b_ih + b_hh) * slope + offset),
         )
 
     @torch.inference_mode()
@@ -134,6 +151,8 @@ class Engine:
 
     def _inputs(self, flat: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """What `Network` takes, of the tokens of all rows."""
+        if len(lengths) == 1:  # in order already, and hardly a token twice
+            return self._table[flat].to(self.arithmetic.elementwise), torch.arange(len(flat)), [1] * len(flat)
         batch_sizes, order = _time_major(lengths)
         distinct, token = flat[order].unique(return_inverse=True)
         return self._table[distinct].to(self.arithmetic.elementwise), token, batch_sizes

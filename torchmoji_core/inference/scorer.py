@@ -28,7 +28,7 @@ from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.scores import EMBEDDING_STEP, EMBEDDING_TYPES, Scores
 from torchmoji_core.inference.texts import Texts, as_texts
 from torchmoji_core.options import check_choice
-from torchmoji_core.processes import renew_after_fork
+from torchmoji_core.processes import renew_after_fork, single_threaded
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.vocabulary import UNKNOWN
 
@@ -225,8 +225,13 @@ class Scorer:
             records["attention"][indices, :width] = output.attention.numpy()
             records["attention"][indices, width:] = 0
 
-        for _ in self._pool.map(run, plan_batches(lengths, limits)):
-            pass
+        batches = list(plan_batches(lengths, limits))
+        if len(batches) == 1:
+            with single_threaded():  # handing it over would take longer than a small one takes
+                run(batches[0])
+        else:
+            for _ in self._pool.map(run, batches):
+                pass
 
 
 def rounded(embedding: torch.Tensor, embedding_type: str | None) -> torch.Tensor:
