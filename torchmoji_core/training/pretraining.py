@@ -213,13 +213,13 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
     Args:
         data: texts and emojis.
         teachers: models in evaluation mode by fingerprint; they have the vocabulary of the data.
-        directory: where each model's probabilities are kept as a file, mapped if it is there already.
+        directory: of these texts alone, where each model's probabilities are kept as a file, mapped if it is there.
     """
     taught = {}
     for fingerprint, model in teachers.items():
         path = directory / f"teacher-{fingerprint}.npy"
         if not path.exists():
-            with replacing(path, path.with_suffix(".tmp")) as temporary:
+            with replacing(path) as temporary:
                 mapped = open_memmap(temporary, "w+", np.float16, (len(data), model.dimensions.classes))
                 with products_in(resolve_precision("auto")):
                     predict(model, data.corpus, out=mapped)
