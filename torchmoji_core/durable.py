@@ -154,6 +154,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_if_absent(path: Path, content: bytes) -> bool:
+    """Write a new file that appears whole or not at all, to stay; its directories are made.
+
+    Returns:
+        Whether it has got the name; what had it before, perhaps since a moment ago, stays.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    if os.path.lexists(path):
+        return False
+    make_directories(path.parent)
+    temporary = unused_name(path)
+    try:
+        temporary.write_bytes(content)
+        return name_if_absent(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def unused_name(path: Path) -> Path:
     """A hidden name beside a path that nobody else uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
