@@ -54,6 +54,19 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
+def reserve(path: str | Path) -> None:
+    """Have the disk keep room for all of a file that will be written through a mapping.
+
+    A page that then finds no room would end the process by a signal, without a word.
+
+    Raises:
+        OSError: if there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with Path(path).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
 def make_directories(path: str | Path) -> None:
     """Make a directory and those above it that are missing, to stay. Others may be making them at the same time.
 

@@ -15,6 +15,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.training.emoji_corpus import prepare, training_texts
+from torchmoji_core.training.ragged import RaggedWriter
 from torchmoji_core.training.text_filter import TextFilter
 from torchmoji_core.training.words import count_words, vocabulary_of
 from torchmoji_core.vocabulary import Vocabulary
@@ -99,6 +100,13 @@ def test_other_texts_have_another_place_for_what_belongs_to_them(tmp_path: Path,
     assert (prepare(Rows(), vocabulary, 30, tmp_path).directory / "teacher-1.npy").exists()
     other = prepare(Rows(), vocabulary, 30, tmp_path, text_filter=TextFilter(("mentions",)))
     assert not list(tmp_path.glob("**/teacher-1.npy")) and other.directory.is_dir()
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
+    (tmp_path / "tokens.values").symlink_to("/dev/full")
+    writer = RaggedWriter(tmp_path, "tokens")
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.append([[1] * 10_000])
 
 
 @pytest.mark.parametrize(
