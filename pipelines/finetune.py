@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     check_name("the name of the bundle (--name, or else that of --output)", name)
     check_threads("--threads", options.threads)
     if options.split_ratios:
-        check_ratios(options.split_ratios)
+        check_ratios("--split_ratios", options.split_ratios)
     import torch
 
     from torchmoji_core.bundle import load_bundle
@@ -73,7 +73,8 @@ def main(arguments: list[str]) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     classes = options.classes.split(",") if options.classes else ()
-    data = read_labelled_texts(options.data, options.text_field, options.label_field, options.split_field, classes)
+    split_field = None if options.split_ratios else options.split_field
+    data = read_labelled_texts(options.data, options.text_field, options.label_field, split_field, classes)
     if options.split_ratios:
         data = data.divided(options.split_ratios, training_options.seed)
     splits = data.split(training_options.seed)

@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
         sizes = (len(vocabulary), options.embedding, options.hidden, len(DEEPMOJI_EMOJIS))
         dimensions = start.dimensions if start else Dimensions(*sizes)
         taught_by = {teacher.fingerprint: teacher.model() for teacher in teachers}
-        train = teach(splits["train"], taught_by, directory)
+        train = teach(splits["train"], taught_by, prepared.directory)
         training = Pretraining(dimensions, train, training_options, options.checkpoint, start.state if start else None)
         said = f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps"
         if text_filter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -133,6 +134,14 @@ def test_what_torchmoji_core_exports_is_there_and_says_what_it_is() -> None:
     assert sorted(torchmoji_core.__all__) == sorted(set(torchmoji_core.__all__))
     for name in torchmoji_core.__all__:
         assert (getattr(torchmoji_core, name).__doc__ or "").strip(), name
+
+
+def test_without_scikit_learn_all_else_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An import of * takes what `__all__` has, and scikit-learn is an extra."""
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    exported = runpy.run_path(str(torchmoji_core.__file__))["__all__"]
+    assert set(torchmoji_core.__all__) - set(exported) == {"EmojiFeatures", "TweetClassifier"}
+    assert set(torchmoji_core.__all__) <= set(dir(torchmoji_core))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from torchmoji_core.bundle import Bundle, load_bundle
@@ -40,7 +40,6 @@ __all__ = [
     "Bundle",
     "Dimensions",
     "Dropout",
-    "EmojiFeatures",
     "FineTuningOptions",
     "HardSigmoidLSTM",
     "InputError",
@@ -51,7 +50,6 @@ __all__ = [
     "Tokenizer",
     "TorchMoji",
     "TorchMojiError",
-    "TweetClassifier",
     "TweetDataset",
     "Vocabulary",
     "collate",
@@ -62,6 +60,8 @@ __all__ = [
     "pack_ids",
     "vocabulary_of",
 ]
+if importlib.util.find_spec("sklearn"):  # which is an extra; without it an import of * would fail
+    __all__ += ["EmojiFeatures", "TweetClassifier"]
 
 _ON_DEMAND = {
     "ArrowScorer": "torchmoji_core.arrow_scorer",
@@ -96,3 +96,8 @@ def __getattr__(name: str) -> Any:
     if name not in _ON_DEMAND:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_ON_DEMAND[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Those on demand as well, for completion and `help`."""
+    return sorted({*globals(), *__all__})

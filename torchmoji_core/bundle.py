@@ -259,20 +259,22 @@ class Bundle:
 
         Args:
             counts: how often words occur, as `torchmoji_core.count_words` has it. Those that the vocabulary lacks are
-                added, most frequent first.
+                added, most frequent first; those of more than 50 characters are not.
             limit: the most words that are added.
 
         Raises:
-            InputError: if `limit` is negative.
+            InputError: if `limit` is negative or no whole number, `counts` are none, or the vocabulary becomes larger
+                than one may be (`TORCHMOJI_MODEL_LIMITS`).
         """
         import torch
 
         vocabulary = self.vocabulary.extend(counts, limit)
         table = self.state[EMBEDDING]
         added = table[UNKNOWN].repeat(len(vocabulary) - len(table), 1)
-        provenance = {"extended": {self.fingerprint: len(added)}, **self.provenance}
+        before = self.provenance.get("extended")
+        extended = {**(before if isinstance(before, dict) else {}), self.fingerprint: len(added)}
         state = {**self.state, EMBEDDING: torch.cat((table, added))}
-        return replace(self, vocabulary=vocabulary, state=state, provenance=provenance)
+        return replace(self, vocabulary=vocabulary, state=state, provenance={**self.provenance, "extended": extended})
 
     def save(self, path: str | Path) -> None:
         """Write a directory, or one file if the name ends in .zip. The target appears whole or not at all.
@@ -282,7 +284,7 @@ class Bundle:
         """
         if is_remote(str(path)):
             raise InputError(f"{path}: a bundle is written to a local path; save it there, then copy it")
-        write_bundle_files({name: content for name, content in self._files.items() if content}, local_path(str(path)))
+        write_bundle_files({name: content for name, content in self._files.items() if content}, local_path(path))
 
 
 def load_bundle(source: str | Path | None = None) -> Bundle:

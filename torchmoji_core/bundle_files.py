@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Protocol, cast
 
 from torchmoji_core.downloads import download
-from torchmoji_core.durable import make_directories, replacing, write_atomically
+from torchmoji_core.durable import make_directories, replacing, write_atomically, write_if_absent
 from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.files import open_regular
 from torchmoji_core.limits import MAX_EXPANDED_BYTES, MAX_EXPANSION
@@ -305,13 +305,12 @@ def write_bundle_files(files: Mapping[str, bytes], target: Path) -> None:
     """
     try:
         if target.suffix == ".zip":
-            if target.exists():
-                raise InputError(f"{target} exists already; give a new name, a bundle is never overwritten")
             buffer = io.BytesIO()
             with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
                 for name, content in files.items():
                     archive.writestr(name, content)
-            write_atomically(target, buffer.getvalue())
+            if not write_if_absent(target, buffer.getvalue()):
+                raise InputError(f"{target} exists already; give a new name, a bundle is never overwritten")
             return
         if (target.is_dir() and any(target.iterdir())) or target.is_file():
             raise InputError(

@@ -54,6 +54,19 @@ def _sync(path: str) -> None:
         os.close(descriptor)
 
 
+def reserve(path: str | Path) -> None:
+    """Have the disk keep room for all of a file that will be written through a mapping.
+
+    A page that then finds no room would end the process by a signal, without a word.
+
+    Raises:
+        OSError: if there is no room.
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with Path(path).open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
 def make_directories(path: str | Path) -> None:
     """Make a directory and those above it that are missing, to stay. Others may be making them at the same time.
 
@@ -152,6 +165,26 @@ def write_atomically(path: Path, content: bytes) -> None:
     make_directories(path.parent)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_if_absent(path: Path, content: bytes) -> bool:
+    """Write a new file that appears whole or not at all, to stay; its directories are made.
+
+    Returns:
+        Whether it has got the name; what had it before, perhaps since a moment ago, stays.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    if os.path.lexists(path):
+        return False
+    make_directories(path.parent)
+    temporary = unused_name(path)
+    try:
+        temporary.write_bytes(content)
+        return name_if_absent(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def unused_name(path: Path) -> Path:

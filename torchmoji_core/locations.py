@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from torchmoji_core.errors import InputError
+from torchmoji_core.names import shown
 
 _FILE_URI = re.compile(r"file:(?://(?P<host>[^/]*)|(?!//))(?P<path>/.*)", re.DOTALL | re.IGNORECASE)
 
@@ -33,12 +34,16 @@ def is_remote(location: str) -> bool:
     return "://" in plain(location)
 
 
-def local_path(location: str) -> Path:
+def local_path(location: str | Path) -> Path:
     """A path, or the path of a file: URI.
 
     Raises:
+        TypeError: for what is no path.
         InputError: if it begins with the home of a user who is not there, or is no file of this machine.
     """
+    if not isinstance(location, (str, Path)):
+        raise TypeError(f"a path is a str or a Path, not {shown(location)}")
+    location = str(location)
     if is_remote(location):
         raise InputError(f"{location}: a path on this machine is needed here; copy from or to elsewhere yourself")
     try:

@@ -16,11 +16,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 from torch.nn.functional import linear, pad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from torchmoji_core.initialization import DEFAULT_INITIALIZATION, find_initialization
+from torchmoji_core.names import shown
 
 DIRECTIONS = ("", "_reverse")
 
@@ -133,13 +134,16 @@ class HardSigmoidLSTM(nn.Module):
 
 
 def _pack(padded: Tensor, lengths: Tensor | Sequence[int] | None) -> PackedSequence:
-    if padded.dim() != 3 or not padded.shape[0]:
-        raise ValueError(f"a padded sequence is [rows, steps, channels] with one row or more, not {list(padded.shape)}")
+    if padded.dim() != 3 or not padded.shape[0] or not padded.shape[1]:
+        raise ValueError(f"a padded sequence is [rows, steps, channels], one or more of each, not {list(padded.shape)}")
     rows, steps, _ = padded.shape
-    given = torch.full((rows,), steps) if lengths is None else torch.as_tensor(lengths, dtype=torch.int64).cpu()
-    if given.shape != (rows,) or int(given.min()) < 1 or int(given.max()) > steps:
-        raise ValueError(f"lengths must be {rows} numbers from 1 to {steps}, one of each row, not {given.tolist()}")
-    return pack_padded_sequence(padded, given, batch_first=True, enforce_sorted=False)
+    given = torch.full((rows,), steps) if lengths is None else torch.as_tensor(lengths).cpu()
+    is_whole = not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool
+    if not is_whole or given.shape != (rows,) or not all(1 <= length <= steps for length in given.tolist()):
+        raise ValueError(
+            f"lengths must be {rows} whole numbers from 1 to {steps}, one of each row, not {shown(given.tolist())}"
+        )
+    return pack_padded_sequence(padded, given.long(), batch_first=True, enforce_sorted=False)
 
 
 def _ends(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
@@ -243,7 +247,6 @@ class _Recurrence(torch.autograd.Function):
         return hidden, cells
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: FunctionCtx, grad_hidden: Tensor | None, grad_cells: Tensor | None
     ) -> tuple[Tensor, Tensor | None, None, None]:
@@ -254,7 +257,13 @@ class _Recurrence(torch.autograd.Function):
             di = dc g [0 < i < 1]     df = dc c_{t-1} [0 < f < 1]     dg = dc i (1 - g^2)
             do = dh tanh(c) [0 < o < 1]     dc += dh o (1 - tanh(c)^2)
             dh_{t-1} = (di, df, dg, do) U     dc_{t-1} = dc f
+
+        Raises:
+            RuntimeError: where a gradient of this gradient may be wanted. torch's `once_differentiable` would only see
+                that of `grad_hidden` and `grad_cells`, and leave out what comes by the weights and the input.
         """
+        if torch.is_grad_enabled():
+            raise RuntimeError("HardSigmoidLSTM has no second derivatives; leave out create_graph")
         weight, gates, cells, hidden = ctx.saved_tensors  # type: ignore[attr-defined]
         steps: list[tuple[int, int, int, int]] = ctx.steps  # type: ignore[attr-defined]
         size = weight.shape[1]

@@ -91,12 +91,12 @@ def check_choice(what: str, value: object, choices: Collection[str]) -> None:
 
 
 def check_choices(what: str, values: object, choices: Collection[str], fewest: int = 1) -> None:
-    """Accept a list of some of a few values.
+    """Accept a list of some of a few values. A set is none: each process may see it in another order.
 
     Raises:
         InputError: naming them.
     """
-    if isinstance(values, str) or not isinstance(values, Collection):
+    if isinstance(values, (str, set, frozenset)) or not isinstance(values, Collection):
         raise InputError(f"{what} must be a list of some of {', '.join(choices)}, not {shown(values)}")
     if len(values) < fewest:
         raise InputError(f"{what}: none given; choose from {', '.join(choices)}")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 
-from torchmoji_core.durable import write_atomically
-from torchmoji_core.errors import InputError
+from torchmoji_core.durable import write_if_absent
+from torchmoji_core.errors import InputError, raise_shortage
 from torchmoji_core.files import read_limited
 from torchmoji_core.limits import model_limit
 from torchmoji_core.locations import local_path, plain
 from torchmoji_core.names import shown
+from torchmoji_core.options import NOT_NEGATIVE, check_number
 
 SPECIAL_TOKENS = (
     "CUSTOM_MASK",
@@ -31,13 +32,29 @@ SPECIAL_TOKENS = (
 MASK, UNKNOWN, AT, URL, NUMBER, BREAK = range(6)
 
 
+LONGEST_WORD = 50
+"""Characters of a token that is added to a vocabulary. Longer ones are no words; DeepMoji's have 30 at most."""
 _BYTES_OF_AN_ENTRY = 64
-"""On average, at most: a token in JSON's ASCII, and its id. DeepMoji's has 21."""
+"""On average, at most: a token in JSON's ASCII, and its id. DeepMoji's has 21. What is longer than a character is ASCII
+if the tokenizer has made it, so that words of `LONGEST_WORD` characters fit, too."""
 
 
 def max_vocabulary_bytes(entries: int) -> int:
     """The most bytes that the file of a vocabulary of so many tokens may have."""
     return (64 << 10) + _BYTES_OF_AN_ENTRY * entries
+
+
+def check_counts(counts: object) -> None:
+    """Accept numbers by token.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(counts, Mapping):
+        raise InputError(f"counts must be a number of each token, as count_words gives them, not {shown(counts)}")
+    for token, count in counts.items():
+        if not isinstance(token, str) or not isinstance(count, Real):
+            raise InputError(f"counts must be a number of each token; {shown(token)} has {shown(count)}")
 
 
 class Vocabulary(Mapping[str, int]):
@@ -47,9 +64,12 @@ class Vocabulary(Mapping[str, int]):
         """Take tokens in id order.
 
         Raises:
-            InputError: if a token appears twice, or the first ten are not DeepMoji's special tokens.
+            InputError: if a token appears twice or is no text, or the first ten are not DeepMoji's special tokens.
         """
         self.tokens = tuple(tokens)
+        for index, token in enumerate(self.tokens):
+            if not isinstance(token, str):
+                raise InputError(f"vocabulary: token {index} is {shown(token)}, not a text")
         self._ids = {token: index for index, token in enumerate(self.tokens)}
         if len(self._ids) != len(self.tokens):
             seen: set[str] = set()
@@ -75,7 +95,8 @@ class Vocabulary(Mapping[str, int]):
         """Read the published format: a JSON object from token to id.
 
         Raises:
-            InputError: if the content is not such an object, or its ids are not 0 to n-1.
+            InputError: if the content is not such an object, its ids are not 0 to n-1, or its tokens are no words, but
+                so long that no bundle could hold them.
         """
         try:
             mapping = json.loads(content)
@@ -87,9 +108,17 @@ class Vocabulary(Mapping[str, int]):
         if [index for _, index in ordered] != list(range(len(ordered))):
             raise InputError(f"{source}: ids must run from 0 to {len(ordered) - 1} without gaps or repeats")
         try:
-            return cls(token for token, _ in ordered)
+            vocabulary = cls(token for token, _ in ordered)
         except InputError as error:
             raise InputError(f"{source}: {error}") from None
+        size, most = len(content), max_vocabulary_bytes(len(vocabulary))
+        if size > most:
+            longest = max(vocabulary.tokens, key=len)
+            raise InputError(
+                f"{source}: {size:,} bytes for {len(vocabulary):,} tokens, above the {most:,} that words take; the "
+                f"longest has {len(longest):,} characters: {shown(longest)}"
+            )
+        return vocabulary
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
@@ -106,26 +135,31 @@ class Vocabulary(Mapping[str, int]):
 
         Raises:
             InputError: if something is there already, or it cannot be written.
+            OSError: if the disk is full.
         """
-        target = local_path(str(path))
-        if os.path.lexists(target):
-            raise InputError(f"{target} exists already; give a new name")
+        target = local_path(path)
         try:
-            write_atomically(target, self.to_json().encode())
+            written = write_if_absent(target, self.to_json().encode())
         except OSError as error:
+            raise_shortage(error)
             raise InputError(f"{target}: cannot be written ({error.strerror})") from None
+        if not written:
+            raise InputError(f"{target} exists already; give a new name")
 
     def extend(self, counts: Mapping[str, int], limit: int) -> Vocabulary:
         """A new vocabulary with the `limit` most frequent unknown tokens of `counts` appended.
 
-        Ties are broken alphabetically, so that the result depends on the counts alone.
+        Ties are broken alphabetically, so that the result depends on the counts alone. Tokens of more than 50
+        characters are left out.
 
         Raises:
-            InputError: if `limit` is negative.
+            InputError: if `limit` is negative or no whole number, or `counts` are none.
         """
-        if limit < 0:
-            raise InputError(f"limit must be at least 0, not {limit}")
-        unknown = [(-count, token) for token, count in counts.items() if token not in self._ids]
+        check_number("limit", limit, NOT_NEGATIVE, is_whole=True)
+        check_counts(counts)
+        unknown = [
+            (-count, token) for token, count in counts.items() if token not in self._ids and len(token) <= LONGEST_WORD
+        ]
         return Vocabulary(self.tokens + tuple(token for _, token in sorted(unknown)[:limit]))
 
     def coverage(self, ids: Iterable[int]) -> float:

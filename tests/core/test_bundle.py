@@ -21,6 +21,7 @@ from tests.core.bundles import (
     files_of,
 )
 from tests.tiny import tiny_bundle
+from torchmoji_core import durable
 from torchmoji_core.bundle import Bundle, load_bundle, load_tokenizer
 from torchmoji_core.bundle_files import CARD, CONFIG, VOCABULARY, WEIGHTS
 from torchmoji_core.durable import write_atomically
@@ -149,12 +150,17 @@ def test_a_target_that_cannot_be_is_named(bundle: Bundle, tmp_path: Path, name: 
     assert str(tmp_path / "file") in error_of(lambda: bundle.save(tmp_path / name))
 
 
+def test_a_path_is_needed_to_save(bundle: Bundle) -> None:
+    with pytest.raises(TypeError, match="a path is a str or a Path, not None"):
+        bundle.save(None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["target", "target.zip"])
 def test_a_full_disk_leaves_nothing(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(durable, "sync", full)
     assert "No space left" in error_of(lambda: bundle.save(tmp_path / name))
     assert list(tmp_path.iterdir()) == []
 
@@ -281,6 +287,8 @@ def test_an_extended_bundle_knows_more_words_and_scores_all_texts_as_before(tmp_
     np.testing.assert_array_equal(after.embedding, before.embedding)
     assert wider.fingerprint != bundle.fingerprint
     assert wider.provenance["extended"] == {bundle.fingerprint: 2}
+    widest = wider.extend({"fog": 1}, 1)
+    assert widest.provenance["extended"] == {bundle.fingerprint: 2, wider.fingerprint: 1}
     wider.save(tmp_path / "wider")
     assert load_bundle(tmp_path / "wider").vocabulary.tokens == wider.vocabulary.tokens
     assert len(bundle.extend({}, 10).vocabulary) == len(bundle.vocabulary)

@@ -15,6 +15,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.tokenizer import Tokenizer
 from torchmoji_core.training.emoji_corpus import prepare, training_texts
+from torchmoji_core.training.ragged import RaggedWriter
 from torchmoji_core.training.text_filter import TextFilter
 from torchmoji_core.training.words import count_words, vocabulary_of
 from torchmoji_core.vocabulary import Vocabulary
@@ -73,23 +74,39 @@ def test_pieces_make_a_whole(tmp_path: Path, vocabulary: Vocabulary) -> None:
 
 def test_prepared_files_are_kept_until_something_changes(tmp_path: Path, vocabulary: Vocabulary) -> None:
     prepared = tmp_path / "prepared"
-    written = prepared / "train" / "tokens.values"
 
     def times() -> int:
-        return written.stat().st_mtime_ns
+        (written,) = prepared.glob("*/train/tokens.values")  # one set of files takes the place of the other
+        before = written.stat().st_mtime_ns
+        os.utime(written, ns=(1, 1))
+        return before
 
-    prepare(Rows(), vocabulary, 3, prepared)
-    os.utime(written, ns=(1, 1))
+    first = prepare(Rows(), vocabulary, 3, prepared)
+    assert times() > 1
     prepare(Rows(), vocabulary, 3, prepared)
     assert times() == 1
     assert prepare(Rows(), vocabulary, 4, prepared).splits["train"].corpus.lengths.max() == 4
-    os.utime(written, ns=(1, 1))
+    assert times() > 1
     prepare(Rows(ROWS[::-1], version=2), vocabulary, 4, prepared)
     assert times() > 1
-    os.utime(written, ns=(1, 1))
-    (prepared / "prepared.json").write_text("{")  # cut off
-    prepare(Rows(ROWS[::-1], version=2), vocabulary, 4, prepared)
-    assert times() > 1
+    # A run that is at work keeps the texts that it has mapped.
+    assert first.splits["train"].corpus[0].tolist() == Tokenizer(vocabulary).ids(ROWS[0]["text"], 3)
+
+
+def test_other_texts_have_another_place_for_what_belongs_to_them(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """A teacher's probabilities of some rows are not taken for those of others."""
+    prepared = prepare(Rows(), vocabulary, 30, tmp_path)
+    (prepared.directory / "teacher-1.npy").write_bytes(b"of these rows")
+    assert (prepare(Rows(), vocabulary, 30, tmp_path).directory / "teacher-1.npy").exists()
+    other = prepare(Rows(), vocabulary, 30, tmp_path, text_filter=TextFilter(("mentions",)))
+    assert not list(tmp_path.glob("**/teacher-1.npy")) and other.directory.is_dir()
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
+    (tmp_path / "tokens.values").symlink_to("/dev/full")
+    writer = RaggedWriter(tmp_path, "tokens")
+    with pytest.raises(OSError, match="No space left on device"):
+        writer.append([[1] * 10_000])
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,8 @@ class TestFinetune:
         assert bundle.provenance["texts"] == {"train": 45, "val": 18, "test": 27}
         with pytest.raises(InputError, match="one of splits, validation_data and split_ratios"):
             finetune(BASE, TEXTS, NAMES, split_ratios=(0.8, 0.1, 0.1), splits=["train"] * 90)
+        with pytest.raises(InputError, match="split_ratios must be three shares"):
+            finetune(BASE, TEXTS, NAMES, split_ratios=(80, 10, 10))
 
     def test_wrong_data_is_named_before_any_training(self) -> None:
         for arguments, message in (

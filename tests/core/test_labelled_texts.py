@@ -118,7 +118,7 @@ def test_splits_of_given_ratios(ratios: tuple[float, float, float], sizes: list[
     "ratios", [(0.7, 0.1, 0.1), (0.9, 0.1), (1.2, -0.2, 0), (float("nan"), 0.5, 0.5), (), "most", 0.8]
 )
 def test_ratios_that_divide_nothing_are_refused(ratios: Any) -> None:
-    with pytest.raises(InputError, match="shares of train, val and test that add up to 1"):
+    with pytest.raises(InputError, match="ratios must be three shares, of train, val and test, that add up to 1"):
         labelled(20).divided(ratios, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,8 +126,27 @@ def test_a_padded_tensor_without_lengths_is_read_to_its_end() -> None:
 
 @pytest.mark.parametrize("lengths", [[3, 0], [3, 6], [3], [[3, 2]]], ids=["no step", "too many", "one", "a matrix"])
 def test_lengths_that_do_not_belong_to_the_rows_are_refused(lengths: list[int]) -> None:
-    with pytest.raises(ValueError, match="lengths must be 2 numbers from 1 to 5"):
+    with pytest.raises(ValueError, match="lengths must be 2 whole numbers from 1 to 5"):
         make_lstm()(torch.zeros(2, 5, 3, dtype=torch.float64), lengths)
+
+
+@pytest.mark.parametrize("lengths", [[1.5, 2.0, 3.0], [True, True, True]], ids=["fractions", "booleans"])
+def test_lengths_that_are_no_whole_numbers_are_refused(lengths: Any) -> None:
+    with pytest.raises(ValueError, match="3 whole numbers from 1 to 3"):
+        make_lstm()(torch.zeros(3, 3, 3, dtype=torch.float64), lengths)
+
+
+def test_lengths_are_lists_arrays_or_tensors() -> None:
+    lstm, padded = make_lstm(), torch.stack(make_rows([3, 3, 3]))
+    expected = lstm(padded, [2, 3, 1])
+    for lengths in (torch.tensor([2, 3, 1], dtype=torch.int32), np.array([2, 3, 1], np.uint64), (2, 3, 1)):
+        torch.testing.assert_close(lstm(padded, lengths), expected, rtol=0, atol=0)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong() -> None:
+    lstm, padded = make_lstm(), torch.stack(make_rows([3])).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(lstm(padded).sum(), padded, create_graph=True)
 
 
 def test_a_packed_sequence_takes_no_lengths_and_a_matrix_is_no_batch() -> None:

@@ -68,6 +68,7 @@ def test_what_is_within_is_taken(given: dict[str, Any]) -> None:
         ({"kind": None}, "kind None is unknown; choose from a, b"),
         ({"kind": np.arange(2)}, "kind array([0, 1]) is unknown; choose from a, b"),
         ({"names": "ab"}, "names must be a list of some of a, b, not 'ab'"),
+        ({"names": {"a"}}, "names must be a list of some of a, b, not {'a'}"),
         ({"names": 1}, "names must be a list of some of a, b, not 1"),
         ({"names": (("a",),)}, "names ('a',) is unknown; choose from a, b"),
     ],

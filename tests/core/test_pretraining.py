@@ -331,6 +331,18 @@ def test_a_pupil_learns_what_its_teacher_says(tmp_path: Path, finished: tuple[To
     assert isinstance(again.teachers["fingerprint"], np.memmap) and path.name == "teacher-fingerprint.npy"
 
 
+def test_a_disk_without_room_for_a_teacher_is_an_error_and_no_signal(
+    tmp_path: Path, finished: tuple[TorchMoji, Reports], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        teach(DATA, {"fingerprint": finished[0]}, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_with_another_teacher_does_not_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     taught = np.full((len(DATA), CLASSES), 1 / CLASSES, np.float16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_english_is_told_by_a_share_of_its_words(text: str, is_english: bool) ->
 
 def test_what_is_left_out_is_counted() -> None:
     left_out: Counter[str] = Counter()
-    assert list(TextFilter(KINDS).kept(TEXTS, left_out)) == [text for text, kinds in TEXTS.items() if not kinds]
+    assert list(TextFilter(KINDS).kept(list(TEXTS), left_out)) == [text for text, kinds in TEXTS.items() if not kinds]
     assert left_out.total() == sum(map(bool, TEXTS.values()))
 
 
@@ -76,6 +77,26 @@ def test_a_filter_says_whether_it_leaves_out_anything_and_which_it_is() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(InputError, match="leave_out 'links' is unknown; choose from retweets, urls, mentions"):
         TextFilter(("links",))
+
+
+def test_the_order_of_the_kinds_does_not_count() -> None:
+    text = "RT @ann: http://example.org"
+    for kinds in (("urls", "retweets", "mentions"), ("mentions", "retweets", "urls", "urls")):
+        assert TextFilter(kinds).reason(text) == "retweets"
+        assert TextFilter(kinds) == TextFilter(("retweets", "urls", "mentions"))
+
+
+@pytest.mark.parametrize("words", ["the day", ["The"], [7], None])
+def test_words_that_are_no_set_of_lower_case_words_are_refused(words: Any) -> None:
+    with pytest.raises(InputError, match="english_words must be"):
+        TextFilter(english_words=words)
+
+
+def test_what_is_no_text_is_refused() -> None:
+    with pytest.raises(TypeError, match="reason takes a text, not None"):
+        TextFilter(("urls",)).reason(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="kept takes a list of texts"):
+        list(TextFilter(("urls",)).kept("one text", Counter()))
 
 
 def test_words_are_read_one_a_line(tmp_path: Path) -> None:

@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchmoji_core.errors import InputError
-from torchmoji_core.vocabulary import AT, BREAK, MASK, NUMBER, SPECIAL_TOKENS, UNKNOWN, URL, Vocabulary
+from torchmoji_core.vocabulary import (
+    AT,
+    BREAK,
+    LONGEST_WORD,
+    MASK,
+    NUMBER,
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    URL,
+    Vocabulary,
+)
 
 
 def test_ids_follow_the_order_of_the_tokens(vocabulary: Vocabulary) -> None:
@@ -105,6 +115,48 @@ def test_coverage_counts_unknown_tokens(vocabulary: Vocabulary) -> None:
 def test_a_limit_below_0_is_refused(vocabulary: Vocabulary) -> None:
     with pytest.raises(InputError, match="limit must be at least 0, not -1"):
         vocabulary.extend({"wasp": 2}, -1)
+    with pytest.raises(InputError, match="limit must be a whole number"):
+        vocabulary.extend({"wasp": 2}, "5")  # type: ignore[arg-type]
+
+
+def test_a_vocabulary_is_only_extended_by_words_that_a_bundle_can_hold(vocabulary: Vocabulary) -> None:
+    """What holds of each makes the file small enough, whatever the words are."""
+    words = [f"{number:0{LONGEST_WORD}}" for number in range(3_000)]
+    wider = vocabulary.extend(dict.fromkeys([*words, "b" * (LONGEST_WORD + 1), "c" * 1_000_000], 1), 10_000)
+    assert len(wider) == len(vocabulary) + len(words)
+    assert Vocabulary.from_json(wider.to_json()) == wider
+
+
+def test_tokens_that_no_bundle_could_hold_are_refused() -> None:
+    content = json.dumps(SPECIAL | {"x" * 200_000: len(SPECIAL)})
+    with pytest.raises(InputError, match=r"vocabulary: 200,2\d\d bytes for 11 tokens.* the longest has 200,000 char"):
+        Vocabulary.from_json(content)
+
+
+def test_a_token_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError, match="token 10 is 7, not a text"):
+        Vocabulary((*SPECIAL_TOKENS, 7))  # type: ignore[arg-type]
+
+
+def test_of_two_that_save_at_once_one_is_kept(
+    vocabulary: Vocabulary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "vocabulary.json"
+    written = Path.write_bytes
+
+    def another_is_faster(self: Path, content: bytes) -> int:
+        written(path, b"of another")
+        return written(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", another_is_faster)
+    with pytest.raises(InputError, match="exists already"):
+        vocabulary.save(path)
+    assert path.read_bytes() == b"of another" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_is_needed_to_save(vocabulary: Vocabulary) -> None:
+    with pytest.raises(TypeError, match="a path is a str or a Path, not None"):
+        vocabulary.save(None)  # type: ignore[arg-type]
 
 
 def test_a_saved_vocabulary_is_read_again_and_never_overwritten(vocabulary: Vocabulary, tmp_path: Path) -> None:

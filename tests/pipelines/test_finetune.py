@@ -102,6 +102,8 @@ def edit(row: int, **values: Any) -> Mistake:
         (edit(7, body="  "), [], "row 8: the text is empty; remove such rows"),
         (edit(2, mood=""), [], "row 3: no 'mood'; label or remove such rows"),
         (edit(2, split="holdout"), [], "row 3: split 'holdout' is unknown"),
+        # Whatever the file says.
+        (edit(2, split="holdout"), ["--split_ratios", "0,0.5,0.5"], "the data has no rows to train on"),
         (lambda rows: None, ["--hidden", "8", "--method", "last"], "'last' keeps the size"),
         (lambda rows: None, ["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (lambda rows: None, ["--method", "new", "--embedding", "0"], "'embedding' must be a positive integer, not 0"),
@@ -134,7 +136,7 @@ def test_a_mistake_ends_in_one_line_before_any_training(
         (["--method", "freeze"], "--method: invalid choice: 'freeze'"),
         (["--patience", "0"], "patience must be above 0"),
         (["--threads", "0"], "--threads must be at least 1"),
-        (["--split_ratios", "0.8,0.2"], "ratios (0.8, 0.2): expected shares of train, val and test that add up to 1"),
+        (["--split_ratios", "0.8,0.2"], "--split_ratios must be three shares, of train, val and test, that"),
         (["--split_ratios", "most"], "--split_ratios: must be numbers like 0.8,0.1,0.1, not 'most'"),
         (["--threads", "100000000"], "--threads must be at least 1 and below 1025"),
         (["--output", "s3://bucket/model"], "s3://bucket/model: a path on this machine is needed"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -44,6 +44,25 @@ def values_of(texts: Iterable[Any], caller: str) -> list[Any]:
     Raises:
         TypeError: for one string, bytes, a mapping, a set or a table.
     """
+    if isinstance(texts, (set, frozenset)):
+        kind = type(texts).__name__
+        raise TypeError(f"{caller} takes texts in an order, which a {kind} has not; give sorted(texts)")
+    return list(_iterable(texts, caller))
+
+
+def each_text(texts: Iterable[Any], caller: str) -> Iterator[str]:
+    """The texts of any iterable of strings, of a set too, one after another: it may be longer than memory.
+
+    Raises:
+        TypeError: as `as_texts`; for a row when it is met.
+    """
+    for row, text in enumerate(_iterable(texts, caller)):
+        if not isinstance(text, str):
+            raise TypeError(f"{caller}: row {row} (counted from 0) is {shown(text)}, not a text; leave it out")
+        yield text
+
+
+def _iterable(texts: Iterable[Any], caller: str) -> Iterable[Any]:
     kind = type(texts).__name__
     shape = getattr(texts, "shape", (0,))  # tables have two dimensions, a Series one, a list none to tell
     if isinstance(texts, str):
@@ -52,8 +71,6 @@ def values_of(texts: Iterable[Any], caller: str) -> list[Any]:
         raise TypeError(f"{caller} takes a list of texts, not {kind}; for one text give [text.decode()]")
     if isinstance(texts, Mapping):
         raise TypeError(f"{caller} takes a list of texts, not a {kind}; give its values: list(texts.values())")
-    if isinstance(texts, (set, frozenset)):
-        raise TypeError(f"{caller} takes texts in an order, which a {kind} has not; give sorted(texts)")
     if shape == ():
         raise TypeError(f"{caller} takes a list of texts, not one value of {kind}; for one text give [text.item()]")
     if isinstance(shape, tuple) and len(shape) != 1:
@@ -64,7 +81,7 @@ def values_of(texts: Iterable[Any], caller: str) -> list[Any]:
     if not isinstance(texts, Iterable):
         raise TypeError(f"{caller} takes a list of texts, not {kind}; for one text give [text]")
     # Arrow's arrays are iterables of their own kind of values.
-    return list(texts.to_pylist() if hasattr(texts, "to_pylist") else texts)
+    return texts.to_pylist() if hasattr(texts, "to_pylist") else texts
 
 
 def _without_text(row: int, value: object, missing: str) -> str:

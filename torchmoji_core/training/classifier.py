@@ -27,7 +27,7 @@ from torchmoji_core.names import check_name, shown
 from torchmoji_core.training.cards import classifier_card
 from torchmoji_core.training.dataset import TweetDataset
 from torchmoji_core.training.finetuning import FineTuning, reading_of, starting_model
-from torchmoji_core.training.labelled_texts import LabelledTexts, column_of, label_texts, one_hot
+from torchmoji_core.training.labelled_texts import LabelledTexts, check_ratios, column_of, label_texts, one_hot
 from torchmoji_core.training.metrics import best_thresholds, classification_scores
 from torchmoji_core.training.options import FineTuningOptions
 from torchmoji_core.training.prediction import forward
@@ -208,6 +208,7 @@ def finetune(
         texts, labels = texts + more, labels + their
     data = label_texts("finetune", texts, labels, splits, classes)
     if split_ratios is not None:
+        check_ratios("split_ratios", split_ratios)
         data = data.divided(split_ratios, options.seed)
     path = None if checkpoint is None else local_path(str(checkpoint))
     training = ClassifierTraining(data.split(options.seed), bundle, options, size=size, checkpoint=path)

@@ -1,6 +1,6 @@
 """Texts with the emojis they held, tokenized once into memory-mapped files, so that tens of millions of rows fit.
 
-The files may be kept: a later run on the same data, vocabulary and maxlen maps them at once.
+The files may be kept: a later run on the same data, vocabulary, maxlen and filter maps them at once.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
+import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from torchmoji_core.vocabulary import Vocabulary
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ["text", "emoji", "emojis", "split"]
+_LEFT_OUT = "left_out.json"
 
 
 class EmojiTexts(Protocol):
@@ -116,6 +118,8 @@ class Prepared:
     """train, val and test."""
     left_out: dict[str, int]
     """How many texts the filter has left out, by reason."""
+    directory: Path
+    """Of their files, and for others that belong to these very rows."""
 
 
 def prepare(
@@ -132,7 +136,8 @@ def prepare(
         data: the texts.
         vocabulary: token to id.
         maxlen: tokens kept of each text.
-        directory: for the files; it is created.
+        directory: for the files; it is created. They have one of their own there, which takes the place of that of
+            another call with other arguments.
         rows: use only the first rows of each split, of those that are not left out.
         text_filter: what is left out, of every split.
 
@@ -140,35 +145,39 @@ def prepare(
         InputError: if the texts cannot be read, a split has no rows or another name, a text is none, or an
             emoji is not one of DeepMoji's 64.
     """
-    identity = _identity(data, vocabulary, maxlen, rows, text_filter)
-    marker = directory / "prepared.json"
-    there = _marked(marker)
-    if there.get("identity") != identity:
-        marker.unlink(missing_ok=True)
-        directory.mkdir(parents=True, exist_ok=True)
-        there = {
-            "identity": identity,
-            "left_out": _write(data, Tokenizer(vocabulary), maxlen, directory, rows, text_filter),
-        }
-        durable.sync(directory.rglob("*"))
-        durable.write_atomically(marker, json.dumps(there).encode())
+    identity = json.dumps(_identity(data, vocabulary, maxlen, rows, text_filter)).encode()
+    place = directory / hashlib.sha256(identity).hexdigest()
+    if not place.is_dir():
+        _make(place, lambda temporary: _write(data, Tokenizer(vocabulary), maxlen, temporary, rows, text_filter))
+    left_out = json.loads((place / _LEFT_OUT).read_bytes())
     splits = {}
     for split in SPLITS:
-        folder = directory / split
+        folder = place / split
         corpus, emojis = Corpus.map(folder, "tokens"), Ragged.map(folder, "emojis")
         splits[split] = EmojiCorpus(corpus, emojis, Ragged.map(folder, "labels").values)
         if not len(corpus):
-            but = " are left when texts are left out" if there["left_out"] else ""
+            but = " are left when texts are left out" if left_out else ""
             raise InputError(f"{data.name}: no rows with split {split!r}{but}")
-    return Prepared(splits, there["left_out"])
+    return Prepared(splits, left_out, place)
 
 
-def _marked(marker: Path) -> dict[str, Any]:
-    """What files there are; nothing if there are none, or they are not finished."""
-    with suppress(OSError, ValueError):
-        there = json.loads(marker.read_bytes())
-        return there if isinstance(there, dict) else {}
-    return {}
+def _make(place: Path, write: Callable[[Path], Mapping[str, int]]) -> None:
+    """Make a directory that appears whole or not at all, and delete those that it takes the place of.
+
+    Runs that are at work keep what they have mapped: nothing is ever written into a file that has been finished.
+    """
+    durable.make_directories(place.parent)
+    try:
+        with durable.replacing(place) as temporary:
+            temporary.mkdir()
+            (temporary / _LEFT_OUT).write_text(json.dumps(write(temporary)))
+            durable.sync(temporary.rglob("*"))
+    except OSError:
+        if not place.is_dir():  # else another run was first, and made the same
+            raise
+    for other in place.parent.iterdir():
+        if other != place and re.fullmatch("[0-9a-f]{64}", other.name):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _identity(

@@ -66,7 +66,7 @@ class LabelledTexts:
         Raises:
             InputError: if `ratios` are not three such shares.
         """
-        check_ratios(ratios)
+        check_ratios("ratios", ratios)
         order = np.random.default_rng(seed).permutation(len(self.texts))
         val, test = (round(ratio * len(order)) for ratio in ratios[1:])
         splits = np.full(len(order), "train", dtype="<U5")
@@ -115,16 +115,18 @@ class LabelledTexts:
         return LabelledTexts([self.texts[row] for row in rows], self.labels[rows], self.classes, None)
 
 
-def check_ratios(ratios: Sequence[float]) -> None:
-    """Raises:
-    InputError: unless they are shares of train, val and test that add up to 1.
+def check_ratios(what: str, ratios: object) -> None:
+    """Accept shares of train, val and test that add up to 1.
+
+    Raises:
+        InputError: for anything else.
     """
     try:
-        shares = [float(ratio) for ratio in ratios]
+        shares = [float(ratio) for ratio in ratios]  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         shares = []
     if len(shares) != len(SPLITS) or min(shares) < 0 or not math.isclose(sum(shares), 1):
-        raise InputError(f"ratios {shown(ratios)}: expected shares of train, val and test that add up to 1")
+        raise InputError(f"{what} must be three shares, of train, val and test, that add up to 1, not {shown(ratios)}")
 
 
 def _are_read(labels: Any, classes: int) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
-from torchmoji_core.durable import replacing
+from torchmoji_core.durable import replacing, reserve
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.model import Dimensions, TorchMoji
 from torchmoji_core.training.checkpointing import Checkpoint, restore_optimizer, restored
@@ -213,14 +213,18 @@ def teach(data: EmojiCorpus, teachers: Mapping[str, TorchMoji], directory: Path)
     Args:
         data: texts and emojis.
         teachers: models in evaluation mode by fingerprint; they have the vocabulary of the data.
-        directory: where each model's probabilities are kept as a file, mapped if it is there already.
+        directory: of these texts alone, where each model's probabilities are kept as a file, mapped if it is there.
+
+    Raises:
+        OSError: if the disk has no room for them.
     """
     taught = {}
     for fingerprint, model in teachers.items():
         path = directory / f"teacher-{fingerprint}.npy"
         if not path.exists():
-            with replacing(path, path.with_suffix(".tmp")) as temporary:
+            with replacing(path) as temporary:
                 mapped = open_memmap(temporary, "w+", np.float16, (len(data), model.dimensions.classes))
+                reserve(temporary)
                 with products_in(resolve_precision("auto")):
                     predict(model, data.corpus, out=mapped)
                 mapped.flush()

@@ -64,13 +64,17 @@ class RaggedWriter:
         self._values = (directory / f"{name}.values").open("wb")
         self._offsets = (directory / f"{name}.offsets").open("wb")
         self._end = 0
-        np.zeros(1, np.int64).tofile(self._offsets)
+        self._offsets.write(np.zeros(1, np.int64).tobytes())
 
     def append(self, rows: Sequence[Sequence[int]]) -> None:
-        """Add rows at the end."""
+        """Add rows at the end.
+
+        Raises:
+            OSError: if they cannot be written; numpy's own `tofile` does not say why.
+        """
         part = Ragged.of(rows)
-        part.values.tofile(self._values)
-        (part.offsets[1:] + self._end).tofile(self._offsets)
+        self._values.write(part.values.tobytes())
+        self._offsets.write((part.offsets[1:] + self._end).tobytes())
         self._end += int(part.offsets[-1])
 
     def close(self) -> None:

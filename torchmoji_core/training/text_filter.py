@@ -6,7 +6,7 @@ import hashlib
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ import emoji
 
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import read_limited
+from torchmoji_core.inference.texts import each_text
 from torchmoji_core.labels import DEEPMOJI_EMOJIS
 from torchmoji_core.locations import plain
+from torchmoji_core.names import shown
 from torchmoji_core.options import check_choices, option
 from torchmoji_core.token_rules import fold_chunk
 from torchmoji_core.tokenizer import Tokenizer, chunks
@@ -71,19 +73,33 @@ class TextFilter:
 
     def __post_init__(self) -> None:
         """Raises:
-        InputError: for an unknown kind.
+        InputError: for an unknown kind, or words that are no collection of lower-case ones.
         """
         check_choices("leave_out", self.leave_out, _KINDS, fewest=0)
+        words = self.english_words
+        if isinstance(words, str) or not isinstance(words, Collection):
+            raise InputError(f"english_words must be a set of words, not {shown(words)}; read_words reads a file")
+        for word in words:
+            if not isinstance(word, str) or word != word.lower():
+                raise InputError(f"english_words must be lower-case words; {shown(word)} is none")
+        # In one order, as the first of several reasons is that which is counted.
+        object.__setattr__(self, "leave_out", tuple(kind for kind in _KINDS if kind in self.leave_out))
+        object.__setattr__(self, "english_words", frozenset(words))
 
     def __bool__(self) -> bool:
         return bool(self.leave_out or self.english_words)
 
     def reason(self, text: str) -> str | None:
-        """Why a text is left out: one of the kinds, or non_english; None if it is not.
+        """Why a text is left out: the first of the kinds that it is of, or non_english; None if it is not.
 
         >>> TextFilter(("retweets", "urls")).reason("see https://example.org")
         'urls'
+
+        Raises:
+            TypeError: if it is no text.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"reason takes a text, not {shown(text)}")
         tokens = Tokenizer.tokens(text)
         for kind in self.leave_out:
             if _KINDS[kind](text, tokens):
@@ -98,8 +114,12 @@ class TextFilter:
         return len(words) < 2 or sum(word in self.english_words for word in words) >= share * len(words)
 
     def kept(self, texts: Iterable[str], left_out: Counter[str]) -> Iterator[str]:
-        """The texts that are not left out; the others are counted by their reason."""
-        for text in texts:
+        """The texts that are not left out; the others are counted by their reason.
+
+        Raises:
+            TypeError: for what is no iterable of strings.
+        """
+        for text in each_text(texts, "kept"):
             if (reason := self.reason(text)) is None:
                 yield text
             else:
@@ -110,7 +130,7 @@ class TextFilter:
         """Plain values that change when the filter does."""
         words = "\n".join(sorted(self.english_words)).encode("utf-8", "surrogatepass")
         return {
-            "leave_out": sorted(self.leave_out),
+            "leave_out": list(self.leave_out),
             "english_words": hashlib.sha256(words).hexdigest() if self.english_words else None,
         }
 

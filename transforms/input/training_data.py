@@ -38,7 +38,7 @@ _TRUTH = {"true": True, "false": False}
 
 
 def read_labelled_texts(
-    path: str | Path, text_field: str, label_field: str, split_field: str = "split", classes: Sequence[str] = ()
+    path: str | Path, text_field: str, label_field: str, split_field: str | None = "split", classes: Sequence[str] = ()
 ) -> LabelledTexts:
     """Read a task.
 
@@ -47,7 +47,7 @@ def read_labelled_texts(
         text_field: column of the texts.
         label_field: column of the labels; see `label_texts`. In CSV those that are all numbers, or all true or false,
             are taken for such.
-        split_field: column of the splits (train, val or validation, test); it may be missing.
+        split_field: column of the splits (train, val or validation, test); it may be missing. None to leave it unread.
         classes: names of the classes. Labels that are numbers count them from 0. By default the distinct labels.
 
     Raises:
@@ -57,8 +57,8 @@ def read_labelled_texts(
     kind = guess_format(str(path))[0]
     if kind not in _FORMATS:
         raise InputError(f"{path}: the name must end in .parquet, .csv, .tsv or .jsonl")
-    wanted = (text_field, label_field, split_field)
-    columns: tuple[list[Any], ...] = ([], [], [])
+    wanted = [text_field, label_field, *([] if split_field is None else [split_field])]
+    columns: list[list[Any]] = [[] for _ in wanted]
     there: set[str] = set()
     for row in _rows(path, kind, wanted):
         there |= row.keys() & set(wanted)
@@ -68,12 +68,12 @@ def read_labelled_texts(
         if columns[0] and name not in there:
             names = list(next(_rows(path, kind)))
             raise InputError(f"{path}: no column {name!r}; it has {', '.join(map(shown, names[:20]))}")
-    texts, labels, splits = columns
     if kind in ("csv", "tsv"):
-        texts, labels, splits = ([value or None for value in column] for column in columns)
-        labels = _typed(labels)
-    has_splits = split_field in there
-    return label_texts(str(path), texts, labels, splits if has_splits else None, classes, text_field, label_field)
+        columns = [[value or None for value in column] for column in columns]
+        columns[1] = _typed(columns[1])
+    texts, labels, *others = columns
+    splits = others[0] if split_field in there else None
+    return label_texts(str(path), texts, labels, splits, classes, text_field, label_field)
 
 
 class EmojiFile:
