@@ -35,8 +35,8 @@ _PARTS_OF_EMOJIS = {
     for character in each
     if not character.isascii()
 }
-"""To be replaced. One of DeepMoji's 64, the white heart, is an emoji for DeepMoji alone. Their order is not checked: the
-package `emoji` does, but where many are joined its time grows with the square of the length."""
+"""To be replaced. One of DeepMoji's 64, the white heart, is an emoji for DeepMoji alone. Their order is not checked:
+the package `emoji` does, but where many are joined its time grows with the square of the length."""
 
 
 def _is_word(token: str) -> bool:
