@@ -30,7 +30,7 @@ class HardSigmoidLSTM(nn.Module):
     """One bidirectional layer, with the gates that Keras 1 and 2.0 have by default (`recurrent_activation`).
 
     Parameters have the names, shapes and gate order (i, f, g, o) of `torch.nn.LSTM`, whose gates are logistic ones. A
-    new one is initialized (`reset_parameters`).
+    new one is initialized (`reset_parameters`). It has no second derivatives: `create_graph` is an error.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:

@@ -40,6 +40,11 @@ def test_kinds_of_texts(text: str) -> None:
     assert TextFilter().reason(text) is None
 
 
+@pytest.mark.parametrize("piece", ["👩‍", "🇫🇷", "é", "http://", "@", "!", "ab"])
+def test_time_grows_with_the_length_of_a_text_alone(piece: str) -> None:
+    TextFilter(KINDS, ENGLISH).reason(piece * 100_000)  # of joined emojis, in the square of it, minutes
+
+
 ENGLISH = frozenset({"the", "day", "is", "so", "good", "and", "long"})
 
 

@@ -81,6 +81,7 @@ def test_what_cannot_be_read_is_counted_and_named(run: Run, tmp_path: Path) -> N
     [
         ([], "--input: none given"),
         (["--input", "nothing/*"], "no file matches"),
+        (["--input", ""], "an input is empty; give a file, a directory or a glob"),
         (["--input", "a.jsonl", "--output", "a.jsonl"], "a.jsonl exists already; give a new name"),
         (["--input", "a.jsonl", "--text_field", "body"], "no record has a text"),
         (["--input", "a.jsonl", "--vocabulary_size", "9"], "9 entries cannot begin with 10; give a larger size"),

@@ -29,8 +29,14 @@ _FEW_WORDS, _SHARE_OF_FEW, _SHARE_OF_MANY = 5, 0.5, 0.6
 """Of fewer than five words half must be English, of others 60 %: DeepMoji's `mostly_english`."""
 _URL = re.compile(r"https?://|www\.", re.IGNORECASE)
 _PUNCTUATION = frozenset(string.punctuation)
-_OURS = re.compile("|".join(map(re.escape, DEEPMOJI_EMOJIS)))
-"""One of DeepMoji's 64, the white heart, is an emoji for DeepMoji alone."""
+_PARTS_OF_EMOJIS = {
+    ord(character): " "
+    for each in (*emoji.EMOJI_DATA, *DEEPMOJI_EMOJIS)
+    for character in each
+    if not character.isascii()
+}
+"""To be replaced. One of DeepMoji's 64, the white heart, is an emoji for DeepMoji alone. Their order is not checked:
+the package `emoji` does, but where many are joined its time grows with the square of the length."""
 
 
 def _is_word(token: str) -> bool:
@@ -41,8 +47,7 @@ def _has_other_letters(text: str) -> bool:
     """Whether something is left that is not ASCII, beside emojis and punctuation that has an ASCII form."""
     if text.isascii():
         return False
-    rest = _OURS.sub(" ", emoji.replace_emoji(text, " "))
-    return not all(fold_chunk(chunk).isascii() for chunk in chunks(rest))
+    return not all(fold_chunk(chunk).isascii() for chunk in chunks(text.translate(_PARTS_OF_EMOJIS)))
 
 
 _KINDS: dict[str, Callable[[str, Sequence[str]], bool]] = {

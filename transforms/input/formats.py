@@ -31,7 +31,12 @@ def absolute(path: str) -> str:
 
     A directory stands for the files in it and below it. A name that exists is that file or directory, not a glob:
     its characters are escaped, as by `glob.escape`.
+
+    Raises:
+        InputError: if it is empty, as a shell's variable is that was not set: the current directory is `.`.
     """
+    if not path:
+        raise InputError("an input is empty; give a file, a directory or a glob, . for the current directory")
     if isinstance(path, Glob) or path == STANDARD_INPUT:
         return path
     path = plain(path)
