@@ -10,15 +10,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from confluent_kafka import Producer
-
-from pipelines.data_set.snapshot import DataSet, live_files
 
 PARTITIONS = 4
 Offsets = list[tuple[int, int]]
@@ -74,18 +71,6 @@ def broker_process() -> Iterator[Broker]:
     finally:
         process.kill()
         process.wait()
-
-
-def live_ids(output: Path) -> list[str]:
-    """Ids of the rows that are results, sorted."""
-    tables = [pq.read_table(path, columns=["id"], partitioning=None) for path in live_files(str(output))]
-    return sorted(id_ for table in tables for id_ in table["id"].to_pylist())
-
-
-def covered(output: Path) -> Mapping[str, list[list[int]]]:
-    """By partition, the offsets that the manifests of a data set with one topic cover."""
-    (partitions,) = DataSet.read(str(output)).covers.values()
-    return partitions
 
 
 if __name__ == "__main__":

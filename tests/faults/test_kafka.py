@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 from tests.faults.conftest import FAULTS
-from tests.kafka import PARTITIONS, broker_process, live_ids
+from tests.kafka import PARTITIONS, broker_process
 from tests.processes import ScoreProcess
+from tests.streams import live_ids
 
 pytestmark = FAULTS
 KILLS = 10

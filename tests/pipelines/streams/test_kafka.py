@@ -27,10 +27,11 @@ from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSource
 from pipelines.streams.loop import Loop
 from pipelines.streams.sources import Received, SourceUnavailableError
 from pipelines.streams.stages import Stages
-from tests.kafka import PARTITIONS, Broker, broker_process, covered, live_ids
+from tests.kafka import PARTITIONS, Broker, broker_process
 from tests.pipelines.conftest import Finished
 from tests.pipelines.streams.parts import Clock, until
 from tests.pipelines.streams.test_streaming import run_until
+from tests.streams import covered, live_ids
 from torchmoji_core.errors import InputError, LockHeldError
 from transforms import metrics
 from transforms.addresses import KafkaTopic
@@ -335,7 +336,7 @@ def test_a_stream_that_retention_overtakes(
     brokers: Broker, topic: str, open_source: Callable[..., KafkaSource]
 ) -> None:
     brokers.send(topic, [b"x" * 1000] * 20)
-    source = open_source(fetch_message_max_bytes="1500", queued_min_messages="1")
+    source = open_source(fetch_message_max_bytes="1500", queued_min_messages="1", fetch_queue_backoff_ms="10")
     received = pull(source, 1)
     last = brokers.send(topic, [b"x" * (900 << 10)] * 8)[-1]
     tally = metrics.Tally()
