@@ -182,9 +182,9 @@ class KafkaSource:
         """Partitions whose next offset is not there."""
         self._lost = 0
         self._look_at = self._clock() + PARTITIONS_SECONDS
-        self._assign(described.partitions)
+        self.assign(described.partitions)
 
-    def _assign(self, partitions: Mapping[int, Any]) -> None:
+    def assign(self, partitions: Mapping[int, Any]) -> None:
         """Take up partitions that are not read yet."""
         new = []
         for partition in sorted(partitions.keys() - self._next.keys()):
@@ -267,7 +267,7 @@ class KafkaSource:
         try:
             found = self._consumer.list_topics(self._topic, timeout=LOOK_SECONDS).topics[self._topic]
             if found.error is None:
-                self._assign(found.partitions)
+                self.assign(found.partitions)
             # Brokers that have just started may not know their topics yet.
             self._unknown_since = self._unknown_since + 1 if self._is_unknown(found.error) else 0
             if self._unknown_since > 1:

@@ -297,8 +297,8 @@ def test_new_partitions_are_read_from_their_beginning(
 
         has_grown = False
 
-        def _assign(self, partitions: dict[int, object]) -> None:  # type: ignore[override]
-            super()._assign({number: partitions[number] for number in sorted(partitions)[: 4 if self.has_grown else 2]})
+        def assign(self, partitions: dict[int, object]) -> None:  # type: ignore[override]
+            super().assign({number: partitions[number] for number in sorted(partitions)[: 4 if self.has_grown else 2]})
 
     for partition in range(PARTITIONS):
         brokers.posts(topic, 2, partition)
