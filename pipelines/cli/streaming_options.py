@@ -8,7 +8,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,9 @@ class StreamOptions:
         (), "for Kafka's producer; may be repeated", name="producer_option", action="append", type=_pair,
         metavar="NAME=VALUE",
     )  # fmt: skip
+    producer_config: str | None = option(
+        None, "the same in lines of a file, secrets among them, in local runs", metavar="FILE"
+    )
     expansion_service: str | None = option(
         None, "what expands Kafka's transforms (default: a jar that Beam downloads, and runs with Java)",
         metavar="HOST:PORT",
@@ -115,8 +118,15 @@ class StreamOptions:
         Raises:
             InputError: if it cannot be read.
         """
-        of_file = read_properties("consumer_config", self.consumer_config) if self.consumer_config else {}
-        return of_file | dict(self.consumer_options)
+        return _settings("consumer_config", self.consumer_config, self.consumer_options)
+
+    def producer_settings(self) -> dict[str, str]:
+        """The same for its producer."""
+        return _settings("producer_config", self.producer_config, self.producer_options)
+
+
+def _settings(option: str, path: str | None, given: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return (read_properties(option, path) if path else {}) | dict(given)
 
 
 def add_streaming_options(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +213,7 @@ def _check_kafka(stream: StreamOptions, runner: str) -> None:
         ("consumer_option", stream.consumer_options, stream.source),
         ("consumer_config", stream.consumer_config, stream.source),
         ("producer_option", stream.producer_options, stream.publish),
+        ("producer_config", stream.producer_config, stream.publish),
     ):
         if values and not isinstance(topic, KafkaTopic):
             raise InputError(f"--{name} belongs to kafka://, and is nothing without it")
@@ -213,17 +224,14 @@ def _check_kafka(stream: StreamOptions, runner: str) -> None:
     if runner == _LOCAL_RUNNER:
         if stream.expansion_service:
             raise InputError(f"--expansion_service belongs to clusters, and is nothing on --runner {runner}")
-        if isinstance(stream.publish, KafkaTopic):
-            raise InputError(
-                f"--publish kafka:// is written by Java, which --runner {runner} cannot run; give another, FlinkRunner "
-                "or DataflowRunner for instance"
-            )
         if importlib.util.find_spec("confluent_kafka") is None:
             raise InputError("kafka:// needs confluent-kafka; install it with: pip install 'torchmoji-beam[kafka]'")
         stream.consumer_settings()
+        stream.producer_settings()
         return
-    if stream.consumer_config:
-        raise InputError(f"--consumer_config belongs to local runs; give --consumer_option on --runner {runner}")
+    for kind, config in (("consumer", stream.consumer_config), ("producer", stream.producer_config)):
+        if config:
+            raise InputError(f"--{kind}_config belongs to local runs; give --{kind}_option on --runner {runner}")
     if stream.expansion_service:
         if not re.fullmatch(r"[^\s:/]+:\d{1,5}", stream.expansion_service):
             raise InputError(f"--expansion_service must be HOST:PORT, not {stream.expansion_service!r}")

@@ -1,4 +1,6 @@
-"""Kafka as a source of messages, with librdkafka. The data set says where to begin, and no consumer group does.
+"""Kafka as a source of messages, and as a topic to publish rows to, with librdkafka.
+
+The data set says where to begin, and no consumer group does.
 
 All partitions are assigned to this process, which has the lock of the stream. Each begins at the first offset that no
 record of a file covers. A message's receipt is `partition:first:last`: `last` is its offset, and `first` the one behind
@@ -15,6 +17,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines.data_set import coverage
 from pipelines.data_set.coverage import Covers
 from pipelines.streams.sources import Received, SourceUnavailableError
@@ -22,6 +26,7 @@ from torchmoji_core.errors import InputError, RunError, UnavailableError, first_
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 from transforms.input.messages import kafka_message
+from transforms.output.publish import to_messages
 from transforms.records import Message
 
 PULL_SECONDS = 5.0
@@ -33,6 +38,7 @@ LOOK_SECONDS = 3.0
 """For such a look, which holds up messages."""
 PULLED_BYTES = 8 << 20
 """Payloads at which a pull ends. librdkafka holds as much again, and one answer of a broker."""
+PUBLISH_SECONDS = 300.0
 _TICK = 0.1
 """Seconds until a pull heeds `stop`."""
 _DEFAULTS = {
@@ -50,6 +56,13 @@ _OURS = {
     "allow.auto.create.topics": False,
     "auto.offset.reset": "error",  # where retention has deleted what comes next, that is to be said
 }
+_DEFAULTS_TO_PUBLISH = {
+    "client.id": "torchmoji",
+    "linger.ms": 5,
+    "message.max.bytes": 10_000_000,  # the broker may take less
+    "log_level": 2,
+}
+_OURS_TO_PUBLISH = {"enable.idempotence": True}
 _BEGINNINGS = {"earliest": True, "smallest": True, "beginning": True, "latest": False, "largest": False, "end": False}
 _LOGGER = logging.getLogger(__name__)
 
@@ -155,10 +168,7 @@ class KafkaSource:
                  "on_commit": _committed, "logger": _LOGGER}
             )  # fmt: skip
         except (self._kafka.KafkaException, TypeError, ValueError) as error:
-            said = error.args[0].str() if isinstance(error, self._kafka.KafkaException) else first_line(error)
-            raise InputError(
-                f"--consumer_option or --consumer_config: {said}; names and values are those of librdkafka"
-            ) from None
+            raise _wrong_setting("consumer", error) from None
 
     def _begin(self, covers: Covers, at_beginning: bool) -> None:
         """Begin in each partition behind what is covered. If nothing of the topic is, then where the options say."""
@@ -337,6 +347,79 @@ class KafkaSource:
         if self._said is None or self._said.code() not in (codes._RESOLVE, codes._SSL):  # a name or key that is wrong
             explained.__cause__ = UnavailableError(self.uri)
         return explained
+
+
+class KafkaSink:
+    """A topic that rows are published to, with the id as their key, by an idempotent producer."""
+
+    def __init__(self, topic: KafkaTopic, settings: Mapping[str, str]) -> None:
+        """Args:
+            topic: where to publish.
+            settings: of librdkafka's producer.
+
+        Raises:
+            InputError: if it cannot be reached, or a setting is wrong.
+        """
+        import confluent_kafka
+
+        self._kafka, self._topic, self._uri = confluent_kafka, topic.topic, topic.uri
+        if taken := {*_OURS_TO_PUBLISH, "bootstrap.servers"} & settings.keys():
+            raise InputError(f"--producer_option {min(taken)} cannot be given: it is set by the stream; leave it out")
+        try:
+            self._producer = confluent_kafka.Producer(
+                {"bootstrap.servers": topic.brokers, **_DEFAULTS_TO_PUBLISH, **settings, **_OURS_TO_PUBLISH,
+                 "error_cb": self._heed, "logger": _LOGGER}
+            )  # fmt: skip
+        except (confluent_kafka.KafkaException, TypeError, ValueError) as error:
+            raise _wrong_setting("producer", error) from None
+        self._said = ""
+        try:
+            described = self._producer.list_topics(self._topic, timeout=REQUEST_SECONDS).topics[self._topic]
+            if described.error is not None:
+                raise confluent_kafka.KafkaException(described.error)
+        except confluent_kafka.KafkaException as error:
+            self._producer.poll(0)  # calls `_heed`
+            raise InputError(
+                f"--publish {self._uri}: cannot be written: {self._said or error.args[0].str()}"
+            ) from UnavailableError(self._uri)
+
+    def publish(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """See `Publisher.publish`."""
+        refused: list[Any] = []
+
+        def delivered(error: Any, message: Any) -> None:
+            if error is not None:
+                refused.append(error)
+
+        try:
+            for batch in batches:
+                for key, content in to_messages(batch):
+                    self._produce(key, content, delivered)
+            left = self._producer.flush(PUBLISH_SECONDS)
+        except self._kafka.KafkaException as error:
+            refused, left = [error.args[0]], 0
+        if refused or left:
+            said = refused[0].str() if refused else f"no answer for {PUBLISH_SECONDS:g} s ({self._said})"
+            raise RunError(f"--publish {self._uri}: rows cannot be published: {said}")
+
+    def _produce(self, key: bytes, content: bytes, delivered: Callable[[Any, Any], None]) -> None:
+        while True:
+            try:
+                return self._producer.produce(self._topic, content, key=key, on_delivery=delivered)
+            except BufferError:  # as many wait as may
+                self._producer.poll(_TICK)
+
+    def _heed(self, error: Any) -> None:
+        self._said = error.str()
+
+
+def _wrong_setting(kind: str, error: Exception) -> InputError:
+    """Args:
+    kind: consumer or producer.
+    error: what librdkafka says.
+    """
+    said = getattr(error.args[0], "str", lambda: first_line(error))()
+    return InputError(f"--{kind}_option or --{kind}_config: {said}; names and values are those of librdkafka")
 
 
 def _beginning(settings: Mapping[str, str]) -> bool:

@@ -31,14 +31,14 @@ from pipelines.runs.run_report import report_so_far
 from pipelines.runs.watchdog import Watchdog
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.committer import Committer
-from pipelines.streams.kafka import KafkaSource
+from pipelines.streams.kafka import KafkaSink, KafkaSource
 from pipelines.streams.loop import Loop, Work
 from pipelines.streams.pubsub import PubSubSource, PubSubTopic
-from pipelines.streams.sources import Source
+from pipelines.streams.sources import Publisher, Source
 from pipelines.streams.stages import Stages
 from torchmoji_core.errors import RunError
 from transforms import metrics
-from transforms.addresses import PubSubName
+from transforms.addresses import KafkaTopic, PubSubName
 from transforms.output.commit import JOURNAL, journal_directory, record_together
 from transforms.storage import files as storage
 
@@ -82,7 +82,7 @@ class LocalStream:
         """
         config, stream = self._plan.config, self._stream
         with told_to_stop(stream.drain + DRAIN_MARGIN) as stop:
-            topic = PubSubTopic(stream.publish.path) if isinstance(stream.publish, PubSubName) else None
+            topic = self._publisher()
             if isinstance(stream.source, PubSubName):
                 work = Stages(config, stream, topic)
                 # Last: making a source pulls a message, whose deadline is not extended before the loop runs.
@@ -93,6 +93,12 @@ class LocalStream:
                 contextlib.closing(KafkaSource(stream.source, stream.consumer_settings(), self._covers())) as source,
             ):
                 return self.attend(source, Stages(config, stream, topic, lock.check), stop)
+
+    def _publisher(self) -> Publisher | None:
+        publish = self._stream.publish
+        if isinstance(publish, KafkaTopic):
+            return KafkaSink(publish, self._stream.producer_settings())
+        return None if publish is None else PubSubTopic(publish.path)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Lock]:

@@ -61,7 +61,7 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (f"{PUBSUB} --consumer_config a", "--consumer_config belongs to kafka://"),
         (f"{KAFKA} --runner FlinkRunner --consumer_option group.id", "--consumer_option: must be NAME=VALUE"),
         (f"{KAFKA} --runner FlinkRunner --expansion_service here", "--expansion_service must be HOST:PORT"),
-        (f"{PUBSUB} --publish kafka://broker:9092/rows", "which --runner DirectRunner cannot run"),
+        (f"{PUBSUB} --producer_config a", "--producer_config belongs to kafka://"),
     ],
 )
 def test_wrong_options(arguments: str, expected: str) -> None:

@@ -23,7 +23,7 @@ from pipelines.runs.accounting import describe_stream
 from pipelines.runs.plan import Plan, check_model
 from pipelines.streams import kafka
 from pipelines.streams.buffer import LoopOptions
-from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSource
+from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSink, KafkaSource
 from pipelines.streams.loop import Loop
 from pipelines.streams.sources import Received, SourceUnavailableError
 from pipelines.streams.stages import Stages
@@ -32,7 +32,7 @@ from tests.pipelines.conftest import Finished
 from tests.pipelines.streams.parts import Clock, until
 from tests.pipelines.streams.test_streaming import run_until
 from tests.streams import covered, live_ids
-from torchmoji_core.errors import InputError, LockHeldError
+from torchmoji_core.errors import InputError, LockHeldError, RunError
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 
@@ -138,6 +138,30 @@ def test_two_streams_of_one_output(brokers: Broker, topic: str, run_score: Score
 
     assert run(run_score, brokers, topic, act).status == 0
     assert not (tmp_path / "out" / "_journal").exists()
+
+
+def test_rows_are_published_before_they_count(
+    brokers: Broker, topic: str, tmp_path: Path, run_score: Score, open_source: Callable[..., KafkaSource]
+) -> None:
+    rows = f"{topic}-rows"
+    brokers.posts(topic, 30)
+    publish = ("--publish", f"kafka://{brokers.address}/{rows}")
+    finished = run(run_score, brokers, topic, lambda: until(lambda: len(live_ids(tmp_path / "out")) == 30), *publish)
+    assert finished.status == 0, finished.err
+    published = pull(KafkaSource(KafkaTopic(brokers.address, rows), {}, {}), 30)
+    assert {item.message.attributes["kafka.key"] for item in published} == set(live_ids(tmp_path / "out"))
+    assert all(json.loads(item.message.data)["fingerprint"] for item in published)
+
+
+def test_rows_that_a_topic_does_not_take(brokers: Broker, topic: str) -> None:
+    sink = KafkaSink(KafkaTopic(brokers.address, topic), {"message.max.bytes": "1000"})
+    sink.publish([pa.record_batch({"id": ["a"], "note": ["short"]})])
+    with pytest.raises(RunError, match=r"rows cannot be published: .*too large"):
+        sink.publish([pa.record_batch({"id": ["a"], "note": ["x" * 2000]})])
+    with pytest.raises(InputError, match=r"--producer_option enable\.idempotence cannot be given"):
+        KafkaSink(KafkaTopic(brokers.address, topic), {"enable.idempotence": "false"})
+    with pytest.raises(InputError, match="--producer_option or --producer_config: No such configuration property"):
+        KafkaSink(KafkaTopic(brokers.address, topic), {"acknowledge": "all"})
 
 
 # --- the loop, ended at each place ----------------------------------------------------------------------------------
