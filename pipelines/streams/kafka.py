@@ -64,6 +64,8 @@ _DEFAULTS_TO_PUBLISH = {
 }
 _OURS_TO_PUBLISH = {"enable.idempotence": True}
 _BEGINNINGS = {"earliest": True, "smallest": True, "beginning": True, "latest": False, "largest": False, "end": False}
+_SAYINGS = 10
+"""Callbacks that may wait with a reason."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -265,7 +267,10 @@ class KafkaSource:
         """A record as a message; None if it is covered already."""
         self._said = None
         partition, offset = record.partition(), record.offset()
-        first, self._next[partition] = self._next[partition], offset + 1
+        first = self._next[partition]
+        self._next[partition] = max(first, offset + 1)
+        if offset < first:  # where a broker goes back
+            return None
         if coverage.first_uncovered(self._covered.get(str(partition), []), offset) != offset:
             return None
         return Received(_message(record), f"{partition}:{first}:{offset}")
@@ -307,6 +312,7 @@ class KafkaSource:
         """Note an error, of a partition or of the client; librdkafka tries again by itself what may succeed later."""
         codes = self._kafka.KafkaError
         if error.code() == codes._AUTO_OFFSET_RESET and record is not None:
+            _LOGGER.warning("%s, partition %d: %s", self.uri, record.partition(), error.str())
             self._astray.add(record.partition())
         elif error.code() == codes.GROUP_AUTHORIZATION_FAILED:
             _LOGGER.debug("offsets cannot be committed: %s", error.str())
@@ -336,7 +342,8 @@ class KafkaSource:
 
     def _explained(self, raised: Any) -> InputError:
         """Why the topic could not be looked at, as its user understands it."""
-        self._consumer.poll(0)  # calls `_heed`
+        for _ in range(_SAYINGS):
+            self._consumer.poll(0)  # calls `_heed`
         error = raised.args[0]
         if self._is_unknown(error):
             return InputError(f"--input {self.uri}: there is no such topic; create it first")
@@ -378,7 +385,8 @@ class KafkaSink:
             if described.error is not None:
                 raise confluent_kafka.KafkaException(described.error)
         except confluent_kafka.KafkaException as error:
-            self._producer.poll(0)  # calls `_heed`
+            for _ in range(_SAYINGS):
+                self._producer.poll(0)  # calls `_heed`
             raise InputError(
                 f"--publish {self._uri}: cannot be written: {self._said or error.args[0].str()}"
             ) from UnavailableError(self._uri)
