@@ -51,7 +51,11 @@ def union(*parts: Covers) -> Covers:
 
 def is_within(part: Covers, whole: Covers) -> bool:
     """Whether all that one covers is covered by the other."""
-    return union(part, whole) == union(whole)
+    return all(
+        partition in whole.get(source, {}) and joined([*(known := whole[source][partition]), *some]) == joined(known)
+        for source, partitions in part.items()
+        for partition, some in partitions.items()
+    )
 
 
 def first_uncovered(intervals: Intervals, offset: int) -> int:

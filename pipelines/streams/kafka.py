@@ -10,6 +10,7 @@ the topic has compacted or deleted. So intervals stay few.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -298,7 +299,8 @@ class KafkaSource:
             for partition in sorted(self._astray):
                 at = self._where(partition, self._next[partition], is_known=True)
                 moved = [self._kafka.TopicPartition(self._topic, partition, at)]
-                self._consumer.incremental_unassign(moved)  # which is not read any more, so it cannot be sought
+                with contextlib.suppress(self._kafka.KafkaException):  # it is not read any more, so it cannot be sought
+                    self._consumer.incremental_unassign(moved)
                 self._consumer.incremental_assign(moved)
                 self._astray.discard(partition)
         except self._kafka.KafkaException as error:

@@ -32,6 +32,7 @@ JARS = Path(__file__).parents[2] / ".venv" / "kafka"
 START_SECONDS = 120.0
 KILLS, BROKER_KILLS = 30, 2
 PARTITIONS = 3
+PASSWORD = "b0tticelli"
 
 
 class RealBroker:
@@ -39,19 +40,27 @@ class RealBroker:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        with socket.socket() as one, socket.socket() as other:
-            for each in (one, other):
+        with socket.socket() as one, socket.socket() as other, socket.socket() as third:
+            for each in (one, other, third):
                 each.bind(("127.0.0.1", 0))
-            self._port, controller = one.getsockname()[1], other.getsockname()[1]
-        self.address = f"127.0.0.1:{self._port}"
+            self._port, controller, secret = (each.getsockname()[1] for each in (one, other, third))
+        self.address, self.guarded = f"127.0.0.1:{self._port}", f"127.0.0.1:{secret}"
+        """Where anybody may connect, and where a password is asked for."""
+        addresses = f"PLAINTEXT://{self.address},SASL_PLAINTEXT://{self.guarded}"
         settings = {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "listeners": f"{addresses},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": addresses,
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": (
+                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT"
+            ),
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl_plaintext.plain.sasl.jaas.config": (
+                f'org.apache.kafka.common.security.plain.PlainLoginModule required user_scores="{PASSWORD}";'
+            ),
             "log.dirs": directory / "data",
             **dict.fromkeys(("offsets.topic.replication.factor", "offsets.topic.num.partitions"), 1),
             "transaction.state.log.replication.factor": 1,
@@ -146,6 +155,25 @@ def test_transactions_retention_and_new_partitions(broker: RealBroker) -> None:
         assert pull(late, 5)[0] == "0:2:9"
         late.close()
     assert tally.counts()["lost"] == 7
+
+
+def test_a_password_is_used_and_never_shown(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
+    create(broker, "guarded", 1)
+    Broker(broker.address).posts("guarded", 5)
+    settings, output = tmp_path / "consumer.properties", tmp_path / "out"
+    sasl = "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsasl.username=scores\nsasl.password="
+    source = ("--streaming", "--input", f"kafka://{broker.guarded}/guarded", "--output", "out", "--model", tiny_model)
+    options = ("--consumer_config", str(settings), "--commit_every", "300ms")
+    settings.write_text(f"{sasl}{PASSWORD}1\n")
+    stream = ScoreProcess(tmp_path, *source, *options)
+    assert stream.process.wait(60) == 2
+    assert "may not be read" in stream.log and "Authentication failed" in stream.log and PASSWORD not in stream.log
+
+    settings.write_text(f"{sasl}{PASSWORD}\n")
+    stream = ScoreProcess(tmp_path, *source, *options)
+    stream.wait_for(lambda: output.exists() and len(live_ids(output)) == 5)
+    assert stream.stop() == 0 and PASSWORD not in stream.log
+    assert not [path for path in output.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
 
 
 def test_every_offset_once_whoever_is_killed(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
