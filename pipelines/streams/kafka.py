@@ -154,7 +154,7 @@ class KafkaSource:
         self._stopped.set()
 
     def close(self) -> None:
-        """See `Source.close`."""
+        """Leave the brokers. Nothing may be called any more; a pull that goes on is waited for."""
         self._stopped.set()
         if self._busy.acquire(timeout=2 * REQUEST_SECONDS):
             self._consumer.close()

@@ -137,9 +137,6 @@ class PubSubSource:
         for puller in (self._puller, self._puller_of_one):
             puller.close()
 
-    def close(self) -> None:
-        """See `Source.close`."""
-
     def _request(self, method: Any, request: dict[str, Any]) -> None:
         try:
             method(request=request, timeout=REQUEST_SECONDS, retry=None)  # the caller tries again

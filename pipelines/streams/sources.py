@@ -63,9 +63,6 @@ class Source(Protocol):
     def stop(self) -> None:
         """End a `pull` that waits; none is begun any more."""
 
-    def close(self) -> None:
-        """Let go of it, when nothing is called any more."""
-
 
 class Publisher(Protocol):
     """A topic."""

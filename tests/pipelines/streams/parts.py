@@ -113,9 +113,6 @@ class ListSource:
             self.stopped.set()
             self._changed.notify_all()
 
-    def close(self) -> None:
-        pass
-
     def _fail(self, method: str) -> None:
         if self.fails.get(method):
             raise self.fails[method].pop()
