@@ -106,6 +106,23 @@ def test_each_message_once_over_two_starts(
     assert at.offset == 25, "for those who watch how far it is"
 
 
+def test_from_the_end_of_a_topic(brokers: Broker, topic: str, tmp_path: Path, run_score: Score) -> None:
+    """Where it began is recorded before anything is read."""
+    output = tmp_path / "out"
+    brokers.posts(topic, 5)
+
+    def act() -> None:
+        until(lambda: output.exists() and _recorded(output) == {"0": 5, "1": 0, "2": 0, "3": 0})
+        brokers.posts(topic, 2, first=5)
+        brokers.posts(topic, 1, partition=3)
+        until(lambda: len(live_ids(output)) == 3)
+
+    finished = run(run_score, brokers, topic, act, "--consumer_option", "auto.offset.reset=latest")
+    assert finished.status == 0, finished.err
+    assert live_ids(output) == ["0-5", "0-6", "3-0"]
+    assert covered(output) == {"0": [[0, 6]], "1": [], "2": [], "3": [[0, 0]]}
+
+
 def test_what_is_wrong_is_said_before_the_stream_begins(
     brokers: Broker, topic: str, run_score: Score, monkeypatch: pytest.MonkeyPatch
 ) -> None:
