@@ -6,6 +6,7 @@
 #                  in .venv-core, with what PyFlink brings and without Beam: before a release
 # make test-portable  workers in processes of their own, with Beam's own job server
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
+# make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers: read a data set, score in Spark
 # make lint         ruff and mypy alone
@@ -20,7 +21,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -47,6 +48,9 @@ test-portable: .venv/installed-dev
 
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py
+
+test-kafka: .venv/installed-dev .venv/kafka/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults/test_kafka_broker.py
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
@@ -118,6 +122,10 @@ clean:
 
 .venv/azurite/installed: Makefile
 	npm install --silent --no-fund --no-audit --prefix .venv/azurite azurite@3
+	touch $@
+
+.venv/kafka/installed: tests/kafka_pom.xml
+	mvn --quiet --batch-mode --file tests/kafka_pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/.venv/kafka
 	touch $@
 
 # An environment of its own, since Airflow brings about ninety packages.

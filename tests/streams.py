@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.data_set.snapshot import DataSet, live_files
 from tests.fake_pubsub import FakePubSub, FakeSubscription
 from tests.processes import ScoreProcess
 
@@ -98,3 +99,15 @@ def rows_in_place(output: Path, window: int) -> Counter[str]:
         start = datetime.fromtimestamp(starts.pop(), UTC)
         assert path.parent.relative_to(output) == Path(f"date={start:%Y-%m-%d}", f"hour={start:%H}"), path
     return ids
+
+
+def live_ids(output: Path) -> list[str]:
+    """Ids of the rows that are results, sorted."""
+    tables = [pq.read_table(path, columns=["id"], partitioning=None) for path in live_files(str(output))]
+    return sorted(id_ for table in tables for id_ in table["id"].to_pylist())
+
+
+def covered(output: Path) -> Mapping[str, list[list[int]]]:
+    """By partition, the offsets that the manifests of a data set with one topic cover."""
+    (partitions,) = DataSet.read(str(output)).covers.values()
+    return partitions

@@ -44,6 +44,8 @@ TEXT_TOKENS = "text_tokens"
 MODEL_SWAPS = "model_swaps"
 """How often a process put another model in the place of the one it scored with."""
 MODELS_REFUSED = "models_refused"
+LOST = "lost"
+"""Messages, or offsets, that a topic had deleted before they were read."""
 FILES_WRITTEN = "files_written"
 ROWS_WRITTEN = "rows_written"
 BYTES_WRITTEN = "bytes_written"
@@ -131,6 +133,7 @@ OF_STREAMS = {
     f"{BATCH_ROWS}_mean": Reported("batch_mean_rows", "How full the model's batches were."),
     MODEL_SWAPS: Reported("model_swaps", "Models that took the place of another."),
     MODELS_REFUSED: Reported("models_refused", "Bundles that were found and not taken."),
+    LOST: Reported("lost_messages", "Offsets of Kafka that were deleted before they were read."),
 }
 """Of streams, besides."""
 

@@ -38,6 +38,8 @@ class Message(NamedTuple):
     published: int
     """Microseconds since 1970 in UTC."""
     attributes: Mapping[str, str] = {}
+    is_tombstone: bool = False
+    """Whether it has no content and says that its key is deleted, as in Kafka; then `data` is empty."""
 
 
 class TokenizedTweet(NamedTuple):

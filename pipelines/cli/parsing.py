@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pipelines.cli.exits import told
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, first_line
 
 T = TypeVar("T")
 
@@ -118,3 +119,28 @@ def as_time(number: float) -> str:
     """Seconds as `seconds` reads them."""
     unit = next(unit for unit in ("h", "m", "s", "ms") if unit == "ms" or (number and number % _SECONDS[unit] == 0))
     return f"{number / _SECONDS[unit]:g}{unit}"
+
+
+def read_properties(option: str, path: str) -> dict[str, str]:
+    """Settings of a client from a file of lines `name=value`; blank lines and those with # in front say nothing.
+
+    Args:
+        option: name of the option, for errors, which show no value: it may be a secret.
+        path: of the file.
+
+    Raises:
+        InputError: if it cannot be read, or has another line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--{option} {path}: cannot be read: {first_line(error)}") from None
+    settings = {}
+    for number, line in enumerate(lines, 1):
+        name, equals, value = line.partition("=")
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        if not equals or not name.strip():
+            raise InputError(f"--{option} {path}: line {number} is not NAME=VALUE")
+        settings[name.strip()] = value.strip()
+    return settings

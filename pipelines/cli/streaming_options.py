@@ -8,11 +8,11 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cli.parsing import add_options, names, seconds, take_options
+from pipelines.cli.parsing import add_options, names, read_properties, seconds, take_options
 from torchmoji_core.errors import InputError
 from torchmoji_core.options import option
 from transforms.addresses import KafkaTopic, PubSubName, Source, is_topic, parse_sink, parse_source
@@ -77,10 +77,16 @@ class StreamOptions:
         (), "for Kafka's consumer, group.id=scores for instance; may be repeated", name="consumer_option",
         action="append", type=_pair, metavar="NAME=VALUE",
     )  # fmt: skip
+    consumer_config: str | None = option(
+        None, "the same in lines of a file, secrets among them, in local runs", metavar="FILE"
+    )
     producer_options: tuple[tuple[str, str], ...] = option(
         (), "for Kafka's producer; may be repeated", name="producer_option", action="append", type=_pair,
         metavar="NAME=VALUE",
     )  # fmt: skip
+    producer_config: str | None = option(
+        None, "the same in lines of a file, secrets among them, in local runs", metavar="FILE"
+    )
     expansion_service: str | None = option(
         None, "what expands Kafka's transforms (default: a jar that Beam downloads, and runs with Java)",
         metavar="HOST:PORT",
@@ -105,6 +111,22 @@ class StreamOptions:
     @property
     def has_kafka(self) -> bool:
         return isinstance(self.source, KafkaTopic) or isinstance(self.publish, KafkaTopic)
+
+    def consumer_settings(self) -> dict[str, str]:
+        """For Kafka's consumer, those of the file included. It is read only here: nothing else has its secrets.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        return _settings("consumer_config", self.consumer_config, self.consumer_options)
+
+    def producer_settings(self) -> dict[str, str]:
+        """The same for its producer."""
+        return _settings("producer_config", self.producer_config, self.producer_options)
+
+
+def _settings(option: str, path: str | None, given: Iterable[tuple[str, str]]) -> dict[str, str]:
+    return (read_properties(option, path) if path else {}) | dict(given)
 
 
 def add_streaming_options(parser: argparse.ArgumentParser) -> None:
@@ -186,10 +208,12 @@ def _check_pubsub() -> None:
 
 
 def _check_kafka(stream: StreamOptions, runner: str) -> None:
-    """Check what can be checked without Beam: the runner that Kafka's transforms need, and Java."""
+    """Check what can be checked without Beam: a client on this machine, Java for transforms on clusters."""
     for name, values, topic in (
         ("consumer_option", stream.consumer_options, stream.source),
+        ("consumer_config", stream.consumer_config, stream.source),
         ("producer_option", stream.producer_options, stream.publish),
+        ("producer_config", stream.producer_config, stream.publish),
     ):
         if values and not isinstance(topic, KafkaTopic):
             raise InputError(f"--{name} belongs to kafka://, and is nothing without it")
@@ -198,10 +222,16 @@ def _check_kafka(stream: StreamOptions, runner: str) -> None:
             raise InputError("--expansion_service belongs to kafka://, and is nothing without it")
         return
     if runner == _LOCAL_RUNNER:
-        raise InputError(
-            f"kafka:// is read and written by Java, which --runner {runner} cannot run; give another, FlinkRunner or "
-            "DataflowRunner for instance"
-        )
+        if stream.expansion_service:
+            raise InputError(f"--expansion_service belongs to clusters, and is nothing on --runner {runner}")
+        if importlib.util.find_spec("confluent_kafka") is None:
+            raise InputError("kafka:// needs confluent-kafka; install it with: pip install 'torchmoji-beam[kafka]'")
+        stream.consumer_settings()
+        stream.producer_settings()
+        return
+    for kind, config in (("consumer", stream.consumer_config), ("producer", stream.producer_config)):
+        if config:
+            raise InputError(f"--{kind}_config belongs to local runs; give --{kind}_option on --runner {runner}")
     if stream.expansion_service:
         if not re.fullmatch(r"[^\s:/]+:\d{1,5}", stream.expansion_service):
             raise InputError(f"--expansion_service must be HOST:PORT, not {stream.expansion_service!r}")

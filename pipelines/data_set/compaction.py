@@ -115,6 +115,7 @@ class _Compaction:
                 inputs=tuple(live.inputs.values()),
                 files=(*(file for path, file in live.files.items() if path not in merged), *(file for _, file in new)),
                 dead_letters=tuple(live.dead_letters.values()),
+                covers=data_set.covers,
             )
         )
 

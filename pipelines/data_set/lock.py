@@ -76,6 +76,16 @@ class Lock:
         self._thread.join()
         self._give_back()
 
+    def check(self) -> None:
+        """Make sure, before something that two must not do, that nobody has taken this run for dead.
+
+        Raises:
+            RunError: if another run has the lock now.
+            OSError: if it cannot be read.
+        """
+        if not self._is_ours():
+            raise RunError(f"another run has taken this one for dead, and has the lock of {self._output}; start again")
+
     def _give_back(self) -> None:
         try:
             if self._is_ours():

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pipelines.data_set import coverage
+from pipelines.data_set.coverage import Covers
 from torchmoji_core.errors import InputError, RunError, may_pass
 from transforms.output.commit import TEMPORARY
 from transforms.storage import files as storage
@@ -108,6 +110,9 @@ class Manifest:
     checkpoint: bool = False
     """Whether `inputs`, `files` and `dead_letters` are the whole live data set."""
     counts: dict[str, int] = field(default_factory=dict)
+    covers: Covers = field(default_factory=dict)
+    """Which messages the files of a stream are made from, where that tells what to read next; of a checkpoint, which
+    ones all of them are made from."""
 
     @property
     def name(self) -> str:
@@ -258,6 +263,7 @@ def _check(manifest: Manifest, number: int) -> None:
         # These times decide when files are deleted.
         if datetime.fromisoformat(time).tzinfo is None:
             raise ValueError(f"time {time!r} without a zone")
+    coverage.check(manifest.covers)
 
 
 def claim(output: str, manifest: Manifest) -> bool:

@@ -1,9 +1,10 @@
 """Pending files: those that an endless run has put in place, until a manifest lists them.
 
 A stream has no end at which a manifest could list its files, and its workers may be anywhere. So a worker that puts a
-file in place publishes a record of it in `_journal/<run>/`. The run itself is described there once, before it starts,
-by `run.json`. The next command that writes there lists the files in a manifest (`recovery.commit_pending`), and deletes
-the records. Until then the files are not deleted.
+file in place publishes a record of it in `_journal/<run>/`. A local stream publishes one record for all files of the
+messages that it has scored together, with what they cover of its source (`coverage`). The run itself is described
+there once, before it starts, by `run.json`. The next command that writes there lists the files in a manifest
+(`recovery.commit_pending`), and deletes the records. Until then the files are not deleted.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.data_set import lock, manifest
+from pipelines.data_set import coverage, lock, manifest
+from pipelines.data_set.coverage import Covers
 from pipelines.data_set.liveness import is_gone
 from pipelines.data_set.manifest import DataFile, Model
 from torchmoji_core.errors import InputError
@@ -61,9 +63,6 @@ class Stream:
 class PendingFile:
     """A file that was put in place, and that no manifest may list yet."""
 
-    record: str
-    """Path of what says so."""
-    run_id: str
     file: DataFile
     is_dead_letters: bool
     empty: int
@@ -72,14 +71,38 @@ class PendingFile:
     """What scored its rows; None of dead letters."""
 
 
+@dataclass(frozen=True)
+class Record:
+    """What says that files are in place: all of them together."""
+
+    path: str
+    run_id: str
+    files: tuple[PendingFile, ...]
+    covers: Covers
+    """Which messages of a source they are made from, where that tells what to read next."""
+
+    def is_done(self, known: Collection[str], covers: Covers) -> bool:
+        """Whether it says nothing that manifests do not say.
+
+        Args:
+            known: paths of the files that they name.
+            covers: what they cover.
+        """
+        return all(file.file.path in known for file in self.files) and coverage.is_within(self.covers, covers)
+
+
 @dataclass
 class Pending:
     """What waits in an output, and the streams that have put it there."""
 
     streams: dict[str, Stream] = field(default_factory=dict)
     ended: set[str] = field(default_factory=set)
-    """Runs that had ended for certain before the entries were listed, so that no further ones can follow."""
-    entries: list[PendingFile] = field(default_factory=list)
+    """Runs that had ended for certain before the records were listed, so that no further ones can follow."""
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[PendingFile]:
+        return [file for record in self.records for file in record.files]
 
     @property
     def going_on(self) -> set[str]:
@@ -155,18 +178,18 @@ def read(output: str) -> Pending:
                 if stream.has_ended(found.last_updated_in_seconds or None):
                     waiting.ended.add(stream.run_id)
         # Only now: a run that had ended before this will have no further records.
-        records = list(pending_records(output))
+        paths = list(pending_records(output))
         with ThreadPoolExecutor(_READERS) as threads:
-            entries = [entry for entry in threads.map(_read_entry, records) if entry is not None]
-        for entry in entries:
-            if entry.run_id not in waiting.streams:
-                path = f"{journal_directory(output, entry.run_id)}/{RUN}"
+            records = [record for record in threads.map(_read_record, paths) if record is not None]
+        for record in records:
+            if record.run_id not in waiting.streams:
+                path = f"{journal_directory(output, record.run_id)}/{RUN}"
                 stream = _read_stream(path)  # it may have begun just now
                 if stream is not None:
                     waiting.streams[stream.run_id] = stream
-                elif storage.exists(entry.record):
+                elif storage.exists(record.path):
                     raise _unreadable(path, "it is not there")
-        waiting.entries = [entry for entry in entries if entry.run_id in waiting.streams]
+        waiting.records = [record for record in records if record.run_id in waiting.streams]
     except OSError as error:
         raise manifest.cannot_read(f"output {output}/{JOURNAL}", error) from error
     return waiting
@@ -201,24 +224,30 @@ def _read_stream(path: str) -> Stream | None:
         raise _unreadable(path, error) from None
 
 
-def _read_entry(path: str) -> PendingFile | None:
+def _read_record(path: str) -> Record | None:
     """None if it is gone, like `_read_stream`."""
     try:
-        written = WrittenFile(**json.loads(storage.read_bytes(path)))
-        # The output may have another name here than where the stream ran.
-        relative = written.final.removeprefix(written.record.rsplit("/", 3)[0] + "/")
-        if {"", ".", ".."} & set(relative.split("/")):
-            raise ValueError(f"path {relative!r} leaves the output")
-        model = Model(**written.model) if written.model else None
-        file = DataFile(
-            relative, written.rows, written.bytes_, written.sha256, fingerprint=model.fingerprint if model else ""
-        )
-        is_dead_letters = relative.startswith(f"{DEAD_LETTERS}/")
-        return PendingFile(path, path.split("/")[-2], file, is_dead_letters, written.empty, model)
+        values = json.loads(storage.read_bytes(path))
+        files, covers = (values["files"], values["covers"]) if "files" in values else ([values], {})
+        coverage.check(covers)
+        return Record(path, path.split("/")[-2], tuple(map(_pending_file, files)), covers)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(path, error) from None
+
+
+def _pending_file(values: dict[str, Any]) -> PendingFile:
+    written = WrittenFile(**values)
+    # The output may have another name here than where the stream ran.
+    relative = written.final.removeprefix(written.record.rsplit("/", 3)[0] + "/")
+    if {"", ".", ".."} & set(relative.split("/")):
+        raise ValueError(f"path {relative!r} leaves the output")
+    model = Model(**written.model) if written.model else None
+    file = DataFile(
+        relative, written.rows, written.bytes_, written.sha256, fingerprint=model.fingerprint if model else ""
+    )
+    return PendingFile(file, relative.startswith(f"{DEAD_LETTERS}/"), written.empty, model)
 
 
 def _unreadable(path: str, error: object) -> InputError:

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from pipelines.data_set import manifest, pending
+from pipelines.data_set import coverage, manifest, pending
+from pipelines.data_set.coverage import Covers
 from pipelines.data_set.liveness import is_gone, this_process
 from pipelines.data_set.manifest import Manifest
 from pipelines.data_set.pending import QUIET_SECONDS, PendingFile, Stream
@@ -50,20 +51,22 @@ def commit_pending(data_set: DataSet) -> list[Manifest]:
         nonlocal listed, more
         # Read after the state: a record that is there now is of a file that is listed in it, or nowhere.
         found, known = pending.read(state.output), state.known_files
-        listed = [entry.record for entry in found.entries if entry.file.path in known]
-        groups = [
-            (stream, entries)
-            for stream in found.streams.values()
-            for entries in _by_model(
-                entry for entry in found.entries if entry.run_id == stream.run_id and entry.file.path not in known
-            )
-        ]
-        more = len(groups) > 1
-        if not groups:
-            return None
-        stream, entries = groups[0]
-        listed += [entry.record for entry in entries]
-        return _manifest_of(state, stream, entries)
+        waiting = [record for record in found.records if not record.is_done(known, state.covers)]
+        run_ids = list(dict.fromkeys(record.run_id for record in waiting))
+        covers = state.covers
+        more = False
+        change = None
+        if run_ids:
+            own = [record for record in waiting if record.run_id == run_ids[0]]
+            groups = _by_model(file for record in own for file in record.files if file.file.path not in known)
+            more = len(run_ids) > 1 or len(groups) > 1
+            # Also of files that another group lists: until then their record is there.
+            added = coverage.union(*(record.covers for record in own))
+            change = _manifest_of(state, found.streams[run_ids[0]], groups[0] if groups else (), added)
+            known |= {file.path for file in (*change.files, *change.dead_letters)}
+            covers = coverage.union(covers, added)
+        listed = [record.path for record in found.records if record.is_done(known, covers)]
+        return change
 
     while more:
         change = data_set.commit(decide)
@@ -89,7 +92,7 @@ def _by_model(entries: Iterable[PendingFile]) -> list[list[PendingFile]]:
     return list(groups.values())
 
 
-def _manifest_of(data_set: DataSet, stream: Stream, entries: Sequence[PendingFile]) -> Manifest:
+def _manifest_of(data_set: DataSet, stream: Stream, entries: Sequence[PendingFile], covers: Covers) -> Manifest:
     files = tuple(entry.file for entry in entries if not entry.is_dead_letters)
     dead_letters = tuple(entry.file for entry in entries if entry.is_dead_letters)
     rows, dead = sum(file.rows for file in files), sum(file.rows for file in dead_letters)
@@ -102,6 +105,7 @@ def _manifest_of(data_set: DataSet, stream: Stream, entries: Sequence[PendingFil
         model=next((entry.model for entry in entries if entry.model is not None), stream.model),
         files=files,
         dead_letters=dead_letters,
+        covers=covers,
         counts={
             metrics.READ: rows + dead,
             metrics.SCORED: rows - empty,
@@ -156,7 +160,7 @@ def delete_unlisted(data_set: DataSet, paths: Sequence[str]) -> list[str]:
         return temporary
     # Before the state: a file that is committed in between is then seen twice, not missed.
     found = pending.read(output)
-    waiting = {entry.file.path for entry in found.entries}
+    waiting = {file.file.path for file in found.files}
     # A stream's files are committed only from records, so files without one are never committed.
     runs = {run_of(path) for path in placed} - found.streams.keys()
     may_commit = [run_id for run_id in sorted(runs) if not _unregister(output, run_id)]

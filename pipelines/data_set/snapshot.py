@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pipelines.data_set import manifest
+from pipelines.data_set import coverage, manifest
+from pipelines.data_set.coverage import Covers
 from pipelines.data_set.delta_log import DeltaLog
 from pipelines.data_set.manifest import DataFile, Input, Manifest, Model
 from torchmoji_core import __version__
@@ -102,6 +103,8 @@ class DataSet:
         """Number and run of those and the others."""
         self.generations: dict[int, Generation] = {}
         self.live_generation = 0
+        self.covers: Covers = {}
+        """Which messages of sources its rows and dead letters are made from; see `coverage`."""
         self.retired: dict[str, str] = {}
         """Files that are results no longer and may not be deleted yet, with the time of their retirement."""
         for change in manifests:
@@ -153,6 +156,8 @@ class DataSet:
         if change.kind == FENCE:
             return
         self.manifests.append(change)
+        if change.covers:
+            self.covers = coverage.union(self.covers, change.covers)
         generation = self.generations.setdefault(change.generation, Generation())
         generation.apply(change)
         self._retire(change.retired, change)

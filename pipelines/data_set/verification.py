@@ -93,10 +93,10 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     except (InputError, RunError) as error:
         _untold_or_problem(error, findings)
         return findings
-    if not data_set.manifests and not streams.entries:
+    if not data_set.manifests and not streams.records:
         raise InputError(f"{output}: no manifest there, so no data set; check the path")
     live, known = data_set.live, data_set.known_files
-    waiting = [entry for entry in streams.entries if entry.file.path not in known]
+    waiting = [entry for entry in streams.files if entry.file.path not in known]
     files = [*live.files.values(), *(entry.file for entry in waiting if not entry.is_dead_letters)]
     dead_letters = [*live.dead_letters.values(), *(entry.file for entry in waiting if entry.is_dead_letters)]
     findings.files, findings.inputs, findings.manifests = len(files), len(live.inputs), len(data_set.manifests)

@@ -85,9 +85,7 @@ def read_messages(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOp
     )
     with _one_line(config.inputs[0]):
         messages = pipeline | "ReadMessages" >> reader
-    # Ids must not depend on which brokers of a cluster are named.
-    scope = f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None
-    rules = message_fields(config, stream, scope)
+    rules = message_fields(config, stream, id_scope(stream))
     parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules)
     windows = FixedWindows(Duration.of(stream.window))
     return Outcome(
@@ -103,6 +101,11 @@ def model_updates(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOp
     return pipeline | "WatchModels" >> WatchModels(
         stream.model_watch, stream.model_poll, config.score.model, config.score.precision
     )
+
+
+def id_scope(stream: StreamOptions) -> str | None:
+    """Of `MessageFields`: ids must not depend on which brokers of a cluster are named."""
+    return f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None
 
 
 def message_fields(config: ScoreConfig, stream: StreamOptions, id_scope: str | None = None) -> MessageFields:

@@ -284,7 +284,7 @@ def check_stream(config: ScoreConfig, stream: StreamOptions, data_set: DataSet, 
     """
     check_goes_on(config, data_set.identity)
     found = pending.read(data_set.output)
-    for run_id in sorted(found.going_on | {entry.run_id for entry in found.entries}):
+    for run_id in sorted(found.going_on | {record.run_id for record in found.records}):
         other = found.streams[run_id]
         if changed := other_options(config, other.identity):
             raise InputError(

@@ -19,7 +19,9 @@ from pipelines.cli.exits import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.cli.interrupts import told_to_stop
 from pipelines.cli.logs import announce
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.data_set import pending
+from pipelines.data_set import coverage, pending
+from pipelines.data_set.coverage import Covers
+from pipelines.data_set.lock import Lock
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import progress
 from pipelines.runs.accounting import describe_stream, too_many_dead_letters, unaccounted
@@ -29,13 +31,16 @@ from pipelines.runs.run_report import report_so_far
 from pipelines.runs.watchdog import Watchdog
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.committer import Committer
+from pipelines.streams.kafka import KafkaSink, KafkaSource
 from pipelines.streams.loop import Loop, Work
 from pipelines.streams.pubsub import PubSubSource, PubSubTopic
-from pipelines.streams.sources import Source
+from pipelines.streams.sources import Publisher, Source
 from pipelines.streams.stages import Stages
 from torchmoji_core.errors import RunError
 from transforms import metrics
-from transforms.addresses import PubSubName
+from transforms.addresses import KafkaTopic, PubSubName
+from transforms.output.commit import JOURNAL, journal_directory, record_together
+from transforms.storage import files as storage
 
 IN_FLIGHT_BYTES = 64 << 20
 """Payloads of messages that are read and not yet acknowledged; what is made of them takes several times that."""
@@ -64,23 +69,54 @@ class LocalStream:
         clock: seconds; to be replaced in tests.
         """
         self._plan, self._stream, self._figures, self._clock = plan, stream, figures, clock
-        self._committer = Committer(data_set, plan.run_id)
+        self._data_set, self._committer = data_set, Committer(data_set, plan.run_id)
         self._started, self._begun = datetime.now(UTC), clock()
 
     def run(self) -> int:
         """Read and write until told to stop. Returns the exit status.
 
         Raises:
-            InputError: if the subscription cannot be read.
+            InputError: if the source cannot be read.
+            LockHeldError: if another stream of Kafka writes to the output.
             RunError: if the run fails. What it has written stays, and what it has not is delivered again.
         """
-        source, sink = self._stream.source, self._stream.publish
-        assert isinstance(source, PubSubName)
-        with told_to_stop(self._stream.drain + DRAIN_MARGIN) as stop:
-            topic = PubSubTopic(sink.path) if isinstance(sink, PubSubName) else None
-            work = Stages(self._plan.config, self._stream, topic)
-            # Last: making a source pulls a message, whose deadline is not extended before the loop runs.
-            return self.attend(PubSubSource(source.path), work, stop)
+        config, stream = self._plan.config, self._stream
+        with told_to_stop(stream.drain + DRAIN_MARGIN) as stop:
+            topic = self._publisher()
+            if isinstance(stream.source, PubSubName):
+                work = Stages(config, stream, topic)
+                # Last: making a source pulls a message, whose deadline is not extended before the loop runs.
+                return self.attend(PubSubSource(stream.source.path), work, stop)
+            # Two at once would both begin where the files end. Not the lock of the output, which `compact` needs.
+            with (
+                self._alone() as lock,
+                contextlib.closing(KafkaSource(stream.source, stream.consumer_settings(), self._covers())) as source,
+            ):
+                return self.attend(source, Stages(config, stream, topic, lock.check), stop)
+
+    def _publisher(self) -> Publisher | None:
+        publish = self._stream.publish
+        if isinstance(publish, KafkaTopic):
+            return KafkaSink(publish, self._stream.producer_settings())
+        return None if publish is None else PubSubTopic(publish.path)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[Lock]:
+        output = self._plan.config.output
+        existed = storage.exists(output)
+        try:
+            with Lock(f"{output}/{JOURNAL}") as lock:
+                yield lock
+        finally:
+            if not existed:  # the lock has made it
+                storage.remove_empty(output)
+
+    def _covers(self) -> Covers:
+        """Which messages the files in the output are made from, pending ones included."""
+        # In this order: what is committed in between is then seen twice, not missed.
+        waiting = pending.read(self._data_set.output)
+        self._data_set.refresh()
+        return coverage.union(self._data_set.covers, *(record.covers for record in waiting.records))
 
     def attend(self, source: Source, work: Work, stop: threading.Event) -> int:
         """Run the loop until told to stop: see `run`."""
@@ -88,6 +124,9 @@ class LocalStream:
         options = LoopOptions(stream.max_in_flight, IN_FLIGHT_BYTES, stream.max_latency, config.limits)
         loop = Loop(source, work, options, self._clock)
         with self._described(loop):
+            if source.passed_over:
+                directory = journal_directory(config.output, self._plan.run_id)
+                record_together((), (), f"{directory}/begin.json", source.passed_over)
             gc.freeze()  # or each garbage collection would look through modules and models, which cost noticeable time
             loop.start()
             announce("reading", f"reading {source.uri}; stop with Ctrl-C or SIGTERM", run_id=self._plan.run_id)

@@ -2,6 +2,7 @@
 
     pull, prepare  ->  Buffer  ->  score  ->  write  ->  acknowledge, and extend what is in flight meanwhile
 
+Where the source does not remember what was acknowledged, as Kafka, the files' record says what they cover of it.
 A message is in flight from its delivery to its acknowledgement. So many messages, and bytes of payloads, may be in
 flight; what comes faster stays in the source. Messages that are scored together are written together, and acknowledged
 when all their rows and dead letters are in files that are in place and on the disk.
@@ -22,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from pipelines.data_set.coverage import Covers
 from pipelines.streams.buffer import Buffer, Chunk, LoopOptions
 from pipelines.streams.sources import Source, SourceUnavailableError
 from pipelines.streams.stages import Prepared
@@ -51,7 +53,7 @@ class Work(Protocol):
 
     def score(self, prepared: Sequence[Prepared]) -> ScoredBatch: ...
 
-    def write(self, scored: ScoredBatch) -> None: ...
+    def write(self, scored: ScoredBatch, covers: Covers) -> None: ...
 
 
 @dataclass
@@ -244,7 +246,9 @@ class Loop:
     def _write(self) -> None:
         while True:
             positions, scored = self._wait(self._next_scored)
-            self._work.write(scored)
+            with self._changed:
+                receipts = [self._in_flight[position].receipt for position in positions]
+            self._work.write(scored, self._source.covers(receipts))
             with self._changed:
                 for position in positions:
                     self._in_flight[position].is_written = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipelines.data_set.coverage import Covers
 from pipelines.streams.sources import Received, SourceUnavailableError
 from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
 from transforms.addresses import PUBSUB
@@ -60,6 +61,7 @@ class PubSubSource:
         from google.cloud import pubsub
 
         self.uri = PUBSUB + subscription
+        self.passed_over: Covers = {}
         self._subscription, self._errors, self._clock = subscription, exceptions, clock
         self._stopped = threading.Event()
         self._at_once, self._more_at = PULLED_AT_ONCE, math.inf
@@ -112,6 +114,10 @@ class PubSubSource:
         self._tries_for_one = 0
         self._has_few = len(received) < FEW
         return received
+
+    def covers(self, receipts: Sequence[str]) -> Covers:
+        """See `Source.covers`."""
+        return {}
 
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
         """See `Source.extend`."""

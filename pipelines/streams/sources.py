@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
+from pipelines.data_set.coverage import Covers
 from transforms.records import Message
 
 
@@ -23,10 +24,12 @@ class Received(NamedTuple):
 
 
 class Source(Protocol):
-    """A subscription. Its methods may be called by several threads at a time."""
+    """A subscription or a topic. Its methods may be called by several threads at a time."""
 
     uri: str
     """What the tweets of its messages have as their source."""
+    passed_over: Covers
+    """What is never read, since it begins behind it; to be recorded before anything is pulled."""
 
     def pull(self, count: int) -> list[Received]:
         """Wait for messages, a few seconds at most.
@@ -39,6 +42,10 @@ class Source(Protocol):
             RunError: if the subscription cannot be read any more.
         """
 
+    def covers(self, receipts: Sequence[str]) -> Covers:
+        """What the record of files says that are made from such messages; empty where the source itself remembers what
+        was acknowledged."""
+
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
         """Keep messages from being delivered again for so long; 0 gives them back.
 
@@ -47,7 +54,7 @@ class Source(Protocol):
         """
 
     def acknowledge(self, receipts: Sequence[str]) -> None:
-        """Have messages never delivered again.
+        """Have messages never delivered again; their files are in place, with a record that says so.
 
         Raises:
             SourceUnavailableError, RunError: as `pull`.

@@ -8,7 +8,8 @@ It has no threads and no queues; those are in `loop`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,14 +18,15 @@ from apache_beam.utils.timestamp import Timestamp
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.runs.graph import message_fields
+from pipelines.data_set.coverage import Covers
+from pipelines.runs.graph import id_scope, message_fields
 from pipelines.streams.sources import Publisher
 from torchmoji_core.batching import BatchLimits, LengthBuckets
 from transforms import metrics
 from transforms.annotate import check_tweet
 from transforms.input.messages import MessageParser
-from transforms.output.commit import commit
-from transforms.output.write import DeadLetterFiles, Files, ScoreFiles
+from transforms.output.commit import journal_directory, put_in_place, record_together
+from transforms.output.write import DeadLetterFiles, ScoreFiles
 from transforms.records import DeadLetter, Message, TokenizedTweet, Tweet
 from transforms.scoring.batch import tweet_size
 from transforms.scoring.loaded_model import load_model
@@ -38,19 +40,26 @@ Prepared = TokenizedTweet | DeadLetter
 class Stages:
     """The work on messages, with the model in use. Each method is for one thread at a time."""
 
-    def __init__(self, config: ScoreConfig, stream: StreamOptions, publisher: Publisher | None = None) -> None:
+    def __init__(
+        self,
+        config: ScoreConfig,
+        stream: StreamOptions,
+        publisher: Publisher | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Load the model.
 
         Args:
             config: what to score, with the id of the run.
             stream: its options for endless input.
             publisher: where rows go beside the files.
+            check: raises if this stream may not write any more, since another has taken its place.
 
         Raises:
             InputError, RunError: if the model cannot be loaded.
         """
-        self._config, self._publisher = config, publisher
-        self._parser = MessageParser(stream.source.uri, message_fields(config, stream))
+        self._config, self._publisher, self._check = config, publisher, check
+        self._parser = MessageParser(stream.source.uri, message_fields(config, stream, id_scope(stream)))
         self._window = round(1e6 * stream.window)
         self._model = load_model(config.score.model, config.score)
         scorer = self._model.scorer
@@ -90,8 +99,17 @@ class Stages:
             letters += scored.dead_letters
         return ScoredBatch(tuple(parts), tuple(letters))
 
-    def write(self, scored: ScoredBatch) -> None:
-        """Write rows and dead letters, and publish rows. On return the files are in place and on the disk.
+    def write(self, scored: ScoredBatch, covers: Covers) -> None:
+        """Write rows and dead letters, and publish rows. On return the files are in place and on the disk, with one
+        record that says so of all of them.
+
+            closed under temporary names  ->  in place  ->  rows published  ->  recorded
+
+        Wherever that ends, the record is there and all is done, or nothing counts and all is done again.
+
+        Args:
+            scored: what to write.
+            covers: which messages it is made from, for the record.
 
         Raises:
             RunError, OSError: if that cannot be done.
@@ -106,10 +124,14 @@ class Stages:
         for letter in scored.dead_letters:
             metrics.counter(metrics.DEAD).inc()
             letters.write(letter, now)
-        _put_in_place(rows, is_rows=True)
-        _put_in_place(letters, is_rows=False)
+        of_rows, of_letters = ([file for _, file in files.close()] for files in (rows, letters))
+        put_in_place([*of_rows, *of_letters])
         if self._publisher is not None:
             self._publisher.publish(scored.parts)
+        if of_rows or of_letters or covers:
+            path = f"{journal_directory(output, run_id)}/{uuid.uuid4().hex[:12]}.json"
+            self._check()
+            record_together(of_rows, of_letters, path, covers)
 
 
 def batches(tweets: Iterable[TokenizedTweet], limits: BatchLimits) -> Iterator[list[TokenizedTweet]]:
@@ -140,8 +162,3 @@ def split_by_window(batch: pa.RecordBatch, window: int) -> Iterator[tuple[Interv
 def _window_of(micros: int, window: int) -> IntervalWindow:
     start = micros // window * window
     return IntervalWindow(Timestamp(micros=start), Timestamp(micros=start + window))
-
-
-def _put_in_place(files: Files, is_rows: bool) -> None:
-    for _, file in files.close():
-        commit(file, count_rows=is_rows, measure_latency=is_rows, journal=True)

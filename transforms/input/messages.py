@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +12,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms import metrics
-from transforms.addresses import KafkaTopic, Source
+from transforms.addresses import KAFKA, KafkaTopic, Source
 from transforms.input.fields import FieldError, FieldMapping, position_id, to_microseconds
 from transforms.input.lines import parse_line
 from transforms.input.posts import PostReader
@@ -22,7 +22,12 @@ from transforms.records import DeadLetter, Message, Outcome, Tweet
 FUTURE_SECONDS = 86_400.0
 """By how much an event may come after its message: clocks differ, but a tweet would wait for ever for a window that
 never comes."""
+KAFKA_ATTRIBUTE = "kafka."
+"""In front of topic, partition, offset, timestamp (milliseconds since 1970) and key of a record."""
 _DEAD = "dead"
+_MAGIC = b"\0"
+"""What serializers of a schema registry put before a payload, followed by the schema's id in four bytes:
+docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,43 @@ def from_pubsub(message: Any) -> Message:
 
 def from_kafka(record: Any) -> Message:
     """A row of Beam's `ReadFromKafka` with metadata."""
-    headers = {header.key: bytes(header.value or b"").decode("utf-8", "replace") for header in record.headers or ()}
-    position = f"{record.partition}:{record.offset}"
-    return Message(position, bytes(record.value or b""), int(record.timestamp) * 1000, headers)
+    headers = [(header.key, header.value) for header in record.headers or ()]
+    return kafka_message(
+        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers
+    )
+
+
+def kafka_message(
+    topic: str,
+    partition: int,
+    offset: int,
+    timestamp: int,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Iterable[tuple[str, bytes | None]],
+) -> Message:
+    """A record of Kafka: its headers are attributes, and what else it has too, with `KAFKA_ATTRIBUTE` in front.
+
+    Args:
+        topic: its name.
+        partition: its number.
+        offset: in the partition.
+        timestamp: milliseconds since 1970.
+        key: None where there is none.
+        value: None of a tombstone.
+        headers: of several with one name, the last counts.
+    """
+    attributes = {name: _text(content) for name, content in headers}
+    for name, own in (("topic", topic), ("partition", partition), ("offset", offset), ("timestamp", timestamp)):
+        attributes[KAFKA_ATTRIBUTE + name] = str(own)
+    if key is not None:
+        attributes[f"{KAFKA_ATTRIBUTE}key"] = _text(key)
+    position = f"{partition}:{offset}"
+    return Message(position, bytes(value or b""), int(timestamp) * 1000, attributes, value is None)
+
+
+def _text(content: bytes | None) -> str:
+    return bytes(content or b"").decode("utf-8", "replace")
 
 
 class ParseMessages(beam.PTransform):
@@ -159,6 +198,10 @@ class MessageParser:
         """The tweets of a message, with timestamps, and dead letters for the rest: several for a page of posts, none
         for a notice. Counts what was read."""
         metrics.counter(metrics.BYTES_READ).inc(len(message.data))
+        if message.is_tombstone:
+            for name in (metrics.READ, metrics.NOTICES):
+                metrics.counter(name).inc()
+            return []
         try:
             found = self._tweets(message)
         except FieldError as error:
@@ -170,6 +213,12 @@ class MessageParser:
     def _tweets(self, message: Message) -> list[Tweet | DeadLetter]:
         if len(message.data) > MAX_RECORD_BYTES:
             raise FieldError(f"message is longer than {MAX_RECORD_BYTES >> 20} MiB")
+        if self._source.startswith(KAFKA) and message.data[:1] == _MAGIC and len(message.data) > 4:
+            schema = int.from_bytes(message.data[1:5], "big")
+            raise FieldError(
+                f"written for a schema registry (magic byte 0, schema {schema}), which is not read; write plain JSON "
+                "or text to the topic"
+            )
         rules = self._rules
         record = parse_line(message.position, message.data, rules.format)
         if record is None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.transforms.trigger import AccumulationMode, AfterCount, Repeatedly
@@ -121,17 +121,66 @@ def commit(
         RunError: if the file is under neither name.
     """
     try:
-        if file.temporary != file.final and storage.exists(file.temporary):
-            storage.rename(file.temporary, file.final)
-        elif not storage.exists(file.final):
-            raise RunError(
-                f"{file.temporary} is gone before it could be renamed; was the output removed while running?"
-            )
+        _rename(file)
         if journal:
             storage.sync(storage.directories(file.final, file.record.rsplit("/", 3)[0]))
         storage.publish(file.record, json.dumps(file._asdict()).encode(), f"{file.record}.tmp", lasting=journal)
     except OSError as error:
         raise RunError(f"{file.final} cannot be put in place: {error}") from error
+    _count(file, count_rows, measure_latency)
+    return file
+
+
+def put_in_place(files: Sequence[WrittenFile]) -> None:
+    """Give closed files their final names, on the disk. They count for nothing before `record_together`.
+
+    Raises:
+        RunError: if that cannot be done.
+    """
+    directories: set[str] = set()
+    try:
+        for file in files:
+            _rename(file)
+            directories.update(storage.directories(file.final, file.record.rsplit("/", 3)[0]))
+        storage.sync(sorted(directories))
+    except OSError as error:
+        raise RunError(f"files cannot be put in place: {error}") from error
+
+
+def record_together(
+    rows: Sequence[WrittenFile], letters: Sequence[WrittenFile], path: str, covers: Mapping[str, Any]
+) -> None:
+    """Record files that are in place, of one local stream: all of them count from now on, or none.
+
+    So a message whose rows are in several files is in the data set whole, or not at all.
+
+    Args:
+        rows: files that are in place.
+        letters: the same, of dead letters.
+        path: of the record, in the run's `journal_directory`.
+        covers: which messages they are made from (`pipelines.data_set.coverage`), where the source tells.
+
+    Raises:
+        RunError: if the record cannot be written.
+    """
+    content = {"files": [file._replace(record=path)._asdict() for file in (*rows, *letters)], "covers": covers}
+    try:
+        storage.publish(path, json.dumps(content).encode(), f"{path}.tmp", lasting=True)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error}") from error
+    for files, are_rows in ((rows, True), (letters, False)):
+        for file in files:
+            _count(file, count_rows=are_rows, measure_latency=are_rows)
+
+
+def _rename(file: WrittenFile) -> None:
+    if file.temporary != file.final and storage.exists(file.temporary):
+        storage.rename(file.temporary, file.final)
+    elif not storage.exists(file.final):
+        raise RunError(f"{file.temporary} is gone before it could be renamed; was the output removed while running?")
+
+
+def _count(file: WrittenFile, count_rows: bool, measure_latency: bool) -> None:
     metrics.counter(metrics.FILES_WRITTEN).inc()
     metrics.counter(metrics.BYTES_WRITTEN).inc(file.bytes_)
     if count_rows:
@@ -140,7 +189,6 @@ def commit(
         distribution = metrics.distribution(metrics.LATENCY)
         for latency in latencies(file.event_times, round(1000 * time.time())):
             distribution.update(latency)
-    return file
 
 
 def latencies(event_times: dict[str, int], now: int) -> Iterator[int]:

@@ -55,10 +55,13 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (PUBSUB.removeprefix("--streaming "), "has no end; add --streaming"),
         ("--input in.jsonl --window 5m", "--window belongs to endless input; add --streaming, or leave it out"),
         ("--input in.jsonl --max_latency 1s", "--max_latency belongs to endless input"),
-        (KAFKA, "kafka:// is read and written by Java, which --runner DirectRunner cannot run"),
+        (f"{KAFKA} --expansion_service localhost:8097", "--expansion_service belongs to clusters"),
+        (f"{KAFKA} --consumer_config no.properties", "--consumer_config no.properties: cannot be read"),
+        (f"{KAFKA} --consumer_config a --runner FlinkRunner", "--consumer_config belongs to local runs"),
+        (f"{PUBSUB} --consumer_config a", "--consumer_config belongs to kafka://"),
         (f"{KAFKA} --runner FlinkRunner --consumer_option group.id", "--consumer_option: must be NAME=VALUE"),
         (f"{KAFKA} --runner FlinkRunner --expansion_service here", "--expansion_service must be HOST:PORT"),
-        (f"{PUBSUB} --publish kafka://broker:9092/rows", "which --runner DirectRunner cannot run"),
+        (f"{PUBSUB} --producer_config a", "--producer_config belongs to kafka://"),
     ],
 )
 def test_wrong_options(arguments: str, expected: str) -> None:
@@ -81,6 +84,24 @@ def test_pubsub_without_its_extra(run_score: Score, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "google.cloud.pubsub", None)
     finished = run_score(*PUBSUB.split(), "--output", "out")
     assert_refused(finished, "pip install 'torchmoji-beam[pubsub]'", tmp_path)
+
+
+def test_kafka_without_its_extra(run_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    finished = run_score(*KAFKA.split(), "--output", "out")
+    assert_refused(finished, "pip install 'torchmoji-beam[kafka]'", tmp_path)
+
+
+def test_a_file_of_settings(tmp_path: Path) -> None:
+    path = tmp_path / "consumer.properties"
+    path.write_text("# ours\n\n group.id = a \nsasl.password=x=y\n")
+    config, _ = parse([*KAFKA.split(), "--consumer_config", str(path), "--consumer_option", "group.id=b"])
+    assert config.stream is not None
+    assert config.stream.consumer_settings() == {"group.id": "b", "sasl.password": "x=y"}
+    assert "x=y" not in repr(config)
+    path.write_text("group.id=a\nsasl.password\n")
+    with pytest.raises(InputError, match=r"line 2 is not NAME=VALUE"):
+        parse([*KAFKA.split(), "--consumer_config", str(path)])
 
 
 def test_kafka_without_java(run_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def rows(output: str) -> Counter[str]:
         assert hashlib.sha256(content).hexdigest() == file.sha256
         found.update(pq.read_table(io.BytesIO(content)).column("source").to_pylist())
     in_place = {found.path.rpartition("/")[2] for found in storage.match([f"{output}/part-*"])}
-    waiting = {entry.file.path for entry in pending.read(output).entries}
+    waiting = {entry.file.path for entry in pending.read(output).files}
     assert in_place <= data_set.known_files | waiting, "what was not committed is gone"
     return found
 

@@ -13,11 +13,13 @@ import pytest
 
 from pipelines.data_set.recovery import commit_pending
 from pipelines.data_set.snapshot import DataSet
+from pipelines.streams.stages import Stages
 from tests.pipelines.conftest import Finished, corpus, posts, write_lines
-from tests.pipelines.data_set.test_pending import stream, tweets
+from tests.pipelines.data_set.test_pending import make_plan, stream, tweets
 from tests.tiny import tiny_bundle
 from torchmoji_core import durable
 from torchmoji_core.training.checkpointing import Checkpoint
+from transforms.records import Message
 
 Run = Callable[..., Finished]
 Event = tuple[str, str]
@@ -149,6 +151,19 @@ def test_a_stream_records_what_is_on_the_disk_and_forgets_what_is_listed(
     path, _ = manifest_of(output)
     first_deletion = min(disk.index("delete", str(record)) for record in records)
     assert disk.is_durable(path, first_deletion)
+
+
+def test_a_local_stream_records_what_is_on_the_disk(tmp_path: Path, model: str, disk: Disk) -> None:
+    plan = make_plan(tmp_path / "out", model)
+    assert plan.config.stream is not None
+    stages = Stages(plan.config, plan.config.stream)
+    messages = [Message("one", b'{"text": "so late"}', 0), Message("two", b"{", 0)]
+    stages.write(stages.score([item for message in messages for item in stages.prepare(message)]), {})
+    (record,) = (tmp_path / "out" / "_journal").glob("*/*.json")
+    files = [path for path in (tmp_path / "out").rglob("part-*") if path.is_file()]
+    assert len(files) == 2
+    assert all(disk.is_durable(file, disk.index("name", f" {record}")) for file in files)
+    assert disk.is_durable(record, len(disk.events))
 
 
 def test_bundles_checkpoints_and_reports(tmp_path: Path, disk: Disk) -> None:

@@ -84,7 +84,8 @@ def start(model: str, tmp_path: Path) -> Callable[..., Running]:
 
 
 def rows_in_place(output: Path) -> int:
-    return sum(json.loads(path.read_text())["rows"] for path in output.glob("_journal/*/part-*.json"))
+    records = [path for path in output.glob("_journal/*/*.json") if path.name != "run.json"]
+    return sum(file["rows"] for path in records for file in json.loads(path.read_text())["files"])
 
 
 def test_what_is_written_becomes_results_as_it_goes(start: Callable[..., Running], tmp_path: Path) -> None:

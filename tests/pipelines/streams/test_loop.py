@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from pipelines.data_set.coverage import Covers
 from pipelines.streams.buffer import CHUNK_ROWS, Buffer, LoopOptions
 from pipelines.streams.loop import DEADLINE_SECONDS, EXTEND_SECONDS, Loop
 from pipelines.streams.sources import SourceUnavailableError
@@ -58,7 +59,7 @@ class ScriptedWork:
         self.scored.append(ids)
         return ScoredBatch((), tuple(DeadLetter("", id_, "", b"") for id_ in ids))
 
-    def write(self, scored: ScoredBatch) -> None:
+    def write(self, scored: ScoredBatch, covers: Covers) -> None:
         self.writes.set()
         assert self.may_write.wait(60)
         self._fail("write")

@@ -186,14 +186,15 @@ def test_rows_depend_on_no_order_and_no_company(
     assert len(rows) == len(batch_rows) and {row["id"]: row for row in rows} == batch_rows
 
 
-def test_a_file_has_rows_of_one_window_and_one_record_on_the_disk(model: str, tmp_path: Path) -> None:
+def test_a_file_has_rows_of_one_window_and_all_of_a_chunk_one_record(model: str, tmp_path: Path) -> None:
     config, stream = configure(tmp_path, model)
     stages = Stages(config, stream)
     many = [message(number, "love and rain", number * 20) for number in range(9)]
-    stages.write(stages.score([prepared for item in many for prepared in stages.prepare(item)]))
+    stages.write(stages.score([prepared for item in many for prepared in stages.prepare(item)]), {})
     assert sorted(len(rows) for rows in files_of(tmp_path)) in ([1, 2, 3, 3], [3, 3, 3])
-    records = list(tmp_path.glob("_journal/*/part-*.json"))
-    assert len(records) == len(files_of(tmp_path)), "which says that the file is a result"
+    (record,) = tmp_path.glob("_journal/*/*.json")
+    named = {file["final"] for file in json.loads(record.read_text())["files"]}
+    assert named == set(map(str, tmp_path.glob("date=*/hour=*/*.parquet"))), "it says that they are results, or none is"
 
 
 class Topic:
@@ -210,7 +211,7 @@ def test_rows_are_published_and_dead_letters_are_not(model: str, tmp_path: Path)
     config, stream = configure(tmp_path, model)
     topic = Topic()
     stages = Stages(config, stream, topic)
-    stages.write(stages.score([prepared for item in MESSAGES for prepared in stages.prepare(item)]))
+    stages.write(stages.score([prepared for item in MESSAGES for prepared in stages.prepare(item)]), {})
     assert sorted(topic.ids) == sorted(rows_by_id(tmp_path))
 
 
@@ -241,7 +242,7 @@ def test_a_stream_takes_each_model_that_appears(bundle: Bundle, model: str, tmp_
         if number:
             each.save(models / f"v{number}")
         until(lambda expected=each.fingerprint: fingerprint() == expected)
-        stages.write(stages.score(prepared))
+        stages.write(stages.score(prepared), {})
     found: Counter[str] = Counter()
     for path in output.rglob("*.parquet"):
         file = pq.ParquetFile(path)

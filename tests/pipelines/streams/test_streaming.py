@@ -27,7 +27,7 @@ TOPIC = "projects/my-project/topics/rows"
 Score = Callable[..., Finished]
 
 
-def run_until(run_score: Score, act: Callable[[], None], *options: str) -> Finished:
+def run_until(run_score: Score, act: Callable[[], None], *options: str, uri: str = URI) -> Finished:
     """Run a stream in this process, while another thread acts and then tells it to stop."""
     failures: list[BaseException] = []
 
@@ -43,7 +43,7 @@ def run_until(run_score: Score, act: Callable[[], None], *options: str) -> Finis
     thread = threading.Thread(target=act_and_stop)
     thread.start()
     try:
-        finished = run_score("--streaming", "--input", URI, "--output", "out", *options)
+        finished = run_score("--streaming", "--input", uri, "--output", "out", *options)
     finally:
         thread.join()
         signal.signal(signal.SIGTERM, previous)

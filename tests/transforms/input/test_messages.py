@@ -176,9 +176,22 @@ def test_records_of_kafka() -> None:
     record = beam.Row(
         topic="t", partition=3, offset=99, timestamp=1_790_000_000_000, key=b"k", value=b"x", headers=[header]
     )
-    assert to_message(record) == Message("3:99", b"x", PUBLISHED, {"a": "b"})
-    tombstone = beam.Row(topic="t", partition=3, offset=99, timestamp=1, key=b"k", value=None, headers=None)
-    assert to_message(tombstone) == Message("3:99", b"", 1000, {})
+    own = {"kafka.topic": "t", "kafka.partition": "3", "kafka.offset": "99", "kafka.key": "k"}
+    attributes = {"a": "b", **own, "kafka.timestamp": "1790000000000"}
+    assert to_message(record) == Message("3:99", b"x", PUBLISHED, attributes)
+    tombstone = to_message(beam.Row(topic="t", partition=3, offset=99, timestamp=1, key=b"k", value=None, headers=None))
+    assert tombstone == Message("3:99", b"", 1000, {**own, "kafka.timestamp": "1"}, is_tombstone=True)
+    tally = Tally()
+    with tally.counting():
+        assert MessageParser("kafka://b:1/t", MessageFields()).parse(tombstone) == []
+    assert (tally.counts()["read"], tally.counts()["notices"]) == (1, 1)
+
+
+@pytest.mark.parametrize("format_", ["jsonl", "text"])
+def test_what_a_schema_registry_writes_is_told_from_broken_text(format_: str) -> None:
+    parser = MessageParser("kafka://b:1/t", MessageFields(format=format_))
+    (letter,) = parser.parse(Message("0:0", b"\0\0\0\1\0\x02{}", PUBLISHED))
+    assert isinstance(letter, DeadLetter) and "schema registry (magic byte 0, schema 256)" in letter.reason
 
 
 def test_tweets_have_their_event_time_as_timestamp_in_the_pipeline() -> None:

@@ -1,0 +1,457 @@
+"""Kafka as a source of messages, and as a topic to publish rows to, with librdkafka.
+
+The data set says where to begin, and no consumer group does.
+
+All partitions are assigned to this process, which has the lock of the stream. Each begins at the first offset that no
+record of a file covers. A message's receipt is `partition:first:last`: `last` is its offset, and `first` the one behind
+the message before. What is between them has no message for us: markers and aborted messages of transactions, and what
+the topic has compacted or deleted. So intervals stay few.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.data_set import coverage
+from pipelines.data_set.coverage import Covers
+from pipelines.streams.sources import Received, SourceUnavailableError
+from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
+from transforms import metrics
+from transforms.addresses import KafkaTopic
+from transforms.input.messages import kafka_message
+from transforms.output.publish import to_messages
+from transforms.records import Message
+
+PULL_SECONDS = 5.0
+REQUEST_SECONDS = 10.0
+"""For what is asked of brokers beside messages."""
+PARTITIONS_SECONDS = 30.0
+"""How often to look for new partitions."""
+LOOK_SECONDS = 3.0
+"""For such a look, which holds up messages."""
+PULLED_BYTES = 8 << 20
+"""Payloads at which a pull ends. librdkafka holds as much again, and one answer of a broker."""
+PUBLISH_SECONDS = 300.0
+_TICK = 0.1
+"""Seconds until a pull heeds `stop`."""
+_DEFAULTS = {
+    "client.id": "torchmoji",
+    "group.id": "torchmoji",  # librdkafka wants one; nothing is committed for it unless it is given
+    "isolation.level": "read_committed",
+    "fetch.max.bytes": 8 << 20,
+    "queued.max.messages.kbytes": 8 << 10,
+    "log_level": 2,  # what matters comes as errors too
+}
+_OURS = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": False,
+    "allow.auto.create.topics": False,
+    "auto.offset.reset": "error",  # where retention has deleted what comes next, that is to be said
+}
+_DEFAULTS_TO_PUBLISH = {
+    "client.id": "torchmoji",
+    "linger.ms": 5,
+    "message.max.bytes": 10_000_000,  # the broker may take less
+    "log_level": 2,
+}
+_OURS_TO_PUBLISH = {"enable.idempotence": True}
+_BEGINNINGS = {"earliest": True, "smallest": True, "beginning": True, "latest": False, "largest": False, "end": False}
+_SAYINGS = 10
+"""Callbacks that may wait with a reason."""
+_LOGGER = logging.getLogger(__name__)
+
+
+class KafkaSource:
+    """A topic. It is looked at once when it is made, so that what is wrong with it is said at once."""
+
+    def __init__(
+        self,
+        topic: KafkaTopic,
+        settings: Mapping[str, str],
+        covers: Covers,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+            topic: what to read.
+            settings: of librdkafka's consumer.
+            covers: which messages files are made from already.
+            clock: seconds; to be replaced in tests.
+
+        Raises:
+            InputError: if it is not there, we may not read it, or a setting is wrong.
+        """
+        import confluent_kafka
+
+        self.uri, self._kafka, self._topic, self._clock = topic.uri, confluent_kafka, topic.topic, clock
+        self._stopped, self._busy = threading.Event(), threading.Lock()
+        self._fault: RunError | None = None
+        """What ends the stream at the next pull, if the one in which it came up has messages to give."""
+        self._outage: SourceUnavailableError | None = None
+        """Why the pull that goes on gives nothing."""
+        self._said: Any = None
+        """The last error that was not of a partition."""
+        self._reports_to_group = "group.id" in settings
+        at_beginning = _beginning(settings)
+        self._consumer = self._connect(topic, settings)
+        try:
+            self._begin(covers, at_beginning)
+        except confluent_kafka.KafkaException as error:
+            explained = self._explained(error)
+            self._consumer.close()
+            raise explained from explained.__cause__
+        except InputError:
+            self._consumer.close()
+            raise
+
+    # --- see `Source` ---
+
+    def pull(self, count: int) -> list[Received]:
+        """See `Source.pull`."""
+        with self._busy:
+            if self._fault is not None:
+                raise self._fault
+            self._outage = None
+            received = self._pull(count)
+        if self._outage is not None and not received and not self._stopped.is_set():
+            raise self._outage
+        return received
+
+    def covers(self, receipts: Sequence[str]) -> Covers:
+        """See `Source.covers`."""
+        intervals: dict[str, coverage.Intervals] = defaultdict(list)
+        for receipt in receipts:
+            partition, first, last = receipt.split(":")
+            intervals[partition].append([int(first), int(last)])
+        return coverage.union({self._name: dict(intervals)})
+
+    def extend(self, receipts: Sequence[str], seconds: int) -> None:
+        """See `Source.extend`: no message is ever delivered to anybody else."""
+
+    def acknowledge(self, receipts: Sequence[str]) -> None:
+        """Tell the consumer group, if one was given, how far we are: for those who watch its lag."""
+        if not self._reports_to_group:
+            return
+        offsets = [
+            self._kafka.TopicPartition(self._topic, int(partition), intervals[-1][1] + 1)
+            for partition, intervals in self.covers(receipts)[self._name].items()
+        ]
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=True)
+        except (self._kafka.KafkaException, RuntimeError) as error:
+            _LOGGER.debug("offsets were not committed: %s", error)
+
+    def stop(self) -> None:
+        """See `Source.stop`."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Leave the brokers. Nothing may be called any more; a pull that goes on is waited for."""
+        self._stopped.set()
+        if self._busy.acquire(timeout=2 * REQUEST_SECONDS):
+            self._consumer.close()
+
+    # --- where to begin ---
+
+    def _connect(self, topic: KafkaTopic, settings: Mapping[str, str]) -> Any:
+        if taken := {*_OURS, "bootstrap.servers"} & settings.keys() - {"auto.offset.reset"}:
+            raise InputError(f"--consumer_option {min(taken)} cannot be given: it is set by the stream; leave it out")
+        given = {name: value for name, value in settings.items() if name != "auto.offset.reset"}
+        try:
+            return self._kafka.Consumer(
+                {"bootstrap.servers": topic.brokers, **_DEFAULTS, **given, **_OURS, "error_cb": self._heed,
+                 "on_commit": _committed, "logger": _LOGGER}
+            )  # fmt: skip
+        except (self._kafka.KafkaException, TypeError, ValueError) as error:
+            raise _wrong_setting("consumer", error) from None
+
+    def _begin(self, covers: Covers, at_beginning: bool) -> None:
+        """Begin in each partition behind what is covered. If nothing of the topic is, then where the options say."""
+        found = self._consumer.list_topics(self._topic, timeout=REQUEST_SECONDS)
+        described = found.topics[self._topic]
+        if described.error is not None:
+            raise self._kafka.KafkaException(described.error)
+        # Another cluster may have a topic of that name, with other messages.
+        self._name = f"kafka:{found.cluster_id or ''}:{self._topic}"
+        self._covered = covers.get(self._name, {})
+        self.passed_over: Covers = {}
+        """What is never read, since the stream has to begin at the end."""
+        if not at_beginning and self._name not in covers:
+            ends = {partition: self._ends(partition)[1] for partition in sorted(described.partitions)}
+            self._covered = {str(partition): [[0, end - 1]] if end else [] for partition, end in ends.items()}
+            self.passed_over = {self._name: self._covered}
+        self._next: dict[int, int] = {}
+        """By partition, the offset behind the last message that was read."""
+        self._unknown_since = 0
+        self._astray: set[int] = set()
+        """Partitions whose next offset is not there."""
+        self._lost = 0
+        self._look_at = self._clock() + PARTITIONS_SECONDS
+        self.assign(described.partitions)
+
+    def assign(self, partitions: Mapping[int, Any]) -> None:
+        """Take up partitions that are not read yet."""
+        new = []
+        for partition in sorted(partitions.keys() - self._next.keys()):
+            known = self._covered.get(str(partition), [])
+            offset = coverage.first_uncovered(known, 0)
+            at = self._where(partition, offset, is_known=bool(known))
+            new.append(self._kafka.TopicPartition(self._topic, partition, at))
+            self._next[partition] = offset
+        if new:
+            self._consumer.incremental_assign(new)
+
+    def _where(self, partition: int, offset: int, is_known: bool) -> int:
+        """The offset to read on at: the first that is there.
+
+        Raises:
+            InputError: if the partition ends before it.
+        """
+        first, end = self._ends(partition)
+        if offset > end:
+            raise InputError(
+                f"{self.uri}: partition {partition} ends at offset {end}, and what is written goes up to {offset}; the "
+                "topic was made anew or has lost its end: give another --output"
+            )
+        if offset < first and is_known:
+            self._lost += first - offset
+            _LOGGER.warning(
+                "%s, partition %d: offsets %d to %d were deleted before they were read (%d); going on at %d",
+                self.uri, partition, offset, first - 1, first - offset, first,
+            )  # fmt: skip
+        return max(offset, first)
+
+    def _ends(self, partition: int) -> tuple[int, int]:
+        """The first offset of a partition, and the one behind its last."""
+        at = self._kafka.TopicPartition(self._topic, partition)
+        ends = self._consumer.get_watermark_offsets(at, timeout=REQUEST_SECONDS)
+        if ends is None:
+            raise self._kafka.KafkaException(self._kafka.KafkaError(self._kafka.KafkaError._TIMED_OUT))
+        return ends
+
+    # --- reading ---
+
+    def _pull(self, count: int) -> list[Received]:
+        if self._stopped.is_set():
+            return []
+        self._look_for_partitions()
+        self._put_right()
+        metrics.counter(metrics.LOST).inc(self._lost)
+        self._lost = 0
+        received: list[Received] = []
+        size, end = 0, time.monotonic() + PULL_SECONDS
+        while len(received) < count and size < PULLED_BYTES and time.monotonic() < end and not self._has_to_end():
+            record = self._consumer.poll(0 if received else _TICK)
+            if record is None:
+                if received:
+                    break
+            elif record.error() is not None:
+                self._heed(record.error(), record)
+            elif (message := self._take(record)) is not None:
+                received.append(message)
+                size += len(message.message.data)
+        return received
+
+    def _has_to_end(self) -> bool:
+        is_troubled = self._outage is not None or self._fault is not None or bool(self._astray)
+        return is_troubled or self._stopped.is_set()
+
+    def _take(self, record: Any) -> Received | None:
+        """A record as a message; None if it is covered already."""
+        self._said = None
+        partition, offset = record.partition(), record.offset()
+        first = self._next[partition]
+        self._next[partition] = max(first, offset + 1)
+        if offset < first:  # where a broker goes back
+            return None
+        if coverage.first_uncovered(self._covered.get(str(partition), []), offset) != offset:
+            return None
+        return Received(_message(record), f"{partition}:{first}:{offset}")
+
+    def _look_for_partitions(self) -> None:
+        if self._clock() < self._look_at:
+            return
+        self._look_at = self._clock() + PARTITIONS_SECONDS
+        try:
+            found = self._consumer.list_topics(self._topic, timeout=LOOK_SECONDS).topics[self._topic]
+            if found.error is None:
+                self.assign(found.partitions)
+            # Brokers that have just started may not know their topics yet.
+            self._unknown_since = self._unknown_since + 1 if self._is_unknown(found.error) else 0
+            if self._unknown_since > 1:
+                self._fault = RunError(f"{self.uri}: there is no such topic any more")
+        except self._kafka.KafkaException as error:
+            _LOGGER.debug("partitions cannot be looked for: %s", error)
+        except InputError as error:
+            self._fault = RunError(str(error))
+
+    def _put_right(self) -> None:
+        """Go on in partitions whose next offset was deleted."""
+        try:
+            for partition in sorted(self._astray):
+                at = self._where(partition, self._next[partition], is_known=True)
+                moved = [self._kafka.TopicPartition(self._topic, partition, at)]
+                with contextlib.suppress(self._kafka.KafkaException):  # it is not read any more, so it cannot be sought
+                    self._consumer.incremental_unassign(moved)
+                self._consumer.incremental_assign(moved)
+                self._astray.discard(partition)
+        except self._kafka.KafkaException as error:
+            self._outage = SourceUnavailableError(first_line(error))
+        except InputError as error:
+            self._fault = RunError(str(error))
+
+    # --- errors ---
+
+    def _heed(self, error: Any, record: Any = None) -> None:
+        """Note an error, of a partition or of the client; librdkafka tries again by itself what may succeed later."""
+        codes = self._kafka.KafkaError
+        if error.code() == codes._AUTO_OFFSET_RESET and record is not None:
+            _LOGGER.warning("%s, partition %d: %s", self.uri, record.partition(), error.str())
+            self._astray.add(record.partition())
+        elif error.code() == codes.GROUP_AUTHORIZATION_FAILED:
+            _LOGGER.debug("offsets cannot be committed: %s", error.str())
+        elif error.fatal() or error.code() in self._lasting or self._is_unknown(error):
+            self._fault = RunError(f"reading {self.uri} failed: {error.str()}")
+            self._said = error
+        else:
+            self._said = error
+            if error.code() == codes._ALL_BROKERS_DOWN or record is not None:
+                self._outage = SourceUnavailableError(error.str())
+
+    @property
+    def _lasting(self) -> set[int]:
+        codes = self._kafka.KafkaError
+        return {
+            codes._AUTHENTICATION,
+            codes.SASL_AUTHENTICATION_FAILED,
+            codes.TOPIC_AUTHORIZATION_FAILED,
+            codes.CLUSTER_AUTHORIZATION_FAILED,
+        }
+
+    def _is_unknown(self, error: Any) -> bool:
+        codes = self._kafka.KafkaError
+        return error is not None and error.code() in (
+            codes.UNKNOWN_TOPIC_OR_PART, codes._UNKNOWN_TOPIC, codes._UNKNOWN_PARTITION
+        )  # fmt: skip
+
+    def _explained(self, raised: Any) -> InputError:
+        """Why the topic could not be looked at, as its user understands it."""
+        for _ in range(_SAYINGS):
+            self._consumer.poll(0)  # calls `_heed`
+        error = raised.args[0]
+        if self._is_unknown(error):
+            return InputError(f"--input {self.uri}: there is no such topic; create it first")
+        if error.code() in self._lasting or (self._said is not None and self._said.code() in self._lasting):
+            return InputError(f"--input {self.uri}: may not be read: {(self._said or error).str()}")
+        explained = InputError(f"--input {self.uri}: cannot be reached: {(self._said or error).str()}")
+        codes = self._kafka.KafkaError
+        if self._said is None or self._said.code() not in (codes._RESOLVE, codes._SSL):  # a name or key that is wrong
+            explained.__cause__ = UnavailableError(self.uri)
+        return explained
+
+
+class KafkaSink:
+    """A topic that rows are published to, with the id as their key, by an idempotent producer."""
+
+    def __init__(self, topic: KafkaTopic, settings: Mapping[str, str]) -> None:
+        """Args:
+            topic: where to publish.
+            settings: of librdkafka's producer.
+
+        Raises:
+            InputError: if it cannot be reached, or a setting is wrong.
+        """
+        import confluent_kafka
+
+        self._kafka, self._topic, self._uri = confluent_kafka, topic.topic, topic.uri
+        if taken := {*_OURS_TO_PUBLISH, "bootstrap.servers"} & settings.keys():
+            raise InputError(f"--producer_option {min(taken)} cannot be given: it is set by the stream; leave it out")
+        try:
+            self._producer = confluent_kafka.Producer(
+                {"bootstrap.servers": topic.brokers, **_DEFAULTS_TO_PUBLISH, **settings, **_OURS_TO_PUBLISH,
+                 "error_cb": self._heed, "logger": _LOGGER}
+            )  # fmt: skip
+        except (confluent_kafka.KafkaException, TypeError, ValueError) as error:
+            raise _wrong_setting("producer", error) from None
+        self._said = ""
+        try:
+            described = self._producer.list_topics(self._topic, timeout=REQUEST_SECONDS).topics[self._topic]
+            if described.error is not None:
+                raise confluent_kafka.KafkaException(described.error)
+        except confluent_kafka.KafkaException as error:
+            for _ in range(_SAYINGS):
+                self._producer.poll(0)  # calls `_heed`
+            raise InputError(
+                f"--publish {self._uri}: cannot be written: {self._said or error.args[0].str()}"
+            ) from UnavailableError(self._uri)
+
+    def publish(self, batches: Sequence[pa.RecordBatch]) -> None:
+        """See `Publisher.publish`."""
+        refused: list[Any] = []
+
+        def delivered(error: Any, message: Any) -> None:
+            if error is not None:
+                refused.append(error)
+
+        try:
+            for batch in batches:
+                for key, content in to_messages(batch):
+                    self._produce(key, content, delivered)
+            left = self._producer.flush(PUBLISH_SECONDS)
+        except self._kafka.KafkaException as error:
+            refused, left = [error.args[0]], 0
+        if refused or left:
+            said = refused[0].str() if refused else f"no answer for {PUBLISH_SECONDS:g} s ({self._said})"
+            raise RunError(f"--publish {self._uri}: rows cannot be published: {said}")
+
+    def _produce(self, key: bytes, content: bytes, delivered: Callable[[Any, Any], None]) -> None:
+        while True:
+            try:
+                return self._producer.produce(self._topic, content, key=key, on_delivery=delivered)
+            except BufferError:  # as many wait as may
+                self._producer.poll(_TICK)
+
+    def _heed(self, error: Any) -> None:
+        self._said = error.str()
+
+
+def _wrong_setting(kind: str, error: Exception) -> InputError:
+    """Args:
+    kind: consumer or producer.
+    error: what librdkafka says.
+    """
+    said = getattr(error.args[0], "str", lambda: first_line(error))()
+    return InputError(f"--{kind}_option or --{kind}_config: {said}; names and values are those of librdkafka")
+
+
+def _beginning(settings: Mapping[str, str]) -> bool:
+    value = settings.get("auto.offset.reset", "earliest")
+    if value not in _BEGINNINGS:
+        raise InputError(f"--consumer_option auto.offset.reset must be earliest or latest, not {value!r}")
+    return _BEGINNINGS[value]
+
+
+def _committed(error: Any, offsets: Any) -> None:
+    if error is not None:
+        _LOGGER.debug("offsets were not committed: %s", error)
+
+
+def _message(record: Any) -> Message:
+    kind, timestamp = record.timestamp()
+    if kind == 0:  # written by a client that knew of none
+        timestamp = round(1000 * time.time())
+    try:
+        headers = record.headers() or ()
+    except UnicodeDecodeError:  # a name that is no UTF-8
+        headers = ()
+    return kafka_message(
+        record.topic(), record.partition(), record.offset(), timestamp, record.key(), record.value(), headers
+    )
