@@ -190,6 +190,8 @@ def _stream_options(options: argparse.Namespace, given: Collection[str]) -> Stre
     )
     if options.runner == _LOCAL_RUNNER and "shards" in given:
         raise InputError(f"--shards belongs to clusters, and is nothing on --runner {options.runner}; leave it out")
+    if stream.publish == stream.source:
+        raise InputError(f"--publish {stream.source.uri} is what --input reads: rows would come back as messages")
     if stream.model_watch is None and "model_poll" in given:
         raise InputError("--model_poll belongs to --model_watch GLOB, and is nothing without it")
     _check_kafka(stream, options.runner)

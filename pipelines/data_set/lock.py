@@ -80,10 +80,13 @@ class Lock:
         """Make sure, before something that two must not do, that nobody has taken this run for dead.
 
         Raises:
-            RunError: if another run has the lock now.
+            RunError: if it is gone, or another run has it now.
             OSError: if it cannot be read.
         """
-        if not self._is_ours():
+        holder = read_lock(self._output)
+        if holder is None:
+            raise RunError(f"the lock of {self._output} is gone; was the output removed while running?")
+        if holder.get("id") != self._content["id"]:
             raise RunError(f"another run has taken this one for dead, and has the lock of {self._output}; start again")
 
     def _give_back(self) -> None:

@@ -26,7 +26,8 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     """Beam's service of that name. Unlike in Beam's own pool, workers know the job's options, and may print."""
 
     def __init__(self) -> None:
-        self._workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._workers: list[tuple[str, subprocess.Popen[bytes]]] = []
+        """With the name that a runner has given it; another job may give the same."""
         self._lock = threading.Lock()
 
     def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - Beam's name
@@ -45,23 +46,31 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
         except OSError as error:
             return beam_fn_api_pb2.StartWorkerResponse(error=f"a worker cannot be started: {error}")
         with self._lock:
-            self._workers[request.worker_id] = worker
+            self._workers.append((request.worker_id, worker))
         _LOGGER.warning("started worker %s as process %d", request.worker_id, worker.pid)
         threading.Thread(target=self._attend, args=(request.worker_id, worker), daemon=True).start()
         return beam_fn_api_pb2.StartWorkerResponse()
 
     def StopWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - Beam's name
-        """End one, if it is still there."""
+        """End one, if it is still there.
+
+        If several have that name, nobody can say which is meant, so none is ended: a worker ends with its runner.
+        """
         with self._lock:
-            worker = self._workers.get(request.worker_id)
-        if worker is not None:
-            _end(worker)
+            named = [worker for name, worker in self._workers if name == request.worker_id]
+        if len(named) == 1:
+            _end(named[0])
         return beam_fn_api_pb2.StopWorkerResponse()
+
+    @property
+    def workers(self) -> list[subprocess.Popen[bytes]]:
+        """Those that run."""
+        with self._lock:
+            return [worker for _, worker in self._workers]
 
     def stop(self) -> None:
         """End all workers."""
-        with self._lock:
-            workers = list(self._workers.values())
+        workers = self.workers
         for worker in workers:
             worker.terminate()
         for worker in workers:
@@ -70,7 +79,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
     def _attend(self, worker_id: str, worker: subprocess.Popen[bytes]) -> None:
         status = worker.wait()
         with self._lock:
-            self._workers.pop(worker_id, None)
+            self._workers.remove((worker_id, worker))
         _LOGGER.warning("worker %s, process %d, ended with status %d", worker_id, worker.pid, status)
 
 

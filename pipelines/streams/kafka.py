@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -64,6 +64,8 @@ _DEFAULTS_TO_PUBLISH = {
     "log_level": 2,
 }
 _OURS_TO_PUBLISH = {"enable.idempotence": True}
+_ADDRESSES = {"bootstrap.servers", "metadata.broker.list"}
+"""Two names of one setting, which the address of the topic gives."""
 _BEGINNINGS = {"earliest": True, "smallest": True, "beginning": True, "latest": False, "largest": False, "end": False}
 _SAYINGS = 10
 """Callbacks that may wait with a reason."""
@@ -162,15 +164,14 @@ class KafkaSource:
     # --- where to begin ---
 
     def _connect(self, topic: KafkaTopic, settings: Mapping[str, str]) -> Any:
-        if taken := {*_OURS, "bootstrap.servers"} & settings.keys() - {"auto.offset.reset"}:
-            raise InputError(f"--consumer_option {min(taken)} cannot be given: it is set by the stream; leave it out")
+        _check_settings("consumer", settings, _OURS.keys() - {"auto.offset.reset"})
         given = {name: value for name, value in settings.items() if name != "auto.offset.reset"}
         try:
             return self._kafka.Consumer(
                 {"bootstrap.servers": topic.brokers, **_DEFAULTS, **given, **_OURS, "error_cb": self._heed,
                  "on_commit": _committed, "logger": _LOGGER}
             )  # fmt: skip
-        except (self._kafka.KafkaException, TypeError, ValueError) as error:
+        except (self._kafka.KafkaException, TypeError, ValueError, AttributeError) as error:
             raise _wrong_setting("consumer", error) from None
 
     def _begin(self, covers: Covers, at_beginning: bool) -> None:
@@ -372,14 +373,13 @@ class KafkaSink:
         import confluent_kafka
 
         self._kafka, self._topic, self._uri = confluent_kafka, topic.topic, topic.uri
-        if taken := {*_OURS_TO_PUBLISH, "bootstrap.servers"} & settings.keys():
-            raise InputError(f"--producer_option {min(taken)} cannot be given: it is set by the stream; leave it out")
+        _check_settings("producer", settings, _OURS_TO_PUBLISH.keys())
         try:
             self._producer = confluent_kafka.Producer(
                 {"bootstrap.servers": topic.brokers, **_DEFAULTS_TO_PUBLISH, **settings, **_OURS_TO_PUBLISH,
                  "error_cb": self._heed, "logger": _LOGGER}
             )  # fmt: skip
-        except (confluent_kafka.KafkaException, TypeError, ValueError) as error:
+        except (confluent_kafka.KafkaException, TypeError, ValueError, AttributeError) as error:
             raise _wrong_setting("producer", error) from None
         self._said = ""
         try:
@@ -421,6 +421,25 @@ class KafkaSink:
 
     def _heed(self, error: Any) -> None:
         self._said = error.str()
+
+
+def _check_settings(kind: str, settings: Mapping[str, str], ours: Collection[str]) -> None:
+    """Refuse settings that are not the user's, and those by which librdkafka or its binding ends the process.
+
+    Args:
+        kind: consumer or producer.
+        settings: as they were given.
+        ours: names of those that the stream sets.
+    """
+    for name, value in settings.items():
+        if name in ours or name in _ADDRESSES:
+            raise InputError(f"--{kind}_option {name} cannot be given: it is set by the stream; leave it out")
+        try:
+            (name + value).encode()
+        except UnicodeEncodeError:  # as arguments may be that are no UTF-8
+            raise InputError(f"--{kind}_option {name!a}: its name or value is not UTF-8") from None
+    if settings.get("group.id") == "":
+        raise InputError("--consumer_option group.id is empty; name a group, or leave it out")
 
 
 def _wrong_setting(kind: str, error: Exception) -> InputError:

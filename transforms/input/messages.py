@@ -22,6 +22,8 @@ from transforms.records import DeadLetter, Message, Outcome, Tweet
 FUTURE_SECONDS = 86_400.0
 """By how much an event may come after its message: clocks differ, but a tweet would wait for ever for a window that
 never comes."""
+_CALENDAR = range(-62_135_596_800_000_000, 253_402_300_800_000_000)
+"""The years 1 to 9999 in microseconds since 1970. Kafka's producers may give any time."""
 KAFKA_ATTRIBUTE = "kafka."
 """In front of topic, partition, offset, timestamp (milliseconds since 1970) and key of a record."""
 _DEAD = "dead"
@@ -247,6 +249,8 @@ class MessageParser:
 def _attribute_time(message: Message, rules: MessageFields) -> int:
     value = message.attributes.get(rules.timestamp_attribute) if rules.timestamp_attribute else None
     if value is None:
+        if message.published not in _CALENDAR:
+            raise FieldError(f"the time of publishing is of no calendar: {message.published / 1e6:.3g} s since 1970")
         return message.published
     name = f"attribute {rules.timestamp_attribute}"
     return to_microseconds(float(value) / 1000 if value.isdecimal() else value, name)

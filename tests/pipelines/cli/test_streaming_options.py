@@ -62,6 +62,7 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (f"{KAFKA} --runner FlinkRunner --consumer_option group.id", "--consumer_option: must be NAME=VALUE"),
         (f"{KAFKA} --runner FlinkRunner --expansion_service here", "--expansion_service must be HOST:PORT"),
         (f"{PUBSUB} --producer_config a", "--producer_config belongs to kafka://"),
+        (f"{KAFKA} --publish {KAFKA.split()[-1]}", "is what --input reads: rows would come back as messages"),
     ],
 )
 def test_wrong_options(arguments: str, expected: str) -> None:

@@ -20,7 +20,7 @@ import pytest
 from pipelines.data_set.liveness import process_key
 from pipelines.data_set.lock import FILE, Lock, read_lock
 from tests.pipelines.conftest import Finished, environment, posts, write_lines
-from torchmoji_core.errors import LockHeldError
+from torchmoji_core.errors import LockHeldError, RunError
 
 FOREVER = 1e6
 """Seconds after which a holder is taken for dead, in tests that must not wait for that."""
@@ -269,6 +269,17 @@ def test_a_holder_beats(tmp_path: Path) -> None:
 
 
 # --- losing it -----------------------------------------------------------------------------------------------------
+
+
+def test_it_is_told_apart_whether_it_is_gone_or_another_has_it(tmp_path: Path) -> None:
+    with Lock(str(tmp_path)) as lock:
+        lock.check()
+        write_lock(tmp_path)
+        with pytest.raises(RunError, match="another run has taken this one for dead"):
+            lock.check()
+        (tmp_path / FILE).unlink()
+        with pytest.raises(RunError, match="is gone; was the output removed"):
+            lock.check()
 
 
 def test_a_lock_that_another_has_taken_is_left_to_it(tmp_path: Path) -> None:

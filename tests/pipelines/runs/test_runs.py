@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.portability.api import beam_fn_api_pb2, endpoints_pb2
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import score, worker
@@ -33,6 +34,7 @@ from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
 from pipelines.runs.worker_checks import check_worker, our_versions
+from pipelines.runs.worker_pool import WorkerPool
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.kernels import choose
@@ -166,6 +168,25 @@ def test_a_worker_of_the_pool_may_print_and_knows_the_options_of_the_job(worker_
         assert_that(found, equal_to([logging.ERROR]))
     port = worker_pool.rpartition(":")[2]
     assert worker.main([f"--port={port}", "--check"]) == 0
+
+
+def test_workers_of_two_jobs_may_have_one_name() -> None:
+    """Runners count their workers from one, each for itself."""
+    pool = WorkerPool()
+    try:
+        with socket.socket() as runner:
+            runner.bind(("127.0.0.1", 0))
+            runner.listen()
+            endpoint = endpoints_pb2.ApiServiceDescriptor(url=f"127.0.0.1:{runner.getsockname()[1]}")
+            request = beam_fn_api_pb2.StartWorkerRequest(worker_id="1-1", provision_endpoint=endpoint)
+            for _ in range(2):
+                pool.StartWorker(request, None)
+            workers = pool.workers
+            pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), None)
+            assert [worker.poll() for worker in workers] == [None, None], "it is unknown which of them is meant"
+    finally:
+        pool.stop()
+    assert len(workers) == 2 and None not in [worker.poll() for worker in workers]
 
 
 def test_where_no_pool_is_the_check_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,12 +136,29 @@ def test_what_is_wrong_is_said_before_the_stream_begins(
         (f"{nobody}/{topic}", (), "cannot be reached", 1),
         (f"{brokers.address}/{topic}", ("fetch.max=5",), 'No such configuration property: "fetch.max"', 2),
         (f"{brokers.address}/{topic}", ("enable.auto.commit=true",), "enable.auto.commit cannot be given", 2),
+        (f"{brokers.address}/{topic}", ("metadata.broker.list=b:1",), "metadata.broker.list cannot be given", 2),
         (f"{brokers.address}/{topic}", ("auto.offset.reset=now",), "must be earliest or latest, not 'now'", 2),
     ):
         given = [part for option in options for part in ("--consumer_option", option)]
         finished = run_score("--streaming", "--input", f"kafka://{address}", "--output", "out", *given)
         assert finished.status == status and expected in finished.err, finished.err
         assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("group.id", "", "group.id is empty"),
+        ("default.topic.config", "x", "names and values are those of librdkafka"),
+        ("client.id", "a\udcff", "client.id': its name or value is not UTF-8"),
+        ("a\udcff", "x", "not UTF-8"),
+    ],
+)
+def test_settings_that_end_the_client_are_refused(
+    open_source: Callable[..., KafkaSource], name: str, value: str, expected: str
+) -> None:
+    with pytest.raises(InputError, match=expected):
+        open_source(**{name: value})
 
 
 def test_two_streams_of_one_output(brokers: Broker, topic: str, run_score: Score, tmp_path: Path) -> None:

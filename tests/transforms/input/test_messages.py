@@ -156,6 +156,18 @@ def test_lateness_is_measured_against_the_time_of_publishing() -> None:
     assert tweet({"text": "a", "at": 0}, WITH_TIME).timestamp == 0, "nothing is too late unless that is asked for"
 
 
+@pytest.mark.parametrize("published", [(1 << 62) * 1000, 253_402_300_800_000_000, -62_135_596_800_000_001])
+def test_a_time_of_publishing_that_no_calendar_has(
+    published: int,
+) -> None:
+    parser = MessageParser(SOURCE, WITH_TIME)
+    (letter,) = parser.parse(Message("0:7", b'{"text": "a"}', published))
+    assert isinstance(letter, DeadLetter) and letter.position == "0:7"
+    assert letter.reason.startswith("the time of publishing is of no calendar: ")
+    (found,) = parser.parse(Message("0:7", b'{"text": "a", "at": 0}', abs(published)))
+    assert isinstance(found, Tweet) and found.timestamp == 0
+
+
 def test_an_event_of_the_far_future_is_a_dead_letter() -> None:
     """Its window would never close."""
     seconds = PUBLISHED / 1e6
