@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cli.exits import end, run_command
 from pipelines.cli.logs import announce
 from pipelines.cli.parsing import OneLineParser, add_options, take_options
-from pipelines.cli.text_filter_options import add_text_filter, take_text_filter
+from pipelines.cli.text_filter_options import add_text_filter, describe_left_out, take_text_filter
 from torchmoji_core.bundle_files import check_output
 from torchmoji_core.errors import InputError
 from torchmoji_core.files import read_limited
@@ -130,7 +130,7 @@ def main(arguments: list[str]) -> int:
         training = Pretraining(dimensions, train, training_options, options.checkpoint, start.state if start else None)
         said = f"{len(training.rows):,} texts, {len(vocabulary):,} tokens, {training.total_steps:,} steps"
         if text_filter:
-            said += f"; left out {', '.join(f'{n:,} {why}' for why, n in prepared.left_out.items()) or 'none'}"
+            said += f"; {describe_left_out(prepared.left_out)}"
         announce("training", said)
         trained = training.run(lambda figures: announce("progress", json.dumps(figures)), splits["val"])
         temperature = calibrate(trained, training.data, splits["val"], training_options.tilt)

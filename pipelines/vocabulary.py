@@ -14,7 +14,7 @@ from pipelines.cli.exits import DONE, TOO_MANY_DEAD_LETTERS, end, run_command
 from pipelines.cli.logs import LOG_FORMATS, announce
 from pipelines.cli.options import InputOptions, OutputOptions
 from pipelines.cli.parsing import OneLineParser, add_options, take_options
-from pipelines.cli.text_filter_options import add_text_filter, take_text_filter
+from pipelines.cli.text_filter_options import add_text_filter, describe_left_out, take_text_filter
 from torchmoji_core.bundle_files import check_output
 from torchmoji_core.errors import InputError
 from torchmoji_core.limits import check_limit
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
         [
             f"wrote {options.output}: {len(vocabulary):,} tokens, which are {known / total:.2%} of the {total:,} met",
             f"read {len(files):,} file(s): {reading.describe()}",
-            *([f"left out {', '.join(f'{number:,} {why}' for why, number in left_out.items())}"] if left_out else []),
+            *([describe_left_out(left_out)] if left_out else []),
             *([f"passed over {named(inputs.passed_over)}"] if inputs.passed_over else []),
         ],
         tokens=len(vocabulary),

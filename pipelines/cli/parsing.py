@@ -6,14 +6,15 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pipelines.cli.exits import told
-from torchmoji_core.errors import InputError, first_line
+from torchmoji_core.errors import InputError
+from torchmoji_core.files import read_limited
 
 T = TypeVar("T")
 
+_MAX_PROPERTIES_BYTES = 1 << 20
 _SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -131,10 +132,11 @@ def read_properties(option: str, path: str) -> dict[str, str]:
     Raises:
         InputError: if it cannot be read, or has another line.
     """
+    content = read_limited(f"--{option} {path}", path, _MAX_PROPERTIES_BYTES)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"--{option} {path}: cannot be read: {first_line(error)}") from None
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"--{option} {path}: cannot be read: it is not UTF-8 at byte {error.start}") from None
     settings = {}
     for number, line in enumerate(lines, 1):
         name, equals, value = line.partition("=")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from pipelines.cli.parsing import add_options, take_options
 from torchmoji_core.locations import local_path
@@ -29,3 +30,8 @@ def take_text_filter(given: argparse.Namespace) -> TextFilter:
     """
     words = read_words(given.english_words) if given.english_words else frozenset()
     return take_options(TextFilter, given, english_words=words)
+
+
+def describe_left_out(left_out: Mapping[str, int]) -> str:
+    """How many texts were left out for which reason, in a line."""
+    return f"left out {', '.join(f'{number:,} {reason}' for reason, number in left_out.items()) or 'none'}"

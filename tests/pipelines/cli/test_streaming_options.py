@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -91,6 +92,12 @@ def test_kafka_without_its_extra(run_score: Score, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     finished = run_score(*KAFKA.split(), "--output", "out")
     assert_refused(finished, "pip install 'torchmoji-beam[kafka]'", tmp_path)
+
+
+def test_a_pipe_with_settings_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "settings")
+    with pytest.raises(InputError, match=r"--consumer_config .*settings: cannot be read"):
+        parse([*KAFKA.split(), "--consumer_config", str(tmp_path / "settings")])
 
 
 def test_a_file_of_settings(tmp_path: Path) -> None:
