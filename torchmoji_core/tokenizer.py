@@ -52,7 +52,7 @@ class Tokenizer:
         """
         self.vocabulary = vocabulary
         self._cache_chunks = cache_chunks
-        self._cache = _ChunkCache(vocabulary, cache_chunks)
+        self._ids_of_chunk = _ChunkCache(vocabulary, cache_chunks).__getitem__
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, int]]:
         return Tokenizer, (self.vocabulary, self._cache_chunks)  # a copy has an empty cache
@@ -70,17 +70,8 @@ class Tokenizer:
 
     def ids(self, text: str, limit: int | None = None) -> list[int]:
         """The token ids of a text, 1 for unknown tokens; all of them, or the first `limit`."""
-        ids: list[int] = []
-        cache = self._cache
-        if limit is None:
-            for chunk in chunks(text):
-                ids += cache[chunk]
-            return ids
-        for chunk in chunks(text):
-            ids += islice(cache[chunk], limit - len(ids)) if len(chunk) > _LONGEST_CACHED_CHUNK else cache[chunk]
-            if len(ids) >= limit:
-                break
-        return ids[:limit]
+        found = chain.from_iterable(map(self._ids_of_chunk, chunks(text)))
+        return list(found if limit is None else islice(found, limit))
 
     def words(self, ids: Iterable[int]) -> list[str]:
         """The tokens of ids, the way back from `ids`; a padding 0 is left out, an unknown token is CUSTOM_UNKNOWN.

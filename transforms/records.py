@@ -96,6 +96,10 @@ class RecordCoder(Coder):
     def decode(self, encoded: bytes) -> Any:
         return self._kind(*pickle.loads(encoded))
 
+    def estimate_size(self, value: Any) -> int:
+        """Roughly: Beam samples sizes at every edge, of whole batches too, and encoding takes as long as tokenizing."""
+        return 64 + sum([len(part) for part in value if isinstance(part, str | bytes | list | tuple)])
+
     def to_type_hint(self) -> type[Any]:
         return self._kind
 

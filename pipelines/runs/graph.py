@@ -19,9 +19,9 @@ from pipelines.runs.plan import Plan
 from pipelines.runs.worker_checks import check_worker, our_versions
 from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
 from transforms.addresses import KafkaTopic
-from transforms.annotate import AnnotateTweets
+from transforms.annotate import AnnotateFiles, AnnotateTweets
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
-from transforms.input.read import ReadTweets
+from transforms.input.read import PartReader, SplitInputs
 from transforms.output.publish import PublishScores
 from transforms.output.write import WriteDeadLetters, WriteScores
 from transforms.records import Outcome
@@ -44,24 +44,24 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
         InputError: if a source or sink cannot be used.
     """
     config, stream = plan.config, plan.config.stream
-    for_streams: dict[str, Any] = {}
+    score = dataclasses.replace(config.score, progress=progress)
     if stream is None:
         check = None if config.is_local else functools.partial(check_worker, config.output, plan.run_id, our_versions())
-        reader = ReadTweets(plan.files, config.form, config.fields, progress, plan.strict, check)
-        read = pipeline | "ReadTweets" >> reader
+        inputs = SplitInputs(plan.files, config.form, config.fields, plan.strict, check)
+        reader = PartReader(config.fields, plan.strict, progress)
+        annotated = pipeline | "AnnotateFiles" >> AnnotateFiles(inputs, reader, score, config.limits)
+        dead = annotated.dead_letters
     else:
         read = read_messages(pipeline, config, stream)
-        for_streams = {
-            "buffer": BufferOptions(stream.max_latency, stream.shards),
-            "model_updates": model_updates(pipeline, config, stream),
-        }
-    score = dataclasses.replace(config.score, progress=progress)
-    annotated = read.results | "AnnotateTweets" >> AnnotateTweets(options=score, limits=config.limits, **for_streams)
+        buffer = BufferOptions(stream.max_latency, stream.shards)
+        updates = model_updates(pipeline, config, stream)
+        annotate = AnnotateTweets(options=score, limits=config.limits, buffer=buffer, model_updates=updates)
+        annotated = read.results | "AnnotateTweets" >> annotate
+        dead = (*read.dead_letters, *annotated.dead_letters)
     is_stream = stream is not None
     annotated.results | "WriteScores" >> WriteScores(
         config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
     )
-    dead = (*read.dead_letters, *annotated.dead_letters)
     dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
     if stream is not None and stream.publish is not None:
         annotated.results | "PublishScores" >> publish_scores(stream)

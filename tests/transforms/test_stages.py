@@ -113,7 +113,7 @@ def test_no_barrier_lies_between_model_and_file(proto: beam_runner_api_pb2.Pipel
 # --- what travels --------------------------------------------------------------------------------------------------
 
 KEEP = tuple(KeptField(f"some.longer.field.name.{index}", "json") for index in range(20))
-OPTIONS = ScoreOptions(None, outputs=OUTPUTS, keep=KEEP, timestamp=True, run_id="run", progress="/tmp/progress")
+OPTIONS = ScoreOptions(None, outputs=OUTPUTS, keep=KEEP, timestamp=True, run_id="run")
 
 
 STEPS = ("SplitFiles", "ReadParts", "Tokenize", "Batch", "BeamML_RunInference", "WriteParquet", "WriteJsonLines0")
@@ -122,7 +122,7 @@ STEPS = ("SplitFiles", "ReadParts", "Tokenize", "Batch", "BeamML_RunInference", 
 def carried() -> dict[str, Any]:
     """What is sent to workers of a pipeline with many options, and handlers of models."""
     pipeline = beam.Pipeline()
-    read = pipeline | ReadTweets([], fields=FieldMapping(timestamp="at", keep=KEEP), progress="/tmp/progress")
+    read = pipeline | ReadTweets([], fields=FieldMapping(timestamp="at", keep=KEEP))
     scored = read.results | AnnotateTweets(options=OPTIONS)
     _ = scored.results | WriteScores("/some/where", "run")
     _ = (*read.dead_letters, *scored.dead_letters) | WriteDeadLetters("/some/where", "run")

@@ -206,11 +206,11 @@ def _split_form(file: InputFile, form: Form, opened: BinaryIO, size: int, layout
             yield Split(file, form, start, end, end - start, layout)
 
 
-class ReadTweets(beam.PTransform):
-    """Read tweets from files. Gives an `Outcome` of Tweets and DeadLetters; nothing is skipped.
+class SplitInputs(beam.PTransform):
+    """Find files, and cut each into parts. Gives an `Outcome` of `Split`s, shuffled, and DeadLetters.
 
-    Each file is cut into parts, and only the parts' names are shuffled, so reading and all that follows runs in
-    parallel with nothing but file names kept in between.
+    Only the parts' names are shuffled, so reading and all that follows runs in parallel with nothing but file names
+    kept in between.
     """
 
     def __init__(
@@ -218,7 +218,6 @@ class ReadTweets(beam.PTransform):
         inputs: Sequence[str | InputFile],
         form: FormOptions = FormOptions(),  # noqa: B008
         fields: FieldMapping = FieldMapping(),  # noqa: B008
-        progress: str | None = None,
         strict: bool = False,
         before: Callable[[], None] | None = None,
     ) -> None:
@@ -226,14 +225,13 @@ class ReadTweets(beam.PTransform):
         inputs: paths, globs or URIs that Beam's filesystems know, or files that have been listed already.
         form: what is said of the files' form, which else each file shows.
         fields: where records have their text, id and so on; unused in format text.
-        progress: directory of `metrics.Progress`, in local runs.
         strict: whether a file that is gone or forbidden is an `UnreadableInput`, instead of one dead letter. One that
             the system fails to read always is.
         before: called by a worker before any file is opened; it may raise what ends the run.
         """
         super().__init__()
-        self._inputs, self._form, self._fields = list(inputs), form, fields
-        self._progress, self._strict, self._before = progress, strict, before
+        self._inputs, self._before = list(inputs), before
+        self._split = _SplitFiles(form, strict, fields)
 
     def expand(self, pbegin: beam.Pipeline) -> Outcome:
         split = (
@@ -243,19 +241,32 @@ class ReadTweets(beam.PTransform):
             | "MatchFiles" >> beam.FlatMap(_match, self._before)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(_SplitFiles(self._form, self._strict, self._fields))
-            .with_output_types(Any, dead=DeadLetter)
-            .with_outputs(DEAD, main="parts")
+            >> beam.ParDo(self._split).with_output_types(Any, dead=DeadLetter).with_outputs(DEAD, main="parts")
         )
-        read = (
-            split["parts"]
-            | "ReshuffleParts" >> beam.Reshuffle()
-            | "ReadParts"
-            >> beam.ParDo(_ReadParts(self._fields, self._progress, self._strict))
-            .with_output_types(Tweet, dead=DeadLetter)
-            .with_outputs(DEAD, main="tweets")
+        return Outcome(split["parts"] | "ReshuffleParts" >> beam.Reshuffle(), (split[DEAD],))
+
+
+class ReadTweets(beam.PTransform):
+    """Read tweets from files. Gives an `Outcome` of Tweets and DeadLetters; nothing is skipped."""
+
+    def __init__(
+        self,
+        inputs: Sequence[str | InputFile],
+        form: FormOptions = FormOptions(),  # noqa: B008
+        fields: FieldMapping = FieldMapping(),  # noqa: B008
+        strict: bool = False,
+    ) -> None:
+        """Args as of `SplitInputs`."""
+        super().__init__()
+        self._inputs = SplitInputs(inputs, form, fields, strict)
+        self._read = _ReadParts(PartReader(fields, strict))
+
+    def expand(self, pbegin: beam.Pipeline) -> Outcome:
+        parts, dead = pbegin | "SplitInputs" >> self._inputs
+        read = parts | "ReadParts" >> beam.ParDo(self._read).with_output_types(Tweet, dead=DeadLetter).with_outputs(
+            DEAD, main="tweets"
         )
-        return Outcome(read["tweets"], (split[DEAD], read[DEAD]))
+        return Outcome(read["tweets"], (*dead, read[DEAD]))
 
 
 def _match(inputs: list[str | InputFile], before: Callable[[], None] | None) -> Iterator[InputFile]:
@@ -357,27 +368,45 @@ class _SplitFiles(beam.DoFn):
                 yield part
 
 
-class _ReadParts(beam.DoFn):
-    def __init__(self, fields: FieldMapping, progress: str | None, strict: bool) -> None:
-        self._fields, self._strict = fields, strict
-        self._progress_directory = progress
+class PartReader:
+    """Reads parts of files in a worker: counts what it reads, and shows progress."""
 
-    def setup(self) -> None:
-        self._progress = metrics.Progress(self._progress_directory)
+    def __init__(self, fields: FieldMapping, strict: bool = False, progress: str | None = None) -> None:
+        """Args:
+        fields: where records have their text, id and so on.
+        strict: see `SplitInputs`.
+        progress: directory of `metrics.Progress`, in local runs.
+        """
+        self._fields, self._strict, self._directory = fields, strict, progress
+        self._progress: metrics.Progress | None = None
 
-    def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
+    def read(self, part: Split) -> Iterator[Tweet | DeadLetter]:
+        """The tweets of a part, and dead letters.
+
+        Raises:
+            UnreadableInput, ChangedError: see `raise_unless_gone`.
+        """
+        if self._progress is None:
+            self._progress = metrics.Progress(self._directory)
         reader = reader_of(part, self._fields)
         for number, tweet in enumerate(tweets_of(part, reader, self._strict), 1):
             if number % BEAT_RECORDS == 0:
                 self._progress.add()
                 metrics.count(reader.counts)
-            if isinstance(tweet, DeadLetter):
-                yield beam.pvalue.TaggedOutput(DEAD, tweet)
-            elif tweet is not None:
+            if tweet is not None:
                 yield tweet
         metrics.count(reader.counts)
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)
+
+
+class _ReadParts(beam.DoFn):
+    def __init__(self, reader: PartReader) -> None:
+        self._reader = reader
+
+    def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
+        for tweet in self._reader.read(part):
+            yield beam.pvalue.TaggedOutput(DEAD, tweet) if isinstance(tweet, DeadLetter) else tweet
 
 
 def reader_of(part: Split, fields: FieldMapping) -> PostReader:

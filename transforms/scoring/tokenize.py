@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import apache_beam as beam
 
 from torchmoji_core.bundle import load_tokenizer
@@ -23,6 +21,26 @@ def tokenize(tweet: Tweet, tokenizer: Tokenizer, maxlen: int) -> TokenizedTweet:
     return TokenizedTweet(tweet, ids, len(ids), truncated, ids.count(UNKNOWN))
 
 
+class TweetTokenizer:
+    """The tokenizer of a bundle, loaded once in each process, however often it is pickled. Counts tokens."""
+
+    def __init__(self, model: str | None) -> None:
+        """Args:
+        model: bundle, by path or URI; None for the bundled one.
+        """
+        self._model = model
+        self._held: PerProcess[tuple[Tokenizer, int]] = PerProcess()
+
+    def tokenize(self, tweet: Tweet) -> TokenizedTweet:
+        """As `tokenize`."""
+        tokenized = tokenize(tweet, *self._held.get(self._load))
+        metrics.distribution(metrics.TEXT_TOKENS).update(tokenized.length)
+        return tokenized
+
+    def _load(self) -> tuple[Tokenizer, int]:
+        return load_tokenizer(self._model)
+
+
 class TokenizeTweets(beam.PTransform):
     """Tokenize with the vocabulary of a bundle; every tweet comes out, those without tokens too."""
 
@@ -34,18 +52,4 @@ class TokenizeTweets(beam.PTransform):
         self._model = model
 
     def expand(self, tweets: beam.PCollection[Tweet]) -> beam.PCollection[TokenizedTweet]:
-        return tweets | "Tokenize" >> beam.ParDo(_Tokenize(self._model)).with_output_types(TokenizedTweet)
-
-
-class _Tokenize(beam.DoFn):
-    def __init__(self, model: str | None) -> None:
-        self._model = model
-        self._held: PerProcess[tuple[Tokenizer, int]] = PerProcess()
-
-    def setup(self) -> None:
-        self._tokenizer, self._maxlen = self._held.get(lambda: load_tokenizer(self._model))
-
-    def process(self, tweet: Tweet) -> Iterator[TokenizedTweet]:
-        tokenized = tokenize(tweet, self._tokenizer, self._maxlen)
-        metrics.distribution(metrics.TEXT_TOKENS).update(tokenized.length)
-        yield tokenized
+        return tweets | "Tokenize" >> beam.Map(TweetTokenizer(self._model).tokenize).with_output_types(TokenizedTweet)
