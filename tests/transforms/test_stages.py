@@ -29,7 +29,7 @@ from transforms.scoring.score import RecordBatchHandler
 
 LIGHT = 20_000
 """Bytes; a model is larger."""
-INFERENCE = "AnnotateTweets/ScoreBatches/RunInference/BeamML_RunInference"
+INFERENCE = "AnnotateFiles/ScoreBatches/RunInference/BeamML_RunInference"
 WRITE = "WriteScores/WriteParquet"
 BARRIERS = (common_urns.primitives.GROUP_BY_KEY.urn, common_urns.composites.RESHUFFLE.urn)
 
@@ -65,13 +65,13 @@ def stage_with(stages: list[list[str]], label: str) -> list[str]:
 def test_the_model_and_the_file_are_in_one_stage(stages: list[list[str]]) -> None:
     stage = stage_with(stages, INFERENCE)
     assert stage == stage_with(stages, WRITE)
-    for label in ("ReadTweets/ReadParts", "TokenizeTweets/Tokenize", "BatchByLength/Batch", "ScoreBatches/Unpack"):
+    for label in ("AnnotateFiles/ReadBatches", "ScoreBatches/Unpack"):
         assert any(label in name for name in stage), label
 
 
 def test_reading_is_behind_a_shuffle_of_names(stages: list[list[str]]) -> None:
     """So that several workers take parts of it."""
-    assert stage_with(stages, "ReadTweets/SplitFiles") != stage_with(stages, "ReadTweets/ReadParts")
+    assert stage_with(stages, "SplitInputs/SplitFiles") != stage_with(stages, "AnnotateFiles/ReadBatches")
     assert stage_with(stages, WRITE) != stage_with(stages, "WriteScores/CommitFiles/Rename")
 
 

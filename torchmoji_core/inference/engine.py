@@ -11,6 +11,7 @@ bit: every reduction runs over one row alone, and products see to it by themselv
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -144,7 +145,10 @@ class Engine:
         lengths = [len(row) for row in rows]
         if not lengths or lengths[-1] == 0 or any(a < b for a, b in pairwise(lengths)):
             raise ValueError("rows must be sorted longest first, and hold at least one token each")
-        flat = torch.tensor([index for row in rows for index in row])
+        # Arrays, as scorers have, are joined as bytes: none of their numbers becomes an object.
+        arrays = [row if isinstance(row, array) and row.typecode == "q" else array("q", row) for row in rows]
+        joined = bytearray().join(arrays)
+        flat = torch.frombuffer(joined, dtype=torch.int64)
         if int(flat.min()) < 0 or int(flat.max()) >= self.dimensions.vocabulary:
             raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
         return EngineOutput(*self._network(*self._inputs(flat, lengths)))

@@ -255,11 +255,12 @@ class ReadTweets(beam.PTransform):
         form: FormOptions = FormOptions(),  # noqa: B008
         fields: FieldMapping = FieldMapping(),  # noqa: B008
         strict: bool = False,
+        progress: str | None = None,
     ) -> None:
-        """Args as of `SplitInputs`."""
+        """Args as of `SplitInputs` and `PartReader`."""
         super().__init__()
         self._inputs = SplitInputs(inputs, form, fields, strict)
-        self._read = _ReadParts(PartReader(fields, strict))
+        self._read = _ReadParts(PartReader(fields, strict, progress))
 
     def expand(self, pbegin: beam.Pipeline) -> Outcome:
         parts, dead = pbegin | "SplitInputs" >> self._inputs
