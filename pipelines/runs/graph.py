@@ -15,13 +15,15 @@ from apache_beam.utils.timestamp import Duration
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
+from pipelines.data_set.jobs import completion
 from pipelines.runs.plan import Plan
 from pipelines.runs.worker_checks import check_worker, our_versions
 from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
 from transforms.addresses import KafkaTopic
 from transforms.annotate import AnnotateTweets
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
-from transforms.input.read import ReadTweets
+from transforms.input.read import Counted, ReadTweets
+from transforms.output.completion import WriteCompletion
 from transforms.output.publish import PublishScores
 from transforms.output.write import WriteDeadLetters, WriteScores
 from transforms.records import Outcome
@@ -47,7 +49,7 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     for_streams: dict[str, Any] = {}
     if stream is None:
         check = None if config.is_local else functools.partial(check_worker, config.output, plan.run_id, our_versions())
-        reader = ReadTweets(plan.files, config.form, config.fields, progress, plan.strict, check)
+        reader = ReadTweets(plan.files, config.form, config.fields, progress, plan.strict, check, config.no_wait)
         read = pipeline | "ReadTweets" >> reader
     else:
         read = read_messages(pipeline, config, stream)
@@ -58,11 +60,14 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     score = dataclasses.replace(config.score, progress=progress)
     annotated = read.results | "AnnotateTweets" >> AnnotateTweets(options=score, limits=config.limits, **for_streams)
     is_stream = stream is not None
-    annotated.results | "WriteScores" >> WriteScores(
+    scores = annotated.results | "WriteScores" >> WriteScores(
         config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
     )
     dead = (*read.dead_letters, *annotated.dead_letters)
-    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    letters = dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    if isinstance(read, Counted):
+        path = completion(config.output, plan.run_id)
+        read.counts | "WriteCompletion" >> WriteCompletion(path, (scores, letters))
     if stream is not None and stream.publish is not None:
         annotated.results | "PublishScores" >> publish_scores(stream)
 

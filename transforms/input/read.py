@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,11 +23,11 @@ from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
 from transforms.input.recognition import members_passed_over, recognize
 from transforms.input.source_file import SourceError, SourceFile
-from transforms.records import DeadLetter, Outcome, Tweet
+from transforms.records import DeadLetter, Outcome, PartCount, Tweet
 from transforms.storage import files as storage
 from transforms.storage import listing
 
-DEAD = "dead"
+DEAD, COUNTS = "dead", "counts"
 PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 BEAT_RECORDS = 10_000
@@ -66,6 +67,14 @@ class Split(NamedTuple):
     """Size of the part in the file, for progress; an estimate where parts are rows or members."""
     layout: str | None = None
     """Name of the layout of its records; None if none was recognized, or one was given."""
+
+
+class Counted(NamedTuple):
+    """An `Outcome`, and what tells whether something of the input is missing."""
+
+    results: beam.PCollection[Tweet]
+    dead_letters: tuple[beam.PCollection[DeadLetter], ...]
+    counts: beam.PCollection[PartCount]
 
 
 class Listed(NamedTuple):
@@ -221,6 +230,7 @@ class ReadTweets(beam.PTransform):
         progress: str | None = None,
         strict: bool = False,
         before: Callable[[], None] | None = None,
+        counted: bool = False,
     ) -> None:
         """Args:
         inputs: paths, globs or URIs that Beam's filesystems know, or files that have been listed already.
@@ -230,12 +240,15 @@ class ReadTweets(beam.PTransform):
         strict: whether a file that is gone or forbidden is an `UnreadableInput`, instead of one dead letter. One that
             the system fails to read always is.
         before: called by a worker before any file is opened; it may raise what ends the run.
+        counted: whether to give `Counted` instead of `Outcome`.
         """
         super().__init__()
         self._inputs, self._form, self._fields = list(inputs), form, fields
-        self._progress, self._strict, self._before = progress, strict, before
+        self._progress, self._strict, self._before, self._counted = progress, strict, before, counted
 
-    def expand(self, pbegin: beam.Pipeline) -> Outcome:
+    def expand(self, pbegin: beam.Pipeline) -> Outcome | Counted:
+        tags = (DEAD, COUNTS) if self._counted else (DEAD,)
+        kinds = {DEAD: DeadLetter} | ({COUNTS: PartCount} if self._counted else {})
         split = (
             pbegin
             # One element, so that a file which several patterns match is read once.
@@ -243,19 +256,22 @@ class ReadTweets(beam.PTransform):
             | "MatchFiles" >> beam.FlatMap(_match, self._before)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(_SplitFiles(self._form, self._strict, self._fields))
-            .with_output_types(Any, dead=DeadLetter)
-            .with_outputs(DEAD, main="parts")
+            >> beam.ParDo(_SplitFiles(self._form, self._strict, self._fields, self._counted))
+            .with_output_types(Any, **kinds)
+            .with_outputs(*tags, main="parts")
         )
         read = (
             split["parts"]
             | "ReshuffleParts" >> beam.Reshuffle()
             | "ReadParts"
-            >> beam.ParDo(_ReadParts(self._fields, self._progress, self._strict))
-            .with_output_types(Tweet, dead=DeadLetter)
-            .with_outputs(DEAD, main="tweets")
+            >> beam.ParDo(_ReadParts(self._fields, self._progress, self._strict, self._counted))
+            .with_output_types(Tweet, **kinds)
+            .with_outputs(*tags, main="tweets")
         )
-        return Outcome(read["tweets"], (split[DEAD], read[DEAD]))
+        letters = (split[DEAD], read[DEAD])
+        if not self._counted:
+            return Outcome(read["tweets"], letters)
+        return Counted(read["tweets"], letters, (split[COUNTS], read[COUNTS]) | "Counts" >> beam.Flatten())
 
 
 def _match(inputs: list[str | InputFile], before: Callable[[], None] | None) -> Iterator[InputFile]:
@@ -345,21 +361,32 @@ def tweets_of(part: Split, reader: PostReader, strict: bool = False) -> Iterator
 
 
 class _SplitFiles(beam.DoFn):
-    def __init__(self, form: FormOptions, strict: bool, fields: FieldMapping = FieldMapping()) -> None:  # noqa: B008
-        self._form, self._strict, self._fields = form, strict, fields
+    def __init__(
+        self,
+        form: FormOptions,
+        strict: bool,
+        fields: FieldMapping = FieldMapping(),  # noqa: B008
+        counted: bool = False,
+    ) -> None:
+        self._form, self._strict, self._fields, self._counted = form, strict, fields, counted
 
     def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
+        parts = dead = 0
         for part in parts_of(file, self._form, self._fields, self._strict):
             if isinstance(part, DeadLetter):
                 metrics.counter(metrics.READ).inc()
+                dead += 1
                 yield beam.pvalue.TaggedOutput(DEAD, part)
             else:
+                parts += 1
                 yield part
+        if self._counted:
+            yield beam.pvalue.TaggedOutput(COUNTS, PartCount(name_as_text(file.path), parts, dead, 0))
 
 
 class _ReadParts(beam.DoFn):
-    def __init__(self, fields: FieldMapping, progress: str | None, strict: bool) -> None:
-        self._fields, self._strict = fields, strict
+    def __init__(self, fields: FieldMapping, progress: str | None, strict: bool, counted: bool = False) -> None:
+        self._fields, self._strict, self._counted = fields, strict, counted
         self._progress_directory = progress
 
     def setup(self) -> None:
@@ -367,17 +394,23 @@ class _ReadParts(beam.DoFn):
 
     def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
         reader = reader_of(part, self._fields)
+        total: Counter[str] = Counter()
         for number, tweet in enumerate(tweets_of(part, reader, self._strict), 1):
             if number % BEAT_RECORDS == 0:
                 self._progress.add()
+                total.update(reader.counts)
                 metrics.count(reader.counts)
             if isinstance(tweet, DeadLetter):
                 yield beam.pvalue.TaggedOutput(DEAD, tweet)
             elif tweet is not None:
                 yield tweet
+        total.update(reader.counts)
         metrics.count(reader.counts)
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)
+        if self._counted:
+            count = PartCount(name_as_text(part.file.path), -1, total[metrics.READ], total[metrics.NOTICES])
+            yield beam.pvalue.TaggedOutput(COUNTS, count)
 
 
 def reader_of(part: Split, fields: FieldMapping) -> PostReader:
