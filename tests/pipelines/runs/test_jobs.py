@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.local_job_service import LocalJobServicer
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 
+from pipelines import annotate
 from pipelines.data_set.snapshot import DataSet
-from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
+from tests.pipelines.conftest import Finished, corpus, posts, read_live, write_lines
 
 Command = Callable[..., Finished]
 
@@ -57,84 +59,84 @@ def submit(run_annotate: Command, cluster: Cluster) -> Command:
     return partial(run_annotate, *cluster.options, "--no_wait")
 
 
-def jobs_of(output: Path) -> list[Path]:
-    return sorted(output.glob("_jobs/*/job.json"))
-
-
-def test_a_job_is_taken_in_by_the_next_run(
+def test_the_next_run_takes_in_what_a_job_has_done(
     submit: Command, run_annotate: Command, run_verify: Command, cluster: Cluster, tmp_path: Path
 ) -> None:
-    corpus(tmp_path / "in", 2, 50)
-    write_lines(tmp_path / "in" / "bad.jsonl", ["not json"])
-    finished = submit("--partition_by", "", "--max_dead_fraction", "1")
+    """New files, one that has changed, and a dead letter: all is as if no cluster had been there."""
+    more = ("--partition_by", "", "--max_dead_fraction", "1")
+    corpus(tmp_path / "in", 2, 20)
+    assert run_annotate(*more).status == 0
+    corpus(tmp_path / "in", 1, 35)
+    write_lines(tmp_path / "in" / "new.jsonl", [*posts(5), "not json"])
+    finished = submit(*more)
     assert finished.status == 0, finished.err
     assert "submitted to PortableRunner as job " in finished.out and "speed" not in finished.out
     assert cluster.wait() == "DONE"
-    assert not list((tmp_path / "out").glob("_manifests/*"))
+    assert len(list((tmp_path / "out").glob("_manifests/*"))) == 1
     checked = run_verify()
-    assert "is done; pipelines.annotate or --clean takes it in" in checked.out, checked.out
+    assert checked.status == 0 and "is done; pipelines.annotate or --clean takes it in" in checked.out, checked.out
 
-    finished = run_annotate("--partition_by", "", "--max_dead_fraction", "1")
+    finished = run_annotate(*more)
     assert finished.status == 0, finished.err
-    assert "took in     a job submitted at " in finished.out and "100 rows, 1 dead letters" in finished.out
+    assert "took in     a job submitted at " in finished.out and "40 rows, 1 dead letters" in finished.out
     assert "nothing is new" in finished.out
     assert run_verify().status == 0
     assert not (tmp_path / "out" / "_jobs").exists() and not (tmp_path / "out" / "_tmp").exists()
-    again = run_annotate("--output", "local", "--partition_by", "", "--max_dead_fraction", "1")
-    assert again.status == 0, again.err
+    assert run_annotate("--output", "local", *more).status == 0
     assert read_live(tmp_path / "out").equals(read_live(tmp_path / "local"))
-    (ours,), (theirs,) = (DataSet.read(str(tmp_path / name)).manifests for name in ("out", "local"))
-    assert (ours.inputs, ours.model, ours.identity) == (theirs.inputs, theirs.model, theirs.identity)
-    assert ours.counts == {name: theirs.counts[name] for name in ours.counts} | {
-        name: ours.counts[name] for name in ("files_written", "bytes_written")
-    }
+    ours, theirs = (DataSet.read(str(tmp_path / name)) for name in ("out", "local"))
+    assert ours.live.inputs == theirs.live.inputs
+    assert ours.manifests[-1].model == theirs.manifests[-1].model
 
 
-def test_files_that_have_changed_are_replaced_by_the_job(
-    submit: Command, run_annotate: Command, run_compact: Command, run_verify: Command, cluster: Cluster, tmp_path: Path
-) -> None:
-    corpus(tmp_path / "in", 3, 20)
-    assert run_annotate().status == 0
-    corpus(tmp_path / "in", 1, 35)
-    assert submit().status == 0
+@pytest.fixture(scope="module")
+def made(cluster: Cluster, model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with 20 rows of input, and an output of which a job has just done its work."""
+    directory = tmp_path_factory.mktemp("made")
+    corpus(directory / "in", 1, 20)
+    places = ("--input", f"{directory}/in/*", "--output", f"{directory}/out", "--partition_by", "")
+    assert annotate.main(["--model", model, "--progress", "off", *places, *cluster.options, "--no_wait"]) == 0
     assert cluster.wait() == "DONE"
-    compacted = run_compact()  # which takes it in first
-    assert compacted.status == 0, compacted.err
-    assert len(read_live(tmp_path / "out")) == 35 + 20 + 20
-    assert run_verify().status == 0
-    assert "nothing is new" in run_annotate().out
+    return directory
+
+
+@pytest.fixture
+def output(made: Path, tmp_path: Path) -> Path:
+    """A copy of that output, called as the commands expect."""
+    shutil.copytree(made / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def go_on(made: Path, model: str, run_main: Command, output: Path) -> Command:
+    """The annotate command on that output."""
+    places = ("--input", f"{made}/in/*", "--output", "out", "--partition_by", "")
+    return partial(run_main, annotate.main, "--model", model, "--progress", "off", *places)
 
 
 def test_while_a_job_goes_on_nobody_else_scores_and_nothing_of_it_is_deleted(
-    submit: Command, run_annotate: Command, run_verify: Command, cluster: Cluster, tmp_path: Path
+    go_on: Command, run_compact: Command, run_verify: Command, output: Path
 ) -> None:
-    corpus(tmp_path / "in", 1, 20)
-    assert submit().status == 0
-    assert cluster.wait() == "DONE"
-    (completed,) = (tmp_path / "out").glob("_jobs/*/completed.json")
+    (completed,) = output.glob("_jobs/*/completed.json")
     content = completed.read_text()
     completed.unlink()  # as it was a moment before
-    finished = run_annotate()
+    finished = go_on()
     assert finished.status == 4
-    assert "is being written by job " in finished.err and f"delete {completed.parent}" in finished.err
-    assert run_verify("--clean", "--older_than", "0s").status == 0
+    assert "out is being written by job " in finished.err
+    assert f"delete {completed.parent.relative_to(output.parent)}" in finished.err
+    assert finished.err.count("\n") == 1
+    cleaned = run_verify("--clean", "--older_than", "0s")
+    assert cleaned.status == 0 and "has not finished" in cleaned.out
     completed.write_text(content)
-    assert run_verify("--clean").status == 0
-    assert len(read_live(tmp_path / "out")) == 20
+    assert run_compact().status == 0
+    assert len(read_live(output)) == 20
+    assert run_verify().status == 0
 
 
-def test_a_job_that_has_failed_is_given_up_by_a_person(
-    submit: Command, run_annotate: Command, run_verify: Command, cluster: Cluster, tmp_path: Path
-) -> None:
-    corpus(tmp_path / "in", 1, 20)
-    assert submit().status == 0
-    assert cluster.wait() == "DONE"
-    (job,) = jobs_of(tmp_path / "out")
-    for file in job.parent.iterdir():
-        file.unlink()
-    job.parent.rmdir()
-    assert run_annotate().status == 0
-    assert len(read_live(tmp_path / "out")) == 20
+def test_a_job_that_has_failed_is_given_up_by_a_person(go_on: Command, run_verify: Command, output: Path) -> None:
+    shutil.rmtree(next(output.glob("_jobs/*")))
+    assert go_on().status == 0
+    assert len(read_live(output)) == 20
     assert run_verify().status == 0
 
 
@@ -149,12 +151,9 @@ def test_a_job_that_has_failed_is_given_up_by_a_person(
     ],
 )
 def test_a_job_that_is_done_without_counts_or_files_is_no_success(
-    submit: Command, run_annotate: Command, cluster: Cluster, tmp_path: Path, change: str, said: str
+    go_on: Command, made: Path, output: Path, change: str, said: str
 ) -> None:
-    (path,) = corpus(tmp_path / "in", 1, 20)
-    assert submit("--partition_by", "").status == 0
-    assert cluster.wait() == "DONE"
-    output = tmp_path / "out"
+    (path,) = (made / "in").iterdir()
     (completed,) = output.glob("_jobs/*/completed.json")
     if change == "a file gone":
         next(output.glob("part-*")).unlink()
@@ -164,58 +163,50 @@ def test_a_job_that_is_done_without_counts_or_files_is_no_success(
     else:
         counts = {"no counts": {}, "a part not read": {str(path): [1, 20, 0]}, "other counts": {str(path): [0, 21, 0]}}
         completed.write_text(json.dumps({"inputs": counts[change]}))
-    finished = run_annotate("--partition_by", "")
+    finished = go_on()
     assert finished.status == 1
     assert "was in vain: " in finished.err and said in finished.err and finished.err.count("\n") == 1
-    assert not list(output.rglob("*.parquet")) and not jobs_of(output)
-    assert run_annotate("--partition_by", "").status == 0
-    assert len(read_live(output)) == 20
+    assert not list(output.rglob("*.parquet")) and not (output / "_jobs").exists()
 
 
 def test_what_others_have_scored_meanwhile_is_not_there_twice(
-    submit: Command, run_annotate: Command, run_verify: Command, cluster: Cluster, tmp_path: Path
+    go_on: Command, run_verify: Command, output: Path, tmp_path: Path
 ) -> None:
     """Its command was suspended before it said what it does, and another one took it for dead."""
-    corpus(tmp_path / "in", 1, 20)
-    assert submit().status == 0
-    assert cluster.wait() == "DONE"
-    (job,) = jobs_of(tmp_path / "out")
-    hidden, kept = tmp_path / "hidden", tmp_path / "kept"
-    job.parent.rename(hidden)
-    (tmp_path / "out" / "_tmp").rename(kept)
-    assert run_annotate().status == 0
-    job.parent.parent.mkdir()
-    hidden.rename(job.parent)
-    kept.rename(tmp_path / "out" / "_tmp")
-    finished = run_annotate()
+    shutil.copytree(output, tmp_path / "copy")
+    shutil.rmtree(output)
+    assert go_on().status == 0
+    shutil.copytree(tmp_path / "copy", output, dirs_exist_ok=True)
+    finished = go_on()
     assert finished.status == 1
     assert "another command has written there meanwhile" in finished.err
     assert run_verify().status == 0
-    assert len(read_live(tmp_path / "out")) == 20
+    assert len(read_live(output)) == 20
 
 
+@pytest.mark.portable
 def test_score_leaves_a_job_that_replaces_what_it_has_written_before(
     run_score: Command, run_verify: Command, cluster: Cluster, tmp_path: Path
 ) -> None:
     corpus(tmp_path / "in", 2, 20)
-    arguments = ("--input", "in/*", "--output", "out", *cluster.options, "--no_wait")
     for _ in range(2):
-        finished = run_score(*arguments)
+        finished = run_score("--input", "in/*", "--output", "out", *cluster.options, "--no_wait")
         assert finished.status == 0, finished.err
         assert cluster.wait() == "DONE"
         assert run_verify("--clean").status == 0
         assert len(read_live(tmp_path / "out")) == 40
 
 
-def test_a_runner_that_ends_with_its_command_is_refused(run_annotate: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["annotate", "score"])
+def test_a_runner_that_ends_with_its_command_is_refused(
+    run_annotate: Command, run_score: Command, tmp_path: Path, command: str
+) -> None:
     corpus(tmp_path / "in", 1, 5)
-    finished = run_annotate("--no_wait")
+    run = run_annotate if command == "annotate" else partial(run_score, "--input", "in/*", "--output", "out")
+    finished = run("--no_wait")
     assert finished.status == 2
-    assert finished.err == (
-        "error: --runner DirectRunner: it works in this command, and would end with it, while --no_wait leaves it to go "
-        "on\n"
-    )
-    finished = run_annotate("--no_wait", "--runner=PortableRunner", "--job_endpoint=embed")
+    assert finished.err.startswith("error: --runner DirectRunner: it works in this command, and would end with it, ")
+    finished = run("--no_wait", "--runner=PortableRunner", "--job_endpoint=embed")
     assert finished.status == 2
     assert "its job server is a part of this command" in finished.err and finished.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
