@@ -51,12 +51,14 @@ def build_only(plan: Plan, context: RunContext) -> None:
         InputError: if a source, a sink or an option of the runner cannot be used.
         RunError: if the runner refuses the graph.
     """
+    is_dataflow = plan.config.runner.rpartition(".")[2].lower() == "dataflowrunner"
+    if is_dataflow:
+        # Beam's own option: the runner comes back before anything is staged or sent. A pipeline copies its options.
+        context.options.view_as(TestOptions).dry_run = True
     pipeline = make_pipeline(context)
     build_pipeline(pipeline, plan)
     try:
-        if plan.config.runner.rpartition(".")[2].lower() == "dataflowrunner":
-            # Translates the graph for Dataflow, and comes back before anything is staged or sent.
-            context.options.view_as(TestOptions).dry_run = True
+        if is_dataflow:
             pipeline.run()
         else:
             pipeline.to_runner_api()
