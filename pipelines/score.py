@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
 
         return launch.run(config, config.stream, rest)
 
+    from pipelines.runs import submission
     from pipelines.runs.context import locked, open_context
     from pipelines.runs.plan import make_plan
 
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
         context.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **context.figures)
         if config.dry_run:
+            if not config.is_local:
+                submission.build_only(plan, context)
             announce("dry_run", "dry run: nothing was scored or written")
             return DONE
         status = context.figures["exit_status"] = run(plan, context)
@@ -40,32 +43,37 @@ def main(arguments: list[str]) -> int:
 
 
 def run(plan: Plan, context: RunContext) -> int:
-    """Run a plan to its end, and make its files the results. Returns the exit status.
+    """Run a plan to its end, and make its files the results; or submit it. Returns the exit status.
 
     Raises:
         RunError: if the run fails. What it has written by then is removed.
     """
     from pipelines.data_set.manifest import now
     from pipelines.data_set.recovery import delete_retired
-    from pipelines.runs import progress
-    from pipelines.runs.accounting import describe_commit, too_many_dead_letters
+    from pipelines.runs import progress, submission
+    from pipelines.runs.accounting import Finished, describe_commit, too_many_dead_letters
     from pipelines.runs.execute import commit, execute
     from pipelines.runs.identity import joined_identity
     from pipelines.runs.plan import check_output
 
     config, data_set, started = plan.config, context.data_set, now()
     earlier = data_set.identity
+    joined = {"identity": joined_identity(config, earlier)} if config.if_exists == "append" else {}
+    if config.no_wait:
+        submission.check(plan, context, "--no_wait leaves it to go on")
+        replaces = check_output(config, data_set, plan.files, plan.model) > 0
+        nothing = Finished({}, (), (), 0.0)
+        draft = describe_commit(plan, nothing, data_set, "score", started, checkpoint=replaces, **joined)
+        return submission.submit(plan, context, draft)
     finished = execute(plan, context)
     warning = too_many_dead_letters(finished.counts, config)
 
     def decide(state: DataSet) -> Manifest:
         replaced = check_output(config, state, plan.files, plan.model)
         changes: dict[str, Any] = {"status": "too many dead letters"} if warning else {}
-        if config.if_exists == "append":
-            if state.identity != earlier:
-                raise RunError(f"another command has written to {config.output} meanwhile; run again")
-            changes["identity"] = joined_identity(config, earlier)
-        manifest = describe_commit(plan, finished, state, "score", started, **changes)
+        if config.if_exists == "append" and state.identity != earlier:
+            raise RunError(f"another command has written to {config.output} meanwhile; run again")
+        manifest = describe_commit(plan, finished, state, "score", started, **joined | changes)
         return state.as_checkpoint(manifest) if replaced else manifest
 
     commit(plan, context, decide)

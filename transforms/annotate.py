@@ -1,13 +1,14 @@
-"""AnnotateTweets: tokenize, batch, score; the composite that other people's pipelines import. AnnotateFiles: of files."""
+"""AnnotateTweets: tokenize, batch, score; the composite that other pipelines import. AnnotateFiles: the same of files."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -15,9 +16,9 @@ from torchmoji_core.batching import BatchLimits, LengthBuckets
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms.columns import FINGERPRINT_COLUMN
-from transforms.input.read import PartReader, Split, SplitInputs
+from transforms.input.read import BESIDE, COUNTS, DEAD, PartReader, Split, SplitInputs, beside
 from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
-from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
+from transforms.records import DeadLetter, Outcome, PartCount, TokenizedTweet, Tweet
 from transforms.scoring.batch import BatchByLength, tweet_size
 from transforms.scoring.buffer import BufferOptions, BufferTweets
 from transforms.scoring.model_refresh import ModelUpdates
@@ -89,8 +90,16 @@ def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOut
     yield beam.pvalue.TaggedOutput("dead", checked) if isinstance(checked, DeadLetter) else checked
 
 
+class Annotated(NamedTuple):
+    """What `AnnotateFiles` gives."""
+
+    results: beam.PCollection[pa.RecordBatch]
+    dead_letters: tuple[beam.PCollection[DeadLetter], ...]
+    counts: tuple[beam.PCollection[PartCount], ...]
+
+
 class AnnotateFiles(beam.PTransform):
-    """Files -> an `Outcome` of Arrow record batches, one row per tweet, and DeadLetters.
+    """Files -> `Annotated`: Arrow record batches, one row per tweet, dead letters, and counts of what was read.
 
     The rows are those of `ReadTweets` and `AnnotateTweets`. But one step makes batches of a part of a file, so that
     Beam carries no single tweets, which costs a tenth of what scoring does.
@@ -113,13 +122,15 @@ class AnnotateFiles(beam.PTransform):
         self._inputs, self._options = inputs, options
         self._read = _ReadBatches(reader, options.model, limits)
 
-    def expand(self, pbegin: beam.Pipeline) -> Outcome:
-        parts, dead = pbegin | "SplitInputs" >> self._inputs
-        read = parts | "ReadBatches" >> beam.ParDo(self._read).with_output_types(
-            list[TokenizedTweet], dead=DeadLetter
-        ).with_outputs("dead", main="batches")
+    def expand(self, pbegin: beam.Pipeline) -> Annotated:
+        split = pbegin | "SplitInputs" >> self._inputs
+        read = split.parts | "ReadBatches" >> beam.ParDo(self._read).with_output_types(
+            list[TokenizedTweet], **BESIDE
+        ).with_outputs(*BESIDE, main="batches")
         scored = read["batches"] | "ScoreBatches" >> ScoreBatches(self._options)
-        return Outcome(scored.results, (*dead, read["dead"], *scored.dead_letters))
+        return Annotated(
+            scored.results, (split.dead_letters, read[DEAD], *scored.dead_letters), (split.counts, read[COUNTS])
+        )
 
 
 class _ReadBatches(beam.DoFn):
@@ -132,8 +143,8 @@ class _ReadBatches(beam.DoFn):
     def process(self, part: Split) -> Iterator[list[TokenizedTweet] | beam.pvalue.TaggedOutput]:
         tokenize, buckets = self._tokenizer.tokenize, self._buckets
         for tweet in self._reader.read(part):
-            if isinstance(tweet, DeadLetter):
-                yield beam.pvalue.TaggedOutput("dead", tweet)
+            if not isinstance(tweet, Tweet):
+                yield beside(tweet)
             elif batch := buckets.add(row := tokenize(tweet), row.length, tweet_size(tweet)):
                 yield batch
 

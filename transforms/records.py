@@ -68,6 +68,19 @@ class DeadLetter(NamedTuple):
     """The original bytes where there are any; a long record's first megabyte."""
 
 
+class PartCount(NamedTuple):
+    """What was done with a file, or with a part of it; the sum of a file's is of the whole file."""
+
+    path: str
+    """As text (`name_as_text`)."""
+    parts: int
+    """Parts that it was cut into, less those that were read: 0 once all were."""
+    read: int
+    """Records met, damaged ones included."""
+    notices: int
+    """Those of them that are no posts."""
+
+
 class Outcome(NamedTuple):
     """The two outputs of a transform that can reject input."""
 
@@ -129,6 +142,6 @@ class RecordBatchCoder(Coder):
         return pa.RecordBatch
 
 
-for _kind in (Message, Tweet, TokenizedTweet, DeadLetter):
+for _kind in (Message, Tweet, TokenizedTweet, DeadLetter, PartCount):
     registry.register_coder(_kind, RecordCoder)
 registry.register_coder(pa.RecordBatch, RecordBatchCoder)

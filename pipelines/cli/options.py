@@ -115,6 +115,10 @@ class RunOptions:
         "text", "json: all output is one JSON object a line, on standard error", choices=LOG_FORMATS
     )
     dry_run: bool = option(False, "check everything, print the plan and stop")
+    no_wait: bool = option(
+        False, "submit the job to a cluster and leave it there; the next annotate, compact or verify --clean takes in "
+        "its result",
+    )  # fmt: skip
 
     @property
     def is_local(self) -> bool:

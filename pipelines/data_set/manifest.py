@@ -12,7 +12,8 @@ import dataclasses
 import json
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from typing import Any
 from pipelines.data_set import coverage
 from pipelines.data_set.coverage import Covers
 from torchmoji_core.errors import InputError, RunError, may_pass
+from torchmoji_core.files import name_as_text
 from transforms.output.commit import TEMPORARY
 from transforms.storage import files as storage
 
@@ -225,17 +227,7 @@ def read(path: str) -> Manifest:
         values = json.loads(storage.read_bytes(path))
         if values.pop("version") not in _READABLE:
             raise ValueError(f"of another version than {VERSION}, as a later version of this program may write")
-        manifest = Manifest(
-            **values
-            | {
-                "model": Model(**values["model"]),
-                "inputs": tuple(Input(**entry) for entry in values["inputs"]),
-                "files": tuple(DataFile(**entry) for entry in values["files"]),
-                "dead_letters": tuple(DataFile(**entry) for entry in values["dead_letters"]),
-                "retired": tuple(values["retired"]),
-                "dropped": tuple(values["dropped"]),
-            }
-        )
+        manifest = of_values(values)
         _check(manifest, number(path))
         return manifest
     except OSError as error:
@@ -245,6 +237,45 @@ def read(path: str) -> Manifest:
             f"{path}: not a manifest ({error}); restore it from a copy, or move it away: the inputs that it listed are "
             "then scored again"
         ) from None
+
+
+def of_values(values: dict[str, Any]) -> Manifest:
+    """The manifest that `dataclasses.asdict` has made values of.
+
+    Raises:
+        KeyError, TypeError: if they are another's.
+    """
+    return Manifest(
+        **values
+        | {
+            "model": Model(**values["model"]),
+            "inputs": tuple(Input(**entry) for entry in values["inputs"]),
+            "files": tuple(DataFile(**entry) for entry in values["files"]),
+            "dead_letters": tuple(DataFile(**entry) for entry in values["dead_letters"]),
+            "retired": tuple(values["retired"]),
+            "dropped": tuple(values["dropped"]),
+        }
+    )
+
+
+def with_rows(inputs: Iterable[Input], files: Iterable[DataFile], dead_letters: Iterable[DataFile]) -> Iterator[Input]:
+    """Inputs with the rows and dead letters that files have of them.
+
+    Args:
+        inputs: those whose rows are None keep that.
+        files: with rows.
+        dead_letters: files with these.
+    """
+    rows: Counter[str] = Counter()
+    letters: Counter[str] = Counter()
+    for file in files:
+        rows.update(file.sources)
+    for file in dead_letters:
+        letters.update(file.sources)
+    for entry in inputs:
+        name = name_as_text(entry.path)
+        of_rows = None if entry.rows is None else rows[name]
+        yield dataclasses.replace(entry, rows=of_rows, dead_letters=letters[name])
 
 
 def _check(manifest: Manifest, number: int) -> None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from pipelines.data_set import coverage, manifest, pending
+from pipelines.data_set import coverage, jobs, manifest, pending
 from pipelines.data_set.coverage import Covers
 from pipelines.data_set.liveness import is_gone, this_process
 from pipelines.data_set.manifest import Manifest
@@ -203,8 +203,9 @@ def _unregister(output: str, run_id: str) -> bool:
 def recover(data_set: DataSet) -> list[Manifest]:
     """Commit pending files, and delete what runs that died have left.
 
-    To be called by the holder of the lock, for whom all other runs have died. Of a stream that may be going on, only
-    temporary files are deleted that it has not touched for a day.
+    To be called by the holder of the lock, for whom all other runs have died, but those that were submitted to a
+    cluster (`jobs`). Of a stream that may be going on, only temporary files are deleted that it has not touched for a
+    day.
 
     Args:
         data_set: what the output holds now.
@@ -217,7 +218,7 @@ def recover(data_set: DataSet) -> list[Manifest]:
     """
     output = data_set.output
     found = pending.read(output)
-    dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on
+    dead = {*manifest.names_of_runs(output), *found.ended} - found.going_on - jobs.read(output).keys()
     # Before anything is written, for which there may be no room yet.
     if dead:
         delete_unlisted(data_set, [path for path in unlisted_files(data_set) if run_of(path) in dead])

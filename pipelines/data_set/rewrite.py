@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.data_set.manifest import DataFile
+from pipelines.data_set.snapshot import Generation
 from torchmoji_core.errors import RunError
-from torchmoji_core.files import as_text
+from torchmoji_core.files import as_text, name_as_text
 from torchmoji_core.inference.scores import valid_unicode
 from transforms.options import RUN_ID
 from transforms.output.commit import TEMPORARY
@@ -24,6 +25,45 @@ from transforms.output.file_writers import ROWS_PER_GROUP, HashingFile, ParquetF
 from transforms.storage import files as storage
 
 BATCH_ROWS = 1024
+Rewritten = dict[tuple[str, frozenset[str]], DataFile | None]
+"""Path of a file and sources that were left out of it -> the new one; None if no row was left."""
+
+
+def without(
+    output: str, generation: Generation, inputs: Collection[str], run_id: str, rewritten: Rewritten
+) -> tuple[tuple[str, ...], tuple[DataFile, ...], tuple[DataFile, ...]]:
+    """What takes the rows of some inputs out of a generation: files to retire, and files to put in their place.
+
+    Args:
+        output: directory of the data set.
+        generation: what has the rows.
+        inputs: their paths.
+        run_id: of the run that writes.
+        rewritten: what earlier calls, for other states, have made of files; is added to.
+
+    Raises:
+        RunError: as `Rewriter`.
+    """
+    if not inputs:
+        return (), (), ()
+    sources = frozenset(generation.source(path) for path in inputs) | {name_as_text(path) for path in inputs}
+    retired: list[str] = []
+    new: dict[bool, list[DataFile]] = {False: [], True: []}
+    rewriter = Rewriter(output, run_id)
+    for path, file in generation.all_files.items():
+        if not sources & file.sources.keys():
+            continue
+        retired.append(path)
+        is_dead = path in generation.dead_letters
+        if file.sources.keys() <= sources:
+            continue
+        if (path, sources) not in rewritten:
+            rewritten[path, sources] = (
+                rewriter.dead_letters_without(file, sources) if is_dead else rewriter.merge([file], sources)
+            )
+        left = rewritten[path, sources]
+        new[is_dead] += [left] if left else []
+    return tuple(retired), tuple(new[False]), tuple(new[True])
 
 
 class Rewriter:

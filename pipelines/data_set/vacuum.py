@@ -6,7 +6,8 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
-from pipelines.data_set import pending
+from pipelines.data_set import jobs, pending
+from pipelines.data_set.adoption import adopt
 from pipelines.data_set.lock import Lock, is_living, read_lock
 from pipelines.data_set.recovery import delete_unlisted, recover
 from pipelines.data_set.snapshot import DataSet, unlisted_files, written_files
@@ -17,8 +18,8 @@ from transforms.storage import files as storage
 def vacuum(output: str, older_than: float) -> list[str]:
     """Take the lock, and delete what runs that died have left, unlisted files, retired files, superfluous manifests.
 
-    Pending files are committed, after room was made for that. Files that a stream may be about to put in place are left
-    alone.
+    Pending files are committed, after room was made for that, and so is what submitted runs have done. Files that a
+    stream may be about to put in place are left alone, and those of a submitted run that may be going on.
 
     Args:
         output: directory of a data set.
@@ -45,17 +46,20 @@ def _vacuum(output: str, older_than: float) -> list[str]:
         data_set = DataSet.read(output)
         deleted = _delete_old(data_set, unlisted_files(data_set), older_than)
         recover(data_set)
+        adopt(data_set)
     return deleted
 
 
 def _delete_old(data_set: DataSet, unlisted: Mapping[str, float | None], older_than: float) -> list[str]:
     """Delete unlisted and retired files, and superfluous manifests, of some age."""
-    streams = pending.read(data_set.output)
+    streams, submitted = pending.read(data_set.output), jobs.read(data_set.output).keys()
     now = time.time()
     old = [
         path
         for path, modified in unlisted.items()
-        if modified is not None and now - modified >= older_than and not streams.protects(path, modified)
+        if modified is not None
+        and now - modified >= older_than
+        and not (streams.protects(path, modified) or jobs.is_of(path, submitted))
     ]
     # First what needs no fence, since the disk may be too full to write one.
     purged = data_set.purge(datetime.now(UTC) - timedelta(seconds=older_than))

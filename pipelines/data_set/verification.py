@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set import pending
+from pipelines.data_set import jobs, pending
 from pipelines.data_set.lock import is_living, read_lock
 from pipelines.data_set.manifest import DataFile, Manifest
 from pipelines.data_set.pending import Pending
@@ -93,7 +93,7 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     except (InputError, RunError) as error:
         _untold_or_problem(error, findings)
         return findings
-    if not data_set.manifests and not streams.records:
+    if not (data_set.manifests or streams.records or jobs.read(output)):
         raise InputError(f"{output}: no manifest there, so no data set; check the path")
     live, known = data_set.live, data_set.known_files
     waiting = [entry for entry in streams.files if entry.file.path not in known]
@@ -300,6 +300,10 @@ def _check_unlisted(data_set: DataSet, streams: Pending, known: Collection[str],
     files = {path: changed for path, changed in unlisted_files(data_set).items() if path not in known}
     # Streams may have begun since, and ended.
     later = pending.read(data_set.output)
+    for run_id, job in jobs.read(data_set.output).items():
+        files = {path: changed for path, changed in files.items() if not jobs.is_of(path, (run_id,))}
+        end = "has not finished" if job.completed is None else "is done; pipelines.annotate or --clean takes it in"
+        findings.notes.append(f"{job.said}, {end}")
     going_on = {path for path in files if streams.protects(path, files[path]) or later.protects(path, files[path])}
     if going_on:
         findings.notes.append(f"{len(going_on):,} more file(s) are being written by a stream that may be going on")

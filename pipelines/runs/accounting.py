@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set.liveness import this_process
-from pipelines.data_set.manifest import DataFile, Input, Manifest, Model, now
+from pipelines.data_set.manifest import DataFile, Input, Manifest, Model, now, with_rows
 from pipelines.data_set.pending import Stream
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.identity import identity
 from pipelines.runs.plan import Plan
 from torchmoji_core import __version__
 from torchmoji_core.errors import RunError
-from torchmoji_core.files import name_as_text
 from transforms import metrics
 from transforms.input.forms import named_format
 from transforms.output.commit import DEAD_LETTERS, WrittenFile
@@ -47,29 +45,23 @@ def describe_commit(
         started: when, as `manifest.now` says it.
         **changes: further fields, or others than follow from that.
     """
-    rows: Counter[str] = Counter()
-    dead_letters: Counter[str] = Counter()
-    for file in finished.files:
-        rows.update(file.sources)
-    for file in finished.dead_letters:
-        dead_letters.update(file.sources)
     tells_source = "source" in plan.config.score.outputs
+    inputs = (
+        Input(
+            file.path,
+            file.bytes_,
+            file.modified,
+            named_format(file.path, plan.config.form.format),
+            0 if tells_source else None,
+        )
+        for file in plan.files
+    )
     fields = {
         "run_id": plan.run_id,
         "started": started,
         "identity": identity(plan.config),
         "model": _model(plan, finished.arithmetics),
-        "inputs": tuple(
-            Input(
-                file.path,
-                file.bytes_,
-                file.modified,
-                named_format(file.path, plan.config.form.format),
-                rows[name_as_text(file.path)] if tells_source else None,
-                dead_letters[name_as_text(file.path)],
-            )
-            for file in plan.files
-        ),
+        "inputs": tuple(with_rows(inputs, finished.files, finished.dead_letters)),
         "files": finished.files,
         "dead_letters": finished.dead_letters,
         "counts": finished.counts,
@@ -113,12 +105,22 @@ def is_dead(file: DataFile) -> bool:
     return file.path.startswith(f"{DEAD_LETTERS}/")
 
 
-def reconcile(counts: dict[str, int], written: Sequence[DataFile]) -> None:
+def reconcile(counts: dict[str, int], written: Sequence[DataFile], inputs: int) -> None:
     """Check that every record met is scored, empty, dead or a notice, and every row and dead letter is in a file.
+
+    Args:
+        counts: of the run.
+        written: what it has put in place.
+        inputs: files that it was to read. A runner that gives no counts would otherwise pass: 0 is 0.
 
     Raises:
         RunError: with the figures.
     """
+    if counts.get(metrics.FILES_READ, 0) < inputs:
+        raise RunError(
+            f"the runner says that it is done, and has counted {counts.get(metrics.FILES_READ, 0):,} of {inputs:,} "
+            "input(s); what was written was removed"
+        )
     in_files = sum(file.rows for file in written if not is_dead(file))
     dead_in_files = sum(file.rows for file in written if is_dead(file))
     rows, dead = counts.get(metrics.ROWS_WRITTEN, 0), counts.get(metrics.DEAD, 0)

@@ -11,16 +11,16 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from pipelines.cli.annotate_options import AnnotateConfig
 from pipelines.cli.exits import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.cli.logs import announce
-from pipelines.data_set.manifest import DataFile, Manifest, now
+from pipelines.data_set.manifest import Manifest, now
 from pipelines.data_set.recovery import delete_retired, delete_uncommitted, register_run
-from pipelines.data_set.rewrite import Rewriter
+from pipelines.data_set.rewrite import Rewritten, without
 from pipelines.data_set.snapshot import DataSet, Generation
 from pipelines.runs.accounting import Finished, describe_commit, too_many_dead_letters
 from pipelines.runs.context import RunContext
@@ -30,15 +30,13 @@ from pipelines.runs.inputs import Inputs, by_reason, list_inputs, named, try_to_
 from pipelines.runs.inspection import check_fields, describe
 from pipelines.runs.plan import ModelFacts, Plan, as_before, check_no_stream
 from pipelines.runs.selection import Groups, Selection, generation_of, select
+from pipelines.runs.submission import build_only, submit
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.files import name_as_text
 from transforms.input.read import InputFile, UnreadableInput
 from transforms.storage import files as storage
 
 KIND = "annotate"
 _CHECKERS = 16
-_Rewritten = dict[tuple[str, frozenset[str]], DataFile | None]
-"""Path of a file and sources that were left out of it -> the new one; None if no row was left."""
 
 
 def list_all(config: AnnotateConfig, data_set: DataSet) -> Inputs:
@@ -80,6 +78,8 @@ def announce_plan(annotation: Annotation) -> None:
     said = [*plan.describe(), selection.describe(), *([f"again       every {every:g} s"] if every else [])]
     announce("plan", said, input_files=len(plan.files), input_bytes=plan.input_bytes, **figures)
     if plan.config.dry_run:
+        if plan.files and not plan.config.is_local:
+            build_only(plan.with_new_run(plan.files), annotation.context)
         announce("dry_run", "dry run: nothing was scored or written")
 
 
@@ -142,6 +142,8 @@ class Annotation:
         """Inputs."""
         self.left: list[str] = []
         """Inputs that changed while they were read, and are left to the next run."""
+        self.submitted = 0
+        """Inputs whose end nobody waits for."""
         self.taken: list[str] = []
         """Inputs that another run has scored meanwhile."""
         self.unreadable: dict[str, str] = {}
@@ -160,6 +162,9 @@ class Annotation:
         for group in groups:
             if self._stop.is_set():
                 break
+            if self.plan.config.no_wait:
+                self._submit(group)
+                break  # what it leaves over is for the next run, which finds the job's results
             begun = time.monotonic()
             self._score(group)
             groups.took(group, time.monotonic() - begun)
@@ -178,7 +183,7 @@ class Annotation:
     def is_complete(self) -> bool:
         """Whether nothing that was found is left to the next run."""
         left = self.left or self.taken or self.unreadable or self.selection.unsettled or self.selection.promotes
-        return not (left or self._stop.is_set() or self.status == FAILED)
+        return not (left or self.submitted or self._stop.is_set() or self.status == FAILED)
 
     @property
     def status(self) -> int:
@@ -211,11 +216,7 @@ class Annotation:
 
     def _score(self, group: Sequence[InputFile]) -> None:
         """Score and commit a group, without the files that cannot be opened or change while they are read."""
-        # First those that can be told beforehand: in a run, each would end it, one after the other.
-        opened = try_to_open(group)
-        self.unreadable |= opened.unreadable
-        self.left += sorted(opened.changed)
-        group = [file for file in group if file.path not in opened.unreadable.keys() | opened.changed]
+        group = self._readable(group)
         while group:
             plan, started = self.plan.with_new_run(group), now()
             try:
@@ -238,6 +239,26 @@ class Annotation:
                     if not out:
                         return
             group = [file for file in group if file.path not in out]
+
+    def _readable(self, group: Sequence[InputFile]) -> list[InputFile]:
+        """Those of a group that can be told to be so beforehand: in a run, each would end it, one after the other."""
+        opened = try_to_open(group)
+        self.unreadable |= opened.unreadable
+        self.left += sorted(opened.changed)
+        return [file for file in group if file.path not in opened.unreadable.keys() | opened.changed]
+
+    def _submit(self, group: Sequence[InputFile]) -> None:
+        """Leave a group to a job, without the files that cannot be opened.
+
+        Raises:
+            InputError, RunError: as `submission.submit`.
+        """
+        files = self._readable(group)
+        if files:
+            plan, nothing, number = self.plan.with_new_run(files), Finished({}, (), (), 0.0), self.selection.generation
+            draft = describe_commit(plan, nothing, self._data_set, KIND, now(), generation=number)
+            submit(plan, self.context, draft)
+            self.submitted = len(files)
 
     def _changed_meanwhile(self, group: Sequence[InputFile]) -> set[str]:
         """The files that are not as they were listed: being written, truncated, replaced or gone."""
@@ -264,7 +285,7 @@ class Annotation:
         inputs = {file.path for file in plan.files}
         changed = {file.path for file in self.selection.changed} & inputs
         taken: set[str] = set()
-        rewritten: _Rewritten = {}
+        rewritten: Rewritten = {}
 
         def decide(state: DataSet) -> Manifest | None:
             scored = self._scored(state)
@@ -272,7 +293,7 @@ class Annotation:
             if taken:
                 return None
             self._check(state)
-            retired, files, dead_letters = self._without(state, changed, plan.run_id, rewritten)
+            retired, files, dead_letters = without(state.output, scored, changed, plan.run_id, rewritten)
             return describe_commit(
                 plan,
                 finished,
@@ -297,7 +318,7 @@ class Annotation:
         """Commit that the rows of some inputs are no longer live; not of inputs that another run has dealt with."""
         plan, started = self.plan.with_new_run(()), now()
         register_run(self._data_set.output, plan.run_id)
-        rewritten: _Rewritten = {}
+        rewritten: Rewritten = {}
 
         def decide(state: DataSet) -> Manifest | None:
             scored = self._scored(state)
@@ -306,7 +327,7 @@ class Annotation:
                 return None
             self._check(state)
             left |= scored.entangled(left)
-            retired, files, dead_letters = self._without(state, left, plan.run_id, rewritten)
+            retired, files, dead_letters = without(state.output, scored, left, plan.run_id, rewritten)
             finished = Finished({}, files, dead_letters, 0.0)
             return describe_commit(plan, finished, state, KIND, started, retired=retired, dropped=tuple(sorted(left)))
 
@@ -333,39 +354,6 @@ class Annotation:
             f"another command has written to {state.output} meanwhile, with other options or another model; nothing "
             "more was committed, so run again"
         )
-
-    def _without(
-        self, state: DataSet, inputs: Collection[str], run_id: str, rewritten: _Rewritten
-    ) -> tuple[tuple[str, ...], tuple[DataFile, ...], tuple[DataFile, ...]]:
-        """What takes the rows of some inputs out of the data set: files to retire, and files to put in their place.
-
-        Args:
-            state: of the data set.
-            inputs: their paths.
-            run_id: of the run that writes.
-            rewritten: what earlier calls, for other states, have made of files; is added to.
-        """
-        generation = self._scored(state)
-        if not inputs:
-            return (), (), ()
-        sources = frozenset(generation.source(path) for path in inputs) | {name_as_text(path) for path in inputs}
-        retired: list[str] = []
-        new: dict[bool, list[DataFile]] = {False: [], True: []}
-        rewriter = Rewriter(state.output, run_id)
-        for path, file in generation.all_files.items():
-            if not sources & file.sources.keys():
-                continue
-            retired.append(path)
-            is_dead = path in generation.dead_letters
-            if file.sources.keys() <= sources:
-                continue
-            if (path, sources) not in rewritten:
-                rewritten[path, sources] = (
-                    rewriter.dead_letters_without(file, sources) if is_dead else rewriter.merge([file], sources)
-                )
-            left = rewritten[path, sources]
-            new[is_dead] += [left] if left else []
-        return tuple(retired), tuple(new[False]), tuple(new[True])
 
     def _promote(self) -> None:
         """Make the new generation the live one, if it has all inputs of the old one that are still wanted."""

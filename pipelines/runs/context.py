@@ -13,13 +13,17 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from pipelines.cli.interrupts import heed_interrupt
+from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
+from pipelines.data_set import jobs
+from pipelines.data_set.adoption import adopt
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
 from pipelines.data_set.recovery import recover
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.run_report import reported
 from pipelines.runs.runners import make_runner, pipeline_options
 from torchmoji_core.errors import InputError, RunError
+from transforms import metrics
 
 WORKER_LOG = "workers.log"
 
@@ -64,18 +68,26 @@ def open_context(config: ScoreConfig, rest: list[str]) -> Iterator[RunContext]:
 def locked(context: RunContext, lock_seconds: float = DEFAULT_SECONDS) -> Iterator[None]:
     """Take the lock of the output, read what is there, and free it of what runs that died have left.
 
+    What submitted runs have done by now becomes part of the data set.
+
     Args:
         context: of the command; its data set is brought up to date.
         lock_seconds: see `Lock`.
 
     Raises:
         InputError: if the output cannot be written or read.
-        LockHeldError: if another run is writing there.
+        LockHeldError: if another run is writing there, or one that was submitted may be.
+        RunError: if what a submitted run has done does not add up.
     """
     data_set = context.data_set
     with Lock(data_set.output, lock_seconds):
         data_set.refresh()
         recover(data_set)
+        for change in adopt(data_set):
+            rows, dead = change.counts[metrics.ROWS_WRITTEN], change.counts[metrics.DEAD]
+            said = f"took in     a job submitted at {change.started}: {rows:,} rows, {dead:,} dead letters"
+            announce("took_in", said, run=change.run_id, rows=rows, dead=dead)
+        jobs.check_none(data_set.output)
         try:
             yield
         except KeyboardInterrupt:

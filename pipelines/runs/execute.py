@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import apache_beam as beam
-
 from pipelines.cli.interrupts import heed_interrupt
 from pipelines.data_set.manifest import Manifest
 from pipelines.data_set.recovery import commit_run, delete_uncommitted, register_run
@@ -20,8 +18,9 @@ from pipelines.runs.context import WORKER_LOG, RunContext
 from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan
+from pipelines.runs.submission import check_waits, make_pipeline
 from pipelines.runs.watchdog import Watchdog
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import InputError, RunError
 from transforms import metrics
 from transforms.input.read import UnreadableInput, unreadable_path
 from transforms.output.commit import committed_files
@@ -39,6 +38,7 @@ def execute(plan: Plan, context: RunContext) -> Finished:
         UnreadableInput: if an input of a strict plan cannot be opened.
     """
     config = plan.config
+    check_waits(context)
     clock = time.monotonic()
     mode = config.progress if config.is_local else "off"
     counts_directory = Path(context.scratch, f"progress-{plan.run_id}")
@@ -50,19 +50,19 @@ def execute(plan: Plan, context: RunContext) -> Finished:
             _worker_log(plan, context.scratch),
         ):
             register_run(config.output, plan.run_id)
-            pipeline = beam.Pipeline(runner=context.runner, options=context.options)
+            pipeline = make_pipeline(context)
             build_pipeline(pipeline, plan, str(counts_directory) if config.is_local else None)
             result = pipeline.run()
             result.wait_until_finish()
         counts = progress.counters(result)
         committed = list(committed_files(config.output, plan.run_id))
         written = [data_file(config.output, file) for file in committed]
-        reconcile(counts, written)
+        reconcile(counts, written, len(plan.files))
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             heed_interrupt()
         delete_uncommitted(context.data_set, plan.run_id)
-        if isinstance(error, UnreadableInput) or not isinstance(error, Exception):
+        if isinstance(error, UnreadableInput | InputError) or not isinstance(error, Exception):
             raise
         path = unreadable_path(str(error))
         if path is not None:

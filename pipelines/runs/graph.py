@@ -15,6 +15,7 @@ from apache_beam.utils.timestamp import Duration
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
+from pipelines.data_set.jobs import completion
 from pipelines.runs.plan import Plan
 from pipelines.runs.worker_checks import check_worker, our_versions
 from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
@@ -22,6 +23,7 @@ from transforms.addresses import KafkaTopic
 from transforms.annotate import AnnotateFiles, AnnotateTweets
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
 from transforms.input.read import PartReader, SplitInputs
+from transforms.output.completion import WriteCompletion
 from transforms.output.publish import PublishScores
 from transforms.output.write import WriteDeadLetters, WriteScores
 from transforms.records import Outcome
@@ -49,22 +51,25 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
         check = None if config.is_local else functools.partial(check_worker, config.output, plan.run_id, our_versions())
         inputs = SplitInputs(plan.files, config.form, config.fields, plan.strict, check)
         reader = PartReader(config.fields, plan.strict, progress)
-        annotated = pipeline | "AnnotateFiles" >> AnnotateFiles(inputs, reader, score, config.limits)
-        dead = annotated.dead_letters
+        annotate = AnnotateFiles(inputs, reader, score, config.limits)
+        results, dead, counts = pipeline | "AnnotateFiles" >> annotate
     else:
         read = read_messages(pipeline, config, stream)
         buffer = BufferOptions(stream.max_latency, stream.shards)
         updates = model_updates(pipeline, config, stream)
         annotate = AnnotateTweets(options=score, limits=config.limits, buffer=buffer, model_updates=updates)
         annotated = read.results | "AnnotateTweets" >> annotate
-        dead = (*read.dead_letters, *annotated.dead_letters)
+        results, dead, counts = annotated.results, (*read.dead_letters, *annotated.dead_letters), ()
     is_stream = stream is not None
-    annotated.results | "WriteScores" >> WriteScores(
+    scores = results | "WriteScores" >> WriteScores(
         config.output, plan.run_id, config.rows_per_file, journal=is_stream, measure_latency=is_stream
     )
-    dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    letters = dead | "WriteDeadLetters" >> WriteDeadLetters(config.output, plan.run_id, journal=is_stream)
+    if config.no_wait:
+        path = completion(config.output, plan.run_id)
+        counts | "WriteCompletion" >> WriteCompletion(path, (scores, letters))
     if stream is not None and stream.publish is not None:
-        annotated.results | "PublishScores" >> publish_scores(stream)
+        results | "PublishScores" >> publish_scores(stream)
 
 
 JAR_SECONDS = 60.0

@@ -23,7 +23,7 @@ from pipelines.cli.exits import DONE, FAILED, LOCK_HELD, TOO_MANY_DEAD_LETTERS, 
 from pipelines.cli.interrupts import is_ending, told_to_stop
 from pipelines.cli.logs import announce
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs import progress
+from pipelines.runs import progress, submission
 from pipelines.runs.accounting import too_many_dead_letters
 from pipelines.runs.annotation import Annotation, announce_plan, list_all, prepare
 from pipelines.runs.context import RunContext, locked, open_context
@@ -77,7 +77,7 @@ class _Looks:
         """Held, so that every run finds it."""
         self._done: Inputs | None = None
         """What was found last, if nothing is left to be done with it."""
-        self._is_planned = self._had_work = False
+        self._is_planned = self._had_work = self._has_submitted = False
         self._counts: Counter[str] = Counter()
         self._committed = 0
         self._before: set[str] = set()
@@ -126,6 +126,8 @@ class _Looks:
         with locked(context, config.lock_timeout):
             self._model = self._model or check_model(config.score)
             annotation = prepare(config, context, self._model, self._stop)
+            if config.score.no_wait:
+                submission.check(annotation.plan, context, "--no_wait leaves it to go on")
             if not self._is_planned:
                 announce_plan(annotation)
             if config.score.dry_run:
@@ -152,6 +154,7 @@ class _Looks:
     def _take_stock(self, annotation: Annotation, seconds: float) -> None:
         """Say what was done and what was not, and add it to the figures."""
         self._counts.update(annotation.counts)
+        self._has_submitted |= annotation.submitted > 0
         self._committed += annotation.committed
         self._context.figures.update(annotation.figures | self._counts, inputs_committed=self._committed)
         files, counts = annotation.committed, annotation.counts
@@ -179,6 +182,8 @@ class _Looks:
 
     def finish(self) -> None:
         """Say what all looks together have done."""
+        if self._has_submitted:
+            return  # and nothing is known of what comes of it
         if self._had_work and self._model is not None:
             seconds = time.monotonic() - self._clock
             progress.announce_summary(self._counts, seconds, self._model.classes, self._context.figures)

@@ -27,6 +27,8 @@ _WRONG = {
     "daskrunner": "it loses rows without a word (Beam 2.77): it does not collect what bundles give at their end",
 }
 """Runners whose results are known to be wrong, in lower case, and why."""
+_IN_PROCESS = {"bundlebaseddirectrunner", "switchingdirectrunner", "fnapirunner", "interactiverunner"}
+"""Runners of Beam that work in the launcher's process."""
 _SECRETS = {
     "s3_access_key_id": "AWS_ACCESS_KEY_ID",
     "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
@@ -143,6 +145,8 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
 def why_it_ends_with_us(config: ScoreConfig, options: PipelineOptions) -> str | None:
     """Why a job of a runner ends when the command that has started it does; None where it goes on by itself."""
     portable = options.view_as(PortableOptions)
+    if config.is_local or config.runner.lower() in _IN_PROCESS:
+        return "it works in this command"
     if config.runner.lower() == "prismrunner" or portable.job_endpoint == "embed":
         return "its job server is a part of this command"
     if portable.environment_type == "LOOPBACK":

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import contextlib
 
-import apache_beam as beam
-
 from pipelines.cli.exits import DONE
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.data_set import pending
+from pipelines.data_set import jobs, pending
 from pipelines.data_set.snapshot import DataSet
+from pipelines.runs import submission
 from pipelines.runs.accounting import describe_stream
 from pipelines.runs.context import RunContext, open_context
 from pipelines.runs.explain import explain
-from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
-from pipelines.runs.runners import why_it_ends_with_us
 from pipelines.streams.local import LocalStream
 from torchmoji_core.errors import InputError, RunError
 from transforms.scoring.model_refresh import ModelWatch
@@ -44,6 +41,8 @@ def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
         figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", describe(plan, stream), **figures)
         if config.dry_run:
+            if not config.is_local:
+                submission.build_only(plan, context)
             announce("dry_run", "dry run: nothing was read or written")
             return DONE
         status = LocalStream(plan, stream, data_set, figures).run() if config.is_local else submit(plan, context)
@@ -61,6 +60,7 @@ def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> 
     if stream.model_watch is not None:
         ModelWatch(stream.model_watch, stream.model_poll).check()
     check_stream(config, stream, data_set, model)
+    jobs.check_none(data_set.output)
     return Plan(config, (), model).with_new_run(())
 
 
@@ -86,26 +86,25 @@ def submit(plan: Plan, context: RunContext) -> int:
         RunError: if it does not take the job.
     """
     config = plan.config
-    if reason := why_it_ends_with_us(config, context.options):
-        raise InputError(
-            f"--runner {config.runner}: {reason}, and would end with it, while a stream goes on; give the address of a "
-            "job server (--job_endpoint), or --runner=DirectRunner for a stream of this machine"
-        )
-    pipeline = beam.Pipeline(runner=context.runner, options=context.options)
-    build_pipeline(pipeline, plan)
+    submission.check(
+        plan,
+        context,
+        "a stream goes on; give the address of a job server (--job_endpoint), or --runner=DirectRunner for a stream of "
+        "this machine",
+    )
     pending.begin(config.output, describe_stream(plan))
     try:
-        result = pipeline.run()
+        job = submission.send(plan, context)
     except Exception as error:
         with contextlib.suppress(OSError):
             pending.end(config.output, plan.run_id)
+        if isinstance(error, InputError):
+            raise
         raise RunError(explain(error, config.output)) from error
-    job = getattr(result, "job_id", None)
-    job = job() if callable(job) else job
     announce(
         "submitted",
-        f"submitted to {config.runner}{f' as job {job}' if job else ''}; its files become results whenever "
-        f"pipelines.compact or pipelines.verify --clean works on {config.output}",
+        f"{submission.said(plan, context, job)}; its files become results whenever pipelines.compact or "
+        f"pipelines.verify --clean works on {config.output}",
         job=job,
         run_id=plan.run_id,
     )

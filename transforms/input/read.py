@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -22,11 +23,13 @@ from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
 from transforms.input.recognition import members_passed_over, recognize
 from transforms.input.source_file import SourceError, SourceFile
-from transforms.records import DeadLetter, Outcome, Tweet
+from transforms.records import DeadLetter, Outcome, PartCount, Tweet
 from transforms.storage import files as storage
 from transforms.storage import listing
 
-DEAD = "dead"
+DEAD, COUNTS = "dead", "counts"
+BESIDE: dict[str, type[Any]] = {DEAD: DeadLetter, COUNTS: PartCount}
+"""What comes beside tweets, by its tag."""
 PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 BEAT_RECORDS = 10_000
@@ -206,8 +209,18 @@ def _split_form(file: InputFile, form: Form, opened: BinaryIO, size: int, layout
             yield Split(file, form, start, end, end - start, layout)
 
 
+class InputParts(NamedTuple):
+    """What `SplitInputs` gives."""
+
+    parts: beam.PCollection[Split]
+    """Shuffled."""
+    dead_letters: beam.PCollection[DeadLetter]
+    counts: beam.PCollection[PartCount]
+    """One of each file."""
+
+
 class SplitInputs(beam.PTransform):
-    """Find files, and cut each into parts. Gives an `Outcome` of `Split`s, shuffled, and DeadLetters.
+    """Find files, and cut each into parts. Gives `InputParts`.
 
     Only the parts' names are shuffled, so reading and all that follows runs in parallel with nothing but file names
     kept in between.
@@ -233,7 +246,7 @@ class SplitInputs(beam.PTransform):
         self._inputs, self._before = list(inputs), before
         self._split = _SplitFiles(form, strict, fields)
 
-    def expand(self, pbegin: beam.Pipeline) -> Outcome:
+    def expand(self, pbegin: beam.Pipeline) -> InputParts:
         split = (
             pbegin
             # One element, so that a file which several patterns match is read once.
@@ -241,9 +254,9 @@ class SplitInputs(beam.PTransform):
             | "MatchFiles" >> beam.FlatMap(_match, self._before)
             | "ReshuffleFiles" >> beam.Reshuffle()
             | "SplitFiles"
-            >> beam.ParDo(self._split).with_output_types(Any, dead=DeadLetter).with_outputs(DEAD, main="parts")
+            >> beam.ParDo(self._split).with_output_types(Any, **BESIDE).with_outputs(*BESIDE, main="parts")
         )
-        return Outcome(split["parts"] | "ReshuffleParts" >> beam.Reshuffle(), (split[DEAD],))
+        return InputParts(split["parts"] | "ReshuffleParts" >> beam.Reshuffle(), split[DEAD], split[COUNTS])
 
 
 class ReadTweets(beam.PTransform):
@@ -263,11 +276,11 @@ class ReadTweets(beam.PTransform):
         self._read = _ReadParts(PartReader(fields, strict, progress))
 
     def expand(self, pbegin: beam.Pipeline) -> Outcome:
-        parts, dead = pbegin | "SplitInputs" >> self._inputs
-        read = parts | "ReadParts" >> beam.ParDo(self._read).with_output_types(Tweet, dead=DeadLetter).with_outputs(
-            DEAD, main="tweets"
+        split = pbegin | "SplitInputs" >> self._inputs
+        read = split.parts | "ReadParts" >> beam.ParDo(self._read).with_output_types(Tweet, **BESIDE).with_outputs(
+            *BESIDE, main="tweets"
         )
-        return Outcome(read["tweets"], (*dead, read[DEAD]))
+        return Outcome(read["tweets"], (split.dead_letters, read[DEAD]))
 
 
 def _match(inputs: list[str | InputFile], before: Callable[[], None] | None) -> Iterator[InputFile]:
@@ -361,12 +374,15 @@ class _SplitFiles(beam.DoFn):
         self._form, self._strict, self._fields = form, strict, fields
 
     def process(self, file: InputFile) -> Iterator[Split | beam.pvalue.TaggedOutput]:
+        parts = dead = 0
         for part in parts_of(file, self._form, self._fields, self._strict):
             if isinstance(part, DeadLetter):
                 metrics.counter(metrics.READ).inc()
-                yield beam.pvalue.TaggedOutput(DEAD, part)
+                dead += 1
             else:
-                yield part
+                parts += 1
+            yield beside(part)
+        yield beside(PartCount(name_as_text(file.path), parts, dead, 0))
 
 
 class PartReader:
@@ -381,8 +397,8 @@ class PartReader:
         self._fields, self._strict, self._directory = fields, strict, progress
         self._progress: metrics.Progress | None = None
 
-    def read(self, part: Split) -> Iterator[Tweet | DeadLetter]:
-        """The tweets of a part, and dead letters.
+    def read(self, part: Split) -> Iterator[Tweet | DeadLetter | PartCount]:
+        """The tweets of a part, dead letters, and at last how many records there were.
 
         Raises:
             UnreadableInput, ChangedError: see `raise_unless_gone`.
@@ -390,15 +406,27 @@ class PartReader:
         if self._progress is None:
             self._progress = metrics.Progress(self._directory)
         reader = reader_of(part, self._fields)
+        total: Counter[str] = Counter()
         for number, tweet in enumerate(tweets_of(part, reader, self._strict), 1):
             if number % BEAT_RECORDS == 0:
                 self._progress.add()
+                total.update(reader.counts)
                 metrics.count(reader.counts)
             if tweet is not None:
                 yield tweet
+        total.update(reader.counts)
         metrics.count(reader.counts)
         metrics.counter(metrics.BYTES_READ).inc(part.bytes_)
         self._progress.add(bytes_read=part.bytes_)
+        yield PartCount(name_as_text(part.file.path), -1, total[metrics.READ], total[metrics.NOTICES])
+
+
+def beside(item: Any) -> Any:
+    """An element under the tag of its kind, if it is one of `BESIDE`."""
+    for tag, kind in BESIDE.items():
+        if isinstance(item, kind):
+            return beam.pvalue.TaggedOutput(tag, item)
+    return item
 
 
 class _ReadParts(beam.DoFn):
@@ -406,8 +434,7 @@ class _ReadParts(beam.DoFn):
         self._reader = reader
 
     def process(self, part: Split) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
-        for tweet in self._reader.read(part):
-            yield beam.pvalue.TaggedOutput(DEAD, tweet) if isinstance(tweet, DeadLetter) else tweet
+        return map(beside, self._reader.read(part))
 
 
 def reader_of(part: Split, fields: FieldMapping) -> PostReader:

@@ -25,6 +25,7 @@ from transforms.storage import files as storage
 TEMPORARY = "_tmp"
 DEAD_LETTERS = "_dead_letters"
 JOURNAL = "_journal"
+JOBS = "_jobs"
 """Names with an underscore are passed over by readers of Parquet directories."""
 
 _COMMIT_KEYS = 64
@@ -60,6 +61,11 @@ def committed_directory(output: str, run_id: str) -> str:
 def journal_directory(output: str, run_id: str) -> str:
     """Where an endless run has the records of the files that it has put in place and that no manifest lists yet."""
     return f"{output}/{JOURNAL}/{run_id}"
+
+
+def job_directory(output: str, run_id: str) -> str:
+    """Where a run that nobody waits for is described, and says when it has done all of its work."""
+    return f"{output}/{JOBS}/{run_id}"
 
 
 def committed_files(output: str, run_id: str) -> list[WrittenFile]:

@@ -307,17 +307,18 @@ def test_the_output_is_removed_while_running(model: str, tmp_path: Path) -> None
 
 
 def test_counts_that_do_not_add_up_fail_the_run() -> None:
-    good = {"read": 6, "scored": 3, "empty": 1, "dead": 2, "rows_written": 4}
+    good = {"files_read": 2, "read": 6, "scored": 3, "empty": 1, "dead": 2, "rows_written": 4}
     files = [DataFile("date=2026-01-31/part-a.parquet", 3, 0, ""), DataFile("part-b.parquet", 1, 0, "")]
     dead = [DataFile("_dead_letters/part-c.jsonl", 2, 0, "")]
-    reconcile(good, [*files, *dead])
-    reconcile({}, [])
-    for name in good:
+    reconcile(good, [*files, *dead], 2)
+    for name in good.keys() - {"files_read"}:
         with pytest.raises(RunError, match="do not add up"):
-            reconcile(good | {name: 5}, [*files, *dead])
+            reconcile(good | {name: 5}, [*files, *dead], 2)
     for written in ([*files[:1], *dead], files, dead, [*files, *files, *dead], [*files, *dead, *dead]):
         with pytest.raises(RunError, match="do not add up"):
-            reconcile(good, written)
+            reconcile(good, written, 2)
+    with pytest.raises(RunError, match=r"says that it is done, and has counted 0 of 2 input\(s\)"):
+        reconcile({}, [], 2)  # nothing is equal to nothing
 
 
 @pytest.mark.parametrize(
