@@ -101,7 +101,13 @@ class _PrismServer(PrismJobServer):
             logger = logging.getLogger("prism")
             logger.setLevel(logging.INFO)  # of Beam's thread, which knows no other
             logger.addFilter(PrismRunnerLogFilter())
-            logger.addFilter(lambda record: record.levelno > logging.INFO or record.getMessage().startswith("panic: "))
+            logger.addFilter(
+                lambda record: record.levelno >= logging.ERROR or record.getMessage().startswith("panic: ")
+            )
             port = int(endpoint.rpartition(":")[2])
             self._running = SubprocessServer(beam_job_api_pb2_grpc.JobServiceStub, command, port, logger).start()
         return self._running
+
+
+def _tells_why_it_fails(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or record.getMessage().startswith("panic: ")
