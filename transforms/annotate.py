@@ -1,4 +1,4 @@
-"""AnnotateTweets: tokenize, batch, score; the composite that other pipelines import. AnnotateFiles: the same of files."""
+"""AnnotateTweets: tokenize, batch, score, for pipelines of other people. AnnotateFiles: the same from files on."""
 
 from __future__ import annotations
 

@@ -27,8 +27,10 @@ from pipelines.cli.redaction import redact, redact_all
 LOG_FORMATS = ("text", "json")
 
 _ANNOUNCEMENTS = logging.getLogger("pipelines")
-_UNHEARD = ("apache_beam.runners.", "apache_beam.io.filesystems")
-"""Beam's local runner logs what it then raises, and we explain; the other warns of extras that nobody asked for."""
+_UNHEARD = ("apache_beam.runners.", "apache_beam.utils.subprocess_server", "apache_beam.io.filesystems")
+"""Beam's runners log what they then raise, and we explain; the last warns of extras that nobody asked for."""
+_WAITS_TOO = "wait_until_finish_read"
+"""A thread of Beam's that ends with the same error as the main one."""
 
 
 _UNPRINTABLE = re.compile(
@@ -88,8 +90,9 @@ def _say_uncaught(text: str, error: BaseException | None) -> None:
 
 
 def _say_thread(fault: threading.ExceptHookArgs) -> None:
-    if fault.exc_type is not SystemExit:
-        _say_uncaught(f"thread {fault.thread.name if fault.thread else ''} ended with an error", fault.exc_value)
+    name = fault.thread.name if fault.thread else ""
+    if fault.exc_type is not SystemExit and name != _WAITS_TOO:
+        _say_uncaught(f"thread {name} ended with an error", fault.exc_value)
 
 
 def _say_unraisable(fault: sys.UnraisableHookArgs) -> None:

@@ -102,7 +102,10 @@ class RunOptions:
         1, "processes of a local run, 0 for one a core", name="direct_num_workers", type=_processes, metavar="N"
     )
     stall_timeout: float = option(
-        600.0, "end a local run that makes no progress for so long, with status 1; 0 for never", type=seconds
+        600.0,
+        "end a local run that makes no progress for so long, or a job for which no worker begins, with status 1; "
+        "0 for never",
+        type=seconds,
     )
     progress: str = option(
         "auto", "bar: a progress bar; lines: one every ten seconds; auto: a bar on a terminal", choices=PROGRESS

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from apache_beam.options.pipeline_options import PortableOptions
+from apache_beam.runners.runner import PipelineResult
 
 from pipelines.cli.interrupts import heed_interrupt
 from pipelines.data_set.manifest import Manifest
@@ -20,6 +24,7 @@ from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan
 from pipelines.runs.submission import check_waits, make_pipeline
 from pipelines.runs.watchdog import Watchdog
+from pipelines.runs.worker_checks import HasBegun
 from torchmoji_core.errors import InputError, RunError
 from transforms import metrics
 from transforms.input.read import UnreadableInput, unreadable_path
@@ -49,11 +54,19 @@ def execute(plan: Plan, context: RunContext) -> Finished:
             _watchdog(plan, context, str(counts_directory)),
             _worker_log(plan, context.scratch),
         ):
+            if not config.is_local:
+                from pipelines.runs.job_servers import check_answers  # a tenth of a second
+
+                check_answers(config.runner, context.options)
             register_run(config.output, plan.run_id)
             pipeline = make_pipeline(context)
             build_pipeline(pipeline, plan, str(counts_directory) if config.is_local else None)
             result = pipeline.run()
-            result.wait_until_finish()
+            try:
+                result.wait_until_finish()
+            except KeyboardInterrupt:
+                _cancel(result)
+                raise
         counts = progress.counters(result)
         committed = list(committed_files(config.output, plan.run_id))
         written = [data_file(config.output, file) for file in committed]
@@ -99,14 +112,26 @@ def commit(plan: Plan, context: RunContext, decide: Callable[[DataSet], Manifest
 
 
 def _watchdog(plan: Plan, context: RunContext, progress: str) -> Watchdog:
-    """What ends a local run that does not get on; clusters have their own."""
-    dump = getattr(context.runner, "dump_stacks", lambda: None)
-    return Watchdog(
-        lambda: metrics.Progress.state(progress),
-        plan.config.stall_timeout if plan.config.is_local else 0.0,
-        dump,
-        Path(context.scratch, WORKER_LOG),
+    """What ends a local run that does not get on, or a job for which no worker begins."""
+    config, dump = plan.config, getattr(context.runner, "dump_stacks", lambda: None)
+    if config.is_local:
+        state = functools.partial(metrics.Progress.state, progress)
+        return Watchdog(state, config.stall_timeout, dump, Path(context.scratch, WORKER_LOG))
+    # Clusters have their own for workers that they start, and may have a job wait for long.
+    portable = context.options.view_as(PortableOptions)
+    is_ours = portable.environment_type in ("EXTERNAL", "PROCESS")
+    said = (
+        f"no worker has begun for {config.stall_timeout:g} seconds, so the job was ended; see whether workers can be "
+        f"started, and what they log: --environment_config {portable.environment_config}"
     )
+    begun = HasBegun(config.output, plan.run_id)
+    return Watchdog(begun, config.stall_timeout if is_ours else 0.0, elsewhere=said)
+
+
+def _cancel(result: PipelineResult) -> None:
+    """Have a job of a cluster end with this command, if it can be told."""
+    with contextlib.suppress(Exception):
+        result.cancel()
 
 
 @contextlib.contextmanager

@@ -136,6 +136,10 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
 
         # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
         return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
+    if config.runner.lower() == "prismrunner":
+        from pipelines.runs.job_servers import Prism
+
+        return Prism()
     try:
         return create_runner(config.runner)
     except (ValueError, ImportError) as error:

@@ -32,6 +32,7 @@ class Watchdog:
         dump_workers: Callable[[], object] = lambda: None,
         worker_log: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
+        elsewhere: str | None = None,
     ) -> None:
         """Args:
         state: gives another value whenever the run has got on.
@@ -39,13 +40,14 @@ class Watchdog:
         dump_workers: has worker processes write their stacks into their log.
         worker_log: that log.
         clock: of seconds.
+        elsewhere: what to say if the work is done by others, so that the stacks of this process tell nothing.
         """
         self._state, self._timeout, self._clock = state, timeout, clock
         self._dump_workers, self._worker_log = dump_workers, worker_log
         self._last, self._since = state(), clock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._has_barked = False
+        self._has_barked, self._elsewhere = False, elsewhere
         # What else is printed while the run goes on goes elsewhere.
         self._stream = sys.stderr
 
@@ -60,10 +62,10 @@ class Watchdog:
         self._ended.set()
         if self._has_barked:
             heed_interrupt()
-            raise RunError(
-                f"no progress for {self._timeout:g} seconds, so the run was ended; where it stood is logged above. "
-                "If something it waits for is that slow, give --stall_timeout more"
-            ) from error
+            said = self._elsewhere or (
+                f"no progress for {self._timeout:g} seconds, so the run was ended; where it stood is logged above"
+            )
+            raise RunError(f"{said}. If something it waits for is that slow, give --stall_timeout more") from error
 
     def is_stalled(self) -> bool:
         """Look; whether there was no progress for too long."""
@@ -76,6 +78,9 @@ class Watchdog:
         while not self._ended.wait(self._timeout / _LOOKS_PER_TIMEOUT):
             if self.is_stalled() and not self._ended.is_set():
                 self._has_barked = True
+                if self._elsewhere is not None:
+                    abandon(FAILED)
+                    return
                 lines = [f"no progress for {self._timeout:g} seconds; all threads:", *quoted(stacks())]
                 announce("stalled", lines, level=logging.ERROR, stream=self._stream)
                 self._report_workers()

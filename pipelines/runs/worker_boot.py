@@ -39,7 +39,7 @@ def become_worker(worker_id: str, endpoints: Endpoints) -> NoReturn:
     environment = os.environ | worker_environment(worker_id.strip("'\""), endpoints)  # Prism puts it in quotes
     # Who starts a worker may never read what it prints; a full pipe would stop it for ever.
     os.dup2(sys.stderr.fileno(), 1)
-    os.execve(sys.executable, [sys.executable, "-m", "apache_beam.runners.worker.sdk_worker_main"], environment)
+    os.execve(sys.executable, [sys.executable, "-m", "pipelines.runs.worker_main"], environment)
 
 
 def worker_environment(worker_id: str, endpoints: Endpoints) -> dict[str, str]:

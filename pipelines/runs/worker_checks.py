@@ -1,6 +1,8 @@
-"""What a worker on another machine looks at before it begins."""
+"""What a worker on another machine looks at before it begins, and how the launcher learns that one has begun."""
 
 from __future__ import annotations
+
+import contextlib
 
 import apache_beam as beam
 
@@ -28,8 +30,27 @@ def check_worker(output: str, run_id: str, versions: str) -> None:
             f"workers see another directory {output} than the command that started them; give a directory that they "
             "share, or a URI: s3://, gs://, az:// or hdfs://"
         )
+    storage.create(_begun(output, run_id)).close()
+
+
+class HasBegun:
+    """Tells a `Watchdog` whether a worker has got through `check_worker`; from then on each call differs."""
+
+    def __init__(self, output: str, run_id: str) -> None:
+        self._path, self._seen = _begun(output, run_id), 0
+
+    def __call__(self) -> int:
+        """0 until then. A store that cannot tell now is asked again."""
+        with contextlib.suppress(OSError):
+            if self._seen or storage.exists(self._path):
+                self._seen += 1
+        return self._seen
 
 
 def our_versions() -> str:
     """What must be the same where parts of one job run."""
     return f"torchmoji-beam {__version__} with apache-beam {beam.__version__}"
+
+
+def _begun(output: str, run_id: str) -> str:
+    return f"{registration(output, run_id)}.begun"

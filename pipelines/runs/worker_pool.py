@@ -6,7 +6,8 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +60,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
         with self._lock:
             named = [worker for name, worker in self._workers if name == request.worker_id]
         if len(named) == 1:
-            _end(named[0])
+            _end(named)
         return beam_fn_api_pb2.StopWorkerResponse()
 
     @property
@@ -70,11 +71,7 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
 
     def stop(self) -> None:
         """End all workers."""
-        workers = self.workers
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            _end(worker)
+        _end(self.workers)
 
     def _attend(self, worker_id: str, worker: subprocess.Popen[bytes]) -> None:
         status = worker.wait()
@@ -109,7 +106,7 @@ def serving(port: int) -> Iterator[int]:
     try:
         yield port
     finally:
-        server.stop(None)
+        server.stop(None).wait()  # for a worker that is just being started
         pool.stop()
 
 
@@ -123,10 +120,13 @@ def check(port: int) -> bool:
     return True
 
 
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    worker.terminate()
-    try:
-        worker.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()
+def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    for worker in workers:
+        worker.terminate()
+    end = time.monotonic() + END_SECONDS
+    for worker in workers:
+        try:
+            worker.wait(max(0.0, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()

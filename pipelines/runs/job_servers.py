@@ -1,0 +1,113 @@
+"""Job servers: whether they, and what they need, are there before a job is sent; and Prism, which ends with us."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import sys
+from typing import Any
+
+import grpc
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+from apache_beam.portability.api import beam_job_api_pb2_grpc
+from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner, PrismRunnerLogFilter
+from apache_beam.utils.subprocess_server import SubprocessServer
+
+from torchmoji_core.errors import RunError
+
+ANSWER_SECONDS = 10.0
+
+
+def check_answers(runner: str, options: PipelineOptions) -> None:
+    """Make sure that a job server is where it is said to be; and workers, where this command is the job server.
+
+    What other job servers reach is another matter: a pool of workers beside each of them is none of this machine.
+
+    Args:
+        runner: its name.
+        options: of the job.
+
+    Raises:
+        RunError: naming the address or program, and what to do.
+    """
+    portable = options.view_as(PortableOptions)
+    endpoint, environment = portable.job_endpoint, portable.environment_type
+    if endpoint and endpoint != "embed":
+        if reason := why_no_answer(endpoint):
+            raise RunError(
+                f"--job_endpoint {endpoint}: nobody answers ({reason}); start the job server, or give its address"
+            )
+        return
+    if endpoint is None and runner.lower() != "prismrunner":
+        return
+    if environment == "EXTERNAL":
+        address = _said(portable.environment_config, "url")
+        if reason := why_no_answer(address):
+            raise RunError(
+                f"--environment_config {address}: no pool of workers answers ({reason}); start one there: "
+                f"python -m pipelines.worker --port {address.rpartition(':')[2]}"
+            )
+    if environment == "PROCESS":
+        if endpoint == "embed":
+            raise RunError(
+                "--job_endpoint embed starts no programs; give --environment_type EXTERNAL with a pool of workers"
+            )
+        command = _said(portable.environment_config, "command")
+        if shutil.which(command) is None:
+            raise RunError(
+                f"--environment_config: there is no program {command}; torchmoji-worker comes with this package, give "
+                "its path"
+            )
+
+
+def why_no_answer(address: str) -> str | None:
+    """Why nothing that speaks gRPC answers at an address; None if something does."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/nobody/knows")(b"", timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                return str(error.details()).rpartition(": ")[2]
+    return None
+
+
+def _said(configuration: str | None, name: str) -> str:
+    """A value of --environment_config: JSON, or that value alone."""
+    with contextlib.suppress(ValueError):
+        if isinstance(told := json.loads(configuration or ""), dict):
+            return str(told.get(name) or "")
+    return configuration or ""
+
+
+class Prism(PrismRunner):
+    """Beam's runner of that name. Unlike with Beam's, its process ends with ours, however that ends."""
+
+    def default_job_server(self, options: PipelineOptions) -> Any:
+        """One for all jobs of this process."""
+        return self.shared_handle.acquire(lambda: _PrismServer(options))
+
+
+class _PrismServer(PrismJobServer):
+    _running: Any = None
+
+    def start(self) -> Any:
+        """What jobs are sent to."""
+        if self._running is None:
+            command, endpoint = self.subprocess_cmd_and_endpoint()
+            command = [sys.executable, "-m", "pipelines.runs.child_process", str(os.getpid()), *command]
+            logger = logging.getLogger("prism")
+            logger.setLevel(logging.INFO)  # of Beam's thread, which knows no other
+            logger.addFilter(PrismRunnerLogFilter())
+            logger.addFilter(
+                lambda record: record.levelno >= logging.ERROR or record.getMessage().startswith("panic: ")
+            )
+            port = int(endpoint.rpartition(":")[2])
+            self._running = SubprocessServer(beam_job_api_pb2_grpc.JobServiceStub, command, port, logger).start()
+        return self._running
+
+
+def _tells_why_it_fails(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or record.getMessage().startswith("panic: ")
