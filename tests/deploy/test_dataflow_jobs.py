@@ -94,11 +94,12 @@ def test_a_dry_run_builds_the_graph_and_sends_nothing(launch: Command, dataflow:
         assert finished.status == 0, finished.err
         assert "dry run: " in finished.out
     assert not dataflow.jobs and not dataflow.asked
-    # Beam checks more where the address is Google's own; it is not called.
-    wrong = ("--dataflow_endpoint=https://dataflow.googleapis.com", "--temp_location=/tmp", "--staging_location=/tmp")
+    # Beam checks more where the address is Google's own, which is not called here.
+    wrong = ("--dataflow_endpoint=https://dataflow.googleapis.com", "--job_name=No_Name")
     refused = launch(annotate.main, "--input", "in/*", "--dry_run", *wrong)
     assert refused.status == 2
-    assert "the runner's options: Invalid GCS path (/tmp)" in refused.err and refused.err.count("\n") == 1
+    assert "the runner's options: Invalid job_name (No_Name)" in refused.err and refused.err.count("\n") == 1
+    assert not dataflow.asked
 
 
 @pytest.mark.dataflow
@@ -131,6 +132,9 @@ def test_a_stream_is_submitted_updated_and_drained(launch: Command, dataflow: Fa
     from google.cloud.dataflow import JobState
 
     named = (*STREAM, "--job_name", "tweets", "--labels", "team=a")
+    refused = launch(score.main, *named, "--update")
+    assert refused.status == 2
+    assert refused.err == ("error: --update: no job tweets runs in us-central1 of project-one; give --job_name\n")
     finished = launch(score.main, *named)
     assert finished.status == 0, finished.err
     ((name, job),) = dataflow.jobs.items()
