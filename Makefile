@@ -7,6 +7,7 @@
 # make test-portable  workers in processes of their own, with Beam's own job server
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
+# make test-dataflow  launches on a fake of Google's service, in .venv-dataflow with what the image installs
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers: read a data set, score in Spark
 # make lint         ruff and mypy alone
@@ -21,7 +22,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -51,6 +52,9 @@ test-azure: .venv/installed-dev .venv/azurite/installed
 
 test-kafka: .venv/installed-dev .venv/kafka/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults/test_kafka_broker.py
+
+test-dataflow: .venv-dataflow/installed
+	OMP_NUM_THREADS=1 .venv-dataflow/bin/python -m pytest -m 'dataflow or not dataflow' tests/deploy tests/pipelines/runs/test_graphs.py
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
@@ -90,7 +94,7 @@ dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv .venv-airflow .venv-core .venv-lowest .venv-readers build dist *.egg-info scored
+	rm -rf .venv .venv-airflow .venv-core .venv-dataflow .venv-lowest .venv-readers build dist *.egg-info scored
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -126,6 +130,16 @@ clean:
 
 .venv/kafka/installed: tests/kafka_pom.xml
 	mvn --quiet --batch-mode --file tests/kafka_pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/.venv/kafka
+	touch $@
+
+# The packages of deploy/dataflow/Dockerfile, whose check they have to pass before those of the tests come.
+.venv-dataflow/installed: pyproject.toml constraints.txt Makefile
+	rm -rf .venv-dataflow
+	$(PYTHON) -m venv .venv-dataflow
+	.venv-dataflow/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[gcp,kafka]'
+	.venv-dataflow/bin/python -m pip check
+	.venv-dataflow/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		gcp-storage-emulator kubernetes-validate pytest pyyaml
 	touch $@
 
 # An environment of its own, since Airflow brings about ninety packages.

@@ -51,14 +51,13 @@ def build_only(plan: Plan, context: RunContext) -> None:
         InputError: if a source, a sink or an option of the runner cannot be used.
         RunError: if the runner refuses the graph.
     """
-    is_dataflow = plan.config.runner.rpartition(".")[2].lower() == "dataflowrunner"
-    if is_dataflow:
+    if _is_dataflow(plan):
         # Beam's own option: the runner comes back before anything is staged or sent. A pipeline copies its options.
         context.options.view_as(TestOptions).dry_run = True
     pipeline = make_pipeline(context)
     build_pipeline(pipeline, plan)
     try:
-        if is_dataflow:
+        if _is_dataflow(plan):
             pipeline.run()
         else:
             pipeline.to_runner_api()
@@ -75,11 +74,36 @@ def send(plan: Plan, context: RunContext) -> str | None:
     """
     pipeline = make_pipeline(context)
     build_pipeline(pipeline, plan)
+    if _is_dataflow(plan) and context.options.view_as(GoogleCloudOptions).update:
+        _check_updated(context)
     result: Any = pipeline.run()
     if template_of(context):
         return None
     job = getattr(result, "job_id", None) or getattr(result, "_job_id", None)
     return job() if callable(job) else job
+
+
+def _is_dataflow(plan: Plan) -> bool:
+    return plan.config.runner.rpartition(".")[2].lower() == "dataflowrunner"
+
+
+def _check_updated(context: RunContext) -> None:
+    """Make sure that there is a job to update: if not, Beam 2.77 asks the service for it without end.
+
+    Raises:
+        InputError: if there is none.
+    """
+    from apache_beam.runners.dataflow.internal.apiclient import DataflowApplicationClient, dataflow
+
+    options = context.options.view_as(GoogleCloudOptions)
+    listed = DataflowApplicationClient(options)._jobs_client.list_jobs(
+        dataflow.ListJobsRequest(project_id=options.project, location=options.region)
+    )
+    running = (dataflow.JobState.JOB_STATE_RUNNING, dataflow.JobState.JOB_STATE_DRAINING)
+    if not any(job.name == options.job_name and job.current_state in running for job in listed):
+        raise InputError(
+            f"--update: no job {options.job_name} runs in {options.region} of {options.project}; give --job_name"
+        )
 
 
 def said(plan: Plan, context: RunContext, job: str | None) -> str:

@@ -10,9 +10,7 @@ import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,53 +19,6 @@ from pipelines.runs.run_report import INPUT_STATES, write_report
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "scheduling"
-
-
-@pytest.fixture
-def cron_job() -> dict[str, Any]:
-    return yaml.safe_load((EXAMPLES / "cronjob.yaml").read_text())
-
-
-@pytest.mark.parametrize("version", ["1.31", "1.37"])
-def test_the_cron_job_is_valid(cron_job: dict[str, Any], version: str) -> None:
-    kubernetes_validate.validate(cron_job, version, strict=True)
-
-
-def test_the_schema_would_notice(cron_job: dict[str, Any]) -> None:
-    cron_job["spec"]["jobTemplate"]["spec"]["podFailurePolicies"] = {}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(cron_job, "1.37", strict=True)
-
-
-def test_the_cron_job_keeps_rules_that_the_schema_does_not_know(cron_job: dict[str, Any]) -> None:
-    job = cron_job["spec"]["jobTemplate"]["spec"]
-    pod = job["template"]["spec"]
-    containers = pod["initContainers"] + pod["containers"]
-    assert pod["restartPolicy"] == "Never"  # or podFailurePolicy is refused
-    actions = {}
-    for rule in job["podFailurePolicy"]["rules"]:
-        if "onExitCodes" in rule:
-            codes = rule["onExitCodes"]
-            assert (
-                codes["operator"] == "In"
-                and codes["values"] == sorted(set(codes["values"]))
-                and 0 not in codes["values"]
-            )
-            actions |= {(codes["containerName"], code): rule["action"] for code in codes["values"]}
-    assert {name for name, _ in actions} <= {container["name"] for container in containers}
-    assert actions == {
-        ("annotate", 2): "FailJob",
-        ("annotate", 3): "FailJob",
-        ("annotate", 4): "Ignore",
-        ("verify", 1): "FailJob",
-        ("verify", 2): "FailJob",
-    }
-    volumes = {volume["name"] for volume in pod["volumes"]}
-    for container in containers:
-        assert all(isinstance(argument, str) for argument in container["args"])
-        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-        assert container["securityContext"]["readOnlyRootFilesystem"] and container["resources"]["limits"]["memory"]
-    assert pod["securityContext"]["runAsNonRoot"]
 
 
 def cron_lines() -> list[tuple[list[str], str]]:

@@ -6,7 +6,7 @@ The fake runs nothing. That the graph it was given does its work is shown by Bea
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +18,11 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipelines import annotate, score
-from tests.fake_dataflow import FakeDataflow, bucket, running
+from tests.fake_dataflow import FakeDataflow
 from tests.pipelines.conftest import Finished, corpus, read_live
-
-pytest.importorskip("google.cloud.dataflow", reason="needs the extra gcp")
-pytest.importorskip("gcp_storage_emulator", reason="needs gcp-storage-emulator")
 
 Command = Callable[..., Finished]
 STREAM = ("--streaming", "--input", "pubsub://projects/project-one/subscriptions/tweets", "--window", "5m")
-
-
-@pytest.fixture(scope="module")
-def storage_and_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeDataflow]:
-    with running() as service, bucket(tmp_path_factory.mktemp("account"), service):
-        yield service
-
-
-@pytest.fixture
-def dataflow(storage_and_service: FakeDataflow) -> FakeDataflow:
-    """The service, with no jobs."""
-    service = storage_and_service
-    service.jobs.clear()
-    service.asked.clear()
-    service.state = "JOB_STATE_RUNNING"
-    return service
-
-
-@pytest.fixture
-def launch(dataflow: FakeDataflow, run_main: Command, model: str) -> Command:
-    """A command with Dataflow as its runner."""
-
-    def run(main: Callable[[list[str]], int], *arguments: object) -> Finished:
-        return run_main(main, "--model", model, "--output", "out", *dataflow.options, *arguments)
-
-    return run
 
 
 def graph_of(job: dict[str, Any]) -> beam_runner_api_pb2.Pipeline:
@@ -103,6 +74,7 @@ def test_a_batch_job_is_submitted_and_taken_in(
     assert run_verify().status == 0
 
 
+@pytest.mark.dataflow
 def test_a_job_that_is_done_and_has_counted_nothing_is_no_success(
     launch: Command, dataflow: FakeDataflow, tmp_path: Path
 ) -> None:
@@ -122,11 +94,12 @@ def test_a_dry_run_builds_the_graph_and_sends_nothing(launch: Command, dataflow:
         assert finished.status == 0, finished.err
         assert "dry run: " in finished.out
     assert not dataflow.jobs and not dataflow.asked
-    refused = launch(
-        annotate.main, "--input", "in/*", "--dry_run", "--worker_region=us-east1", "--worker_zone=us-east1-a"
-    )
+    # Beam checks more where the address is Google's own, which is not called here.
+    wrong = ("--dataflow_endpoint=https://dataflow.googleapis.com", "--job_name=No_Name")
+    refused = launch(annotate.main, "--input", "in/*", "--dry_run", *wrong)
     assert refused.status == 2
-    assert "worker_region and worker_zone are mutually exclusive" in refused.err and refused.err.count("\n") == 1
+    assert "the runner's options: Invalid job_name (No_Name)" in refused.err and refused.err.count("\n") == 1
+    assert not dataflow.asked
 
 
 @pytest.mark.dataflow
@@ -159,6 +132,9 @@ def test_a_stream_is_submitted_updated_and_drained(launch: Command, dataflow: Fa
     from google.cloud.dataflow import JobState
 
     named = (*STREAM, "--job_name", "tweets", "--labels", "team=a")
+    refused = launch(score.main, *named, "--update")
+    assert refused.status == 2
+    assert refused.err == ("error: --update: no job tweets runs in us-central1 of project-one; give --job_name\n")
     finished = launch(score.main, *named)
     assert finished.status == 0, finished.err
     ((name, job),) = dataflow.jobs.items()

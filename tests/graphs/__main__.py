@@ -1,0 +1,3 @@
+from tests.graphs import main
+
+main()
