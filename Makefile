@@ -4,7 +4,8 @@
 # make test-power-cut  images of a disk taken right after a command; mounts loop devices, so as root
 # make test-lowest  the suite with the lowest versions that pyproject.toml allows, in .venv-lowest; and torchmoji_core alone,
 #                  in .venv-core, with what PyFlink brings and without Beam: before a release
-# make test-portable  workers in processes of their own, with Beam's own job server
+# make test-portable  jobs on Beam's embedded job server and on Prism, which it builds with Go into .venv/prism; each is killed
+# make test-two-hosts  the same with launcher and worker in two network namespaces, as root
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
 # make test-dataflow  launches on a fake of Google's service, in .venv-dataflow with what the image installs
@@ -22,7 +23,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -44,8 +45,11 @@ test-lowest: .venv-lowest/installed test-core
 test-core: .venv-core/installed
 	.venv-core/bin/python -m pytest tests/core/test_arrow_scorer.py tests/core/test_texts.py tests/core/test_scores.py
 
-test-portable: .venv/installed-dev
+test-portable: .venv/installed-dev .venv/prism/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m portable tests
+
+test-two-hosts: .venv/installed-dev .venv/prism/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m two_hosts tests/pipelines/runs/test_two_hosts.py
 
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py
@@ -127,6 +131,13 @@ clean:
 .venv/azurite/installed: Makefile
 	npm install --silent --no-fund --no-audit --prefix .venv/azurite azurite@3
 	touch $@
+
+# Beam's runner in Go, of the version that is installed here.
+.venv/prism/installed: .venv/installed-dev
+	@if command -v go > /dev/null; then \
+		GOBIN=$(CURDIR)/.venv/prism go install "github.com/apache/beam/sdks/v2/go/cmd/prism@v$$($(BIN)/python -c \
+			'from importlib.metadata import version; print(version("apache-beam"))')" && touch $@; \
+	else echo 'Go is missing: tests on Prism are left out'; fi
 
 .venv/kafka/installed: tests/kafka_pom.xml
 	mvn --quiet --batch-mode --file tests/kafka_pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/.venv/kafka

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pyarrow as pa
 import pytest
 from apache_beam.portability.api import (
     beam_fn_api_pb2,
@@ -31,6 +32,7 @@ from apache_beam.portability.api import (
 )
 from google.protobuf import struct_pb2
 
+from pipelines import score
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.explain import explain
 from pipelines.runs.worker_main import redacted_record
@@ -58,7 +60,7 @@ MOMENTS = {
     "committing": "transforms.storage.files:publish",
 }
 """What a worker is doing when somebody dies. While committing, a file is in place, and the record of it is not."""
-LIMIT = 60.0
+LIMIT = 120.0
 """Seconds after which a test has failed."""
 Run = Callable[..., Finished]
 
@@ -193,12 +195,29 @@ def _said(output: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """What a run gives in which nobody dies."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    corpus(directory / "in", 2, 60)
+    common = ["--model", model, "--progress", "off", "--input", f"{directory}/in/*", "--output"]
+    assert score.main([*common, str(directory / "out")]) == 0
+    return read_scores(directory / "out")
+
+
 @pytest.mark.portable
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("victim", ["worker", "pool", "launcher", "runner"])
 @pytest.mark.parametrize("kind", SERVERS)
 def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
-    kind: str, victim: str, moment: str, run_score: Run, run_verify: Run, model: str, tmp_path: Path
+    kind: str,
+    victim: str,
+    moment: str,
+    run_score: Run,
+    run_verify: Run,
+    model: str,
+    undisturbed: pa.Table,
+    tmp_path: Path,
 ) -> None:
     """A pool is told to end, as Kubernetes does it; all others are killed."""
     corpus(tmp_path / "in", 2, 60)
@@ -208,7 +227,7 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
     with job_server(kind) as (runner, how), pool(halting) as (workers, address):
         launcher = ScoreProcess(
             tmp_path, *common, *how, "--environment_type=EXTERNAL", f"--environment_config={address}",
-            "--beam_plugins=tests.pipelines.runs.halting", "--stall_timeout=5s",
+            "--beam_plugins=tests.pipelines.runs.halting", *(["--stall_timeout=20s"] if moment == "connecting" else []),
         )  # fmt: skip
         try:
             launcher.wait_for(halted.exists)
@@ -234,9 +253,8 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
     assert not list((tmp_path / "out" / "_manifests").glob("*"))
     assert run_score("--input", "in/*", "--output", "out").status == 0
     assert run_verify().status == 0
-    assert run_score("--input", "in/*", "--output", "undisturbed").status == 0
-    assert read_live(tmp_path / "out").equals(read_live(tmp_path / "undisturbed"))
-    assert read_scores(tmp_path / "out").equals(read_scores(tmp_path / "undisturbed"))  # and no file beside
+    assert read_live(tmp_path / "out").equals(undisturbed)
+    assert read_scores(tmp_path / "out").equals(undisturbed)  # and no file beside
 
 
 @pytest.mark.portable
@@ -327,7 +345,7 @@ def test_a_job_for_which_no_worker_begins_ends(kind: str, model: str, tmp_path: 
                 launcher.close()
     finally:
         server.stop(None)
-    assert "no worker has begun for 2 seconds" in said and f"--environment_config {address}" in said
+    assert "no worker has begun within 2 seconds" in said and f"--environment_config {address}" in said
 
 
 class _Runner(
