@@ -10,7 +10,9 @@
 # make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
 # make test-dataflow  launches on a fake of Google's service, in .venv-dataflow with what the image installs
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
-# make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers: read a data set, score in Spark
+# make test-spark   install Spark into .venv-engines, and kill the processes of a cluster while it scores; needs Java 17
+# make test-readers  install Spark, Ray, Dask, datasets, and a DuckDB with its extension delta, into .venv-engines: they read
+#                  a data set, and score
 # make lint         ruff and mypy alone
 # make format       let ruff format the code
 # make bench        the benchmarks, minutes each; figures go to benchmarks/results/
@@ -23,7 +25,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts test-spark
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -63,8 +65,12 @@ test-dataflow: .venv-dataflow/installed
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
 
-test-readers: .venv/installed-dev .venv-readers/installed
-	$(BIN)/python -m pytest tests/pipelines/data_set/test_readers.py
+test-spark: .venv/installed-dev .venv-engines/installed
+	@java -version 2>/dev/null || { echo "Spark needs Java 17 or newer, and there is no java in PATH: install it" >&2; exit 1; }
+	$(BIN)/python -m pytest -m spark tests/engines/test_spark.py
+
+test-readers: .venv/installed-dev .venv-engines/installed
+	$(BIN)/python -m pytest tests/pipelines/data_set/test_readers.py tests/engines/test_others.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -98,7 +104,7 @@ dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv .venv-airflow .venv-core .venv-dataflow .venv-lowest .venv-readers build dist *.egg-info scored
+	rm -rf .venv .venv-* build dist *.egg-info scored
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -159,9 +165,12 @@ clean:
 	.venv-airflow/bin/python -m pip install --quiet --disable-pip-version-check 'apache-airflow==3.3.*' 'pytest==9.2.*'
 	touch $@
 
-# An environment of its own: Spark has 400 MB, and the newest extension for DuckDB is for 1.5. Java is for Spark.
-.venv-readers/installed: Makefile
-	$(PYTHON) -m venv .venv-readers
-	.venv-readers/bin/python -m pip install --quiet --disable-pip-version-check 'pyspark==4.*' 'duckdb==1.5.5' \
-		'duckdb-extension-delta==1.5.5' torch pyarrow pandas emoji safetensors text-unidecode tqdm 'smart-open[http]'
+# An environment of its own: Spark has 400 MB, Ray 200, and the newest extension for DuckDB is for 1.5. Java is for Spark.
+# Scores have the bits of the other environments where torch is the same.
+.venv-engines/installed: Makefile
+	rm -rf .venv-engines
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep ^torch== constraints.txt)" \
+		'pyspark==4.3.*' 'ray[data]==2.60.*' 'dask[dataframe]' datasets 'duckdb==1.5.5' 'duckdb-extension-delta==1.5.5' \
+		pyarrow pandas emoji safetensors text-unidecode tqdm 'smart-open[http]'
 	touch $@

@@ -11,14 +11,17 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data_set.snapshot import live_files
-from tests.pipelines.conftest import Finished, corpus, read_live, write_lines
+from tests.pipelines.conftest import Finished, corpus, read_live, read_scores, write_lines
 from torchmoji_core import Bundle
 from torchmoji_core.inference.scorer import Scorer
 
-PYTHON = Path(__file__).parents[3] / ".venv-readers" / "bin" / "python"
+PYTHON = Path(__file__).parents[3] / ".venv-engines" / "bin" / "python"
 if not PYTHON.exists():
     pytest.skip("these readers are not installed here: make test-readers", allow_module_level=True)
 
@@ -64,6 +67,40 @@ def test_spark_scores_by_the_scorer_for_arrow(model: str, bundle: Bundle) -> Non
     columns = [expected.column(name).to_pylist() for name in ("status", "probabilities", "embedding")]
     found = json.loads(finished.stdout.splitlines()[-1])
     assert found == [[text, *row] for text, *row in zip([None, "so happy", "late again"], *columns, strict=True)]
+
+
+HALF_FLOATS = """
+import json
+import numpy as np
+from pyspark.sql import SparkSession
+settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+spark = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+try:
+    spark.read.parquet("out")
+except Exception as error:
+    refused = str(error)
+rows = spark.read.schema("id string, embedding array<binary>").parquet("out").sort("id").collect()
+plain = spark.read.schema("id string, probabilities array<float>").parquet("out").count()
+vectors = [np.frombuffer(b"".join(row["embedding"]), "<f2").tolist() for row in rows]
+print(json.dumps([refused, plain, vectors]))
+"""
+
+
+def test_spark_reads_half_floats_by_a_schema(tmp_path: Path, run_score: Callable[..., Finished]) -> None:
+    """As docs/engines.md says; and DuckDB makes floats of them, for a schema that Spark finds by itself."""
+    texts = write_lines(tmp_path / "in.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(["so", "happy"])])
+    assert run_score("--input", texts, "--output", "out", "--embedding_type", "float16").status == 0
+    table = read_scores(tmp_path / "out")
+    duckdb.sql("COPY (SELECT * REPLACE (embedding::FLOAT[] AS embedding) FROM 'out/*.parquet') TO 'floats.parquet'")
+    floats = pq.read_table("floats.parquet").sort_by("id")
+    assert floats["embedding"].type.value_type == pa.float32()
+    assert floats["embedding"].to_pylist() == table["embedding"].to_pylist()
+    finished = subprocess.run([PYTHON, "-c", HALF_FLOATS], capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    refused, plain, vectors = json.loads(finished.stdout.splitlines()[-1])
+    assert "PARQUET_TYPE_ILLEGAL" in refused
+    assert plain == 2
+    assert vectors == table["embedding"].to_pylist()
 
 
 @pytest.mark.parametrize("program", [SPARK, DUCKDB], ids=["Spark", "DuckDB"])

@@ -1,0 +1,65 @@
+"""Score a table, or lines of JSON, with Spark: columns of scores in Parquet, one row for each row of the input.
+
+spark-submit examples/spark/score.py --input 'tweets/*.jsonl' --output scored
+
+Rows whose text is null, or of another type than string, are no error: they are under OUTPUT/status=dead, with what was
+read in the column `record`. The model is the bundled one, or a path or URI that is the same on all machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+
+from torchmoji_core import ArrowScorer
+
+
+def rows_of_lines(lines: DataFrame, text_field: str) -> DataFrame:
+    """Columns `id`, text and `record` of lines of JSON in a column `value`; what is no string is no text."""
+    post = F.try_parse_json(F.try_validate_utf8("value"))
+    is_text = F.schema_of_variant(F.try_variant_get(post, f"$.{text_field}", "variant")) == "STRING"
+    return lines.select(
+        F.try_variant_get(post, "$.id", "string").alias("id"),
+        F.when(is_text, F.try_variant_get(post, f"$.{text_field}", "string")).alias(text_field),
+        F.make_valid_utf8("value").alias("record"),
+    )
+
+
+def rows_of_table(table: DataFrame) -> DataFrame:
+    """All columns, and `record`."""
+    return table.withColumn("record", F.to_json(F.struct("*")))
+
+
+def scored(rows: DataFrame, scorer: ArrowScorer) -> DataFrame:
+    """Rows with columns of scores. `record` stays where there is no text, and `status` is dead there."""
+    text = F.try_validate_utf8(scorer.text)
+    rows = rows.withColumns({"record": F.when(text.isNull(), F.col("record")), scorer.text: text})
+    schema = from_arrow_schema(scorer.schema(to_arrow_schema(rows.schema)))  # no weights are loaded here
+    status = F.when(F.col(scorer.text).isNull(), "dead").otherwise(F.col("status"))
+    return rows.mapInArrow(scorer.batches, schema).withColumn("status", status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", required=True, help="files or directory, a path or URI that all machines can read")
+    parser.add_argument("--format", default="json", help="of the input: json, parquet, orc, ... (default: json)")
+    parser.add_argument("--output", required=True, help="a new directory")
+    parser.add_argument("--text_field", default="text", help="(default: text)")
+    parser.add_argument("--model", help="a bundle (default: the bundled one)")
+    options = parser.parse_args()
+    scorer = ArrowScorer(options.text_field, options.model)
+    spark = SparkSession.builder.appName("scores").getOrCreate()
+    if options.format == "json":
+        rows = rows_of_lines(spark.read.text(options.input), options.text_field)
+    else:
+        rows = rows_of_table(spark.read.format(options.format).load(options.input))
+    scored(rows, scorer).write.partitionBy("status").parquet(options.output)
+    for status, count in spark.read.parquet(options.output).groupBy("status").count().sort("status").collect():
+        print(f"{status}: {count:,} rows")
+
+
+if __name__ == "__main__":
+    main()
