@@ -7,6 +7,7 @@
 # make test-portable  workers in processes of their own, with Beam's own job server
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
+# make test-flink   install PyFlink into .venv-flink, and kill a cluster of Flink that scores what a broker of Kafka has; Java 17
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers: read a data set, score in Spark
 # make lint         ruff and mypy alone
@@ -21,7 +22,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-flink test-airflow test-readers lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -51,6 +52,9 @@ test-azure: .venv/installed-dev .venv/azurite/installed
 
 test-kafka: .venv/installed-dev .venv/kafka/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults/test_kafka_broker.py
+
+test-flink: .venv/installed-dev .venv-flink/installed .venv/kafka/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m flink --durations 5 tests/flink
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
@@ -90,7 +94,7 @@ dist: .venv/installed-dev
 	$(BIN)/python -m build --outdir dist .
 
 clean:
-	rm -rf .venv .venv-airflow .venv-core .venv-lowest .venv-readers build dist *.egg-info scored
+	rm -rf .venv .venv-airflow .venv-core .venv-flink .venv-lowest .venv-readers build dist *.egg-info scored
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -126,6 +130,17 @@ clean:
 
 .venv/kafka/installed: tests/kafka_pom.xml
 	mvn --quiet --batch-mode --file tests/kafka_pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/.venv/kafka
+	touch $@
+
+# The commands of docs/flink.md. Another version of Beam than ours, so an environment of its own.
+.venv-flink/installed: torchmoji_core/pyproject.toml examples/flink/pom.xml
+	rm -rf .venv-flink
+	$(PYTHON) -m venv .venv-flink
+	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check apache-flink==2.2.1 ./torchmoji_core \
+		"$$(grep ^torch== constraints.txt)"
+	.venv-flink/bin/python -m pip check
+	mvn --quiet --batch-mode --file examples/flink/pom.xml dependency:copy-dependencies \
+		-DoutputDirectory=$$(.venv-flink/bin/python -c 'import pyflink; print(*pyflink.__path__)')/lib
 	touch $@
 
 # An environment of its own, since Airflow brings about ninety packages.
