@@ -1,9 +1,10 @@
 """Moods of messages with Apache Flink: a topic of Kafka or files in, Parquet out, each message once.
 
 python examples/flink/job.py --input tweets.jsonl --output moods
+flink run --detached --python examples/flink/job.py --input kafka://HOST:9092/tweets --output s3://bucket/moods
 
-A message is a JSON object with a text, and perhaps an id. What is not such an object becomes a row of the dead letters,
-with the reason, and the job goes on. How to install, and how to run it on a cluster: docs/flink.md.
+A message is a JSON object with a text and perhaps an id; in files, each line is one. What is no such object becomes a
+row of dead_letters/, with the reason, and the job goes on. docs/flink.md says how to install it and how it restarts.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -21,33 +23,36 @@ from pyflink.table.expressions import col
 from pyflink.table.types import from_arrow_type
 from pyflink.table.udf import ScalarFunction, udf
 
-from torchmoji_core import ArrowScorer, InputError
+from torchmoji_core import ArrowScorer, TorchMojiError
 from torchmoji_core.inference.scores import valid_unicode
 
-REASON = "reason"
+TEXT, BYTES = DataTypes.STRING(), DataTypes.BYTES()
+Read = tuple[str | None, str | None, str | None]
+"""Id, text, and the reason why there are none."""
 
 
 class ReadAndScore(ScalarFunction):  # type: ignore[misc]
-    """Messages as bytes -> id, text and columns of scores, or the reason why a message is none.
+    """Messages -> id, text, reason and columns of scores.
 
-    It raises nothing for what a message is: an exception would start the job again from the last checkpoint, with the
-    same message, for ever.
+    It raises nothing for what a message is: that would restart the job, which would meet the message again, for ever.
     """
 
     def __init__(self, scorer: ArrowScorer, id_field: str) -> None:
         self._scorer, self._id_field = scorer, id_field
 
     def open(self, function_context: Any) -> None:
-        """Load the model before the first message comes."""
+        """Load the model before the first message is there."""
         self._scorer.columns([])
 
     def eval(self, messages: pd.Series) -> pd.DataFrame:
         """A row of each message, in their order."""
-        read = pd.DataFrame([self._read(message) for message in messages], columns=["id", "text", REASON], dtype=object)
+        rows = [self.read(message) for message in messages]
+        read = pd.DataFrame(rows, columns=["id", "text", "reason"], dtype=object)
         return pd.DataFrame({**read, **self._scorer.columns(read["text"])})
 
-    def _read(self, message: bytes | None) -> tuple[str | None, str | None, str | None]:
-        if message is None or not message.strip():
+    def read(self, message: bytes | None) -> Read:
+        """Id and text of a message, or the reason why it has none."""
+        if not message or message.isspace():
             return None, None, "empty message"
         try:
             post = json.loads(message.decode("utf-8-sig"))
@@ -56,87 +61,136 @@ class ReadAndScore(ScalarFunction):  # type: ignore[misc]
         except (ValueError, RecursionError) as error:
             return None, None, f"not JSON: {error}"
         if not isinstance(post, dict):
-            return None, None, f"not a JSON object but {_kind(post)}"
-        text, id_ = post.get(self._scorer.text), post.get(self._id_field)
-        if not isinstance(text, str):
-            return None, None, f"the field {self._scorer.text!r} is {_kind(text)} or not there, and no text"
-        if isinstance(id_, bool) or not isinstance(id_, (str, int, type(None))):
-            return None, None, f"the field {self._id_field!r} is {_kind(id_)}, and no text or whole number"
-        return None if id_ is None else valid_unicode(str(id_)), valid_unicode(text), None
+            return None, None, f"not a JSON object but {type_name(post)}"
+        for name, kinds in ((self._scorer.text, (str,)), (self._id_field, (str, int, type(None)))):
+            if not isinstance(value := post.get(name), kinds) or isinstance(value, bool):
+                there = f"is {type_name(value)}" if name in post else "is missing"
+                return None, None, f"field {name!a} {there}"
+        id_ = post.get(self._id_field)
+        return None if id_ is None else valid_unicode(str(id_)), valid_unicode(post[self._scorer.text]), None
 
 
-def _kind(value: object) -> str:
+def type_name(value: object) -> str:
+    """What JSON calls it."""
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
-def fields(scorer: ArrowScorer) -> list[DataTypes.FIELD]:
-    """Names and types of what the function gives. Flink's functions over Arrow cannot give lists of structs."""
-    found = [(name, DataTypes.STRING()) for name in ("id", "text", REASON)]
-    for field in list(scorer.schema(pa.schema([(scorer.text, pa.string())])))[1:]:
-        if pa.types.is_list(field.type) and pa.types.is_struct(field.type.value_type):
-            for part in field.type.value_type:
-                found.append((f"{field.name}_{part.name}", DataTypes.ARRAY(from_arrow_type(part.type))))
+def result_columns(scorer: ArrowScorer) -> dict[str, Any]:
+    """Types by name of what the function gives. Flink takes no lists of structs from it: they are a list a field."""
+    found = {"id": TEXT, "text": TEXT, "reason": TEXT}
+    for column in list(scorer.schema(pa.schema([(scorer.text, pa.string())])))[1:]:
+        if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
+            for part in column.type.value_type:
+                found[f"{column.name}_{part.name}"] = DataTypes.ARRAY(from_arrow_type(part.type))
         else:
-            found.append((field.name, from_arrow_type(field.type)))
-    return [DataTypes.FIELD(*each) for each in found]
+            found[column.name] = from_arrow_type(column.type)
+    return found
 
 
-def source(address: str, consumer_options: dict[str, str]) -> TableDescriptor:
-    """One column of bytes: a format that reads JSON in the source would drop what it cannot read, or end the job."""
-    topic = re.fullmatch(r"kafka://([^/]+)/([^/]+)", address)
-    if topic:
-        options = {"properties.bootstrap.servers": topic[1], "topic": topic[2], "scan.startup.mode": "earliest-offset"}
-        options |= {f"properties.{name}": value for name, value in consumer_options.items()}
-        made = TableDescriptor.for_connector("kafka")
-    else:
-        options, made = {"path": address}, TableDescriptor.for_connector("filesystem")
+def descriptor(connector: str, format: str, columns: dict[str, Any], options: dict[str, str]) -> Any:
+    """Of a table."""
+    made = TableDescriptor.for_connector(connector).format(format)
     for name, value in options.items():
         made = made.option(name, value)
-    return made.format("raw").schema(Schema.new_builder().column("message", DataTypes.BYTES()).build()).build()
+    return made.schema(Schema.new_builder().from_fields(list(columns), list(columns.values())).build()).build()
 
 
-def parquet(path: str, columns: Sequence[Any]) -> TableDescriptor:
-    """A directory of files that appear with each checkpoint."""
-    schema = Schema.new_builder().from_fields([each.name for each in columns], [each.data_type for each in columns])
-    return TableDescriptor.for_connector("filesystem").option("path", path).format("parquet").schema(schema.build()).build()
+def messages(place: str, consumer_options: Iterable[tuple[str, str]]) -> Any:
+    """The source: bytes, since `json.ignore-parse-errors` loses rows when a worker dies, and without it one broken
+    message ends the job."""
+    if not (topic := kafka_topic(place)):
+        return descriptor("filesystem", "raw", {"message": BYTES}, {"path": place})
+    options = {f"properties.{name}": value for name, value in consumer_options}
+    options |= {"properties.bootstrap.servers": topic[1], "topic": topic[2]}
+    # Which is where the first start begins: a restart goes on from its checkpoint, another start from its savepoint.
+    options["scan.startup.mode"] = "earliest-offset"
+    return descriptor("kafka", "raw", {"message": BYTES}, options)
 
 
 def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
-    """Start the job."""
+    """Start the job. Returns when it is submitted, or has ended where it runs in this process."""
     environment = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
-    environment.get_config().set("execution.checkpointing.interval", f"{options.commit_every} s")
-    # Or each of the two tables has its messages scored for itself.
-    environment.get_config().set("table.optimizer.reuse-optimize-block-with-digest-enabled", "true")
-    columns = fields(scorer)
-    score = udf(ReadAndScore(scorer, options.id_field), result_type=DataTypes.ROW(columns), func_type="pandas")
-    environment.create_temporary_table("messages", source(options.input, dict(options.consumer_option)))
-    scored = environment.from_path("messages").select(col("message"), score(col("message")).alias("row"))
-    good, bad = [each for each in columns if each.name != REASON], [DataTypes.FIELD(REASON, DataTypes.STRING()), DataTypes.FIELD("message", DataTypes.BYTES())]
-    environment.create_temporary_table("scores", parquet(f"{options.output}/scores", good))
-    environment.create_temporary_table("dead_letters", parquet(f"{options.output}/dead_letters", bad))
-    reason = col("row").get(REASON)
-    job = environment.create_statement_set()
-    job.add_insert("scores", scored.filter(reason.is_null).select(*(col("row").get(each.name).alias(each.name) for each in good)))
-    job.add_insert("dead_letters", scored.filter(reason.is_not_null).select(reason.alias(REASON), col("message")))
-    print(job.explain())
-    job.execute().wait()
+    settings = environment.get_config()
+    settings.set("execution.checkpointing.interval", f"{options.commit_every} s")
+    settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
+    # Or messages are scored twice, for the one table and for the other.
+    settings.set("table.optimizer.reuse-optimize-block-with-digest-enabled", "true")
+
+    columns = result_columns(scorer)
+    row_type = DataTypes.ROW([DataTypes.FIELD(name, kind) for name, kind in columns.items()])
+    score = udf(ReadAndScore(scorer, options.id_field), result_type=row_type, func_type="pandas")
+    environment.create_temporary_table("messages", messages(options.input, options.consumer_option))
+    table = environment.from_path("messages").select(col("message"), score(col("message")).alias("row"))
+    rows = {name: col("row").get(name).alias(name) for name in columns}
+    reason, statements = col("row").get("reason"), environment.create_statement_set()
+    for name, chosen, those in (
+        ("scores", {name: kind for name, kind in columns.items() if name != "reason"}, reason.is_null),
+        ("dead_letters", {"reason": TEXT, "message": BYTES}, reason.is_not_null),
+    ):
+        environment.create_temporary_table(
+            name, descriptor("filesystem", "parquet", chosen, {"path": f"{options.output.rstrip('/')}/{name}"})
+        )
+        statements.add_insert(
+            name, table.filter(those).select(*({**rows, "message": col("message")}[n] for n in chosen))
+        )
+    job = statements.execute()
+    if settings.get("execution.target", "local") == "local":
+        job.wait()  # the cluster is a part of this process
+
+
+def kafka_topic(place: str) -> re.Match[str] | None:
+    return re.fullmatch(r"kafka://([^/]+)/([^/]+)", place)
+
+
+def input_place(text: str) -> str:
+    """A topic, a URI, or a path on this machine, which must be there."""
+    if text.startswith("kafka:"):
+        if not kafka_topic(text):
+            raise argparse.ArgumentTypeError(f"{text}: a topic is written kafka://HOST:PORT/TOPIC")
+        return text
+    place = output_place(text)
+    if "://" not in place and not Path(place).exists():
+        raise argparse.ArgumentTypeError(f"{text}: there is no such file or directory")
+    return place
+
+
+def output_place(text: str) -> str:
+    """A URI, or a path, absolute since workers are in other directories."""
+    return text if re.match(r"[a-z0-9]+://", text) else str(Path(text).absolute())
+
+
+def seconds(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of seconds above 0")
+    return int(text)
+
+
+def setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
+    return name, value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--model")
-    parser.add_argument("--text_field", default="text")
-    parser.add_argument("--id_field", default="id")
-    parser.add_argument("--commit_every", type=float, default=60)
-    parser.add_argument("--consumer_option", action="append", default=[])
+    parser.add_argument(
+        "--input", required=True, type=input_place, help="kafka://HOST:PORT/TOPIC, or a file or directory"
+    )
+    parser.add_argument("--output", required=True, type=output_place, help="directory of scores/ and dead_letters/")
+    parser.add_argument("--model", help="a bundle that all task managers see (default: the bundled model)")
+    parser.add_argument("--text_field", default="text", help="(default: %(default)s)")
+    parser.add_argument("--id_field", default="id", help="(default: %(default)s)")
+    parser.add_argument("--commit_every", type=seconds, default=60, metavar="SECONDS",
+                        help="between checkpoints, with which files appear (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--consumer_option", type=setting, action="append", default=[], metavar="NAME=VALUE",
+                        help="of Kafka's consumer; may be repeated")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         scorer = ArrowScorer(options.text_field, options.model)
-    except InputError as error:
+    except TorchMojiError as error:
         parser.error(str(error))
     run(options, scorer)
 
