@@ -9,6 +9,7 @@
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
 # make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
 # make test-dataflow  launches on a fake of Google's service, in .venv-dataflow with what the image installs
+# make test-flink   install PyFlink into .venv-flink, and kill a cluster of Flink that scores what a broker of Kafka has; Java 17
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-spark   install Spark into .venv-engines, and kill the processes of a cluster while it scores; needs Java 17
 # make test-readers  install Spark, Ray, Dask, datasets, and a DuckDB with its extension delta, into .venv-engines: they read
@@ -25,7 +26,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts test-spark
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts test-spark test-flink
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -61,6 +62,9 @@ test-kafka: .venv/installed-dev .venv/kafka/installed
 
 test-dataflow: .venv-dataflow/installed
 	OMP_NUM_THREADS=1 .venv-dataflow/bin/python -m pytest -m 'dataflow or not dataflow' tests/deploy tests/pipelines/runs/test_graphs.py
+
+test-flink: .venv/installed-dev .venv-flink/installed .venv/kafka/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m flink --durations 5 tests/flink
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
@@ -157,6 +161,17 @@ clean:
 	.venv-dataflow/bin/python -m pip check
 	.venv-dataflow/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		gcp-storage-emulator kubernetes-validate pytest pyyaml
+	touch $@
+
+# The commands of docs/flink.md. Another version of Beam than ours, so an environment of its own.
+.venv-flink/installed: torchmoji_core/pyproject.toml examples/flink/pom.xml
+	rm -rf .venv-flink
+	$(PYTHON) -m venv .venv-flink
+	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check apache-flink==2.2.1 ./torchmoji_core \
+		"$$(grep ^torch== constraints.txt)"
+	.venv-flink/bin/python -m pip check
+	mvn --quiet --batch-mode --file examples/flink/pom.xml dependency:copy-dependencies \
+		-DoutputDirectory=$$(.venv-flink/bin/python -c 'import pyflink; print(*pyflink.__path__)')/lib
 	touch $@
 
 # An environment of its own, since Airflow brings about ninety packages.

@@ -1,0 +1,185 @@
+"""The job of examples/flink on a cluster of Flink, from a broker of Kafka; both are processes, and are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.data_set.snapshot import live_files
+from tests.faults.test_kafka_broker import JARS, RealBroker, create
+from tests.flink.cluster import JOB, PYTHON, ROOT, FlinkCluster, wait
+from tests.kafka import Broker
+from tests.pipelines.conftest import environment
+from tests.tiny import tiny_bundle
+
+pytestmark = pytest.mark.flink
+KILLS, PARTITIONS = 10, 3
+MISSING = [str(each) for each in (PYTHON, JARS) if not each.exists()] + ["java"] * (shutil.which("java") is None)
+if MISSING:
+    pytest.skip(f"no {', no '.join(MISSING)}: make test-flink", allow_module_level=True)
+
+BROKEN = {
+    "no JSON": b"so happy",
+    "cut off": b'{"id": "1", "text": "so ha',
+    "an array": b'["so happy"]',
+    "a string": b'"so happy"',
+    "no text": b'{"id": "1"}',
+    "null": b'{"id": "1", "text": null}',
+    "a number": b'{"id": "1", "text": 12}',
+    "an object": b'{"id": "1", "text": {"full": "so happy"}}',
+    "no UTF-8": b'{"id": "1", "text": "so h\xe4ppy"}',
+    "an id that is none": b'{"id": 1.5, "text": "so happy"}',
+    "nested": b"[" * 100_000,
+    "a number too long": b'{"id": ' + b"1" * 5_000 + b', "text": "so happy"}',
+    "two in one": b'{"id": "1", "text": "so"}{"id": "2", "text": "happy"}',
+    "of a schema registry": b"\0\0\0\0\1so happy",
+    "blank": b" \n",
+    "empty": b"",
+    "a tombstone": None,
+}
+GOOD: dict[str, Any] = {
+    "words": "so happy today, what a DAY",
+    "emojis": "so happy 😊 #blessed @you http://example.com",
+    "empty": "",
+    "blank": " \t",
+    "long": "so happy " * 100_000,
+    "half a pair": "so \ud83d happy",
+    "NUL": "so\0happy",
+    "quotes": 'it\'s "fine"; DROP TABLE scores',
+    "again": "so happy today, what a DAY",
+}
+"""Texts, among them such as other systems stumble over."""
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealBroker]:
+    broker = RealBroker(tmp_path_factory.mktemp("kafka"))
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    cluster = FlinkCluster(tmp_path_factory.mktemp("flink"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_bundle(["so", "happy", "late"], seed=7).save(path)
+    return str(path)
+
+
+def committed(output: Path, table: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of the files that count: names with a dot in front are of files that are being written, or were."""
+    files = [path for path in (output / table).glob("*") if not path.name.startswith(".")]
+    return [row for path in files for row in pq.read_table(path, columns=columns).to_pylist()]
+
+
+def ids(output: Path) -> list[str]:
+    return [row["id"] for row in committed(output, "scores", ["id"])]
+
+
+def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
+    cluster: FlinkCluster, broker: RealBroker, tiny_model: str, tmp_path: Path
+) -> None:
+    create(broker, "posts", PARTITIONS)
+    output, dice, sender, sent = tmp_path / "out", random.Random(5), Broker(broker.address), Counter[int]()
+    slow = Path(__file__).with_name("slow_job.py")
+
+    def send(count: int) -> None:
+        for partition in range(PARTITIONS):
+            sender.posts("posts", count, partition, first=sent[partition])
+            sent[partition] += count
+
+    def start(*options: str) -> str:
+        topic = f"kafka://{broker.address}/posts"
+        arguments = ("--input", topic, "--output", str(output), "--model", tiny_model, "--commit_every", "1")
+        return cluster.submit(*arguments, job=slow, options=("--pyFiles", f"{JOB}", *options))
+
+    def next_checkpoint(job: str) -> None:
+        before = cluster.checkpoints(job)
+        wait(lambda: cluster.checkpoints(job) > before)
+
+    def seen(count: int) -> None:
+        wait(lambda: len(ids(output)) >= count)
+        assert len(ids(output)) == count, "doubled"
+
+    send(2_000)
+    job, killed = start(), Counter[str]()
+    for number in range(KILLS):
+        next_checkpoint(job)
+        send(500)
+        time.sleep(dice.uniform(0, 3))
+        if number % 3 == 2:
+            cluster.kill_task_manager()
+            cluster.start_task_manager()
+            killed["task managers"] += 1
+        else:
+            os.kill(dice.choice(cluster.workers()), signal.SIGKILL)
+            killed["workers"] += 1
+    next_checkpoint(job)
+    assert cluster.restarts(job) >= KILLS - 1, "a kill that nobody noticed"
+    savepoint = cluster.stop_with_savepoint(job)
+    assert len(ids(output)) < sum(sent.values()), "stopped at its end, not under way"
+    send(500)
+    job = start("--fromSavepoint", savepoint)
+    expected = sorted(f"{partition}-{number}" for partition, count in sent.items() for number in range(count))
+    seen(len(expected))
+    assert sorted(ids(output)) == expected, "lost"
+    cluster.stop_with_savepoint(job)
+    print(f"{len(expected):,} messages, {dict(killed)} killed, one savepoint")
+
+
+def test_broken_messages_are_dead_letters_and_scores_are_the_pipelines(
+    cluster: FlinkCluster, broker: RealBroker, tmp_path: Path
+) -> None:
+    create(broker, "mixed", 1)
+    sender, output = Broker(broker.address), tmp_path / "out"
+    lines = [json.dumps({"id": id_, "text": text}).encode() for id_, text in GOOD.items()]
+    sender.send("mixed", [*lines[:4], *BROKEN.values(), *lines[4:]])
+    topic = f"kafka://{broker.address}/mixed"
+    job = cluster.submit("--input", topic, "--output", str(output), "--commit_every", "1")
+    wait(lambda: len(committed(output, "scores")) >= len(GOOD))
+    wait(lambda: len(committed(output, "dead_letters")) >= len(BROKEN))
+    dead = committed(output, "dead_letters")
+    assert Counter(row["message"] for row in dead) == Counter(BROKEN.values())
+    for row in dead:
+        print(row["reason"])
+    assert (cluster.state(job), cluster.restarts(job)) == ("RUNNING", 0)
+
+    sender.send("mixed", [b'{"id": 7, "text": "still there", "text": "still here"}'])
+    wait(lambda: "7" in ids(output))
+    cluster.stop_with_savepoint(job)
+
+    (tmp_path / "posts.jsonl").write_bytes(b"\n".join(lines))
+    command = ["-m", "pipelines.score", "--input", "posts.jsonl", "--output", "scored", "--layout", "plain"]
+    subprocess.run([ROOT / ".venv" / "bin" / "python", *command], cwd=tmp_path, env=environment(), check=True)
+    rows = [row for path in live_files(str(tmp_path / "scored")) for row in pq.read_table(path).to_pylist()]
+    expected = {row["id"]: row for row in rows}
+    found = {row["id"]: row for row in committed(output, "scores") if row["id"] != "7"}
+    assert found.keys() == expected.keys() == GOOD.keys()
+    for id_, row in found.items():
+        other = expected[id_]
+        top = other.pop("top_emojis")
+        for part in ("emoji", "probability"):
+            assert row.pop(f"top_emojis_{part}") == (None if top is None else [item[part] for item in top])
+        assert row == {name: other[name] for name in row}, id_
