@@ -23,21 +23,22 @@ _CHECKERS = 16
 _LOGGER = logging.getLogger(__name__)
 
 
-def adopt(data_set: DataSet) -> list[Manifest]:
+def adopt(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
     """Commit all submitted runs that are done. To be called by the holder of the lock.
 
     Args:
         data_set: what the output holds now.
 
     Returns:
-        The manifests that were committed.
+        The manifests that were committed, and the runs that may be going on.
 
     Raises:
         RunError: if what a run has done does not add up, or was done in vain. It is removed.
         InputError, RunError, OSError: if something cannot be read or written; then the next command tries again.
     """
-    done = [job for job in jobs.read(data_set.output).values() if job.completed is not None]
-    return [change for job in done for change in _take(data_set, job)]
+    found = jobs.read(data_set.output).values()
+    done = [change for job in found if job.completed is not None for change in _take(data_set, job)]
+    return done, [job for job in found if job.completed is None]
 
 
 def _take(data_set: DataSet, job: Job) -> list[Manifest]:

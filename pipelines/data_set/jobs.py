@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,14 +136,17 @@ def is_of(path: str, run_ids: Collection[str]) -> bool:
     return any(name.startswith(f"part-{run_id}-") or parts[:2] == [TEMPORARY, run_id] for run_id in run_ids)
 
 
-def check_none(output: str) -> None:
+def check_none(output: str, found: Iterable[Job]) -> None:
     """Make sure that no submitted run is going on, whose inputs would be scored twice.
+
+    Args:
+        output: where it would write.
+        found: the runs of that output.
 
     Raises:
         LockHeldError: if one may be.
-        InputError, RunError: if that cannot be known.
     """
-    for job in read(output).values():
+    for job in found:
         if job.completed is None:
             raise LockHeldError(
                 f"{output} is being written by {job.said}; wait for its end, or if it has failed or was cancelled for "

@@ -83,11 +83,12 @@ def locked(context: RunContext, lock_seconds: float = DEFAULT_SECONDS) -> Iterat
     with Lock(data_set.output, lock_seconds):
         data_set.refresh()
         recover(data_set)
-        for change in adopt(data_set):
+        done, going_on = adopt(data_set)
+        for change in done:
             rows, dead = change.counts[metrics.ROWS_WRITTEN], change.counts[metrics.DEAD]
             said = f"took in     a job submitted at {change.started}: {rows:,} rows, {dead:,} dead letters"
             announce("took_in", said, run=change.run_id, rows=rows, dead=dead)
-        jobs.check_none(data_set.output)
+        jobs.check_none(data_set.output, going_on)
         try:
             yield
         except KeyboardInterrupt:

@@ -141,9 +141,17 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
 
         return Prism()
     try:
+        if is_dataflow(config):
+            import google.cloud.dataflow  # noqa: F401 - Beam does without until a job is sent
         return create_runner(config.runner)
     except (ValueError, ImportError) as error:
-        raise InputError(f"--runner {config.runner}: {first_line(error)}") from None
+        hint = "; install torchmoji-beam[gcp]" if is_dataflow(config) else ""
+        raise InputError(f"--runner {config.runner}: {first_line(error)}{hint}") from None
+
+
+def is_dataflow(config: ScoreConfig) -> bool:
+    """Whether jobs go to Google's Dataflow."""
+    return config.runner.rpartition(".")[2].lower() == "dataflowrunner"
 
 
 def why_it_ends_with_us(config: ScoreConfig, options: PipelineOptions) -> str | None:

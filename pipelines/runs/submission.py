@@ -21,7 +21,7 @@ from pipelines.runs.context import RunContext
 from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan
-from pipelines.runs.runners import why_it_ends_with_us
+from pipelines.runs.runners import is_dataflow, why_it_ends_with_us
 from torchmoji_core.errors import InputError, RunError
 
 
@@ -51,13 +51,13 @@ def build_only(plan: Plan, context: RunContext) -> None:
         InputError: if a source, a sink or an option of the runner cannot be used.
         RunError: if the runner refuses the graph.
     """
-    if _is_dataflow(plan):
+    if is_dataflow(plan.config):
         # Beam's own option: the runner comes back before anything is staged or sent. A pipeline copies its options.
         context.options.view_as(TestOptions).dry_run = True
     pipeline = make_pipeline(context)
     build_pipeline(pipeline, plan)
     try:
-        if _is_dataflow(plan):
+        if is_dataflow(plan.config):
             pipeline.run()
         else:
             pipeline.to_runner_api()
@@ -74,17 +74,13 @@ def send(plan: Plan, context: RunContext) -> str | None:
     """
     pipeline = make_pipeline(context)
     build_pipeline(pipeline, plan)
-    if _is_dataflow(plan) and context.options.view_as(GoogleCloudOptions).update:
+    if is_dataflow(plan.config) and context.options.view_as(GoogleCloudOptions).update:
         _check_updated(context)
     result: Any = pipeline.run()
     if template_of(context):
         return None
     job = getattr(result, "job_id", None) or getattr(result, "_job_id", None)
     return job() if callable(job) else job
-
-
-def _is_dataflow(plan: Plan) -> bool:
-    return plan.config.runner.rpartition(".")[2].lower() == "dataflowrunner"
 
 
 def _check_updated(context: RunContext) -> None:

@@ -60,7 +60,7 @@ def make_plan(config: ScoreConfig, stream: StreamOptions, data_set: DataSet) -> 
     if stream.model_watch is not None:
         ModelWatch(stream.model_watch, stream.model_poll).check()
     check_stream(config, stream, data_set, model)
-    jobs.check_none(data_set.output)
+    jobs.check_none(data_set.output, jobs.read(data_set.output).values())
     return Plan(config, (), model).with_new_run(())
 
 

@@ -235,6 +235,15 @@ def test_a_runner_that_loses_rows_is_refused(run_score: Score, inputs: Path) -> 
     assert "--runner DaskRunner: it loses rows without a word" in finished.err
 
 
+def test_dataflow_without_googles_libraries_names_the_extra(
+    run_score: Score, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.cloud.dataflow", None)
+    finished = run_score("--input", f"{inputs}/*", "--runner=DataflowRunner")
+    assert finished.status == 2
+    assert finished.err.endswith("; install torchmoji-beam[gcp]\n") and finished.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("runner", [[], LOOPBACK], ids=["local", "portable"])
 def test_a_file_that_arrives_between_plan_and_pipeline_waits_for_the_next_run(
     runner: list[str], run_score: Score, run_verify: Score, model: str, tmp_path: Path
