@@ -120,8 +120,8 @@ def _watchdog(plan: Plan, context: RunContext, progress: str) -> Watchdog:
     portable = context.options.view_as(PortableOptions)
     is_ours = portable.environment_type in ("EXTERNAL", "PROCESS")
     said = (
-        f"no worker has begun within {config.stall_timeout:g} seconds, so the job was ended; see whether workers can be "
-        f"started, and what they log: --environment_config {portable.environment_config}"
+        f"no worker has begun within {config.stall_timeout:g} seconds, so the job was ended; see whether workers can "
+        f"be started, and what they log: --environment_config {portable.environment_config}"
     )
     begun = HasBegun(config.output, plan.run_id)
     return Watchdog(begun, config.stall_timeout if is_ours else 0.0, elsewhere=said)

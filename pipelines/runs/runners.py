@@ -147,7 +147,7 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
 def why_it_ends_with_us(config: ScoreConfig, options: PipelineOptions) -> str | None:
     """Why a job of a runner ends when the command that has started it does; None where it goes on by itself."""
     portable = options.view_as(PortableOptions)
-    if config.runner.lower() == "prismrunner" or portable.job_endpoint == "embed":
+    if portable.job_endpoint == "embed" or (config.runner.lower() == "prismrunner" and not portable.job_endpoint):
         return "its job server is a part of this command"
     if portable.environment_type == "LOOPBACK":
         return "its workers are a part of this command"

@@ -91,6 +91,9 @@ def submit(plan: Plan, context: RunContext) -> int:
             f"--runner {config.runner}: {reason}, and would end with it, while a stream goes on; give the address of a "
             "job server (--job_endpoint), or --runner=DirectRunner for a stream of this machine"
         )
+    from pipelines.runs.job_servers import check_answers  # a tenth of a second
+
+    check_answers(config.runner, context.options)
     pipeline = beam.Pipeline(runner=context.runner, options=context.options)
     build_pipeline(pipeline, plan)
     pending.begin(config.output, describe_stream(plan))

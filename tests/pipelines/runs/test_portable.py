@@ -291,6 +291,10 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
     [
         ("PortableRunner --job_endpoint={}", "--job_endpoint {}: nobody answers (Connection refused)"),
         (
+            "PrismRunner --job_endpoint={} --streaming kafka://b1:9092/posts",
+            "--job_endpoint {}: nobody answers (Connection refused)",
+        ),
+        (
             "PortableRunner --job_endpoint=embed --environment_type=EXTERNAL --environment_config={}",
             "--environment_config {}: no pool of workers answers (Connection refused); start one there: python -m "
             "pipelines.worker --port ",
@@ -304,15 +308,16 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
             "--job_endpoint embed starts no programs",
         ),
     ],
-    ids=["job server", "pool", "program", "embedded"],
+    ids=["job server", "job server of a stream", "pool", "program", "embedded"],
 )
 def test_what_is_not_there_is_said_at_once(how: str, said: str, run_score: Run, tmp_path: Path) -> None:
     corpus(tmp_path / "in", 1, 10)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"localhost:{nobody.getsockname()[1]}"
-        runner = f"--runner={how.format(address)}".split()
-        finished = run_score("--input", "in/*", "--output", "out", *runner)
+        runner, _, stream = how.format(address).partition(" --streaming ")
+        source = ("--streaming", "--input", stream) if stream else ("--input", "in/*")
+        finished = run_score(*source, "--output", "out", *f"--runner={runner}".split())
     assert finished.status == 1
     assert said.format(address) in one_line(finished.err)
     assert not list((tmp_path / "out").rglob("*.json"))
