@@ -60,7 +60,7 @@ MOMENTS = {
     "committing": "transforms.storage.files:publish",
 }
 """What a worker is doing when somebody dies. While committing, a file is in place, and the record of it is not."""
-LIMIT = 120.0
+LIMIT = 300.0
 """Seconds after which a test has failed."""
 Run = Callable[..., Finished]
 
@@ -227,10 +227,10 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
     with job_server(kind) as (runner, how), pool(halting) as (workers, address):
         launcher = ScoreProcess(
             tmp_path, *common, *how, "--environment_type=EXTERNAL", f"--environment_config={address}",
-            "--beam_plugins=tests.pipelines.runs.halting", *(["--stall_timeout=20s"] if moment == "connecting" else []),
+            "--beam_plugins=tests.pipelines.runs.halting", *(["--stall_timeout=30s"] if moment == "connecting" else []),
         )  # fmt: skip
         try:
-            launcher.wait_for(halted.exists)
+            launcher.wait_for(halted.exists, LIMIT)
             worker = int(halted.read_text())
             if victim == "pool":
                 workers.terminate()
@@ -268,7 +268,7 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
         external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
         launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *external, "--beam_plugins=tests.pipelines.runs.halting")
         try:
-            launcher.wait_for(halted.exists)
+            launcher.wait_for(halted.exists, LIMIT)
             (prism,) = children(launcher.process.pid, PRISM.name)
             if how == "failure":
                 os.kill(int(halted.read_text()), signal.SIGKILL)
