@@ -159,7 +159,7 @@ def why_it_ends_with_us(config: ScoreConfig, options: PipelineOptions) -> str | 
     portable = options.view_as(PortableOptions)
     if config.is_local or config.runner.lower() in _IN_PROCESS:
         return "it works in this command"
-    if config.runner.lower() == "prismrunner" or portable.job_endpoint == "embed":
+    if portable.job_endpoint == "embed" or (config.runner.lower() == "prismrunner" and not portable.job_endpoint):
         return "its job server is a part of this command"
     if portable.environment_type == "LOOPBACK":
         return "its workers are a part of this command"

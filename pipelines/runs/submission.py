@@ -110,7 +110,7 @@ def said(plan: Plan, context: RunContext, job: str | None) -> str:
 
 
 def check(plan: Plan, context: RunContext, what: str) -> None:
-    """Make sure that a job goes on when this command ends.
+    """Make sure that a job goes on when this command ends, and that its job server is there.
 
     Args:
         plan: the job.
@@ -119,9 +119,13 @@ def check(plan: Plan, context: RunContext, what: str) -> None:
 
     Raises:
         InputError: if it does not.
+        RunError: if nobody answers.
     """
+    from pipelines.runs.job_servers import check_answers  # a tenth of a second
+
     if reason := why_it_ends_with_us(plan.config, context.options):
         raise InputError(f"--runner {plan.config.runner}: {reason}, and would end with it, while {what}")
+    check_answers(plan.config.runner, context.options)
 
 
 def check_waits(context: RunContext) -> None:

@@ -60,7 +60,7 @@ MOMENTS = {
     "committing": "transforms.storage.files:publish",
 }
 """What a worker is doing when somebody dies. While committing, a file is in place, and the record of it is not."""
-LIMIT = 120.0
+LIMIT = 300.0
 """Seconds after which a test has failed."""
 Run = Callable[..., Finished]
 
@@ -227,10 +227,10 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
     with job_server(kind) as (runner, how), pool(halting) as (workers, address):
         launcher = ScoreProcess(
             tmp_path, *common, *how, "--environment_type=EXTERNAL", f"--environment_config={address}",
-            "--beam_plugins=tests.pipelines.runs.halting", *(["--stall_timeout=20s"] if moment == "connecting" else []),
+            "--beam_plugins=tests.pipelines.runs.halting", *(["--stall_timeout=30s"] if moment == "connecting" else []),
         )  # fmt: skip
         try:
-            launcher.wait_for(halted.exists)
+            launcher.wait_for(halted.exists, LIMIT)
             worker = int(halted.read_text())
             if victim == "pool":
                 workers.terminate()
@@ -268,7 +268,7 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
         external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
         launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *external, "--beam_plugins=tests.pipelines.runs.halting")
         try:
-            launcher.wait_for(halted.exists)
+            launcher.wait_for(halted.exists, LIMIT)
             (prism,) = children(launcher.process.pid, PRISM.name)
             if how == "failure":
                 os.kill(int(halted.read_text()), signal.SIGKILL)
@@ -291,6 +291,10 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
     [
         ("PortableRunner --job_endpoint={}", "--job_endpoint {}: nobody answers (Connection refused)"),
         (
+            "PrismRunner --job_endpoint={} --streaming kafka://b1:9092/posts",
+            "--job_endpoint {}: nobody answers (Connection refused)",
+        ),
+        (
             "PortableRunner --job_endpoint=embed --environment_type=EXTERNAL --environment_config={}",
             "--environment_config {}: no pool of workers answers (Connection refused); start one there: python -m "
             "pipelines.worker --port ",
@@ -304,15 +308,16 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
             "--job_endpoint embed starts no programs",
         ),
     ],
-    ids=["job server", "pool", "program", "embedded"],
+    ids=["job server", "job server of a stream", "pool", "program", "embedded"],
 )
 def test_what_is_not_there_is_said_at_once(how: str, said: str, run_score: Run, tmp_path: Path) -> None:
     corpus(tmp_path / "in", 1, 10)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         address = f"localhost:{nobody.getsockname()[1]}"
-        runner = f"--runner={how.format(address)}".split()
-        finished = run_score("--input", "in/*", "--output", "out", *runner)
+        runner, _, stream = how.format(address).partition(" --streaming ")
+        source = ("--streaming", "--input", stream) if stream else ("--input", "in/*")
+        finished = run_score(*source, "--output", "out", *f"--runner={runner}".split())
     assert finished.status == 1
     assert said.format(address) in one_line(finished.err)
     assert not list((tmp_path / "out").rglob("*.json"))
