@@ -22,7 +22,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-flink test-airflow test-readers lint format bench fuzz dist clean
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-flink test-airflow test-readers java-and-maven lint format bench fuzz dist clean
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -53,7 +53,8 @@ test-azure: .venv/installed-dev .venv/azurite/installed
 test-kafka: .venv/installed-dev .venv/kafka/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults/test_kafka_broker.py
 
-test-flink: .venv/installed-dev .venv-flink/installed .venv/kafka/installed
+test-flink: java-and-maven .venv/installed-dev .venv-flink/installed .venv/kafka/installed
+	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./torchmoji_core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m flink --durations 5 tests/flink
 
 test-airflow: .venv-airflow/installed
@@ -96,6 +97,10 @@ dist: .venv/installed-dev
 clean:
 	rm -rf .venv .venv-airflow .venv-core .venv-flink .venv-lowest .venv-readers build dist *.egg-info scored
 
+java-and-maven:
+	@for program in java mvn; do command -v $$program >/dev/null \
+		|| { echo "this target needs Java 17 and Maven, and there is no $$program: install it" >&2; exit 1; }; done
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -115,13 +120,14 @@ clean:
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
 	touch $@
 
-# What torchmoji_core needs to score, beside the versions that apache-flink pins. No Beam, and not the whole component.
-# Scores have the bits of the other environments where torch is the same.
-.venv-core/installed: Makefile
+# torchmoji_core alone, without Beam, beside the versions that apache-flink pins. Scores have the bits of the other
+# environments where torch is the same.
+.venv-core/installed: Makefile torchmoji_core/pyproject.toml
 	rm -rf .venv-core
 	$(PYTHON) -m venv .venv-core
-	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check \
-		"$$(grep ^torch== constraints.txt)" 'pyarrow==16.*' 'numpy==2.1.*' 'pandas==2.2.*' emoji safetensors text-unidecode tqdm 'smart-open[http]' polars pytest hypothesis
+	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check ./torchmoji_core \
+		"$$(grep ^torch== constraints.txt)" 'pyarrow==16.*' 'numpy==2.1.*' 'pandas==2.2.*' polars pytest hypothesis
+	.venv-core/bin/python -m pip check
 	touch $@
 
 .venv/azurite/installed: Makefile

@@ -61,6 +61,8 @@ class FlinkCluster:
             (directory / "conf" / path.name).write_bytes(path.read_bytes())
         lines = (f"{name}: {value}\n" for name, value in settings.items())
         (directory / "conf" / "config.yaml").write_text("".join(lines))
+        # Python is that of its environment, with what is installed there.
+        self._inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._variables = {
             "FLINK_HOME": str(self._home),
             "FLINK_CONF_DIR": str(directory / "conf"),
@@ -148,7 +150,7 @@ class FlinkCluster:
     def _flink(self, *arguments: str) -> str:
         command = [str(self._home / "bin" / "flink"), *arguments]
         finished = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, **self._variables},
+            command, capture_output=True, text=True, check=False, env={**self._inherited, **self._variables},
             cwd=self._directory, timeout=HOPELESS_SECONDS,
         )  # fmt: skip
         assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -158,7 +160,7 @@ class FlinkCluster:
         log = (self._directory / "log" / manager).open("ab")
         command = [str(self._home / "bin" / f"{manager}.sh"), "start-foreground"]
         self._managers[manager] = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **self._variables}, cwd=self._directory
+            command, stdout=log, stderr=log, env={**self._inherited, **self._variables}, cwd=self._directory
         )
 
 
