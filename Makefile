@@ -26,7 +26,7 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts test-spark test-flink
+.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts test-spark test-flink java-and-maven
 .DELETE_ON_ERROR:
 
 score: .venv/installed
@@ -64,6 +64,9 @@ test-dataflow: .venv-dataflow/installed
 	OMP_NUM_THREADS=1 .venv-dataflow/bin/python -m pytest -m 'dataflow or not dataflow' tests/deploy tests/pipelines/runs/test_graphs.py
 
 test-flink: .venv/installed-dev .venv-flink/installed .venv/kafka/installed
+
+test-flink: java-and-maven .venv/installed-dev .venv-flink/installed .venv/kafka/installed
+	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./torchmoji_core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m flink --durations 5 tests/flink
 
 test-airflow: .venv-airflow/installed
@@ -110,6 +113,10 @@ dist: .venv/installed-dev
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info scored
 
+java-and-maven:
+	@for program in java mvn; do command -v $$program >/dev/null \
+		|| { echo "this target needs Java 17 and Maven, and there is no $$program: install it" >&2; exit 1; }; done
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -129,13 +136,14 @@ clean:
 	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[dev]'
 	touch $@
 
-# What torchmoji_core needs to score, beside the versions that apache-flink pins. No Beam, and not the whole component.
-# Scores have the bits of the other environments where torch is the same.
-.venv-core/installed: Makefile
+# torchmoji_core alone, without Beam, beside the versions that apache-flink pins. Scores have the bits of the other
+# environments where torch is the same.
+.venv-core/installed: Makefile torchmoji_core/pyproject.toml
 	rm -rf .venv-core
 	$(PYTHON) -m venv .venv-core
-	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check \
-		"$$(grep ^torch== constraints.txt)" 'pyarrow==16.*' 'numpy==2.1.*' 'pandas==2.2.*' emoji safetensors text-unidecode tqdm 'smart-open[http]' polars pytest hypothesis
+	.venv-core/bin/python -m pip install --quiet --disable-pip-version-check ./torchmoji_core \
+		"$$(grep ^torch== constraints.txt)" 'pyarrow==16.*' 'numpy==2.1.*' 'pandas==2.2.*' polars pytest hypothesis
+	.venv-core/bin/python -m pip check
 	touch $@
 
 .venv/azurite/installed: Makefile

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
@@ -200,6 +201,16 @@ def test_the_sdist_installs_and_runs_elsewhere(distributions: tuple[Path, Path],
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_core_alone_has_the_bounds_of_the_component() -> None:
+    """Two distributions hold torchmoji_core. Only the component writes Parquet, which needs a newer pyarrow."""
+    whole, core = (
+        tomllib.loads((ROOT / directory / "pyproject.toml").read_text())["project"]["dependencies"]
+        for directory in ("", "torchmoji_core")
+    )
+    assert set(core) - set(whole) == {"pyarrow>=16"}
+    assert not [bound for bound in core if bound.startswith("apache-beam")]
 
 
 def test_the_model_is_small_enough_for_the_repository() -> None:

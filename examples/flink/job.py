@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,13 @@ class ReadAndScore(ScalarFunction):  # type: ignore[misc]
             return None, None, f"not JSON: {error}"
         if not isinstance(post, dict):
             return None, None, f"not a JSON object but {type_name(post)}"
-        for name, kinds in ((self._scorer.text, (str,)), (self._id_field, (str, int, type(None)))):
+        for name, kinds, wanted in (
+            (self._scorer.text, (str,), "a string"),
+            (self._id_field, (str, int, type(None)), "a string or a whole number"),
+        ):
             if not isinstance(value := post.get(name), kinds) or isinstance(value, bool):
-                there = f"is {type_name(value)}" if name in post else "is missing"
-                return None, None, f"field {name!a} {there}"
+                is_ = f"{type_name(value)}, not {wanted}" if name in post else "missing"
+                return None, None, f"the field {name!a} is {is_}"
         id_ = post.get(self._id_field)
         return None if id_ is None else valid_unicode(str(id_)), valid_unicode(post[self._scorer.text]), None
 
@@ -88,24 +91,13 @@ def result_columns(scorer: ArrowScorer) -> dict[str, Any]:
     return found
 
 
-def descriptor(connector: str, format: str, columns: dict[str, Any], options: dict[str, str]) -> Any:
-    """Of a table."""
-    made = TableDescriptor.for_connector(connector).format(format)
+def table(columns: dict[str, Any], format: str, connector: str, **options: str) -> Any:
+    """What describes a table to Flink."""
+    schema = Schema.new_builder().from_fields(list(columns), list(columns.values())).build()
+    described = TableDescriptor.for_connector(connector).format(format).schema(schema)
     for name, value in options.items():
-        made = made.option(name, value)
-    return made.schema(Schema.new_builder().from_fields(list(columns), list(columns.values())).build()).build()
-
-
-def messages(place: str, consumer_options: Iterable[tuple[str, str]]) -> Any:
-    """The source: bytes, since `json.ignore-parse-errors` loses rows when a worker dies, and without it one broken
-    message ends the job."""
-    if not (topic := kafka_topic(place)):
-        return descriptor("filesystem", "raw", {"message": BYTES}, {"path": place})
-    options = {f"properties.{name}": value for name, value in consumer_options}
-    options |= {"properties.bootstrap.servers": topic[1], "topic": topic[2]}
-    # Which is where the first start begins: a restart goes on from its checkpoint, another start from its savepoint.
-    options["scan.startup.mode"] = "earliest-offset"
-    return descriptor("kafka", "raw", {"message": BYTES}, options)
+        described = described.option(name, value)
+    return described.build()
 
 
 def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
@@ -120,39 +112,38 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
     columns = result_columns(scorer)
     row_type = DataTypes.ROW([DataTypes.FIELD(name, kind) for name, kind in columns.items()])
     score = udf(ReadAndScore(scorer, options.id_field), result_type=row_type, func_type="pandas")
-    environment.create_temporary_table("messages", messages(options.input, options.consumer_option))
-    table = environment.from_path("messages").select(col("message"), score(col("message")).alias("row"))
-    rows = {name: col("row").get(name).alias(name) for name in columns}
-    reason, statements = col("row").get("reason"), environment.create_statement_set()
-    for name, chosen, those in (
-        ("scores", {name: kind for name, kind in columns.items() if name != "reason"}, reason.is_null),
-        ("dead_letters", {"reason": TEXT, "message": BYTES}, reason.is_not_null),
+    # Bytes: Flink's own JSON would lose rows with `json.ignore-parse-errors` when a worker dies; without it, the first
+    # broken message would end the job.
+    consumer = {f"properties.{name}": value for name, value in options.consumer_option}
+    source = options.input if options.input["connector"] == "filesystem" else consumer | options.input
+    environment.create_temporary_table("messages", table({"message": BYTES}, "raw", **source))
+    scored = environment.from_path("messages").select(col("message"), score(col("message")).alias("row"))
+    row = {name: col("row").get(name).alias(name) for name in columns} | {"message": col("message")}
+    statements = environment.create_statement_set()
+    for name, kinds, those in (
+        ("scores", {name: columns[name] for name in columns if name != "reason"}, col("row").get("reason").is_null),
+        ("dead_letters", {"reason": TEXT, "message": BYTES}, col("row").get("reason").is_not_null),
     ):
-        environment.create_temporary_table(
-            name, descriptor("filesystem", "parquet", chosen, {"path": f"{options.output.rstrip('/')}/{name}"})
-        )
-        statements.add_insert(
-            name, table.filter(those).select(*({**rows, "message": col("message")}[n] for n in chosen))
-        )
+        path = f"{options.output.rstrip('/')}/{name}"
+        environment.create_temporary_table(name, table(kinds, "parquet", "filesystem", path=path))
+        statements.add_insert(name, scored.filter(those).select(*(row[column] for column in kinds)))
     job = statements.execute()
     if settings.get("execution.target", "local") == "local":
         job.wait()  # the cluster is a part of this process
 
 
-def kafka_topic(place: str) -> re.Match[str] | None:
-    return re.fullmatch(r"kafka://([^/]+)/([^/]+)", place)
-
-
-def input_place(text: str) -> str:
-    """A topic, a URI, or a path on this machine, which must be there."""
+def input_place(text: str) -> dict[str, str]:
+    """Flink's options for a topic, for a URI, or for a path on this machine, which must be there."""
     if text.startswith("kafka:"):
-        if not kafka_topic(text):
+        if not (topic := re.fullmatch(r"kafka://([^/]+)/([^/]+)", text)):
             raise argparse.ArgumentTypeError(f"{text}: a topic is written kafka://HOST:PORT/TOPIC")
-        return text
+        options = {"connector": "kafka", "properties.bootstrap.servers": topic[1], "topic": topic[2]}
+        # That is for a first start: a restart goes on from a checkpoint, and another start from a savepoint.
+        return options | {"scan.startup.mode": "earliest-offset"}
     place = output_place(text)
     if "://" not in place and not Path(place).exists():
         raise argparse.ArgumentTypeError(f"{text}: there is no such file or directory")
-    return place
+    return {"connector": "filesystem", "path": place}
 
 
 def output_place(text: str) -> str:
@@ -174,7 +165,7 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point."""
+    """Start the job, or tell in a line which option is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--input", required=True, type=input_place, help="kafka://HOST:PORT/TOPIC, or a file or directory"

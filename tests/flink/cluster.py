@@ -124,13 +124,9 @@ class FlinkCluster:
     def state(self, job: str) -> str:
         return str(self._ask(f"jobs/{job}").get("state"))
 
-    def checkpoints(self, job: str) -> int:
-        """How many were completed."""
-        return int(self._ask(f"jobs/{job}/checkpoints").get("counts", {}).get("completed", 0))
-
-    def restarts(self, job: str) -> int:
-        (metric,) = self._ask(f"jobs/{job}/metrics?get=numRestarts")
-        return int(metric["value"])
+    def checkpoints(self, job: str, which: str = "completed") -> int:
+        """How many were completed, or restored by restarts."""
+        return int(self._ask(f"jobs/{job}/checkpoints").get("counts", {}).get(which, 0))
 
     @property
     def log(self) -> str:
@@ -148,7 +144,7 @@ class FlinkCluster:
     def _flink(self, *arguments: str) -> str:
         command = [str(self._home / "bin" / "flink"), *arguments]
         finished = subprocess.run(
-            command, capture_output=True, text=True, check=False, env={**os.environ, **self._variables},
+            command, capture_output=True, text=True, check=False, env={**without_checkout(), **self._variables},
             cwd=self._directory, timeout=HOPELESS_SECONDS,
         )  # fmt: skip
         assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -158,8 +154,13 @@ class FlinkCluster:
         log = (self._directory / "log" / manager).open("ab")
         command = [str(self._home / "bin" / f"{manager}.sh"), "start-foreground"]
         self._managers[manager] = subprocess.Popen(
-            command, stdout=log, stderr=log, env={**os.environ, **self._variables}, cwd=self._directory
+            command, stdout=log, stderr=log, env={**without_checkout(), **self._variables}, cwd=self._directory
         )
+
+
+def without_checkout() -> dict[str, str]:
+    """The environment of a process that takes `torchmoji_core` as it is installed beside PyFlink."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def wait(condition: Callable[[], object], seconds: float = HOPELESS_SECONDS) -> None:

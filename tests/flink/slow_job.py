@@ -22,5 +22,5 @@ class SlowScorer(ArrowScorer):
 
 
 if __name__ == "__main__":
-    job.ArrowScorer = SlowScorer  # type: ignore[misc]
+    job.ArrowScorer = SlowScorer  # type: ignore[attr-defined]
     job.main()

@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.data_set.snapshot import live_files
 from tests.faults.test_kafka_broker import JARS, RealBroker, create
-from tests.flink.cluster import JOB, PYTHON, ROOT, FlinkCluster, wait
+from tests.flink.cluster import JOB, PYTHON, ROOT, FlinkCluster, wait, without_checkout
 from tests.kafka import Broker
 from tests.pipelines.conftest import environment
 from tests.tiny import tiny_bundle
@@ -128,6 +128,7 @@ def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
     for number in range(KILLS):
         next_checkpoint(job)
         send(500)
+        restored = cluster.checkpoints(job, "restored")
         time.sleep(dice.uniform(0, 3))
         if number % 3 == 2:
             cluster.kill_task_manager()
@@ -136,8 +137,8 @@ def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
         else:
             os.kill(dice.choice(cluster.workers()), signal.SIGKILL)
             killed["workers"] += 1
+        wait(lambda restored=restored: cluster.checkpoints(job, "restored") > restored)
     next_checkpoint(job)
-    assert cluster.restarts(job) >= KILLS - 1, "a kill that nobody noticed"
     savepoint = cluster.stop_with_savepoint(job)
     assert len(ids(output)) < sum(sent.values()), "stopped at its end, not under way"
     send(500)
@@ -164,7 +165,7 @@ def test_broken_messages_are_dead_letters_and_scores_are_the_pipelines(
     assert Counter(row["message"] for row in dead) == Counter(BROKEN.values())
     for row in dead:
         print(row["reason"])
-    assert (cluster.state(job), cluster.restarts(job)) == ("RUNNING", 0)
+    assert (cluster.state(job), cluster.checkpoints(job, "restored")) == ("RUNNING", 0)
 
     sender.send("mixed", [b'{"id": 7, "text": "still there", "text": "still here"}'])
     wait(lambda: "7" in ids(output))
@@ -183,3 +184,50 @@ def test_broken_messages_are_dead_letters_and_scores_are_the_pipelines(
         for part in ("emoji", "probability"):
             assert row.pop(f"top_emojis_{part}") == (None if top is None else [item[part] for item in top])
         assert row == {name: other[name] for name in row}, id_
+
+
+def run_job(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The job in a process of its own, as on a desk."""
+    return subprocess.run(
+        [PYTHON, JOB, *arguments], cwd=directory, env=without_checkout(), capture_output=True, text=True, check=False
+    )
+
+
+def test_files_are_scored_on_this_machine(tiny_model: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for file in range(2):
+        lines = [json.dumps({"id": f"{file}-{number}", "text": "so happy"}) for number in range(2_500)]
+        (tmp_path / "in" / f"{file}.jsonl").write_text("\n".join([*lines, "so happy"]))
+    finished = run_job(tmp_path, "--input", "in", "--output", "out", "--model", tiny_model)
+    assert finished.returncode == 0, finished.stderr
+    assert sorted(ids(tmp_path / "out")) == sorted(f"{file}-{number}" for file in range(2) for number in range(2_500))
+    assert [row["message"] for row in committed(tmp_path / "out", "dead_letters")] == [b"so happy"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--input", "nowhere"), "argument --input: nowhere: there is no such file or directory"),
+        (("--input", "kafka://host:9092"), "a topic is written kafka://HOST:PORT/TOPIC"),
+        (("--input", ".", "--commit_every", "1.5"), "1.5 is no whole number of seconds above 0"),
+        (("--input", ".", "--model", "nowhere"), "no such directory or file; give a bundle"),
+    ],
+    ids=["input", "topic", "commit_every", "model"],
+)
+def test_a_wrong_option_is_told_in_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    finished = run_job(tmp_path, *arguments, "--output", "out")
+    assert finished.returncode == 2
+    assert said in finished.stderr.splitlines()[-1]
+
+
+def test_the_distribution_holds_the_whole_package() -> None:
+    """`torchmoji-core`, as it is installed beside PyFlink."""
+    program = "from importlib.metadata import files; print(*files('torchmoji-core'), sep='\\n')"
+    installed = subprocess.run(
+        [PYTHON, "-c", program], env=without_checkout(), capture_output=True, text=True, check=True
+    )
+    listed = subprocess.run(["git", "ls-files", "torchmoji_core"], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = {name for name in installed.stdout.splitlines() if name.startswith("torchmoji_core/")}
+    assert {name for name in found if not name.endswith(".pyc")} | {"torchmoji_core/pyproject.toml"} == {
+        *listed.stdout.splitlines()
+    }
