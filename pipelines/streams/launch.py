@@ -14,6 +14,8 @@ from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
 from pipelines.data_set import pending
+from pipelines.data_set.coverage import Covers
+from pipelines.data_set.recovery import covered
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.accounting import describe_stream
 from pipelines.runs.context import RunContext, open_context
@@ -21,8 +23,13 @@ from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
 from pipelines.runs.runners import why_it_ends_with_us
+from pipelines.streams import kafka_job
+from pipelines.streams.kafka import KafkaSource
 from pipelines.streams.local import LocalStream
 from torchmoji_core.errors import InputError, RunError
+from transforms.addresses import KafkaTopic, PubSubName
+from transforms.output.commit import journal_directory, record_together
+from transforms.output.kafka import KafkaSink
 from transforms.scoring.model_refresh import ModelWatch
 
 
@@ -92,8 +99,10 @@ def submit(plan: Plan, context: RunContext) -> int:
             "job server (--job_endpoint), or --runner=DirectRunner for a stream of this machine"
         )
     pipeline = beam.Pipeline(runner=context.runner, options=context.options)
-    build_pipeline(pipeline, plan)
+    passed_over = _build(pipeline, plan, context.data_set)
     pending.begin(config.output, describe_stream(plan))
+    if passed_over:
+        record_together((), (), f"{journal_directory(config.output, plan.run_id)}/begin.json", passed_over)
     try:
         result = pipeline.run()
     except Exception as error:
@@ -110,3 +119,22 @@ def submit(plan: Plan, context: RunContext) -> int:
         run_id=plan.run_id,
     )
     return DONE
+
+
+def _build(pipeline: beam.Pipeline, plan: Plan, data_set: DataSet) -> Covers:
+    """Add the job to a pipeline. Returns what it passes over, since it begins behind it.
+
+    Raises:
+        InputError: if a source or sink cannot be used.
+    """
+    stream = plan.config.stream
+    assert stream is not None
+    if isinstance(stream.publish, KafkaTopic):
+        KafkaSink(stream.publish, stream.producer_settings())  # raises if it cannot be written
+    if isinstance(stream.source, PubSubName):
+        build_pipeline(pipeline, plan)
+        return {}
+    settings = stream.consumer_settings()
+    with contextlib.closing(KafkaSource(stream.source, settings, covered(data_set))) as source:
+        kafka_job.build_pipeline(pipeline, plan, source)
+        return source.passed_over
