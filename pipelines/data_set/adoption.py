@@ -100,5 +100,10 @@ def remaining(record: Record, covers: Covers, rewriter: Rewriter) -> tuple[Pendi
 
 
 def _is_covered(position: str, covered: dict[str, coverage.Intervals]) -> bool:
-    partition, _, offset = position.partition(":")
+    """Args:
+    position: `partition:offset` of a message, or of a post in one, `partition:offset.number`.
+    covered: by partition.
+    """
+    partition, _, within = position.partition(":")
+    offset = within.partition(".")[0]
     return coverage.first_uncovered(covered.get(partition, []), int(offset)) != int(offset)
