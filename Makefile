@@ -6,7 +6,8 @@
 #                  in .venv-core, with what PyFlink brings and without Beam: before a release
 # make test-portable  workers in processes of their own, with Beam's own job server
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
-# make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
+# make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader, and jobs on Prism, which
+#                  it builds with Go; needs Java 17
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-readers  install Spark, and a DuckDB with its extension delta, into .venv-readers: read a data set, score in Spark
 # make lint         ruff and mypy alone
@@ -49,8 +50,8 @@ test-portable: .venv/installed-dev
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py
 
-test-kafka: .venv/installed-dev .venv/kafka/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults/test_kafka_broker.py
+test-kafka: .venv/installed-dev .venv/kafka/installed .venv/prism/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults
 
 test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
@@ -81,6 +82,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.annotation
 	$(BIN)/python -m benchmarks.arrow_scorer
 	$(BIN)/python -m benchmarks.streaming
+	$(BIN)/python -m benchmarks.streaming --source kafka
 
 fuzz: .venv/installed-dev
 	$(PIP) --editable '.[dev,fuzz]'
@@ -123,6 +125,13 @@ clean:
 .venv/azurite/installed: Makefile
 	npm install --silent --no-fund --no-audit --prefix .venv/azurite azurite@3
 	touch $@
+
+# Beam's runner in Go, of the version that is installed here.
+.venv/prism/installed: .venv/installed-dev
+	@if command -v go > /dev/null; then \
+		GOBIN=$(CURDIR)/.venv/prism go install "github.com/apache/beam/sdks/v2/go/cmd/prism@v$$($(BIN)/python -c \
+			'from importlib.metadata import version; print(version("apache-beam"))')" && touch $@; \
+	else echo 'Go is missing: tests on Prism are left out'; fi
 
 .venv/kafka/installed: tests/kafka_pom.xml
 	mvn --quiet --batch-mode --file tests/kafka_pom.xml dependency:copy-dependencies -DoutputDirectory=$(CURDIR)/.venv/kafka
