@@ -65,6 +65,18 @@ def sort(records: Sequence[Record], data_set: DataSet) -> Waiting:
     return waiting
 
 
+def repeating(records: Sequence[Record], data_set: DataSet) -> list[Record]:
+    """Records that share messages with the data set, or with one before them: some of their rows will be no results."""
+    known = data_set.known_files
+    taken, found = data_set.covers, []
+    for record in sorted(records, key=lambda record: not record.has_begun(known)):
+        if not record.has_begun(known) and coverage.overlap(record.covers, taken):
+            found.append(record)
+        elif record.covers:
+            taken = coverage.union(taken, record.covers)
+    return found
+
+
 def drop(record: Record, data_set: DataSet) -> None:
     """Delete a record whose messages are all covered, with its files.
 

@@ -192,6 +192,8 @@ class KafkaSource:
         """Partitions whose next offset is not there."""
         self._lost = 0
         self._look_at = self._clock() + PARTITIONS_SECONDS
+        if self._only is not None:
+            del self._admin  # it has threads, and is not asked again
         self.assign(described.partitions)
 
     def _find_topic_id(self, cluster: Any, seconds: float) -> str:

@@ -104,6 +104,7 @@ def test_what_was_read_again_is_dropped(output: Path, model: str, run_verify: Ru
     one.write((15, 19), (30, 39))
     commit(output)
     other.write((12, 44))
+    assert run_verify().status == 0, "ids that are there twice until then are no mistake"
     commit(output)
     assert contents(output) == expected(44)
     assert covered(DataSet.read(str(output))) == {TOPIC: {"0": [[0, 44]]}}
