@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import apache_beam as beam
+import pyarrow as pa
 import pytest
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.utils.timestamp import Timestamp
 
 from pipelines.streams import kafka
 from pipelines.streams.kafka import KafkaSource
 from pipelines.streams.kafka_job import KafkaPartition, PartitionReader, Position
+from pipelines.streams.sources import Received
 from tests.kafka import Broker, free_ports
 from tests.pipelines.conftest import Finished
 from tests.pipelines.streams.parts import until
@@ -21,6 +27,7 @@ from tests.processes import ScoreProcess
 from tests.streams import covered, live_ids
 from torchmoji_core.errors import InputError
 from transforms.addresses import KafkaTopic
+from transforms.output.publish import PublishScores
 
 Run = Callable[..., Finished]
 
@@ -129,3 +136,17 @@ def test_a_job_that_is_killed_is_continued(
         lambda: found.update(item.message.attributes["kafka.key"] for item in published.pull(1000)) or set(ids) <= found
     )
     published.close()
+
+
+def test_rows_of_a_job_that_reads_something_else_are_published(brokers: Broker) -> None:
+    brokers.send("published", [])
+    topic = KafkaTopic(brokers.address, "published")
+    batch = pa.RecordBatch.from_pylist([{"id": "a", "text": "so happy"}, {"id": "b", "text": "so late"}])
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        pipeline | beam.Create([batch]) | PublishScores(topic, partial(dict, acks="all"))
+    source = KafkaSource(topic, {}, {})
+    found: list[Received] = []
+    until(lambda: found.extend(source.pull(10)) or len(found) == 2)
+    source.close()
+    assert {item.message.attributes["kafka.key"] for item in found} == {"a", "b"}
+    assert all("text" not in json.loads(item.message.data) for item in found)
