@@ -12,7 +12,6 @@ from apache_beam.utils.timestamp import Duration
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.data_set.snapshot import registration
 from pipelines.runs.plan import Plan
 from pipelines.runs.worker_checks import check_worker, our_versions
 from transforms.addresses import KafkaTopic, PubSubName
@@ -40,8 +39,7 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     config, stream = plan.config, plan.config.stream
     for_streams: dict[str, Any] = {}
     if stream is None:
-        registered = registration(config.output, plan.run_id)
-        check = None if config.is_local else functools.partial(check_worker, config.output, registered, our_versions())
+        check = None if config.is_local else functools.partial(check_worker, config.output, plan.run_id, our_versions())
         reader = ReadTweets(plan.files, config.form, config.fields, progress, plan.strict, check)
         read = pipeline | "ReadTweets" >> reader
     else:

@@ -196,6 +196,7 @@ class ScoreMessages(beam.DoFn):
         place: the same for all partitions, so that a process loads one model for them.
         """
         self._config, self._name, self._place = config, name, place
+        self._versions = our_versions()  # the launcher's, which workers must have too
 
     def setup(self) -> None:
         """Raises:
@@ -203,8 +204,8 @@ class ScoreMessages(beam.DoFn):
         """
         config, stream = self._config, self._config.stream
         assert stream is not None
-        registered = f"{journal_directory(config.output, config.score.run_id)}/{pending.RUN}"
-        check_worker(config.output, registered, our_versions())
+        run_id = config.score.run_id
+        check_worker(config.output, run_id, self._versions, f"{journal_directory(config.output, run_id)}/{pending.RUN}")
         with self._place.lock:
             self._stages = Stages(config, stream, open_publisher(stream))
 

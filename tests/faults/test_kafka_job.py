@@ -105,6 +105,17 @@ def _send(process: int, number: signal.Signals) -> None:
         os.kill(process, number)
 
 
+@contextlib.contextmanager
+def ended() -> Iterator[list[int]]:
+    """Processes that are killed in the end."""
+    processes: list[int] = []
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            _send(process, signal.SIGKILL)
+
+
 def adopt(directory: Path) -> None:
     """What takes in the files of a job."""
     finished = subprocess.run(
@@ -136,8 +147,7 @@ def test_every_offset_once_whichever_part_of_a_job_is_killed(
     broker.create("posts", PARTITIONS)
     output, dice = tmp_path / "out", random.Random(5)
     options = ("--input", f"kafka://{broker.address}/posts", "--model", tiny_model)
-    suspended: list[int] = []
-    with Traffic(Broker(broker.address), "posts", PARTITIONS) as traffic:
+    with ended() as suspended, Traffic(Broker(broker.address), "posts", PARTITIONS) as traffic:
         for number in range(KILLS):
             victim = VICTIMS[number % len(VICTIMS)]
             job = Job(tmp_path, *options)
@@ -166,6 +176,4 @@ def test_every_offset_once_whichever_part_of_a_job_is_killed(
                     break
             finally:
                 job.end()
-    for worker in suspended:
-        _send(worker, signal.SIGKILL)
-    traffic.assert_once(output)
+        traffic.assert_once(output)

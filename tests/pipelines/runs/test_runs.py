@@ -28,7 +28,7 @@ from pipelines import score, worker
 from pipelines.cli.options import parse
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.recovery import register_run
-from pipelines.data_set.snapshot import DataSet, registration
+from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.accounting import reconcile
 from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
@@ -153,10 +153,9 @@ def prints_much(number: int) -> int:
 
 def test_a_worker_of_another_version_ends_the_run(tmp_path: Path) -> None:
     register_run(str(tmp_path), "run")
-    registered = registration(str(tmp_path), "run")
-    check_worker(str(tmp_path), registered, our_versions())
+    check_worker(str(tmp_path), "run", our_versions())
     with pytest.raises(RunError, match=r"a worker has torchmoji-beam .*, the launcher torchmoji-beam 0.0; install"):
-        check_worker(str(tmp_path), registered, "torchmoji-beam 0.0")
+        check_worker(str(tmp_path), "run", "torchmoji-beam 0.0")
 
 
 @pytest.mark.portable
