@@ -71,7 +71,7 @@ def main() -> None:
     for row in rows:
         row["of batch"] = row["rows/s"] / speed
     report(
-        "streaming",
+        f"streaming_{options.source}",
         rows,
         source=options.source,
         texts=source,
