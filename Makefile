@@ -7,9 +7,10 @@
 # make test-portable  jobs on Beam's embedded job server and on Prism, which it builds with Go into .venv/prism; each is killed
 # make test-two-hosts  the same with launcher and worker in two network namespaces, as root
 # make test-azure   install Azurite, an emulator of Azure's blobs, with npm into .venv/azurite and run the tests of az://
-# make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader; needs Java 17
 # make test-dataflow  launches on a fake of Google's service, in .venv-dataflow with what the image installs
 # make test-flink   install PyFlink into .venv-flink, and kill a cluster of Flink that scores what a broker of Kafka has; Java 17
+# make test-kafka   fetch a broker of Kafka with Maven into .venv/kafka, and kill it and its reader, and jobs on Prism, which
+#                  it builds with Go; needs Java 17
 # make test-airflow install Airflow into .venv-airflow and run docs/scheduling/airflow_dag.py with it
 # make test-spark   install Spark into .venv-engines, and kill the processes of a cluster while it scores; needs Java 17
 # make test-readers  install Spark, Ray, Dask, datasets, and a DuckDB with its extension delta, into .venv-engines: they read
@@ -57,13 +58,11 @@ test-two-hosts: .venv/installed-dev .venv/prism/installed
 test-azure: .venv/installed-dev .venv/azurite/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m azure tests/transforms/storage/test_azure.py
 
-test-kafka: .venv/installed-dev .venv/kafka/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults/test_kafka_broker.py
+test-kafka: .venv/installed-dev .venv/kafka/installed .venv/prism/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m kafka tests/faults
 
 test-dataflow: .venv-dataflow/installed
 	OMP_NUM_THREADS=1 .venv-dataflow/bin/python -m pytest -m 'dataflow or not dataflow' tests/deploy tests/pipelines/runs/test_graphs.py
-
-test-flink: .venv/installed-dev .venv-flink/installed .venv/kafka/installed
 
 test-flink: java-and-maven .venv/installed-dev .venv-flink/installed .venv/kafka/installed
 	.venv-flink/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall ./torchmoji_core
@@ -102,6 +101,7 @@ bench: .venv/installed-dev
 	$(BIN)/python -m benchmarks.annotation
 	$(BIN)/python -m benchmarks.arrow_scorer
 	$(BIN)/python -m benchmarks.streaming
+	$(BIN)/python -m benchmarks.streaming --source kafka
 
 fuzz: .venv/installed-dev
 	$(PIP) --editable '.[dev,fuzz]'

@@ -1,11 +1,12 @@
-"""python -m benchmarks.streaming: a local stream from a Pub/Sub server, beside a batch run on the same tweets.
+"""python -m benchmarks.streaming: a local stream from Pub/Sub or Kafka, beside a batch run on the same tweets.
 
 * batch: rows/s between a run over a tenth of the tweets and one over all, so without start-up;
 * saturated: all tweets wait in the subscription; rows/s by the same subtraction, from the start of the process to the
   last file in place. From the first file to the last would favour a stream that holds many rows before its first file;
 * rate: tweets are published at a share of the batch run's rows/s; latency from publication to the file in place.
 
-The server is a process of its own, and takes its part of the same cores.
+The server is a process of its own, and takes its part of the same cores: one of ours for Pub/Sub, librdkafka's broker
+for tests for Kafka. So sources are compared by the CPU time of the stream itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,14 +31,17 @@ from numpy.typing import NDArray
 from benchmarks.common import measure_command, report, texts
 from benchmarks.reference_bundle import save_reference_bundle
 from tests.fake_pubsub import FakePubSub
+from tests.kafka import PARTITIONS, Broker
 
 SUBSCRIPTION = "projects/benchmark/subscriptions/tweets"
 _SCORE = [sys.executable, "-m", "pipelines.score", "--progress", "off", "--cache_mb", "0"]
 _START_SECONDS = 120.0
+_Serve = Callable[[list[str], float | None, float, Any], None]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", choices=("pubsub", "kafka"), default="pubsub", help="default: %(default)s")
     parser.add_argument("--data", help="Parquet with a column text (default: the tweets beside the checkout, if any)")
     parser.add_argument("--model", help="bundle, or full for random weights of the published size")
     parser.add_argument("--rows", type=int, default=20_000, help="of batch and saturated stream (default: %(default)s)")
@@ -55,17 +59,32 @@ def main() -> None:
         score = [*_SCORE, *(["--model", model] if model else [])]
         speeds = [_batch(directory, corpus, score)]
         stream = [*score, "--streaming", "--max_latency", f"{options.max_latency}s"]
-        rows = [_saturated(directory, corpus, stream)]
+        source_of = _serve_pubsub if options.source == "pubsub" else _serve_kafka
+        rows = [_saturated(directory, corpus, stream, source_of)]
         speeds.append(_batch(directory, corpus, score))
         speed = float(np.mean(speeds))
         for share in map(float, options.shares.split(",")):
-            measured = _steady(directory, corpus, stream, share * speed, options.seconds)
+            measured = _steady(directory, corpus, stream, share * speed, options.seconds, source_of)
             rows.append(measured | {"what": f"rate of {share:g}"})
     batches = [_row("batch", rate) for rate in speeds]
     rows = [batches[0], *rows, batches[1]]
     for row in rows:
         row["of batch"] = row["rows/s"] / speed
-    report("streaming", rows, texts=source, model=options.model or "bundled", max_latency=f"{options.max_latency:g} s")
+    report(
+        f"streaming_{options.source}",
+        rows,
+        source=options.source,
+        texts=source,
+        model=options.model or "bundled",
+        max_latency=f"{options.max_latency:g} s",
+    )
+
+
+class _Used(NamedTuple):
+    """What a stream has used."""
+
+    cpu_seconds: float
+    peak_mb: float
 
 
 def _row(
@@ -73,7 +92,8 @@ def _row(
 ) -> dict[str, Any]:
     names = ("median s", "p99 s", "max s")
     quantiles = [""] * 3 if latencies is None else np.quantile(latencies, [0.5, 0.99, 1]).tolist()
-    return {"what": what, "rows/s": rate, **dict(zip(names, quantiles, strict=True)), "peak MB": peak or ""}
+    quantile = dict(zip(names, quantiles, strict=True))
+    return {"what": what, "rows/s": rate, "CPU ms/row": "", **quantile, "peak MB": peak or ""}
 
 
 def _payload(number: int, text: str) -> bytes:
@@ -92,17 +112,19 @@ def _batch(directory: Path, corpus: list[str], score: list[str]) -> float:
     return _without_start(corpus, seconds)
 
 
-def _saturated(directory: Path, corpus: list[str], stream: list[str]) -> dict[str, Any]:
-    peaks = []
+def _saturated(directory: Path, corpus: list[str], stream: list[str], serve: _Serve) -> dict[str, Any]:
+    used: list[_Used] = []
 
     def seconds(some: list[str]) -> float:
         output = directory / f"saturated-{len(some)}"
-        with _Server(some, rate=None, seconds=0) as server:
+        with _Server(serve, some, rate=None, seconds=0) as server:
             begun = time.time()
-            peaks.append(_run_stream(stream, output, server.address, len(some)))
+            used.append(_run_stream(stream, output, server, len(some)))
         return max(placed for placed, _ in _files(output)) - begun
 
-    return _row("saturated", _without_start(corpus, seconds), max(peaks))
+    row = _row("saturated", _without_start(corpus, seconds), max(peak for _, peak in used))
+    cpu = iter([use.cpu_seconds for use in used])
+    return row | {"CPU ms/row": 1000 / _without_start(corpus, lambda some: next(cpu))}
 
 
 def _without_start(corpus: list[str], seconds: Callable[[list[str]], float]) -> float:
@@ -112,10 +134,12 @@ def _without_start(corpus: list[str], seconds: Callable[[list[str]], float]) -> 
     return (len(corpus) - len(tenth)) / (seconds(corpus) - first)
 
 
-def _steady(directory: Path, corpus: list[str], stream: list[str], rate: float, seconds: float) -> dict[str, Any]:
+def _steady(
+    directory: Path, corpus: list[str], stream: list[str], rate: float, seconds: float, serve: _Serve
+) -> dict[str, Any]:
     output = directory / f"steady-{rate:.0f}"
-    with _Server(corpus, rate, seconds) as server:
-        peak = _run_stream(stream, output, server.address, round(rate * seconds))
+    with _Server(serve, corpus, rate, seconds) as server:
+        peak = _run_stream(stream, output, server, round(rate * seconds)).peak_mb
     # The first seconds are the process's start.
     latencies = np.concatenate([placed - stamps for placed, stamps in _files(output)])
     stamps = np.concatenate([stamps for _, stamps in _files(output)])
@@ -132,10 +156,10 @@ def _files(output: Path) -> list[tuple[float, NDArray[np.float64]]]:
     return found
 
 
-def _run_stream(stream: list[str], output: Path, address: str, rows: int) -> float:
-    """Run until so many rows are in place, then have it end. Returns its peak resident memory in MB."""
-    environment = os.environ | {"PUBSUB_EMULATOR_HOST": address}
-    command = [*stream, "--input", f"pubsub://{SUBSCRIPTION}", "--output", str(output)]
+def _run_stream(stream: list[str], output: Path, server: _Server, rows: int) -> _Used:
+    """Run until so many rows are in place, then have it end."""
+    environment = os.environ | {"PUBSUB_EMULATOR_HOST": server.address}
+    command = [*stream, "--input", server.uri, "--output", str(output)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + _START_SECONDS
     seen: dict[Path, int] = {}
@@ -154,28 +178,32 @@ def _run_stream(stream: list[str], output: Path, address: str, rows: int) -> flo
         time.sleep(0.5)
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     peak = next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM"))
+    ticks = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     process.send_signal(signal.SIGTERM)
     if process.wait(120):
         raise SystemExit(process.communicate()[1])
-    return peak
+    return _Used(sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK"), peak)
 
 
 class _Server:
-    """A Pub/Sub server in a process of its own that publishes by itself; a context manager."""
+    """A server in a process of its own that publishes by itself; a context manager."""
 
-    def __init__(self, corpus: list[str], rate: float | None, seconds: float) -> None:
+    def __init__(self, serve: _Serve, corpus: list[str], rate: float | None, seconds: float) -> None:
         """Args:
+        serve: what the process does.
         corpus: texts.
         rate: of publishing, in texts a second; None for all at once.
         seconds: how long to publish at that rate.
         """
         context = multiprocessing.get_context("spawn")
         self._address: Any = context.Queue()
-        self._process = context.Process(target=_serve, args=(corpus, rate, seconds, self._address), daemon=True)
+        self._is_kafka = serve is _serve_kafka
+        self._process = context.Process(target=serve, args=(corpus, rate, seconds, self._address), daemon=True)
 
     def __enter__(self) -> _Server:
         self._process.start()
         self.address: str = self._address.get(timeout=60)
+        self.uri = f"kafka://{self.address}/tweets" if self._is_kafka else f"pubsub://{SUBSCRIPTION}"
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -183,7 +211,28 @@ class _Server:
         self._process.join()
 
 
-def _serve(corpus: list[str], rate: float | None, seconds: float, address: Any) -> None:
+def _serve_kafka(corpus: list[str], rate: float | None, seconds: float, address: Any) -> None:
+    broker = Broker()
+    payloads = [_payload(number, text) for number, text in enumerate(corpus)]
+
+    def send(first: int, last: int) -> None:
+        for partition in range(PARTITIONS):
+            numbers = range(first + partition, last, PARTITIONS)
+            broker.send("tweets", [payloads[number % len(payloads)] for number in numbers], partition)
+
+    send(0, 1 if rate is not None else len(payloads))
+    address.put(broker.address)
+    sent, begun = 1, time.monotonic()
+    while rate is not None and sent < round(rate * seconds):
+        due = min(round(rate * seconds), round((time.monotonic() - begun) * rate))
+        send(sent, due)
+        sent = max(sent, due)
+        time.sleep(0.02)
+    while True:
+        time.sleep(60)
+
+
+def _serve_pubsub(corpus: list[str], rate: float | None, seconds: float, address: Any) -> None:
     with FakePubSub() as server:
         subscription = server.subscribe(SUBSCRIPTION)
         payloads = [_payload(number, text) for number, text in enumerate(corpus)]

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.pipelines.conftest import environment
@@ -23,17 +23,19 @@ class ScoreProcess:
         *arguments: str,
         variables: Mapping[str, str] | None = None,
         preparation: Callable[[], None] | None = None,
+        program: Sequence[str] = ("-m", "pipelines.score"),
     ) -> None:
         """Args:
         directory: where it runs.
         arguments: of the command.
         variables: of its environment, besides those of all tests.
         preparation: what the process does before it becomes the command.
+        program: that Python runs.
         """
         self._log = (directory / "log").open("a+")
         self._from = self._log.tell()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.score", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=directory,
             env=environment() | {"OMP_NUM_THREADS": "1"} | dict(variables or {}),
             stdout=self._log,

@@ -171,6 +171,5 @@ def check_tweet(element: Any, n_extra: int) -> Tweet | DeadLetter:
         reason = f"the tweet has not {n_extra} extra values, one for each kept field, but {str(element.extra)[:40]}"
     else:
         return element._replace(text=valid_unicode(element.text), id=valid_unicode(element.id))
-    return DeadLetter(
-        "AnnotateTweets", str(getattr(element, "id", "")), reason, repr(element)[:1000].encode("utf-8", "replace")
-    )
+    position = getattr(element, "message", "") or getattr(element, "id", "")
+    return DeadLetter("AnnotateTweets", str(position), reason, repr(element)[:1000].encode("utf-8", "replace"))

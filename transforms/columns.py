@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PARTITION_COLUMN = "_partition"
 """Travels with the rows to the writer, which makes directories of it; it is in no file."""
+MESSAGE_COLUMN = "_message"
+"""Travels with the rows to the writer as well: which message each is from goes into the record of the file."""
 TIMESTAMP_COLUMN = "timestamp"
 FINGERPRINT_COLUMN = "fingerprint"
 OUTPUTS = ("text", "source", *SCORE_OUTPUTS, FINGERPRINT_COLUMN)
@@ -65,6 +67,7 @@ def columns_of(classes: Sequence[str], embedding_type: str, keep: Sequence[pa.Fi
             repeats="",
         ),
         Column(PARTITION_COLUMN, string, "", _each(lambda row: row.tweet.partition), PARTITION_COLUMN, is_short=False),
+        Column(MESSAGE_COLUMN, string, "", _each(lambda row: row.tweet.message), MESSAGE_COLUMN, is_short=False),
         *(_kept(index, field) for index, field in enumerate(keep)),
         Column(
             TIMESTAMP_COLUMN,

@@ -10,7 +10,7 @@ from torchmoji_core.inference.cache import DEFAULT_CACHE_MB
 from torchmoji_core.inference.scores import DEFAULT_TOP, EMBEDDING_TYPES, SCORE_OUTPUTS
 from torchmoji_core.limits import check_threads
 from torchmoji_core.options import AT_LEAST_1, NOT_NEGATIVE, check_options, option
-from transforms.columns import OUTPUTS, PARTITION_COLUMN, RESERVED_COLUMNS, TIMESTAMP_COLUMN
+from transforms.columns import MESSAGE_COLUMN, OUTPUTS, PARTITION_COLUMN, RESERVED_COLUMNS, TIMESTAMP_COLUMN
 from transforms.input.fields import KeptField
 
 ROWS_PER_FILE = 100_000
@@ -54,6 +54,8 @@ class ScoreOptions:
     """Whether to write the column timestamp."""
     partitioned: bool = False
     """Whether rows go to the directories that `Tweet.partition` names."""
+    messages: bool = False
+    """Whether the records of files tell which message each row is from, by `Tweet.message`."""
     threads: int | None = option(
         None, "batches that each process scores at the same time (default: the cores shared out)", metavar="N"
     )
@@ -78,7 +80,11 @@ class ScoreOptions:
     @property
     def column_outputs(self) -> tuple[str, ...]:
         """What gives columns: the outputs, and what the records have."""
-        of_records = {TIMESTAMP_COLUMN: self.timestamp, PARTITION_COLUMN: self.partitioned}
+        of_records = {
+            TIMESTAMP_COLUMN: self.timestamp,
+            PARTITION_COLUMN: self.partitioned,
+            MESSAGE_COLUMN: self.messages,
+        }
         return (*self.outputs, *(name for name, is_there in of_records.items() if is_there))
 
     def __post_init__(self) -> None:

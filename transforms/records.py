@@ -27,6 +27,8 @@ class Tweet(NamedTuple):
     """Directory of its row below the output, `date=2026-01-31` for instance; see `fields.partition_directory`."""
     is_cut: bool = False
     """Whether its platform has cut the text, and the whole one is not in the record."""
+    message: str = ""
+    """Position of the message that it is from, in streams."""
 
 
 class Message(NamedTuple):

@@ -20,6 +20,7 @@ from torchmoji_core.errors import InputError
 from torchmoji_core.inference import available_cores
 from torchmoji_core.locations import plain
 from torchmoji_core.options import option
+from transforms.addresses import KafkaTopic
 from transforms.columns import FINGERPRINT_COLUMN
 from transforms.input.fields import KEPT_TYPES, FieldMapping, KeptField
 from transforms.input.formats import absolute, absolute_directory
@@ -204,7 +205,8 @@ def parse(arguments: list[str]) -> tuple[ScoreConfig, list[str]]:
     if stream is not None:
         # A row's window is told by its time, so it is always there.
         outputs = config.score.outputs if stream.model_watch is None else (*config.score.outputs, FINGERPRINT_COLUMN)
-        score = dataclasses.replace(config.score, timestamp=True, outputs=outputs)
+        is_kafka = isinstance(stream.source, KafkaTopic)
+        score = dataclasses.replace(config.score, timestamp=True, outputs=outputs, messages=is_kafka)
         config = dataclasses.replace(config, stream=stream, score=score)
     return config, rest
 

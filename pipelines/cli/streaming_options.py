@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import os
-import re
-import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipelines.cli.parsing import add_options, names, read_properties, seconds, take_options
 from torchmoji_core.errors import InputError
@@ -78,19 +74,15 @@ class StreamOptions:
         action="append", type=_pair, metavar="NAME=VALUE",
     )  # fmt: skip
     consumer_config: str | None = option(
-        None, "the same in lines of a file, secrets among them, in local runs", metavar="FILE"
+        None, "the same in lines of a file, secrets among them; workers read it too", metavar="FILE"
     )
     producer_options: tuple[tuple[str, str], ...] = option(
         (), "for Kafka's producer; may be repeated", name="producer_option", action="append", type=_pair,
         metavar="NAME=VALUE",
     )  # fmt: skip
     producer_config: str | None = option(
-        None, "the same in lines of a file, secrets among them, in local runs", metavar="FILE"
+        None, "the same in lines of a file, secrets among them; workers read it too", metavar="FILE"
     )
-    expansion_service: str | None = option(
-        None, "what expands Kafka's transforms (default: a jar that Beam downloads, and runs with Java)",
-        metavar="HOST:PORT",
-    )  # fmt: skip
     model_watch: str | None = option(
         None, "bundles that may come while the run lasts: the newest that matches takes over between two batches",
         metavar="GLOB",
@@ -118,14 +110,24 @@ class StreamOptions:
         Raises:
             InputError: if it cannot be read.
         """
-        return _settings("consumer_config", self.consumer_config, self.consumer_options)
+        return client_settings("consumer_config", self.consumer_config, self.consumer_options)
 
     def producer_settings(self) -> dict[str, str]:
         """The same for its producer."""
-        return _settings("producer_config", self.producer_config, self.producer_options)
+        return client_settings("producer_config", self.producer_config, self.producer_options)
 
 
-def _settings(option: str, path: str | None, given: Iterable[tuple[str, str]]) -> dict[str, str]:
+def client_settings(option: str, path: str | None, given: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Settings of a client of Kafka.
+
+    Args:
+        option: that names the file.
+        path: of the file; None for none.
+        given: further ones, which win.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     return (read_properties(option, path) if path else {}) | dict(given)
 
 
@@ -178,8 +180,8 @@ def _stream_options(options: argparse.Namespace, given: Collection[str]) -> Stre
         path, _, column = untyped[0].partition(":as=")
         typed = f"{path}:string" + (f":as={column}" if column else "")
         raise InputError(f"--keep_fields {untyped[0]}: no data tells the type yet; give it, {typed} for instance")
-    if options.format == "text" and (options.keep_fields or options.timestamp_field):
-        raise InputError("text messages have no fields: leave out --keep_fields and --timestamp_field")
+    if options.format == "text" and options.timestamp_field:
+        raise InputError("text messages have no fields: leave out --timestamp_field")
     stream = take_options(
         StreamOptions,
         options,
@@ -190,11 +192,13 @@ def _stream_options(options: argparse.Namespace, given: Collection[str]) -> Stre
     )
     if options.runner == _LOCAL_RUNNER and "shards" in given:
         raise InputError(f"--shards belongs to clusters, and is nothing on --runner {options.runner}; leave it out")
+    if isinstance(stream.source, KafkaTopic) and "shards" in given:
+        raise InputError("--shards belongs to pubsub://, and is nothing for kafka://, whose partitions are such places")
     if stream.publish == stream.source:
         raise InputError(f"--publish {stream.source.uri} is what --input reads: rows would come back as messages")
     if stream.model_watch is None and "model_poll" in given:
         raise InputError("--model_poll belongs to --model_watch GLOB, and is nothing without it")
-    _check_kafka(stream, options.runner)
+    _check_kafka(stream)
     if isinstance(stream.source, PubSubName) or isinstance(stream.publish, PubSubName):
         _check_pubsub()
     return stream
@@ -209,8 +213,8 @@ def _check_pubsub() -> None:
         raise InputError("pubsub:// needs google-cloud-pubsub; install it with: pip install 'torchmoji-beam[pubsub]'")
 
 
-def _check_kafka(stream: StreamOptions, runner: str) -> None:
-    """Check what can be checked without Beam: a client on this machine, Java for transforms on clusters."""
+def _check_kafka(stream: StreamOptions) -> None:
+    """Check what can be checked without a broker."""
     for name, values, topic in (
         ("consumer_option", stream.consumer_options, stream.source),
         ("consumer_config", stream.consumer_config, stream.source),
@@ -220,27 +224,8 @@ def _check_kafka(stream: StreamOptions, runner: str) -> None:
         if values and not isinstance(topic, KafkaTopic):
             raise InputError(f"--{name} belongs to kafka://, and is nothing without it")
     if not stream.has_kafka:
-        if stream.expansion_service:
-            raise InputError("--expansion_service belongs to kafka://, and is nothing without it")
         return
-    if runner == _LOCAL_RUNNER:
-        if stream.expansion_service:
-            raise InputError(f"--expansion_service belongs to clusters, and is nothing on --runner {runner}")
-        if importlib.util.find_spec("confluent_kafka") is None:
-            raise InputError("kafka:// needs confluent-kafka; install it with: pip install 'torchmoji-beam[kafka]'")
-        stream.consumer_settings()
-        stream.producer_settings()
-        return
-    for kind, config in (("consumer", stream.consumer_config), ("producer", stream.producer_config)):
-        if config:
-            raise InputError(f"--{kind}_config belongs to local runs; give --{kind}_option on --runner {runner}")
-    if stream.expansion_service:
-        if not re.fullmatch(r"[^\s:/]+:\d{1,5}", stream.expansion_service):
-            raise InputError(f"--expansion_service must be HOST:PORT, not {stream.expansion_service!r}")
-        return
-    home = os.environ.get("JAVA_HOME")
-    if shutil.which(str(Path(home, "bin", "java")) if home else "java") is None:
-        raise InputError(
-            "kafka:// needs Java, and there is none; install it (JAVA_HOME or PATH must lead to java), or give "
-            "--expansion_service HOST:PORT"
-        )
+    if importlib.util.find_spec("confluent_kafka") is None:
+        raise InputError("kafka:// needs confluent-kafka; install it with: pip install 'torchmoji-beam[kafka]'")
+    stream.consumer_settings()
+    stream.producer_settings()

@@ -58,6 +58,45 @@ def is_within(part: Covers, whole: Covers) -> bool:
     )
 
 
+def without(part: Covers, whole: Covers) -> Covers:
+    """What is covered by one and not by the other.
+
+    >>> without({"a": {"0": [[0, 9]], "1": [[3, 4]]}}, {"a": {"0": [[2, 3], [9, 12]]}})
+    {'a': {'0': [[0, 1], [4, 8]], '1': [[3, 4]]}}
+    """
+    left: Covers = {}
+    for source, partitions in part.items():
+        for partition, some in partitions.items():
+            rest: Intervals = []
+            for first, last in joined(some):
+                for known_first, known_last in joined(whole.get(source, {}).get(partition, [])):
+                    if known_first > last:
+                        break
+                    if known_first > first:
+                        rest.append([first, known_first - 1])
+                    first = max(first, known_last + 1)
+                if first <= last:
+                    rest.append([first, last])
+            if rest:
+                left.setdefault(source, {})[partition] = rest
+    return left
+
+
+def overlap(one: Covers, other: Covers) -> bool:
+    """Whether anything is covered by both.
+
+    >>> overlap({"a": {"0": [[0, 3]]}}, {"a": {"0": [[3, 5]]}}), overlap({"a": {"0": [[0, 3]]}}, {"a": {"1": [[0, 3]]}})
+    (True, False)
+    """
+    return any(
+        without({source: {partition: some}}, other) != {source: {partition: joined(some)}}
+        for source, partitions in one.items()
+        if source in other
+        for partition, some in partitions.items()
+        if some
+    )
+
+
 def first_uncovered(intervals: Intervals, offset: int) -> int:
     """The first offset from one on that is not covered.
 

@@ -69,6 +69,8 @@ class PendingFile:
     """Rows without tokens."""
     model: Model | None
     """What scored its rows; None of dead letters."""
+    messages: tuple[str, ...] = ()
+    """Position of the message that each row is from, `partition:offset`, where its record has `covers`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,10 @@ class Record:
             covers: what they cover.
         """
         return all(file.file.path in known for file in self.files) and coverage.is_within(self.covers, covers)
+
+    def has_begun(self, known: Collection[str]) -> bool:
+        """Whether manifests name some of its files: those of several models are listed one after the other."""
+        return any(file.file.path in known for file in self.files)
 
 
 @dataclass
@@ -247,7 +253,8 @@ def _pending_file(values: dict[str, Any]) -> PendingFile:
     file = DataFile(
         relative, written.rows, written.bytes_, written.sha256, fingerprint=model.fingerprint if model else ""
     )
-    return PendingFile(file, relative.startswith(f"{DEAD_LETTERS}/"), written.empty, model)
+    is_dead_letters = relative.startswith(f"{DEAD_LETTERS}/")
+    return PendingFile(file, is_dead_letters, written.empty, model, tuple(written.messages))
 
 
 def _unreadable(path: str, error: object) -> InputError:

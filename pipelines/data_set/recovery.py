@@ -5,6 +5,7 @@ Each command that writes begins by recovering: it commits pending files, and del
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
@@ -12,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from pipelines.data_set import coverage, jobs, manifest, pending
+from pipelines.data_set import adoption, coverage, jobs, manifest, pending
 from pipelines.data_set.coverage import Covers
 from pipelines.data_set.liveness import is_gone, this_process
 from pipelines.data_set.manifest import Manifest
-from pipelines.data_set.pending import QUIET_SECONDS, PendingFile, Stream
+from pipelines.data_set.pending import QUIET_SECONDS, PendingFile, Record, Stream
+from pipelines.data_set.rewrite import Rewriter
 from pipelines.data_set.snapshot import FENCE, DataSet, registration, run_of, unlisted_files
-from torchmoji_core.errors import TorchMojiError
+from torchmoji_core.errors import RunError, TorchMojiError
 from transforms import metrics
 from transforms.output.commit import JOURNAL, TEMPORARY, journal_directory
 from transforms.storage import files as storage
@@ -31,7 +33,8 @@ _LOGGER = logging.getLogger(__name__)
 def commit_pending(data_set: DataSet) -> list[Manifest]:
     """List pending files in manifests, one for each stream and model.
 
-    Several may do so at once, whatever else is done to the data set meanwhile: each file is listed once.
+    Several may do so at once, whatever else is done to the data set meanwhile: each file is listed once, and each
+    message of a source whose records tell what they cover (see `adoption`).
 
     Args:
         data_set: what the output holds.
@@ -45,26 +48,27 @@ def commit_pending(data_set: DataSet) -> list[Manifest]:
     """
     committed: list[Manifest] = []
     listed: list[str] = []  # records of files that some manifest lists, once the next one is there
+    doubled: list[Record] = []
     more = True
 
     def decide(state: DataSet) -> Manifest | None:
-        nonlocal listed, more
+        nonlocal listed, doubled, more
         # Read after the state: a record that is there now is of a file that is listed in it, or nowhere.
         found, known = pending.read(state.output), state.known_files
-        waiting = [record for record in found.records if not record.is_done(known, state.covers)]
-        run_ids = list(dict.fromkeys(record.run_id for record in waiting))
+        waiting = adoption.sort([record for record in found.records if not record.is_done(known, state.covers)], state)
+        own, doubled = waiting.to_list, waiting.doubled
         covers = state.covers
-        more = False
+        more = bool(waiting.others or doubled)
         change = None
-        if run_ids:
-            own = [record for record in waiting if record.run_id == run_ids[0]]
+        if own:
             groups = _by_model(file for record in own for file in record.files if file.file.path not in known)
-            more = len(run_ids) > 1 or len(groups) > 1
-            # Also of files that another group lists: until then their record is there.
-            added = coverage.union(*(record.covers for record in own))
-            change = _manifest_of(state, found.streams[run_ids[0]], groups[0] if groups else (), added)
-            known |= {file.path for file in (*change.files, *change.dead_letters)}
-            covers = coverage.union(covers, added)
+            more |= len(groups) > 1
+            now_known = known | {file.file.path for file in (groups[0] if groups else ())}
+            # A record counts as covered when all its files are listed: until then it is there, and says so itself.
+            complete = [record for record in own if all(file.file.path in now_known for file in record.files)]
+            added = coverage.union(*(record.covers for record in complete))
+            change = _manifest_of(state, found.streams[own[0].run_id], groups[0] if groups else (), added)
+            known, covers = now_known, coverage.union(covers, added)
         listed = [record.path for record in found.records if record.is_done(known, covers)]
         return change
 
@@ -75,6 +79,43 @@ def commit_pending(data_set: DataSet) -> list[Manifest]:
         if change is not None:
             remove_temporary(data_set.output, change.run_id)
             committed.append(change)
+        for record in doubled:
+            committed += _commit_the_rest(data_set, record)
+    return committed
+
+
+def _commit_the_rest(data_set: DataSet, record: Record) -> list[Manifest]:
+    """List the rows of a record whose messages the data set does not cover, if there are any; then drop it.
+
+    Raises:
+        InputError, RunError, OSError: as `commit_pending`.
+    """
+    run_id = manifest.new_run_id()
+    rewriter = Rewriter(data_set.output, run_id)
+
+    def decide(state: DataSet) -> Manifest | None:
+        rest = coverage.without(record.covers, state.covers)
+        stream = pending.read(state.output).streams.get(record.run_id)
+        if not rest or stream is None:
+            return None
+        files = adoption.remaining(record, state.covers, rewriter)
+        return dataclasses.replace(_manifest_of(state, stream, files, rest), run_id=run_id)
+
+    committed = []
+    if coverage.without(record.covers, data_set.covers):
+        register_run(data_set.output, run_id)
+        try:
+            change = commit_run(data_set, run_id, decide)
+        except RunError:
+            data_set.refresh()
+            if coverage.without(record.covers, data_set.covers):
+                raise  # otherwise another command was faster, and has deleted the files
+            change = None
+        committed = [change] if change is not None else []
+    if not coverage.without(record.covers, data_set.covers):
+        adoption.drop(record, data_set)
+        rows = sum(file.file.rows for file in record.files) - sum(one.counts[metrics.READ] for one in committed)
+        _LOGGER.info("%s: %d rows are left out, which another run has written already", record.path, rows)
     return committed
 
 
@@ -116,6 +157,18 @@ def _manifest_of(data_set: DataSet, stream: Stream, entries: Sequence[PendingFil
             metrics.BYTES_WRITTEN: sum(entry.file.bytes for entry in entries),
         },
     )
+
+
+def covered(data_set: DataSet) -> Covers:
+    """Which messages the files in an output are made from, pending ones included: a run that begins reads the others.
+
+    Raises:
+        InputError, RunError: if manifests, or records of pending files, cannot be read.
+    """
+    # In this order: what is committed in between is then seen twice, not missed.
+    waiting = pending.read(data_set.output)
+    data_set.refresh()
+    return coverage.union(data_set.covers, *(record.covers for record in waiting.records))
 
 
 def register_run(output: str, run_id: str) -> None:

@@ -138,6 +138,58 @@ class Rewriter:
         rows = sum(sources.values())
         return DataFile(final.removeprefix(f"{self._output}/"), rows, new.bytes_, new.sha256, dict(sources))
 
+    def some_rows(self, file: DataFile, wanted: Sequence[bool]) -> tuple[DataFile | None, int]:
+        """Write some rows of a file into a new one beside it.
+
+        Args:
+            file: of rows, or of dead letters.
+            wanted: for each of them, in their order.
+
+        Returns:
+            The new file, or None if no row is left; and how many of its rows have no tokens.
+
+        Raises:
+            RunError: if it cannot be read or written, or has another number of rows.
+        """
+        directory, _, name = file.path.rpartition("/")
+        temporary, final = self._names(directory, name[name.rfind(".") :])
+        if len(wanted) != file.rows:
+            raise RunError(f"{file.path} has {file.rows} rows, and its record tells the messages of {len(wanted)}")
+        if not any(wanted):
+            return None, 0
+        try:
+            write = self._some_letters if name.endswith(".jsonl") else self._some_scores
+            rows, new, empty = write(file, wanted, temporary, final)
+            put_in_place(temporary, final)
+        except (pa.ArrowException, OSError) as error:
+            raise RunError(f"{file.path} cannot be rewritten: {error}") from error
+        path = final.removeprefix(f"{self._output}/")
+        return DataFile(path, rows, new.bytes_, new.sha256, fingerprint=file.fingerprint), empty
+
+    def _some_scores(
+        self, file: DataFile, wanted: Sequence[bool], temporary: str, final: str
+    ) -> tuple[int, HashingFile, int]:
+        writer: ParquetFileWriter | None = None
+        begin = 0
+        for batch in self._batches(file):
+            kept = batch.filter(pa.array(wanted[begin : begin + len(batch)]))
+            begin += len(batch)
+            writer = writer or ParquetFileWriter(temporary, final, kept.schema, ROWS_PER_GROUP)
+            writer.write(kept)
+        assert writer is not None
+        writer.close()
+        return writer.rows, writer.file, writer.empty
+
+    def _some_letters(
+        self, file: DataFile, wanted: Sequence[bool], temporary: str, final: str
+    ) -> tuple[int, HashingFile, int]:
+        with storage.open_raw(f"{self._output}/{file.path}") as lines, storage.create(temporary) as opened:
+            new = HashingFile(opened)
+            for line, is_wanted in zip(lines, wanted, strict=True):
+                if is_wanted:
+                    new.write(line)
+        return sum(wanted), new, 0
+
     def _names(self, directory: str, suffix: str) -> tuple[str, str]:
         name = f"part-{self._run_id}-{uuid.uuid4().hex[:12]}{suffix}"
         final = "/".join(part for part in (self._output, directory, name) if part)

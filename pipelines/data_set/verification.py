@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set import jobs, pending
+from pipelines.data_set import adoption, jobs, pending
 from pipelines.data_set.lock import is_living, read_lock
 from pipelines.data_set.manifest import DataFile, Manifest
 from pipelines.data_set.pending import Pending
@@ -107,6 +107,13 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
         findings.notes.append(
             f"{len(waiting):,} of these files are pending: the next command that writes there lists them in a manifest"
         )
+    records = [record for record in streams.records if not record.is_done(known, data_set.covers)]
+    repeated = {entry.file.path for record in adoption.repeating(records, data_set) for entry in record.files}
+    if repeated:
+        findings.notes.append(
+            f"{len(repeated):,} of these are in part or wholly from messages that others have been made from already; "
+            "what is there twice is left out then"
+        )
     _check_sequence(data_set, findings)
     for change in data_set.manifests:
         _check_counts(change, findings)
@@ -121,7 +128,7 @@ def verify(output: str, ids_must_be_unique: bool = True, memory_mb: int = 512) -
     _check_all(_check_jsonl, [entry.file for entry in waiting if entry.is_dead_letters], findings)
     if ids_must_be_unique:
         try:
-            _check_ids(output, files, memory_mb, findings)
+            _check_ids(output, [file for file in files if file.path not in repeated], memory_mb, findings)
         except OSError as error:  # what was found before is said nonetheless
             findings.untold.append(f"ids could not be compared ({first_line(error)}); give another TMPDIR")
     try:

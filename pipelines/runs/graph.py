@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import logging
-import socket
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.transforms.window import FixedWindows
@@ -18,8 +14,7 @@ from pipelines.cli.streaming_options import StreamOptions
 from pipelines.data_set.jobs import completion
 from pipelines.runs.plan import Plan
 from pipelines.runs.worker_checks import check_worker, our_versions
-from torchmoji_core.errors import LONGEST_REASON, InputError, first_line
-from transforms.addresses import KafkaTopic
+from transforms.addresses import KafkaTopic, PubSubName
 from transforms.annotate import AnnotateFiles, AnnotateTweets
 from transforms.input.messages import MessageFields, ParseMessages, ReadMessages
 from transforms.input.read import PartReader, SplitInputs
@@ -41,9 +36,6 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
         pipeline: an empty one.
         plan: what to do.
         progress: directory of `metrics.Progress`.
-
-    Raises:
-        InputError: if a source or sink cannot be used.
     """
     config, stream = plan.config, plan.config.stream
     score = dataclasses.replace(config.score, progress=progress)
@@ -69,29 +61,14 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
         path = completion(config.output, plan.run_id)
         counts | "WriteCompletion" >> WriteCompletion(path, (scores, letters))
     if stream is not None and stream.publish is not None:
-        results | "PublishScores" >> publish_scores(stream)
-
-
-JAR_SECONDS = 60.0
+        results | "PublishScores" >> PublishScores(stream.publish, stream.producer_settings)
 
 
 def read_messages(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOptions) -> Outcome:
-    """Tweets and dead letters of the source, in their windows.
-
-    Raises:
-        InputError: if the source cannot be used.
-    """
-    reader = ReadMessages(
-        stream.source,
-        dict(stream.consumer_options),
-        stream.id_attribute,
-        stream.timestamp_attribute,
-        expansion_service(stream) if isinstance(stream.source, KafkaTopic) else None,
-    )
-    with _one_line(config.inputs[0]):
-        messages = pipeline | "ReadMessages" >> reader
-    rules = message_fields(config, stream, id_scope(stream))
-    parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, rules)
+    """Tweets and dead letters of a subscription, in their windows."""
+    assert isinstance(stream.source, PubSubName)  # Kafka has a graph of its own, see `pipelines.streams.kafka_job`
+    messages = pipeline | "ReadMessages" >> ReadMessages(stream.source, stream.id_attribute, stream.timestamp_attribute)
+    parsed = messages | "ParseMessages" >> ParseMessages(stream.source.uri, message_fields(config, stream))
     windows = FixedWindows(Duration.of(stream.window))
     return Outcome(
         parsed.results | "Windows" >> beam.WindowInto(windows),
@@ -108,74 +85,20 @@ def model_updates(pipeline: beam.Pipeline, config: ScoreConfig, stream: StreamOp
     )
 
 
-def id_scope(stream: StreamOptions) -> str | None:
-    """Of `MessageFields`: ids must not depend on which brokers of a cluster are named."""
-    return f"kafka:{stream.source.topic}" if isinstance(stream.source, KafkaTopic) else None
-
-
-def message_fields(config: ScoreConfig, stream: StreamOptions, id_scope: str | None = None) -> MessageFields:
+def message_fields(config: ScoreConfig, stream: StreamOptions) -> MessageFields:
     """Where a message has what a tweet consists of.
 
     Args:
         config: the command line.
         stream: its options for endless input.
-        id_scope: see `MessageFields`.
     """
+    source = stream.source
     return MessageFields(
         config.fields,
         stream.format,
         stream.id_attribute,
         stream.timestamp_attribute,
         stream.allowed_lateness,
-        id_scope,
+        # Ids must not depend on which brokers of a cluster are named.
+        f"kafka:{source.topic}" if isinstance(source, KafkaTopic) else None,
     )
-
-
-def publish_scores(stream: StreamOptions) -> PublishScores:
-    """The sink for rows as messages."""
-    assert stream.publish is not None
-    service = expansion_service(stream) if isinstance(stream.publish, KafkaTopic) else None
-    return PublishScores(stream.publish, dict(stream.producer_options), service)
-
-
-def expansion_service(stream: StreamOptions) -> Any:
-    """What expands Kafka's transforms: the given address, or a jar, which is fetched here.
-
-    Raises:
-        InputError: if there is none.
-    """
-    if stream.expansion_service:
-        host, _, port = stream.expansion_service.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), timeout=5.0).close()
-        except OSError as error:
-            raise InputError(f"--expansion_service {stream.expansion_service}: nobody answers ({error})") from None
-        return stream.expansion_service
-    from apache_beam.io.kafka import default_io_expansion_service
-    from apache_beam.utils.subprocess_server import JavaJarServer
-
-    service = default_io_expansion_service()
-    before, logger = socket.getdefaulttimeout(), logging.getLogger(JavaJarServer.__module__)
-    socket.setdefaulttimeout(JAR_SECONDS)  # Beam's download has none
-    logger.setLevel(logging.ERROR)  # and warns of itself twice
-    try:
-        JavaJarServer.local_jar(service.path_to_jar)
-    except (OSError, RuntimeError) as error:
-        jar = service.path_to_jar.rpartition("/")[2]
-        raise InputError(
-            f"kafka:// needs {jar}, which cannot be downloaded ({error.__context__ or error}); put it into "
-            f"{JavaJarServer.JAR_CACHE}, or give --expansion_service HOST:PORT"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(before)
-        logger.setLevel(logging.NOTSET)
-    return service
-
-
-@contextlib.contextmanager
-def _one_line(uri: str) -> Any:
-    """Kafka's transforms are expanded by Java while the pipeline is built, which fails in many ways."""
-    try:
-        yield
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"--input {uri}: cannot be read: {first_line(error, LONGEST_REASON)}") from error

@@ -6,6 +6,7 @@ itself (`jobs`), and is taken in by a later command (`job_adoption`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import apache_beam as beam
@@ -44,8 +45,15 @@ def template_of(context: RunContext) -> str | None:
     return template
 
 
-def build_only(plan: Plan, context: RunContext) -> None:
+def build_only(
+    plan: Plan, context: RunContext, build: Callable[[beam.Pipeline, Plan], object] = build_pipeline
+) -> None:
     """Build the graph as the runner would be given it, and stop.
+
+    Args:
+        plan: the job.
+        context: with the options of its runner.
+        build: adds the job to a pipeline.
 
     Raises:
         InputError: if a source, a sink or an option of the runner cannot be used.
@@ -55,7 +63,7 @@ def build_only(plan: Plan, context: RunContext) -> None:
         # Beam's own option: the runner comes back before anything is staged or sent. A pipeline copies its options.
         context.options.view_as(TestOptions).dry_run = True
     pipeline = make_pipeline(context)
-    build_pipeline(pipeline, plan)
+    build(pipeline, plan)
     try:
         if is_dataflow(plan.config):
             pipeline.run()
@@ -65,15 +73,13 @@ def build_only(plan: Plan, context: RunContext) -> None:
         raise RunError(explain(error, plan.config.output)) from error
 
 
-def send(plan: Plan, context: RunContext) -> str | None:
-    """Build the graph and hand it to the runner. Gives what the runner calls the job, where it says so.
+def send(pipeline: beam.Pipeline, plan: Plan, context: RunContext) -> str | None:
+    """Hand a graph to the runner. Gives what the runner calls the job, where it says so.
 
     Raises:
-        InputError: if a source or sink cannot be used.
+        InputError: if a job is to be updated that does not run.
         Exception: whatever the runner raises.
     """
-    pipeline = make_pipeline(context)
-    build_pipeline(pipeline, plan)
     if is_dataflow(plan.config) and context.options.view_as(GoogleCloudOptions).update:
         _check_updated(context)
     result: Any = pipeline.run()
@@ -159,7 +165,9 @@ def submit(plan: Plan, context: RunContext, draft: Manifest) -> int:
     register_run(output, plan.run_id)
     jobs.write(output, job)
     try:
-        name = send(plan, context)
+        pipeline = make_pipeline(context)
+        build_pipeline(pipeline, plan)
+        name = send(pipeline, plan, context)
     except BaseException as error:
         jobs.remove(output, plan.run_id)
         delete_uncommitted(context.data_set, plan.run_id)

@@ -12,25 +12,27 @@ from torchmoji_core.errors import RunError
 from transforms.storage import files as storage
 
 
-def check_worker(output: str, run_id: str, versions: str) -> None:
+def check_worker(output: str, run_id: str, versions: str, registered: str = "") -> None:
     """Make sure, on a worker, that it does what the launcher means, and where it means it.
 
     Args:
         output: in which the launcher has registered the run.
         run_id: of the run.
         versions: the launcher's.
+        registered: the file with which that was done, where it is another one than that of runs with an end.
 
     Raises:
         RunError: if versions differ, or the output is another directory of that name, of another machine or container.
     """
     if versions != our_versions():
         raise RunError(f"a worker has {our_versions()}, the launcher {versions}; install the same for both")
-    if not storage.exists(registration(output, run_id)):
+    if not storage.exists(registered or registration(output, run_id)):
         raise RunError(
             f"workers see another directory {output} than the command that started them; give a directory that they "
             "share, or a URI: s3://, gs://, az:// or hdfs://"
         )
-    storage.create(_begun(output, run_id)).close()
+    if not registered:  # for a run with an end, there is somebody who waits
+        storage.create(_begun(output, run_id)).close()
 
 
 class HasBegun:

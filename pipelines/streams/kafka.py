@@ -1,11 +1,15 @@
-"""Kafka as a source of messages, and as a topic to publish rows to, with librdkafka.
+"""Kafka as a source of messages, with librdkafka. The data set says where to begin, and no consumer group does.
 
-The data set says where to begin, and no consumer group does.
+    An offset is covered when a record of files is there that says so. It is written when all rows, dead letters and
+    messages that are made from the offset are in place, and never before.
 
-All partitions are assigned to this process, which has the lock of the stream. Each begins at the first offset that no
-record of a file covers. A message's receipt is `partition:first:last`: `last` is its offset, and `first` the one behind
-the message before. What is between them has no message for us: markers and aborted messages of transactions, and what
-the topic has compacted or deleted. So intervals stay few.
+A start begins in each partition at the first offset that is not covered, and passes over what is. So wherever a process
+ends, no offset is lost. In a process that has the lock of the stream, none is read by two; on clusters, what two have
+read is told apart when it is taken in (`pipelines.data_set.adoption`).
+
+A message's receipt is `partition:first:last`: `last` is its offset, and `first` the one behind the message before. What
+is between them has no message for us: markers and aborted messages of transactions, and what the topic has compacted or
+deleted. So intervals stay few.
 """
 
 from __future__ import annotations
@@ -15,10 +19,8 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
-
-import pyarrow as pa
 
 from pipelines.data_set import coverage
 from pipelines.data_set.coverage import Covers
@@ -27,10 +29,12 @@ from torchmoji_core.errors import InputError, RunError, UnavailableError, first_
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 from transforms.input.messages import kafka_message
-from transforms.output.publish import to_messages
+from transforms.kafka_settings import check_settings, wrong_setting
 from transforms.records import Message
 
 PULL_SECONDS = 5.0
+_PASSED_OVER_AT_ONCE = 1000
+"""Messages that are covered already, until it is looked again whether to go on."""
 REQUEST_SECONDS = 10.0
 """For what is asked of brokers beside messages."""
 PARTITIONS_SECONDS = 30.0
@@ -39,7 +43,6 @@ LOOK_SECONDS = 3.0
 """For such a look, which holds up messages."""
 PULLED_BYTES = 8 << 20
 """Payloads at which a pull ends. librdkafka holds as much again, and one answer of a broker."""
-PUBLISH_SECONDS = 300.0
 _TICK = 0.1
 """Seconds until a pull heeds `stop`."""
 _DEFAULTS = {
@@ -57,15 +60,6 @@ _OURS = {
     "allow.auto.create.topics": False,
     "auto.offset.reset": "error",  # where retention has deleted what comes next, that is to be said
 }
-_DEFAULTS_TO_PUBLISH = {
-    "client.id": "torchmoji",
-    "linger.ms": 5,
-    "message.max.bytes": 10_000_000,  # the broker may take less
-    "log_level": 2,
-}
-_OURS_TO_PUBLISH = {"enable.idempotence": True}
-_ADDRESSES = {"bootstrap.servers", "metadata.broker.list"}
-"""Two names of one setting, which the address of the topic gives."""
 _BEGINNINGS = {"earliest": True, "smallest": True, "beginning": True, "latest": False, "largest": False, "end": False}
 _SAYINGS = 10
 """Callbacks that may wait with a reason."""
@@ -73,7 +67,8 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class KafkaSource:
-    """A topic. It is looked at once when it is made, so that what is wrong with it is said at once."""
+    """A topic, or some of its partitions. It is looked at once when it is made, so that what is wrong with it is said
+    at once."""
 
     def __init__(
         self,
@@ -81,12 +76,14 @@ class KafkaSource:
         settings: Mapping[str, str],
         covers: Covers,
         clock: Callable[[], float] = time.monotonic,
+        partitions: Collection[int] | None = None,
     ) -> None:
         """Args:
             topic: what to read.
             settings: of librdkafka's consumer.
             covers: which messages files are made from already.
             clock: seconds; to be replaced in tests.
+            partitions: to be read; None for all, also those that come later.
 
         Raises:
             InputError: if it is not there, we may not read it, or a setting is wrong.
@@ -94,6 +91,7 @@ class KafkaSource:
         import confluent_kafka
 
         self.uri, self._kafka, self._topic, self._clock = topic.uri, confluent_kafka, topic.topic, clock
+        self._only = partitions
         self._stopped, self._busy = threading.Event(), threading.Lock()
         self._fault: RunError | None = None
         """What ends the stream at the next pull, if the one in which it came up has messages to give."""
@@ -129,11 +127,7 @@ class KafkaSource:
 
     def covers(self, receipts: Sequence[str]) -> Covers:
         """See `Source.covers`."""
-        intervals: dict[str, coverage.Intervals] = defaultdict(list)
-        for receipt in receipts:
-            partition, first, last = receipt.split(":")
-            intervals[partition].append([int(first), int(last)])
-        return coverage.union({self._name: dict(intervals)})
+        return covers_of(self.name, receipts)
 
     def extend(self, receipts: Sequence[str], seconds: int) -> None:
         """See `Source.extend`: no message is ever delivered to anybody else."""
@@ -144,7 +138,7 @@ class KafkaSource:
             return
         offsets = [
             self._kafka.TopicPartition(self._topic, int(partition), intervals[-1][1] + 1)
-            for partition, intervals in self.covers(receipts)[self._name].items()
+            for partition, intervals in self.covers(receipts)[self.name].items()
         ]
         try:
             self._consumer.commit(offsets=offsets, asynchronous=True)
@@ -164,15 +158,16 @@ class KafkaSource:
     # --- where to begin ---
 
     def _connect(self, topic: KafkaTopic, settings: Mapping[str, str]) -> Any:
-        _check_settings("consumer", settings, _OURS.keys() - {"auto.offset.reset"})
+        check_settings("consumer", settings, _OURS.keys() - {"auto.offset.reset"})
         given = {name: value for name, value in settings.items() if name != "auto.offset.reset"}
+        common = {"bootstrap.servers": topic.brokers, **_DEFAULTS, **given, **_OURS, "logger": _LOGGER}
         try:
-            return self._kafka.Consumer(
-                {"bootstrap.servers": topic.brokers, **_DEFAULTS, **given, **_OURS, "error_cb": self._heed,
-                 "on_commit": _committed, "logger": _LOGGER}
-            )  # fmt: skip
+            from confluent_kafka.admin import AdminClient
+
+            self._admin = AdminClient(common)
+            return self._kafka.Consumer({**common, "error_cb": self._heed, "on_commit": _committed})
         except (self._kafka.KafkaException, TypeError, ValueError, AttributeError) as error:
-            raise _wrong_setting("consumer", error) from None
+            raise wrong_setting("consumer", error) from None
 
     def _begin(self, covers: Covers, at_beginning: bool) -> None:
         """Begin in each partition behind what is covered. If nothing of the topic is, then where the options say."""
@@ -181,14 +176,15 @@ class KafkaSource:
         if described.error is not None:
             raise self._kafka.KafkaException(described.error)
         # Another cluster may have a topic of that name, with other messages.
-        self._name = f"kafka:{found.cluster_id or ''}:{self._topic}"
-        self._covered = covers.get(self._name, {})
+        self._place = f"kafka:{found.cluster_id or ''}:{self._topic}"
+        self._topic_id = self._find_topic_id(found, REQUEST_SECONDS)
+        self.name, self._covered = self._continue(covers)
         self.passed_over: Covers = {}
         """What is never read, since the stream has to begin at the end."""
-        if not at_beginning and self._name not in covers:
+        if not at_beginning and not self._covered:
             ends = {partition: self._ends(partition)[1] for partition in sorted(described.partitions)}
             self._covered = {str(partition): [[0, end - 1]] if end else [] for partition, end in ends.items()}
-            self.passed_over = {self._name: self._covered}
+            self.passed_over = {self.name: self._covered}
         self._next: dict[int, int] = {}
         """By partition, the offset behind the last message that was read."""
         self._unknown_since = 0
@@ -196,12 +192,57 @@ class KafkaSource:
         """Partitions whose next offset is not there."""
         self._lost = 0
         self._look_at = self._clock() + PARTITIONS_SECONDS
+        if self._only is not None:
+            del self._admin  # it has threads, and is not asked again
         self.assign(described.partitions)
 
+    def _find_topic_id(self, cluster: Any, seconds: float) -> str:
+        """What tells a topic from another one of that name, of an earlier or a later time; empty where none is known.
+
+        Args:
+            cluster: its description.
+            seconds: how long to wait.
+
+        Raises:
+            KafkaException: if there is no answer.
+        """
+        if cluster.controller_id not in cluster.brokers:
+            return ""  # nobody could be asked
+        codes = self._kafka.KafkaError
+        try:
+            topics = self._kafka.TopicCollection([self._topic])
+            described = self._admin.describe_topics(topics, request_timeout=seconds)[self._topic].result()
+        except self._kafka.KafkaException as error:
+            if error.args[0].code() in (codes._UNSUPPORTED_FEATURE, codes.UNSUPPORTED_VERSION):
+                return ""
+            raise
+        found = described.topic_id
+        is_known = found is not None and (found.get_most_significant_bits() or found.get_least_significant_bits())
+        return str(found) if is_known else ""
+
+    def _continue(self, covers: Covers) -> tuple[str, dict[str, coverage.Intervals]]:
+        """The name of the topic in records, and what is covered of it by partition.
+
+        Raises:
+            InputError: if that is of another topic of the same name.
+        """
+        earlier = {name[len(self._place) + 1 :]: name for name in covers if f"{name}:".startswith(f"{self._place}:")}
+        ids = earlier.keys() - {""}
+        if self._topic_id and ids - {self._topic_id}:
+            raise InputError(
+                f"{self.uri}: the topic was made anew: its id is {self._topic_id}, and what is written is from "
+                f"{', '.join(sorted(ids - {self._topic_id}))}; give another --output"
+            )
+        # A broker that is older than ids tells none.
+        id_ = self._topic_id or next(iter(ids), "")
+        known = coverage.union({}, *({"": covers[name]} for name in earlier.values())).get("", {})
+        return f"{self._place}:{id_}" if id_ else self._place, known
+
     def assign(self, partitions: Mapping[int, Any]) -> None:
-        """Take up partitions that are not read yet."""
+        """Take up partitions that are not read yet, if they are to be."""
         new = []
-        for partition in sorted(partitions.keys() - self._next.keys()):
+        wanted = partitions.keys() if self._only is None else partitions.keys() & set(self._only)
+        for partition in sorted(wanted - self._next.keys()):
             known = self._covered.get(str(partition), [])
             offset = coverage.first_uncovered(known, 0)
             at = self._where(partition, offset, is_known=bool(known))
@@ -240,13 +281,40 @@ class KafkaSource:
 
     # --- reading ---
 
+    def take(self) -> Received | None:
+        """The next message, if librdkafka has it; does not wait.
+
+        Raises:
+            RunError: if the topic cannot be read any more.
+        """
+        with self._busy:
+            if self._fault is not None:
+                raise self._fault
+            self._outage = None
+            self._put_right()
+            self._count_lost()
+            for _ in range(_PASSED_OVER_AT_ONCE):
+                if self._has_to_end() or (record := self._consumer.poll(0)) is None:
+                    return None
+                if (message := self._take(record)) is not None:
+                    return message
+            return None
+
+    @property
+    def partitions(self) -> dict[int, coverage.Intervals]:
+        """What is covered of each partition that is read."""
+        return {partition: self._covered.get(str(partition), []) for partition in sorted(self._next)}
+
+    def position(self, partition: int) -> int:
+        """The offset behind the last message of a partition that was given."""
+        return self._next[partition]
+
     def _pull(self, count: int) -> list[Received]:
         if self._stopped.is_set():
             return []
         self._look_for_partitions()
         self._put_right()
-        metrics.counter(metrics.LOST).inc(self._lost)
-        self._lost = 0
+        self._count_lost()
         received: list[Received] = []
         size, end = 0, time.monotonic() + PULL_SECONDS
         while len(received) < count and size < PULLED_BYTES and time.monotonic() < end and not self._has_to_end():
@@ -254,19 +322,24 @@ class KafkaSource:
             if record is None:
                 if received:
                     break
-            elif record.error() is not None:
-                self._heed(record.error(), record)
             elif (message := self._take(record)) is not None:
                 received.append(message)
                 size += len(message.message.data)
         return received
+
+    def _count_lost(self) -> None:
+        metrics.counter(metrics.LOST).inc(self._lost)
+        self._lost = 0
 
     def _has_to_end(self) -> bool:
         is_troubled = self._outage is not None or self._fault is not None or bool(self._astray)
         return is_troubled or self._stopped.is_set()
 
     def _take(self, record: Any) -> Received | None:
-        """A record as a message; None if it is covered already."""
+        """A record as a message; None if it is covered already, or an error."""
+        if record.error() is not None:
+            self._heed(record.error(), record)
+            return None
         self._said = None
         partition, offset = record.partition(), record.offset()
         first = self._next[partition]
@@ -282,8 +355,11 @@ class KafkaSource:
             return
         self._look_at = self._clock() + PARTITIONS_SECONDS
         try:
-            found = self._consumer.list_topics(self._topic, timeout=LOOK_SECONDS).topics[self._topic]
+            cluster = self._consumer.list_topics(self._topic, timeout=LOOK_SECONDS)
+            found = cluster.topics[self._topic]
             if found.error is None:
+                if (id_ := self._find_topic_id(cluster, LOOK_SECONDS)) != self._topic_id and id_ and self._topic_id:
+                    raise InputError(f"{self.uri}: the topic was made anew under the stream; give another --output")
                 self.assign(found.partitions)
             # Brokers that have just started may not know their topics yet.
             self._unknown_since = self._unknown_since + 1 if self._is_unknown(found.error) else 0
@@ -359,96 +435,18 @@ class KafkaSource:
         return explained
 
 
-class KafkaSink:
-    """A topic that rows are published to, with the id as their key, by an idempotent producer."""
-
-    def __init__(self, topic: KafkaTopic, settings: Mapping[str, str]) -> None:
-        """Args:
-            topic: where to publish.
-            settings: of librdkafka's producer.
-
-        Raises:
-            InputError: if it cannot be reached, or a setting is wrong.
-        """
-        import confluent_kafka
-
-        self._kafka, self._topic, self._uri = confluent_kafka, topic.topic, topic.uri
-        _check_settings("producer", settings, _OURS_TO_PUBLISH.keys())
-        try:
-            self._producer = confluent_kafka.Producer(
-                {"bootstrap.servers": topic.brokers, **_DEFAULTS_TO_PUBLISH, **settings, **_OURS_TO_PUBLISH,
-                 "error_cb": self._heed, "logger": _LOGGER}
-            )  # fmt: skip
-        except (confluent_kafka.KafkaException, TypeError, ValueError, AttributeError) as error:
-            raise _wrong_setting("producer", error) from None
-        self._said = ""
-        try:
-            described = self._producer.list_topics(self._topic, timeout=REQUEST_SECONDS).topics[self._topic]
-            if described.error is not None:
-                raise confluent_kafka.KafkaException(described.error)
-        except confluent_kafka.KafkaException as error:
-            for _ in range(_SAYINGS):
-                self._producer.poll(0)  # calls `_heed`
-            raise InputError(
-                f"--publish {self._uri}: cannot be written: {self._said or error.args[0].str()}"
-            ) from UnavailableError(self._uri)
-
-    def publish(self, batches: Sequence[pa.RecordBatch]) -> None:
-        """See `Publisher.publish`."""
-        refused: list[Any] = []
-
-        def delivered(error: Any, message: Any) -> None:
-            if error is not None:
-                refused.append(error)
-
-        try:
-            for batch in batches:
-                for key, content in to_messages(batch):
-                    self._produce(key, content, delivered)
-            left = self._producer.flush(PUBLISH_SECONDS)
-        except self._kafka.KafkaException as error:
-            refused, left = [error.args[0]], 0
-        if refused or left:
-            said = refused[0].str() if refused else f"no answer for {PUBLISH_SECONDS:g} s ({self._said})"
-            raise RunError(f"--publish {self._uri}: rows cannot be published: {said}")
-
-    def _produce(self, key: bytes, content: bytes, delivered: Callable[[Any, Any], None]) -> None:
-        while True:
-            try:
-                return self._producer.produce(self._topic, content, key=key, on_delivery=delivered)
-            except BufferError:  # as many wait as may
-                self._producer.poll(_TICK)
-
-    def _heed(self, error: Any) -> None:
-        self._said = error.str()
-
-
-def _check_settings(kind: str, settings: Mapping[str, str], ours: Collection[str]) -> None:
-    """Refuse settings that are not the user's, and those by which librdkafka or its binding ends the process.
+def covers_of(name: str, receipts: Iterable[str]) -> Covers:
+    """What a record says that is made from messages.
 
     Args:
-        kind: consumer or producer.
-        settings: as they were given.
-        ours: names of those that the stream sets.
+        name: of their topic in records.
+        receipts: of the messages.
     """
-    for name, value in settings.items():
-        if name in ours or name in _ADDRESSES:
-            raise InputError(f"--{kind}_option {name} cannot be given: it is set by the stream; leave it out")
-        try:
-            (name + value).encode()
-        except UnicodeEncodeError:  # as arguments may be that are no UTF-8
-            raise InputError(f"--{kind}_option {name!a}: its name or value is not UTF-8") from None
-    if settings.get("group.id") == "":
-        raise InputError("--consumer_option group.id is empty; name a group, or leave it out")
-
-
-def _wrong_setting(kind: str, error: Exception) -> InputError:
-    """Args:
-    kind: consumer or producer.
-    error: what librdkafka says.
-    """
-    said = getattr(error.args[0], "str", lambda: first_line(error))()
-    return InputError(f"--{kind}_option or --{kind}_config: {said}; names and values are those of librdkafka")
+    intervals: dict[str, coverage.Intervals] = defaultdict(list)
+    for receipt in receipts:
+        partition, first, last = receipt.split(":")
+        intervals[partition].append([int(first), int(last)])
+    return coverage.union({name: dict(intervals)})
 
 
 def _beginning(settings: Mapping[str, str]) -> bool:

@@ -6,20 +6,31 @@ That job goes on by itself; its files are pending until the next command that wr
 from __future__ import annotations
 
 import contextlib
+import functools
+
+import apache_beam as beam
 
 from pipelines.cli.exits import DONE
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
 from pipelines.data_set import jobs, pending
+from pipelines.data_set.coverage import Covers
+from pipelines.data_set.recovery import covered
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import submission
 from pipelines.runs.accounting import describe_stream
 from pipelines.runs.context import RunContext, open_context
 from pipelines.runs.explain import explain
+from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
+from pipelines.streams import kafka_job
+from pipelines.streams.kafka import KafkaSource
 from pipelines.streams.local import LocalStream
 from torchmoji_core.errors import InputError, RunError
+from transforms.addresses import KafkaTopic, PubSubName
+from transforms.output.commit import journal_directory, record_together
+from transforms.output.kafka import KafkaSink
 from transforms.scoring.model_refresh import ModelWatch
 
 
@@ -42,7 +53,7 @@ def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
         announce("plan", describe(plan, stream), **figures)
         if config.dry_run:
             if not config.is_local:
-                submission.build_only(plan, context)
+                submission.build_only(plan, context, functools.partial(_build, data_set=data_set))
             announce("dry_run", "dry run: nothing was read or written")
             return DONE
         status = LocalStream(plan, stream, data_set, figures).run() if config.is_local else submit(plan, context)
@@ -92,9 +103,13 @@ def submit(plan: Plan, context: RunContext) -> int:
         "a stream goes on; give the address of a job server (--job_endpoint), or --runner=DirectRunner for a stream of "
         "this machine",
     )
+    pipeline = submission.make_pipeline(context)
+    passed_over = _build(pipeline, plan, context.data_set)
     pending.begin(config.output, describe_stream(plan))
+    if passed_over:
+        record_together((), (), f"{journal_directory(config.output, plan.run_id)}/begin.json", passed_over)
     try:
-        job = submission.send(plan, context)
+        job = submission.send(pipeline, plan, context)
     except Exception as error:
         with contextlib.suppress(OSError):
             pending.end(config.output, plan.run_id)
@@ -109,3 +124,22 @@ def submit(plan: Plan, context: RunContext) -> int:
         run_id=plan.run_id,
     )
     return DONE
+
+
+def _build(pipeline: beam.Pipeline, plan: Plan, data_set: DataSet) -> Covers:
+    """Add the job to a pipeline. Returns what it passes over, since it begins behind it.
+
+    Raises:
+        InputError: if a source or sink cannot be used.
+    """
+    stream = plan.config.stream
+    assert stream is not None
+    if isinstance(stream.publish, KafkaTopic):
+        KafkaSink(stream.publish, stream.producer_settings())  # raises if it cannot be written
+    if isinstance(stream.source, PubSubName):
+        build_pipeline(pipeline, plan)
+        return {}
+    settings = stream.consumer_settings()
+    with contextlib.closing(KafkaSource(stream.source, settings, covered(data_set))) as source:
+        kafka_job.build_pipeline(pipeline, plan, source)
+        return source.passed_over

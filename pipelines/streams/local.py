@@ -19,9 +19,9 @@ from pipelines.cli.exits import DONE, FAILED, TOO_MANY_DEAD_LETTERS
 from pipelines.cli.interrupts import told_to_stop
 from pipelines.cli.logs import announce
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.data_set import coverage, pending
-from pipelines.data_set.coverage import Covers
+from pipelines.data_set import pending
 from pipelines.data_set.lock import Lock
+from pipelines.data_set.recovery import covered
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import progress
 from pipelines.runs.accounting import describe_stream, too_many_dead_letters, unaccounted
@@ -31,14 +31,14 @@ from pipelines.runs.run_report import report_so_far
 from pipelines.runs.watchdog import Watchdog
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.committer import Committer
-from pipelines.streams.kafka import KafkaSink, KafkaSource
+from pipelines.streams.kafka import KafkaSource
 from pipelines.streams.loop import Loop, Work
-from pipelines.streams.pubsub import PubSubSource, PubSubTopic
-from pipelines.streams.sources import Publisher, Source
-from pipelines.streams.stages import Stages
+from pipelines.streams.pubsub import PubSubSource
+from pipelines.streams.sources import Source
+from pipelines.streams.stages import Stages, open_publisher
 from torchmoji_core.errors import RunError
 from transforms import metrics
-from transforms.addresses import KafkaTopic, PubSubName
+from transforms.addresses import PubSubName
 from transforms.output.commit import JOURNAL, journal_directory, record_together
 from transforms.storage import files as storage
 
@@ -82,23 +82,16 @@ class LocalStream:
         """
         config, stream = self._plan.config, self._stream
         with told_to_stop(stream.drain + DRAIN_MARGIN) as stop:
-            topic = self._publisher()
+            topic = open_publisher(stream)
             if isinstance(stream.source, PubSubName):
                 work = Stages(config, stream, topic)
                 # Last: making a source pulls a message, whose deadline is not extended before the loop runs.
                 return self.attend(PubSubSource(stream.source.path), work, stop)
             # Two at once would both begin where the files end. Not the lock of the output, which `compact` needs.
-            with (
-                self._alone() as lock,
-                contextlib.closing(KafkaSource(stream.source, stream.consumer_settings(), self._covers())) as source,
-            ):
-                return self.attend(source, Stages(config, stream, topic, lock.check), stop)
-
-    def _publisher(self) -> Publisher | None:
-        publish = self._stream.publish
-        if isinstance(publish, KafkaTopic):
-            return KafkaSink(publish, self._stream.producer_settings())
-        return None if publish is None else PubSubTopic(publish.path)
+            with self._alone() as lock:
+                covers = covered(self._data_set)
+                with contextlib.closing(KafkaSource(stream.source, stream.consumer_settings(), covers)) as source:
+                    return self.attend(source, Stages(config, stream, topic, lock.check), stop)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[Lock]:
@@ -110,13 +103,6 @@ class LocalStream:
         finally:
             if not existed:  # the lock has made it
                 storage.remove_empty(output)
-
-    def _covers(self) -> Covers:
-        """Which messages the files in the output are made from, pending ones included."""
-        # In this order: what is committed in between is then seen twice, not missed.
-        waiting = pending.read(self._data_set.output)
-        self._data_set.refresh()
-        return coverage.union(self._data_set.covers, *(record.covers for record in waiting.records))
 
     def attend(self, source: Source, work: Work, stop: threading.Event) -> int:
         """Run the loop until told to stop: see `run`."""

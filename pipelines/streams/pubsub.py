@@ -16,7 +16,8 @@ from pipelines.data_set.coverage import Covers
 from pipelines.streams.sources import Received, SourceUnavailableError
 from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
 from transforms.addresses import PUBSUB
-from transforms.output.publish import to_attributes, to_messages
+from transforms.output.messages import to_messages
+from transforms.output.publish import to_attributes
 from transforms.records import Message
 
 PULLED_AT_ONCE = 1000

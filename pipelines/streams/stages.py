@@ -1,4 +1,5 @@
-"""What a local stream does with messages: the functions of the cluster's graph, one after another.
+"""What a stream does with messages, on this machine and in jobs that read Kafka: the functions of the graph, one after
+another.
 
     prepare: parse, check, tokenize        score: cut into batches, run the model        write: files in place
 
@@ -19,13 +20,16 @@ from apache_beam.utils.timestamp import Timestamp
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
 from pipelines.data_set.coverage import Covers
-from pipelines.runs.graph import id_scope, message_fields
+from pipelines.runs.graph import message_fields
+from pipelines.streams.pubsub import PubSubTopic
 from pipelines.streams.sources import Publisher
 from torchmoji_core.batching import BatchLimits, LengthBuckets
 from transforms import metrics
+from transforms.addresses import KafkaTopic
 from transforms.annotate import check_tweet
 from transforms.input.messages import MessageParser
 from transforms.output.commit import journal_directory, put_in_place, record_together
+from transforms.output.kafka import KafkaSink
 from transforms.output.write import DeadLetterFiles, ScoreFiles
 from transforms.records import DeadLetter, Message, TokenizedTweet, Tweet
 from transforms.scoring.batch import tweet_size
@@ -59,7 +63,7 @@ class Stages:
             InputError, RunError: if the model cannot be loaded.
         """
         self._config, self._publisher, self._check = config, publisher, check
-        self._parser = MessageParser(stream.source.uri, message_fields(config, stream, id_scope(stream)))
+        self._parser = MessageParser(stream.source.uri, message_fields(config, stream))
         self._window = round(1e6 * stream.window)
         self._model = load_model(config.score.model, config.score)
         scorer = self._model.scorer
@@ -119,7 +123,7 @@ class Stages:
         for part in scored.parts:
             for window, of_window in split_by_window(part, self._window):
                 rows.write(of_window, window)
-        letters = DeadLetterFiles(output, run_id, journal=True)
+        letters = DeadLetterFiles(output, run_id, journal=True, tells_messages=bool(covers))
         now = _window_of(time.time_ns() // 1000, self._window)
         for letter in scored.dead_letters:
             metrics.counter(metrics.DEAD).inc()
@@ -132,6 +136,17 @@ class Stages:
             path = f"{journal_directory(output, run_id)}/{uuid.uuid4().hex[:12]}.json"
             self._check()
             record_together(of_rows, of_letters, path, covers)
+
+
+def open_publisher(stream: StreamOptions) -> Publisher | None:
+    """Where rows go beside the files.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    if isinstance(stream.publish, KafkaTopic):
+        return KafkaSink(stream.publish, stream.producer_settings())
+    return None if stream.publish is None else PubSubTopic(stream.publish.path)
 
 
 def batches(tweets: Iterable[TokenizedTweet], limits: BatchLimits) -> Iterator[list[TokenizedTweet]]:

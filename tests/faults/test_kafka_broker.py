@@ -2,113 +2,82 @@
 
 from __future__ import annotations
 
+import json
 import random
-import shutil
-import signal
-import socket
 import subprocess
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions
 
 from pipelines.data_set.coverage import Covers
 from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSource
 from pipelines.streams.sources import Received
-from tests.kafka import Broker
+from tests.faults.kafka_kills import (
+    assert_all_is_published,
+    assert_all_is_there,
+    catch_up,
+    kill_at_places,
+    kill_at_random,
+    options_of,
+)
+from tests.kafka import Broker, RealBroker, Traffic, need_apache_kafka
 from tests.pipelines.streams.parts import Clock, until
 from tests.processes import ScoreProcess
 from tests.streams import live_ids
+from torchmoji_core.errors import InputError, RunError
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 
 pytestmark = pytest.mark.kafka
-JARS = Path(__file__).parents[2] / ".venv" / "kafka"
-START_SECONDS = 120.0
 KILLS, BROKER_KILLS = 30, 2
 PARTITIONS = 3
 PASSWORD = "b0tticelli"
 
 
-class RealBroker:
-    """A broker that can be killed, and started again with what it had."""
+def sasl_settings() -> dict[str, object]:
+    """A password is asked for."""
+    login = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    return {
+        "sasl.enabled.mechanisms": "PLAIN",
+        "listener.name.sasl_plaintext.plain.sasl.jaas.config": f'{login} required user_scores="{PASSWORD}";',
+    }
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        with socket.socket() as one, socket.socket() as other, socket.socket() as third:
-            for each in (one, other, third):
-                each.bind(("127.0.0.1", 0))
-            self._port, controller, secret = (each.getsockname()[1] for each in (one, other, third))
-        self.address, self.guarded = f"127.0.0.1:{self._port}", f"127.0.0.1:{secret}"
-        """Where anybody may connect, and where a password is asked for."""
-        addresses = f"PLAINTEXT://{self.address},SASL_PLAINTEXT://{self.guarded}"
-        settings = {
-            "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"{addresses},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": addresses,
-            "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": (
-                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT"
-            ),
-            "sasl.enabled.mechanisms": "PLAIN",
-            "listener.name.sasl_plaintext.plain.sasl.jaas.config": (
-                f'org.apache.kafka.common.security.plain.PlainLoginModule required user_scores="{PASSWORD}";'
-            ),
-            "log.dirs": directory / "data",
-            **dict.fromkeys(("offsets.topic.replication.factor", "offsets.topic.num.partitions"), 1),
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
-            "transaction.state.log.num.partitions": 1,
-        }
-        (directory / "data").mkdir(parents=True)
-        # What `StorageTool format` writes, in seconds.
-        (directory / "data" / "meta.properties").write_text("version=1\ncluster.id=4L6g3nShT-eMCtK--X86sw\nnode.id=1\n")
-        (directory / "server.properties").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
 
-    def start(self) -> None:
-        log = (self._directory / "log").open("ab")
-        options = ("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"{JARS}/*")
-        self._process = subprocess.Popen(
-            ["java", *options, "kafka.Kafka", str(self._directory / "server.properties")], stdout=log, stderr=log
-        )
-        end = time.monotonic() + START_SECONDS
-        while not self._answers():
-            assert self._process.poll() is None and time.monotonic() < end, (self._directory / "log").read_text()[
-                -2000:
-            ]
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _answers(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self._port)) == 0
+def tls_settings(directory: Path) -> dict[str, object]:
+    """A key of our own, whose certificate is in `ca.pem`."""
+    store = (
+        "-keystore",
+        str(directory / "keys.p12"),
+        "-storetype",
+        "PKCS12",
+        "-storepass",
+        PASSWORD,
+        "-alias",
+        "broker",
+    )
+    name = ("-dname", "CN=broker", "-ext", "SAN=IP:127.0.0.1", "-keyalg", "EC", "-validity", "2")
+    subprocess.run(["keytool", "-genkeypair", *store, *name], check=True, capture_output=True)
+    certificate = ("keytool", "-exportcert", "-rfc", "-file", str(directory / "ca.pem"))
+    subprocess.run([*certificate, *store], check=True, capture_output=True)
+    return {
+        "ssl.keystore.location": directory / "keys.p12",
+        "ssl.keystore.type": "PKCS12",
+        "ssl.keystore.password": PASSWORD,
+    }
 
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealBroker]:
-    if not JARS.exists() or shutil.which("java") is None:
-        pytest.skip(f"no broker in {JARS}, or no java; make test-kafka fetches one")
-    broker = RealBroker(tmp_path_factory.mktemp("kafka"))
+    need_apache_kafka()
+    directory = tmp_path_factory.mktemp("kafka")
+    broker = RealBroker(directory, sasl_settings() | tls_settings(directory))
     broker.start()
     yield broker
     broker.kill()
-
-
-def create(broker: RealBroker, topic: str, partitions: int) -> AdminClient:
-    admin = AdminClient({"bootstrap.servers": broker.address})
-    for created in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
-        created.result(60)
-    return admin
 
 
 def pull(source: KafkaSource, count: int) -> list[str]:
@@ -119,7 +88,7 @@ def pull(source: KafkaSource, count: int) -> list[str]:
 
 
 def test_transactions_retention_and_new_partitions(broker: RealBroker) -> None:
-    admin = create(broker, "small", 1)
+    admin = broker.create("small", 1)
     topic, clock = KafkaTopic(broker.address, "small"), Clock()
     producer = Producer({"bootstrap.servers": broker.address, "transactional.id": "one", "log_level": 0})
     producer.init_transactions(60)
@@ -158,7 +127,7 @@ def test_transactions_retention_and_new_partitions(broker: RealBroker) -> None:
 
 
 def test_a_password_is_used_and_never_shown(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
-    create(broker, "guarded", 1)
+    broker.create("guarded", 1)
     Broker(broker.address).posts("guarded", 5)
     settings, output = tmp_path / "consumer.properties", tmp_path / "out"
     sasl = "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsasl.username=scores\nsasl.password="
@@ -176,49 +145,111 @@ def test_a_password_is_used_and_never_shown(broker: RealBroker, tiny_model: str,
     assert not [path for path in output.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
 
 
-def test_every_offset_once_whoever_is_killed(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
-    """The reader at random, again and again, and the broker under it."""
-    create(broker, "posts", PARTITIONS)
-    output, dice, sender = tmp_path / "out", random.Random(11), Broker(broker.address)
-    sent, done = Counter[int](), threading.Event()
+def test_tls(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
+    """With a certificate that nobody else knows."""
+    broker.create("secret", 1)
+    Broker(broker.address).posts("secret", 5)
+    settings, output = tmp_path / "consumer.properties", tmp_path / "out"
+    source = ("--streaming", "--input", f"kafka://{broker.encrypted}/secret", "--output", "out", "--model", tiny_model)
+    options = ("--consumer_config", str(settings), "--commit_every", "300ms")
+    settings.write_text("security.protocol=SSL\n")
+    stream = ScoreProcess(tmp_path, *source, *options)
+    assert stream.process.wait(60) == 2 and "certificate" in stream.log, stream.log
 
-    def publish() -> None:
-        while not done.wait(0.05):
-            partition, count = dice.randrange(PARTITIONS), dice.choice([1, 3, 10, 100])
-            sender.posts("posts", count, partition, first=sent[partition])
-            sent[partition] += count
+    settings.write_text(f"security.protocol=SSL\nssl.ca.location={broker.directory}/ca.pem\n")
+    stream = ScoreProcess(tmp_path, *source, *options)
+    stream.wait_for(lambda: output.exists() and len(live_ids(output)) == 5)
+    assert stream.stop() == 0
 
-    def start() -> ScoreProcess:
-        source = ("--streaming", "--input", f"kafka://{broker.address}/posts", "--output", "out", "--model", tiny_model)
-        often = ("--commit_every", "300ms", "--max_latency", "50ms", "--consumer_option", "group.id=scores")
-        return ScoreProcess(tmp_path, *source, *often)
 
-    def seen(stream: ScoreProcess) -> None:
-        """Wait until what is sent now is in the results."""
-        wanted = sum(sent.values())
-        stream.wait_for(lambda: len(live_ids(output)) >= wanted, 120)
+def test_what_messages_may_be(broker: RealBroker) -> None:
+    """Four compressions, a megabyte, headers, a key, and none."""
+    broker.create("kinds", 1)
+    large = json.dumps({"text": "so happy"}).encode().ljust(1 << 20)
+    for kind in ("gzip", "snappy", "lz4", "zstd"):
+        sender = Broker(broker.address, **{"compression.type": kind, "message.max.bytes": 2 << 20})
+        sender.send("kinds", [large] * 2, headers=[("of", kind.encode())])
+    Broker(broker.address).send("kinds", [None], key=b"k")
+    source = KafkaSource(KafkaTopic(broker.address, "kinds"), {}, {})
+    found: list[Received] = []
+    until(lambda: found.extend(source.pull(100)) or len(found) == 9)
+    source.close()
+    assert [item.message.data == large for item in found] == [True] * 8 + [False]
+    assert [item.message.attributes.get("of") for item in found][:8:2] == ["gzip", "snappy", "lz4", "zstd"]
+    assert found[8].message.is_tombstone and found[8].message.attributes["kafka.key"] == "k"
 
-    publisher = threading.Thread(target=publish)
-    publisher.start()
+
+def test_a_topic_that_was_made_anew_is_told_from_the_old_one(broker: RealBroker) -> None:
+    """It is longer already, so offsets tell nothing."""
+    admin, topic, clock = broker.create("again", 1), KafkaTopic(broker.address, "again"), Clock()
+    Broker(broker.address).posts("again", 3)
+    source = KafkaSource(topic, {}, {}, clock)
+    covers = source.covers(pull(source, 3))
+    for deleted in admin.delete_topics(["again"]).values():
+        deleted.result(60)
+    until(lambda: _creates(broker, "again"))
+    Broker(broker.address).posts("again", 10)
+    with pytest.raises(InputError, match=r"the topic was made anew: its id is .*; give another --output"):
+        KafkaSource(topic, {}, covers)
+    with pytest.raises(RunError, match=r"made anew under the stream|no such topic any more"):
+
+        def read_on() -> bool:
+            clock.seconds += PARTITIONS_SECONDS
+            source.pull(100)
+            return False
+
+        until(read_on)
+    source.close()
+
+
+def _creates(broker: RealBroker, topic: str) -> bool:
+    """A topic that was deleted is gone a little later."""
     try:
-        for number in range(KILLS):
-            stream = start()
-            stream.wait_for(lambda stream=stream: "reading" in stream.log)
-            time.sleep(dice.uniform(0.1, 2))
-            if number % (KILLS // BROKER_KILLS) == 1:
-                broker.kill()
-                time.sleep(dice.uniform(0.1, 2))
-                broker.start()
-                seen(stream)
-            assert stream.stop(signal.SIGKILL) == -signal.SIGKILL, stream.log
-    finally:
-        done.set()
-        publisher.join()
-    stream = start()
-    seen(stream)
-    assert stream.stop() == 0, stream.log
-    ids = live_ids(output)
-    expected = sorted(f"{partition}-{number}" for partition, count in sent.items() for number in range(count))
-    assert len(ids) == len(set(ids)), "doubled"
-    assert ids == expected, "lost"
-    print(f"{len(ids):,} offsets, {KILLS} kills of the reader, {BROKER_KILLS} of the broker")
+        broker.create(topic, 1)
+    except Exception:
+        return False
+    return True
+
+
+def test_a_leader_that_goes_away(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
+    """Two brokers have each partition; the one that leads some of them is killed, and later the other leads again."""
+    (tmp_path / "second").mkdir()
+    second = RealBroker(tmp_path / "second", first=broker)
+    second.start()
+    admin = AdminClient({"bootstrap.servers": broker.address})
+    until(lambda: len(admin.list_topics(timeout=10).brokers) == 2)
+    broker.create("two", PARTITIONS, copies=2)
+    options = ("--input", f"kafka://{broker.address},{second.address}/two", "--model", tiny_model)
+    with Traffic(Broker(f"{broker.address},{second.address}"), "two", PARTITIONS) as traffic:
+        stream = ScoreProcess(tmp_path, "--streaming", "--output", "out", "--commit_every", "300ms", *options)
+        for change in (second.kill, second.start):
+            stream.wait_for(lambda: len(live_ids(tmp_path / "out")) > 10)
+            change()
+            wanted = len(traffic) + 100
+            stream.wait_for(lambda wanted=wanted: len(live_ids(tmp_path / "out")) >= wanted, 120)
+        assert stream.stop() == 0, stream.log
+        traffic.stop()
+        catch_up(tmp_path, traffic, *options)
+    traffic.assert_once(tmp_path / "out")
+    second.kill()
+
+
+def test_every_offset_once_whoever_is_killed(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
+    """The reader at random and at each place, and the broker under it."""
+    broker.create("posts", PARTITIONS)
+    broker.create("rows", PARTITIONS)
+    dice, options = random.Random(11), options_of(broker.address, tiny_model)
+
+    def disturb(number: int) -> bool:
+        if number % (KILLS // BROKER_KILLS) != 1:
+            return False
+        broker.kill()
+        time.sleep(dice.uniform(0.1, 2))
+        broker.start()
+        return True
+
+    with Traffic(Broker(broker.address), "posts", PARTITIONS) as traffic:
+        kill_at_random(tmp_path, traffic, dice, KILLS, *options, disturb=disturb)
+        kill_at_places(tmp_path, traffic, 2, *options)
+        assert_all_is_there(tmp_path, traffic, broker.address, tiny_model)
+        assert_all_is_published(traffic, broker.address)

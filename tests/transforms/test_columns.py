@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from torchmoji_core.bundle import load_bundle
-from transforms.columns import OUTPUTS, PARTITION_COLUMN, RESERVED_COLUMNS, columns_of
+from transforms.columns import MESSAGE_COLUMN, OUTPUTS, PARTITION_COLUMN, RESERVED_COLUMNS, columns_of
 from transforms.input.fields import KeptField
 from transforms.options import ScoreOptions
 from transforms.scoring.loaded_model import load_model
@@ -19,7 +19,7 @@ def test_the_readme_has_the_table_of_columns() -> None:
     """To mend it: put what this says is missing into README.md."""
     expected = []
     for column in columns_of(load_bundle().classes, "float32", [pa.field("kept fields", pa.null())]):
-        if column.name == PARTITION_COLUMN:
+        if column.name in (PARTITION_COLUMN, MESSAGE_COLUMN):
             continue
         kind = str(column.type).replace("item: ", "").replace("tz=", "").replace("double", "float")
         name, kind = (column.name, "as given, or as in the data") if kind == "null" else (f"`{column.name}`", kind)
@@ -34,5 +34,5 @@ def test_the_readme_has_the_table_of_columns() -> None:
 def test_what_can_be_chosen_is_what_gives_columns() -> None:
     options = ScoreOptions(outputs=OUTPUTS, timestamp=True, keep=(KeptField("lang"),), cache_mb=0)
     names = load_model(None, options).schema.names
-    assert set(names) == RESERVED_COLUMNS - {PARTITION_COLUMN, "top_classes"} | {"lang"}
+    assert set(names) == RESERVED_COLUMNS - {PARTITION_COLUMN, MESSAGE_COLUMN, "top_classes"} | {"lang"}
     assert names[0] == "id" and names[-1] == "fingerprint"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -12,8 +12,8 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from transforms import metrics
-from transforms.addresses import KAFKA, KafkaTopic, Source
-from transforms.input.fields import FieldError, FieldMapping, position_id, to_microseconds
+from transforms.addresses import KAFKA, PubSubName
+from transforms.input.fields import FieldError, FieldMapping, convert_kept, position_id, to_microseconds
 from transforms.input.lines import parse_line
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT, Damage
@@ -37,7 +37,7 @@ class MessageFields:
     """Where a message has what a tweet consists of."""
 
     fields: FieldMapping = field(default_factory=FieldMapping)
-    """Of its payload."""
+    """Of its payload; kept fields that it does not have are attributes."""
     format: str = "jsonl"
     """jsonl: the payload is a JSON object; text: it is the text itself."""
     id_attribute: str | None = None
@@ -51,40 +51,21 @@ class MessageFields:
 
 
 class ReadMessages(beam.PTransform):
-    """Read from Pub/Sub or Kafka, for ever: `PubsubMessage`s, or rows of `ReadFromKafka` with metadata."""
+    """Read from Pub/Sub, for ever: `PubsubMessage`s."""
 
     def __init__(
-        self,
-        source: Source,
-        consumer_options: Mapping[str, str] | None = None,
-        id_attribute: str | None = None,
-        timestamp_attribute: str | None = None,
-        expansion_service: Any = None,
+        self, source: PubSubName, id_attribute: str | None = None, timestamp_attribute: str | None = None
     ) -> None:
         """Args:
-        source: subscription or topic.
-        consumer_options: for Kafka's consumer.
+        source: subscription.
         id_attribute: attribute by which Pub/Sub's readers on Dataflow drop messages that were published twice.
         timestamp_attribute: attribute by which such readers know how far event time is.
-        expansion_service: what expands Kafka's transform, as `ReadFromKafka` takes it; None for Beam's jar.
         """
         super().__init__()
-        self._source, self._expansion_service = source, expansion_service
-        self._consumer_options = dict(consumer_options or {})
+        self._source = source
         self._attributes = {"id_label": id_attribute, "timestamp_attribute": timestamp_attribute}
 
     def expand(self, pbegin: beam.Pipeline) -> beam.PCollection[Any]:
-        if isinstance(self._source, KafkaTopic):
-            from apache_beam.io.kafka import ReadFromKafka
-
-            # The watermark follows the clock. Events that come later than it are not dropped, but held.
-            return pbegin | "ReadFromKafka" >> ReadFromKafka(
-                {"bootstrap.servers": self._source.brokers} | self._consumer_options,
-                [self._source.topic],
-                with_metadata=True,
-                commit_offset_in_finalize="group.id" in self._consumer_options,
-                expansion_service=self._expansion_service,
-            )
         from apache_beam.io.gcp.pubsub import ReadFromPubSub
 
         return pbegin | "ReadFromPubSub" >> ReadFromPubSub(
@@ -94,9 +75,7 @@ class ReadMessages(beam.PTransform):
 
 def to_message(element: Any) -> Message:
     """An element of `ReadMessages` as a message."""
-    if isinstance(element, Message):
-        return element
-    return from_pubsub(element) if hasattr(element, "message_id") else from_kafka(element)
+    return element if isinstance(element, Message) else from_pubsub(element)
 
 
 def from_pubsub(message: Any) -> Message:
@@ -107,14 +86,6 @@ def from_pubsub(message: Any) -> Message:
     else:
         micros = Timestamp.of(published or 0).micros
     return Message(message.message_id or "", message.data or b"", micros, dict(message.attributes or {}))
-
-
-def from_kafka(record: Any) -> Message:
-    """A row of Beam's `ReadFromKafka` with metadata."""
-    headers = [(header.key, header.value) for header in record.headers or ()]
-    return kafka_message(
-        record.topic, record.partition, record.offset, record.timestamp, record.key, record.value, headers
-    )
 
 
 def kafka_message(
@@ -238,12 +209,26 @@ class MessageParser:
 
     def _timed(self, tweet: Tweet, message: Message) -> Tweet | DeadLetter:
         try:
+            tweet = self._with_attributes(tweet, message)
             if tweet.timestamp is None:
                 tweet = tweet._replace(timestamp=_attribute_time(message, self._rules))
             _check_time(tweet.timestamp or 0, message, self._rules)
         except FieldError as error:
             return DeadLetter(self._source, message.position, str(error), message.data[:RAW_KEPT])
-        return tweet
+        return tweet._replace(message=message.position)
+
+    def _with_attributes(self, tweet: Tweet, message: Message) -> Tweet:
+        """Kept fields that the payload does not have are taken from the attributes."""
+        keep = self._rules.fields.keep
+        if not keep:
+            return tweet
+        kept = tweet.extra or (None,) * len(keep)
+        found = zip(keep, kept, strict=True)
+        extra = (
+            convert_kept(message.attributes.get(field.path), field) if value is None else value
+            for field, value in found
+        )
+        return tweet._replace(extra=tuple(extra))
 
 
 def _attribute_time(message: Message, rules: MessageFields) -> int:

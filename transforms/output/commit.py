@@ -51,6 +51,8 @@ class WrittenFile(NamedTuple):
     """Rows without tokens, which have no scores."""
     model: dict[str, str] = {}  # noqa: RUF012 - never changed
     """Name, fingerprint and arithmetic of what scored the rows, where they have scores."""
+    messages: Sequence[str] = ()
+    """Position of the message that each row is from, where messages have places of their own (Kafka)."""
 
 
 def committed_directory(output: str, run_id: str) -> str:

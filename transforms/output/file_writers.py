@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchmoji_core.inference.scores import valid_unicode
-from transforms.columns import paths_of_repeats, paths_of_vectors
+from transforms.columns import MESSAGE_COLUMN, paths_of_repeats, paths_of_vectors
 from transforms.options import ENCODING, PARQUET_ENCODINGS
 from transforms.records import DeadLetter
 from transforms.storage import files as storage
@@ -41,6 +41,8 @@ class FileWriter(ABC):
         self.event_times: dict[str, int] = {}
         self.empty = 0
         self.model: dict[str, str] = {}
+        self.messages: list[str] = []
+        """Position of the message that each row is from, where rows tell it."""
         self._file: HashingFile | None = None
 
     @property
@@ -139,7 +141,8 @@ class ParquetFileWriter(FileWriter):
         self, temporary: str, final: str, schema: pa.Schema, rows_per_group: int, background: Background | None = None
     ) -> None:
         super().__init__(temporary, final)
-        self._schema = schema
+        names = schema.names
+        self._schema = schema.remove(names.index(MESSAGE_COLUMN)) if MESSAGE_COLUMN in names else schema
         metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
         self.model = {
             name: metadata.get(f"torchmoji.{key}", "")
@@ -152,6 +155,9 @@ class ParquetFileWriter(FileWriter):
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, element: pa.RecordBatch) -> None:
+        if MESSAGE_COLUMN in element.schema.names:
+            self.messages += element.column(MESSAGE_COLUMN).to_pylist()
+            element = element.drop_columns([MESSAGE_COLUMN])
         self._waiting.append(element)
         self._waiting_rows += len(element)
         self.waiting_bytes += element.nbytes + BYTES_PER_BATCH
@@ -232,6 +238,10 @@ def _add_event_times(event_times: dict[str, int], column: pa.Array) -> dict[str,
 class JsonLinesFileWriter(FileWriter):
     """A file of dead letters being written, one line each."""
 
+    def __init__(self, temporary: str, final: str, tells_messages: bool = False) -> None:
+        super().__init__(temporary, final)
+        self._tells_messages = tells_messages
+
     def write(self, element: DeadLetter) -> None:
         line = element._asdict() | {
             "raw": base64.b64encode(element.raw).decode(),
@@ -240,6 +250,8 @@ class JsonLinesFileWriter(FileWriter):
         # A lone surrogate, in a file's name for instance, is written as JSON's escape for it.
         self.file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
         self.rows += 1
+        if self._tells_messages:
+            self.messages.append(element.position)
         self.sources[valid_unicode(element.source)] += 1
 
     def flush(self) -> None:

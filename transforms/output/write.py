@@ -245,6 +245,7 @@ class Files:
             event_times=writer.event_times,
             empty=writer.empty,
             model=writer.model,
+            messages=writer.messages,
         )
         self._closed.append((key.window, file))
 
@@ -318,11 +319,12 @@ class DeadLetterFiles(Files):
     suffix = ".jsonl"
     directory = DEAD_LETTERS
 
-    def __init__(self, output: str, run_id: str, journal: bool = False) -> None:
+    def __init__(self, output: str, run_id: str, journal: bool = False, tells_messages: bool = False) -> None:
         super().__init__(output, run_id, ROWS_PER_FILE, journal)
+        self._tells_messages = tells_messages
 
     def open_writer(self, temporary: str, final: str, element: DeadLetter) -> FileWriter:
-        return JsonLinesFileWriter(temporary, final)
+        return JsonLinesFileWriter(temporary, final, self._tells_messages)
 
     def split(self, element: DeadLetter, rows: int) -> tuple[DeadLetter, None]:
         return element, None

@@ -126,7 +126,7 @@ def score_batch(batch: Sequence[TokenizedTweet], model: LoadedModel, options: Sc
     letters = tuple(
         DeadLetter(
             row.tweet.source or "score",
-            row.tweet.id,
+            row.tweet.message or row.tweet.id,
             f"cannot be scored: {error}",
             row.tweet.text.encode("utf-8", "replace"),
         )

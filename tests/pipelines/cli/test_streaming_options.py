@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from apache_beam.utils.subprocess_server import JavaJarServer
 
 from pipelines.cli.options import parse
 from pipelines.cli.streaming_options import StreamOptions
@@ -30,7 +28,7 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (f"{PUBSUB} --window 5min", "--window: must be a time like 500ms, 30s, 10m, 2h or 1d, not '5min'"),
         (f"{PUBSUB} --max_latency 0ms", "--max_latency must be more than 0"),
         (f"{PUBSUB} --allowed_lateness late", "--allowed_lateness: must be a time"),
-        (f"{KAFKA} --runner FlinkRunner --shards 0", "--shards must be at least 1"),
+        (f"{PUBSUB} --runner FlinkRunner --shards 0", "--shards must be at least 1"),
         (f"{PUBSUB} --shards 2", "--shards belongs to clusters"),
         (f"{PUBSUB} --shards many", "--shards: invalid int value"),
         (f"{PUBSUB} --commit_every 0", "--commit_every must be more than 0"),
@@ -45,7 +43,6 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (f"{PUBSUB} --direct_num_workers 2", "--direct_num_workers cannot be used with --streaming"),
         (f"{PUBSUB} --consumer_option group.id=x", "--consumer_option belongs to kafka://"),
         (f"{PUBSUB} --producer_option acks=all", "--producer_option belongs to kafka://"),
-        (f"{PUBSUB} --expansion_service localhost:8097", "--expansion_service belongs to kafka://"),
         (f"{PUBSUB} --publish gs://bucket/x", "--publish gs://bucket/x: no address of messages"),
         (f"{PUBSUB} --publish pubsub://projects/my-project/subscriptions/x", "topics/TOPIC"),
         (f"{PUBSUB} pubsub://projects/my-project/subscriptions/b", "--streaming reads one"),
@@ -56,12 +53,11 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (PUBSUB.removeprefix("--streaming "), "has no end; add --streaming"),
         ("--input in.jsonl --window 5m", "--window belongs to endless input; add --streaming, or leave it out"),
         ("--input in.jsonl --max_latency 1s", "--max_latency belongs to endless input"),
-        (f"{KAFKA} --expansion_service localhost:8097", "--expansion_service belongs to clusters"),
         (f"{KAFKA} --consumer_config no.properties", "--consumer_config no.properties: cannot be read"),
-        (f"{KAFKA} --consumer_config a --runner FlinkRunner", "--consumer_config belongs to local runs"),
+        (f"{KAFKA} --consumer_config a --runner FlinkRunner", "--consumer_config a: cannot be read"),
+        (f"{KAFKA} --runner FlinkRunner --shards 2", "--shards belongs to pubsub://"),
         (f"{PUBSUB} --consumer_config a", "--consumer_config belongs to kafka://"),
         (f"{KAFKA} --runner FlinkRunner --consumer_option group.id", "--consumer_option: must be NAME=VALUE"),
-        (f"{KAFKA} --runner FlinkRunner --expansion_service here", "--expansion_service must be HOST:PORT"),
         (f"{PUBSUB} --producer_config a", "--producer_config belongs to kafka://"),
         (f"{KAFKA} --publish {KAFKA.split()[-1]}", "is what --input reads: rows would come back as messages"),
     ],
@@ -112,42 +108,6 @@ def test_a_file_of_settings(tmp_path: Path) -> None:
         parse([*KAFKA.split(), "--consumer_config", str(path)])
 
 
-def test_kafka_without_java(run_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = (*KAFKA.split(), "--runner", "FlinkRunner", "--output", "out")
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    assert_refused(run_score(*arguments), "kafka:// needs Java, and there is none; install it", tmp_path)
-    monkeypatch.delenv("JAVA_HOME")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert_refused(run_score(*arguments), "kafka:// needs Java", tmp_path)
-
-
-@pytest.fixture
-def java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something that is called java, and no jar."""
-    binary = tmp_path / "jdk" / "bin" / "java"
-    binary.parent.mkdir(parents=True)
-    binary.write_text("#!/bin/sh\nexit 1\n")
-    binary.chmod(0o755)
-    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "jdk"))
-    monkeypatch.setattr(JavaJarServer, "JAR_CACHE", str(tmp_path / "jars"))
-
-
-def test_kafka_without_the_jar(java: None, run_score: Score, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MAVEN_CENTRAL_REPOSITORY", "GOOGLE_MAVEN_MIRROR"):
-        monkeypatch.setattr(JavaJarServer, name, "http://127.0.0.1:9")
-    finished = run_score(*KAFKA.split(), "--runner", "FlinkRunner", "--output", "out")
-    assert_refused(finished, "which cannot be downloaded", tmp_path)
-    assert "put it into" in finished.err and "--expansion_service HOST:PORT" in finished.err
-
-
-def test_kafka_with_an_expansion_service_that_is_not_there(run_score: Score, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    service = ("--expansion_service", f"127.0.0.1:{port}", "--runner", "FlinkRunner", "--output", "out")
-    assert_refused(run_score(*KAFKA.split(), *service), "nobody answers", tmp_path)
-
-
 def test_results_of_another_command_are_not_added_to(run_score: Score, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", posts(3))
     assert run_score("--input", "in.jsonl", "--output", "out").status == 0
@@ -171,7 +131,7 @@ def test_values() -> None:
 
 def test_options_of_kafka_are_passed_through() -> None:
     options = ["--consumer_option", "group.id=a", "--consumer_option", "sasl.jaas.config=x=y z"]
-    config, _ = parse([*KAFKA.split(), "--runner", "FlinkRunner", "--expansion_service", "localhost:8097", *options])
+    config, _ = parse([*KAFKA.split(), "--runner", "FlinkRunner", *options])
     assert config.stream is not None
     assert config.stream.shards == 4
     assert config.stream.consumer_options == (("group.id", "a"), ("sasl.jaas.config", "x=y z"))

@@ -14,9 +14,9 @@ from transforms.records import Message
 HOPELESS_SECONDS = 60.0
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[[], object], seconds: float = HOPELESS_SECONDS) -> None:
     """Wait until something holds that has to come, however slow the machine is."""
-    end = time.monotonic() + HOPELESS_SECONDS
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.005)

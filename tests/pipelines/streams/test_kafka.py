@@ -23,7 +23,7 @@ from pipelines.runs.accounting import describe_stream
 from pipelines.runs.plan import Plan, check_model
 from pipelines.streams import kafka
 from pipelines.streams.buffer import LoopOptions
-from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSink, KafkaSource
+from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSource
 from pipelines.streams.loop import Loop
 from pipelines.streams.sources import Received, SourceUnavailableError
 from pipelines.streams.stages import Stages
@@ -35,6 +35,7 @@ from tests.streams import covered, live_ids
 from torchmoji_core.errors import InputError, LockHeldError, RunError
 from transforms import metrics
 from transforms.addresses import KafkaTopic
+from transforms.output.kafka import KafkaSink
 
 Score = Callable[..., Finished]
 TOPIC = "posts"

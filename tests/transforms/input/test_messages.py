@@ -18,10 +18,10 @@ from apache_beam.utils.timestamp import Timestamp
 from torchmoji_core.errors import InputError
 from transforms.addresses import KafkaTopic, PubSubName, parse_sink, parse_source
 from transforms.input.fields import FieldMapping, KeptField, position_id
-from transforms.input.messages import MessageFields, MessageParser, ParseMessages, to_message
+from transforms.input.messages import MessageFields, MessageParser, ParseMessages, kafka_message, to_message
 from transforms.input.raw_records import MAX_RECORD_BYTES, RAW_KEPT
 from transforms.metrics import Tally
-from transforms.output.publish import to_messages
+from transforms.output.messages import to_messages
 from transforms.records import DeadLetter, Message, Tweet
 
 SOURCE = "pubsub://projects/my-project/subscriptions/posts"
@@ -55,7 +55,7 @@ def letter(content: object, rules: MessageFields = MessageFields(), **attributes
 def test_a_json_object_is_a_tweet_of_the_time_of_publishing() -> None:
     rules = MessageFields(FieldMapping(keep=(KeptField("lang"), KeptField("likes", "int64"))))
     assert tweet({"id": "t1", "text": "so late", "lang": "en", "likes": 3}, rules) == Tweet(
-        "t1", "so late", PUBLISHED, ("en", 3), SOURCE
+        "t1", "so late", PUBLISHED, ("en", 3), SOURCE, message="17"
     )
 
 
@@ -184,19 +184,31 @@ def test_messages_of_pubsub() -> None:
 
 
 def test_records_of_kafka() -> None:
-    header = beam.Row(key="a", value=b"b")
-    record = beam.Row(
-        topic="t", partition=3, offset=99, timestamp=1_790_000_000_000, key=b"k", value=b"x", headers=[header]
-    )
     own = {"kafka.topic": "t", "kafka.partition": "3", "kafka.offset": "99", "kafka.key": "k"}
     attributes = {"a": "b", **own, "kafka.timestamp": "1790000000000"}
-    assert to_message(record) == Message("3:99", b"x", PUBLISHED, attributes)
-    tombstone = to_message(beam.Row(topic="t", partition=3, offset=99, timestamp=1, key=b"k", value=None, headers=None))
+    record = kafka_message("t", 3, 99, PUBLISHED // 1000, b"k", b"x", [("a", b"b")])
+    assert record == Message("3:99", b"x", PUBLISHED, attributes)
+    tombstone = kafka_message("t", 3, 99, 1, b"k", None, [])
     assert tombstone == Message("3:99", b"", 1000, {**own, "kafka.timestamp": "1"}, is_tombstone=True)
     tally = Tally()
     with tally.counting():
         assert MessageParser("kafka://b:1/t", MessageFields()).parse(tombstone) == []
     assert (tally.counts()["read"], tally.counts()["notices"]) == (1, 1)
+
+
+@pytest.mark.parametrize("format_", ["jsonl", "text"])
+def test_attributes_can_be_kept(format_: str) -> None:
+    """Where the payload has no such field."""
+    keep = (KeptField("lang"), KeptField("offset", "int64", "kafka.offset"), KeptField("sent", "timestamp", "at"))
+    rules = MessageFields(FieldMapping(keep=keep), format=format_)
+    content = b'{"text": "so happy", "lang": "en"}'
+    record = kafka_message("t", 3, 99, 1, None, content, [("lang", b"pt"), ("at", b"2026-01-31T12:00:00Z")])
+    (found,) = MessageParser("kafka://b:1/t", rules).parse(record)
+    assert isinstance(found, Tweet)
+    assert found.extra == ("en" if format_ == "jsonl" else "pt", 99, 1_769_860_800_000_000)
+    assert found.message == "3:99"
+    (found,) = MessageParser("kafka://b:1/t", rules).parse(kafka_message("t", 3, 9, 1, None, content, [("at", b"?")]))
+    assert isinstance(found, DeadLetter) and "kept field 'sent'" in found.reason
 
 
 @pytest.mark.parametrize("format_", ["jsonl", "text"])
