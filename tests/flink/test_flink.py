@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data_set.snapshot import live_files
-from tests.faults.test_kafka_broker import JARS, RealBroker, create
 from tests.flink.cluster import JOB, PYTHON, ROOT, FlinkCluster, wait, without_checkout
-from tests.kafka import Broker
+from tests.kafka import JARS, Broker, RealBroker
 from tests.pipelines.conftest import environment
 from tests.tiny import tiny_bundle
 
@@ -101,7 +100,7 @@ def ids(output: Path) -> list[str]:
 def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
     cluster: FlinkCluster, broker: RealBroker, tiny_model: str, tmp_path: Path
 ) -> None:
-    create(broker, "posts", PARTITIONS)
+    broker.create("posts", PARTITIONS)
     output, dice, sender, sent = tmp_path / "out", random.Random(5), Broker(broker.address), Counter[int]()
     slow = Path(__file__).with_name("slow_job.py")
 
@@ -153,7 +152,7 @@ def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
 def test_broken_messages_are_dead_letters_and_scores_are_the_pipelines(
     cluster: FlinkCluster, broker: RealBroker, tmp_path: Path
 ) -> None:
-    create(broker, "mixed", 1)
+    broker.create("mixed", 1)
     sender, output = Broker(broker.address), tmp_path / "out"
     lines = [json.dumps({"id": id_, "text": text}).encode() for id_, text in GOOD.items()]
     sender.send("mixed", [*lines[:4], *BROKEN.values(), *lines[4:]])
