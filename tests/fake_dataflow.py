@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -129,11 +130,14 @@ def bucket(directory: Path, service: FakeDataflow) -> Iterator[None]:
         "token_uri": f"http://localhost:{service.port}/token",
     }
     (directory / "account.json").write_text(json.dumps(account))
-    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket=BUCKET)
+    with socket.socket() as free:  # the emulator does not tell which port it took
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket=BUCKET)
     server.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(directory / "account.json"))
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_port}")
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         try:
             yield
         finally:

@@ -43,6 +43,9 @@ def adopt(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
 
 def _take(data_set: DataSet, job: Job) -> list[Manifest]:
     output = data_set.output
+    if any(done.run_id == job.run_id for done in data_set.manifests):
+        jobs.remove(output, job.run_id)  # it was committed by a command that died right after
+        return []
     written = committed_files(output, job.run_id)
     files = [file for file in written if not _is_dead(file)]
     letters = [file for file in written if _is_dead(file)]
@@ -55,8 +58,6 @@ def _take(data_set: DataSet, job: Job) -> list[Manifest]:
         def decide(state: DataSet) -> Manifest | None:
             nonlocal wrong
             wrong = None
-            if any(done.run_id == job.run_id for done in state.manifests):
-                return None  # by a command that died right after
             if Basis.of(state, draft.generation, job.basis.inputs) != job.basis:
                 wrong = "another command has written there meanwhile"
                 return None

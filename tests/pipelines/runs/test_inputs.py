@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from pipelines import annotate
+from pipelines.data_set import manifest, rewrite
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.rewrite import Rewriter
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs import accounting, annotation
 from tests.pipelines.conftest import Finished, corpus, posts, read_dead_letters, read_live, read_scores, write_lines
 from tests.transforms.storage.test_listing import NAMES, break_directory
 from torchmoji_core.bundle import Bundle
@@ -110,7 +110,7 @@ def test_a_change_of_one_file_touches_no_other_rows(tmp_path: Path, run_annotate
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Sources as they were when names that are no UTF-8 had U+FFFD in them, until it is undone."""
     with monkeypatch.context() as patched:
-        for module in (read, accounting, annotation):
+        for module in (read, manifest, rewrite):
             patched.setattr(module, "name_as_text", valid_unicode)
         yield patched
 

@@ -133,6 +133,19 @@ def test_while_a_job_goes_on_nobody_else_scores_and_nothing_of_it_is_deleted(
     assert run_verify().status == 0
 
 
+def test_a_command_that_dies_between_commit_and_cleaning_up_has_done_its_work(
+    go_on: Command, run_verify: Command, output: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(output / "_jobs", tmp_path / "jobs")
+    assert go_on().status == 0
+    shutil.copytree(tmp_path / "jobs", output / "_jobs")
+    finished = go_on()
+    assert finished.status == 0, finished.err
+    assert not (output / "_jobs").exists()
+    assert len(read_live(output)) == 20
+    assert run_verify().status == 0
+
+
 def test_a_job_that_has_failed_is_given_up_by_a_person(go_on: Command, run_verify: Command, output: Path) -> None:
     shutil.rmtree(next(output.glob("_jobs/*")))
     assert go_on().status == 0
