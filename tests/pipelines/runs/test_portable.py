@@ -26,6 +26,8 @@ import pytest
 from apache_beam.portability.api import (
     beam_fn_api_pb2,
     beam_fn_api_pb2_grpc,
+    beam_job_api_pb2,
+    beam_job_api_pb2_grpc,
     beam_provision_api_pb2,
     beam_provision_api_pb2_grpc,
     endpoints_pb2,
@@ -246,7 +248,7 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
             assert status == -signal.SIGKILL
         else:
             assert status == 1, said
-            print(kind, victim, moment, one_line(said))
+            one_line(said)
         if victim in ("worker", "pool") and moment != "connecting":
             assert "a worker process died" in said
     assert not is_running(worker)
@@ -255,6 +257,34 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
     assert run_verify().status == 0
     assert read_live(tmp_path / "out").equals(undisturbed)
     assert read_scores(tmp_path / "out").equals(undisturbed)  # and no file beside
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("kind", SERVERS)
+def test_the_job_of_an_interrupted_command_is_cancelled(kind: str, model: str, tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 1, 60)
+    halted = tmp_path / "halted"
+    common = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out")
+    halting = {"HALT_AT": MOMENTS["scoring"], "HALT_FILE": str(halted)}
+    with job_server(kind) as (_, how), pool(halting) as (_, address):
+        external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
+        launcher = ScoreProcess(tmp_path, *common, *how, *external, "--beam_plugins=tests.pipelines.runs.halting")
+        try:
+            launcher.wait_for(halted.exists, LIMIT)
+            assert launcher.stop(signal.SIGTERM) == 130, launcher.log
+        finally:
+            launcher.close()
+            halted.with_suffix(".go").touch()
+        with grpc.insecure_channel(how[1].partition("=")[2]) as channel:
+            jobs = beam_job_api_pb2_grpc.JobServiceStub(channel)
+            (job,) = jobs.GetJobs(beam_job_api_pb2.GetJobsRequest()).job_info
+            wait_for(lambda: _state(jobs, job.job_id) == beam_job_api_pb2.JobState.CANCELLED)
+    assert launcher.log.splitlines()[-1] == "interrupted" and "Traceback" not in launcher.log
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def _state(jobs: beam_job_api_pb2_grpc.JobServiceStub, job: str) -> int:
+    return int(jobs.GetState(beam_job_api_pb2.GetJobStateRequest(job_id=job)).state)
 
 
 @pytest.mark.portable
