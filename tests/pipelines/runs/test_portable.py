@@ -458,6 +458,11 @@ def test_records_of_workers_are_final_and_without_credentials() -> None:
     ("error", "said"),
     [
         ("Pipeline job-001[job] failed in state FAILED: SDK worker disconnected: job-001[job]_go", "a worker process"),
+        (
+            "Pipeline job-001 failed in state FAILED: prism worker[job-001[job]_env] didn't get control connection to "
+            "localhost:52549 after 1m0s",
+            "a worker has not connected to the runner",
+        ),
         ('<_MultiThreadedRendezvous of RPC ...:\n\tdetails = "Stream removed (Socket closed)"\n\t...', "Socket closed"),
     ],
 )
