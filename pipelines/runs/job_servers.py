@@ -16,6 +16,7 @@ from apache_beam.portability.api import beam_job_api_pb2_grpc
 from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner, PrismRunnerLogFilter
 from apache_beam.utils.subprocess_server import SubprocessServer
 
+from pipelines.runs import child_process
 from torchmoji_core.errors import RunError
 
 ANSWER_SECONDS = 10.0
@@ -98,7 +99,7 @@ class _PrismServer(PrismJobServer):
         """What jobs are sent to; a new one if the last has died."""
         if self._jobs is None or why_no_answer(self._endpoint):
             command, self._endpoint = self.subprocess_cmd_and_endpoint()
-            command = [sys.executable, "-m", "pipelines.runs.child_process", str(os.getpid()), *command]
+            command = [sys.executable, "-I", child_process.__file__, str(os.getpid()), *command]
             logger = logging.getLogger("prism")
             logger.setLevel(logging.INFO)  # of Beam's thread, which knows no other
             logger.addFilter(PrismRunnerLogFilter())
