@@ -110,4 +110,5 @@ class _PrismServer(PrismJobServer):
 
 
 def _tells_why_it_fails(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or record.getMessage().startswith("panic: ")
+    """Whether it is about what does not become the error of a job, with which the command ends."""
+    return record.getMessage().startswith(("panic: ", "process failed"))

@@ -292,27 +292,19 @@ def _state(jobs: beam_job_api_pb2_grpc.JobServiceStub, job: str) -> int:
 @pytest.mark.parametrize("how", ["success", "failure", signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: str, tmp_path: Path) -> None:
     corpus(tmp_path / "in", 1, 60)
-    halted = tmp_path / "halted"
     common = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out")
-    with pool({"HALT_AT": MOMENTS["scoring"], "HALT_FILE": str(halted)}) as (_, address):
-        external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
-        launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *external, "--beam_plugins=tests.pipelines.runs.halting")
-        try:
-            launcher.wait_for(halted.exists, LIMIT)
-            (prism,) = children(launcher.process.pid, PRISM.name)
-            if how == "failure":
-                os.kill(int(halted.read_text()), signal.SIGKILL)
-            if isinstance(how, signal.Signals):
-                launcher.process.send_signal(how)
-            else:
-                halted.with_suffix(".go").touch()
-            status = launcher.process.wait(LIMIT)
-            expected = {"success": 0, "failure": 1, signal.SIGKILL: -9}.get(how, 130)
-            assert status == expected, launcher.log
-        finally:
-            halted.with_suffix(".go").touch()
-            launcher.close()
-        wait_for(lambda: not is_running(prism))
+    dying = ("--environment_type=PROCESS", '--environment_config={"command": "false"}', "--stall_timeout=2s")
+    launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *(dying if how == "failure" else ()))
+    try:
+        launcher.wait_for(lambda: children(launcher.process.pid, PRISM.name), LIMIT)
+        (prism,) = children(launcher.process.pid, PRISM.name)
+        if isinstance(how, signal.Signals):
+            launcher.process.send_signal(how)
+        expected = {"success": 0, "failure": 1, signal.SIGKILL: -9}.get(how, 130)
+        assert launcher.process.wait(LIMIT) == expected, launcher.log
+    finally:
+        launcher.close()
+    wait_for(lambda: not is_running(prism))
     assert "WARNING" not in launcher.log and "Traceback" not in launcher.log
 
 
