@@ -1,7 +1,7 @@
-"""python -m pipelines.runs.child_process PARENT PROGRAM [ARGUMENT]...: a program that does not outlive who started it.
+"""python -I child_process.py PARENT PROGRAM [ARGUMENT]...: a program that does not outlive who has started it.
 
 The system kills it when the thread that started it ends, also by SIGKILL. Linux only; elsewhere it is a program like
-others.
+others. This file is run as it is, whatever package of that name the current directory has.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ _STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(O
 
 _DEATHS = ("Channel closed prematurely", "SDK worker disconnected", WORKER_DIED)
 """What runners say of a worker that is gone: Beam's in this process, Prism, and ours."""
+_NOT_STARTED = "didn't get control connection"
+"""What Prism says of a worker that does not connect within a minute."""
 _GRPC_DETAILS = re.compile(r'^\s*details = "(.*)"$', re.MULTILINE)
 
 
@@ -40,6 +42,8 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
             "a worker process died: killed, or out of memory; run again, with a lower --max_batch_tokens or "
             "--direct_num_workers if memory was short"
         )
+    if _NOT_STARTED in text:
+        return "a worker has not connected to the runner; see whether workers can be started, and what they log"
     ours = re.search(r"torchmoji_core\.errors\.\w+: (.*)", text)
     if ours or isinstance(error, TorchMojiError):
         return (ours[1] if ours else text).partition(" [while running")[0]

@@ -16,6 +16,7 @@ from apache_beam.portability.api import beam_job_api_pb2_grpc
 from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner, PrismRunnerLogFilter
 from apache_beam.utils.subprocess_server import SubprocessServer
 
+from pipelines.runs import child_process
 from torchmoji_core.errors import RunError
 
 ANSWER_SECONDS = 10.0
@@ -91,23 +92,23 @@ class Prism(PrismRunner):
 
 
 class _PrismServer(PrismJobServer):
-    _running: Any = None
+    _endpoint = ""
+    _jobs: Any = None
 
     def start(self) -> Any:
-        """What jobs are sent to."""
-        if self._running is None:
-            command, endpoint = self.subprocess_cmd_and_endpoint()
-            command = [sys.executable, "-m", "pipelines.runs.child_process", str(os.getpid()), *command]
+        """What jobs are sent to; a new one if the last has died."""
+        if self._jobs is None or why_no_answer(self._endpoint):
+            command, self._endpoint = self.subprocess_cmd_and_endpoint()
+            command = [sys.executable, "-I", child_process.__file__, str(os.getpid()), *command]
             logger = logging.getLogger("prism")
             logger.setLevel(logging.INFO)  # of Beam's thread, which knows no other
             logger.addFilter(PrismRunnerLogFilter())
-            logger.addFilter(
-                lambda record: record.levelno >= logging.ERROR or record.getMessage().startswith("panic: ")
-            )
-            port = int(endpoint.rpartition(":")[2])
-            self._running = SubprocessServer(beam_job_api_pb2_grpc.JobServiceStub, command, port, logger).start()
-        return self._running
+            logger.addFilter(_tells_why_it_fails)
+            port = int(self._endpoint.rpartition(":")[2])
+            self._jobs = SubprocessServer(beam_job_api_pb2_grpc.JobServiceStub, command, port, logger).start()
+        return self._jobs
 
 
 def _tells_why_it_fails(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or record.getMessage().startswith("panic: ")
+    """Whether it is about what does not become the error of a job, with which the command ends."""
+    return record.getMessage().startswith(("panic: ", "process failed"))

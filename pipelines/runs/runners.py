@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from apache_beam.options.pipeline_options import (
+    DebugOptions,
     DirectOptions,
     PipelineOptions,
     PortableOptions,
@@ -57,6 +58,9 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         options.view_as(DirectOptions).direct_num_workers = max(config.local_workers, config.local_threads)
         if not options.view_as(WorkerOptions).default_sdk_harness_log_level:
             options.view_as(WorkerOptions).default_sdk_harness_log_level = "ERROR"
+    elif options.view_as(PortableOptions).environment_type in ("EXTERNAL", "LOOPBACK", "PROCESS"):
+        # Beam would run `pip freeze` for each job, for containers to compare.
+        options.view_as(DebugOptions).add_experiment("disable_logging_submission_environment")
     options.view_as(StandardOptions).streaming = config.stream is not None
     # All code is in installed modules; nothing of the main session has to travel.
     options.view_as(SetupOptions).save_main_session = False

@@ -26,6 +26,8 @@ import pytest
 from apache_beam.portability.api import (
     beam_fn_api_pb2,
     beam_fn_api_pb2_grpc,
+    beam_job_api_pb2,
+    beam_job_api_pb2_grpc,
     beam_provision_api_pb2,
     beam_provision_api_pb2_grpc,
     endpoints_pb2,
@@ -246,7 +248,7 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
             assert status == -signal.SIGKILL
         else:
             assert status == 1, said
-            print(kind, victim, moment, one_line(said))
+            one_line(said)
         if victim in ("worker", "pool") and moment != "connecting":
             assert "a worker process died" in said
     assert not is_running(worker)
@@ -258,31 +260,51 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
 
 
 @pytest.mark.portable
+@pytest.mark.parametrize("kind", SERVERS)
+def test_the_job_of_an_interrupted_command_is_cancelled(kind: str, model: str, tmp_path: Path) -> None:
+    corpus(tmp_path / "in", 1, 60)
+    halted = tmp_path / "halted"
+    common = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out")
+    halting = {"HALT_AT": MOMENTS["scoring"], "HALT_FILE": str(halted)}
+    with job_server(kind) as (_, how), pool(halting) as (_, address):
+        external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
+        launcher = ScoreProcess(tmp_path, *common, *how, *external, "--beam_plugins=tests.pipelines.runs.halting")
+        try:
+            launcher.wait_for(halted.exists, LIMIT)
+            assert launcher.stop(signal.SIGTERM) == 130, launcher.log
+        finally:
+            launcher.close()
+            halted.with_suffix(".go").touch()
+        with grpc.insecure_channel(how[1].partition("=")[2]) as channel:
+            jobs = beam_job_api_pb2_grpc.JobServiceStub(channel)
+            (job,) = jobs.GetJobs(beam_job_api_pb2.GetJobsRequest()).job_info
+            wait_for(lambda: _state(jobs, job.job_id) == beam_job_api_pb2.JobState.CANCELLED)
+    assert launcher.log.splitlines()[-1] == "interrupted" and "Traceback" not in launcher.log
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def _state(jobs: beam_job_api_pb2_grpc.JobServiceStub, job: str) -> int:
+    return int(jobs.GetState(beam_job_api_pb2.GetJobStateRequest(job_id=job)).state)
+
+
+@pytest.mark.portable
 @needs_prism
 @pytest.mark.parametrize("how", ["success", "failure", signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
 def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: str, tmp_path: Path) -> None:
     corpus(tmp_path / "in", 1, 60)
-    halted = tmp_path / "halted"
     common = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out")
-    with pool({"HALT_AT": MOMENTS["scoring"], "HALT_FILE": str(halted)}) as (_, address):
-        external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
-        launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *external, "--beam_plugins=tests.pipelines.runs.halting")
-        try:
-            launcher.wait_for(halted.exists, LIMIT)
-            (prism,) = children(launcher.process.pid, PRISM.name)
-            if how == "failure":
-                os.kill(int(halted.read_text()), signal.SIGKILL)
-            if isinstance(how, signal.Signals):
-                launcher.process.send_signal(how)
-            else:
-                halted.with_suffix(".go").touch()
-            status = launcher.process.wait(LIMIT)
-            expected = {"success": 0, "failure": 1, signal.SIGKILL: -9}.get(how, 130)
-            assert status == expected, launcher.log
-        finally:
-            halted.with_suffix(".go").touch()
-            launcher.close()
-        wait_for(lambda: not is_running(prism))
+    dying = ("--environment_type=PROCESS", '--environment_config={"command": "false"}', "--stall_timeout=2s")
+    launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *(dying if how == "failure" else ()))
+    try:
+        launcher.wait_for(lambda: children(launcher.process.pid, PRISM.name), LIMIT)
+        (prism,) = children(launcher.process.pid, PRISM.name)
+        if isinstance(how, signal.Signals):
+            launcher.process.send_signal(how)
+        expected = {"success": 0, "failure": 1, signal.SIGKILL: -9}.get(how, 130)
+        assert launcher.process.wait(LIMIT) == expected, launcher.log
+    finally:
+        launcher.close()
+    wait_for(lambda: not is_running(prism))
     assert "WARNING" not in launcher.log and "Traceback" not in launcher.log
 
 
@@ -428,6 +450,11 @@ def test_records_of_workers_are_final_and_without_credentials() -> None:
     ("error", "said"),
     [
         ("Pipeline job-001[job] failed in state FAILED: SDK worker disconnected: job-001[job]_go", "a worker process"),
+        (
+            "Pipeline job-001 failed in state FAILED: prism worker[job-001[job]_env] didn't get control connection to "
+            "localhost:52549 after 1m0s",
+            "a worker has not connected to the runner",
+        ),
         ('<_MultiThreadedRendezvous of RPC ...:\n\tdetails = "Stream removed (Socket closed)"\n\t...', "Socket closed"),
     ],
 )

@@ -33,7 +33,7 @@ from pipelines.runs.accounting import reconcile
 from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
-from pipelines.runs.worker_checks import check_worker, our_versions
+from pipelines.runs.worker_checks import HasBegun, check_worker, our_versions
 from pipelines.runs.worker_pool import WorkerPool
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import InputError, RunError
@@ -153,7 +153,10 @@ def prints_much(number: int) -> int:
 
 def test_a_worker_of_another_version_ends_the_run(tmp_path: Path) -> None:
     register_run(str(tmp_path), "run")
+    has_begun = HasBegun(str(tmp_path), "run")
+    assert has_begun() == has_begun()
     check_worker(str(tmp_path), "run", our_versions())
+    assert has_begun() != has_begun(), "no reason for a watchdog to bark any more"
     with pytest.raises(RunError, match=r"a worker has torchmoji-beam .*, the launcher torchmoji-beam 0.0; install"):
         check_worker(str(tmp_path), "run", "torchmoji-beam 0.0")
 
