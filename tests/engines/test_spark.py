@@ -27,7 +27,7 @@ from tests.pipelines.conftest import read_dead_letters, read_scores
 
 pytestmark = pytest.mark.spark
 EXAMPLES = ROOT / "examples" / "spark"
-SECONDS = 300.0
+SECONDS = 900.0
 FILES, ROWS = 12, 300
 KILLS = 2
 JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
@@ -138,6 +138,11 @@ class Submitted:
         """Returns what it has printed, once it has ended."""
         assert self.process.wait(SECONDS) == 0, self.log.read_text()[-5000:]
         return self.log.read_text()
+
+    def fail(self) -> str:
+        """Returns the last line that it has printed, once it has failed."""
+        assert self.process.wait(SECONDS) == 1, self.log.read_text()[-5000:]
+        return [line for line in self.log.read_text().splitlines() if line.startswith("error: ")][-1]
 
     def kill(self) -> None:
         """Its Java and its Python at once, as where a machine is lost."""
@@ -276,3 +281,6 @@ def test_a_table_keeps_its_columns(cluster: Cluster, tmp_path: Path) -> None:
         (2, None, "dead", '{"user":2}'),
         (3, "", "empty", None),
     ]
+    failed = Submitted(cluster, tmp_path, "score.py", *options[:-1], "user", "--output", tmp_path / "other").fail()
+    assert failed == "error: the column 'user' is int64, not texts; cast it to string, or name another column"
+    assert not (tmp_path / "other").exists()
