@@ -240,7 +240,10 @@ def test_a_batch_is_whole_whoever_is_killed(
                 "python daemon": cluster.python_daemons,
                 "executor": cluster.executors,
             }[victim]
-            os.kill(job.wait_for(find)[0], signal.SIGKILL)
+            process = job.wait_for(find)[0]
+            with_it = children(process) if victim == "python daemon" else []  # which would go on without it
+            for each in (process, *with_it):
+                os.kill(each, signal.SIGKILL)
     printed = job.finish()
     assert "Lost task" in printed or "Lost executor" in printed, "the kills hit nothing"
     for status, rows in (("dead", len(BROKEN)), ("empty", 2), ("scored", FILES * ROWS + len(ODD) - 2)):
