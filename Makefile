@@ -72,7 +72,7 @@ test-airflow: .venv-airflow/installed
 	.venv-airflow/bin/python -m pytest tests/scheduling/test_airflow.py
 
 test-spark: .venv/installed-dev .venv-engines/installed
-	@java -version 2>/dev/null || { echo "Spark needs Java 17 or newer, and there is no java in PATH: install it" >&2; exit 1; }
+	@$${JAVA_HOME:+$$JAVA_HOME/bin/}java -version 2>/dev/null || { echo "Spark needs Java 17 or newer; install it" >&2; exit 1; }
 	$(BIN)/python -m pytest -m spark tests/engines/test_spark.py
 
 test-readers: .venv/installed-dev .venv-engines/installed

@@ -287,6 +287,21 @@ def test_duckdb_reads_and_is_read(scorer: ArrowScorer) -> None:
     assert duckdb.sql("SELECT count(*) FROM scored WHERE status = 'scored'").fetchall() == [(4,)]
 
 
+def test_duckdb_writes_batch_by_batch_by_a_second_connection(
+    scorer: ArrowScorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duckdb = pytest.importorskip("duckdb", minversion="1.5")  # which has to_arrow_reader
+    monkeypatch.chdir(tmp_path)
+    with duckdb.connect() as connection:
+        connection.sql("CREATE TABLE tweets AS SELECT 'so happy' AS text, number FROM range(5000) AS rows(number)")
+        reader = connection.sql("SELECT * FROM tweets").to_arrow_reader(2048)
+        scored = pa.RecordBatchReader.from_batches(scorer.schema(reader.schema), scorer.batches(reader))
+        assert scored.schema.names[2:] == expected().schema.names
+        connection.cursor().sql("COPY (FROM scored) TO 'scored.parquet'")
+        found = connection.sql("SELECT count(*), sum(number), count(embedding) FROM 'scored.parquet'").fetchall()
+    assert found == [(5000, 4999 * 2500, 5000)]
+
+
 def test_a_lazy_frame_of_polars(scorer: ArrowScorer) -> None:
     lazy = pl.LazyFrame({"text": TEXTS})
     lazy = lazy.map_batches(scorer, schema=scorer(lazy.head(0).collect()).schema)  # as docs/engines.md says

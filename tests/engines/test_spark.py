@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,9 +25,10 @@ from pipelines import score
 from tests.engines.conftest import BIN, ROOT, engine_environment
 from tests.pipelines.conftest import read_dead_letters, read_scores
 
+Found = TypeVar("Found")
 pytestmark = pytest.mark.spark
 EXAMPLES = ROOT / "examples" / "spark"
-SECONDS = 300.0
+SECONDS = 900.0
 FILES, ROWS = 12, 300
 KILLS = 2
 JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
@@ -74,9 +75,13 @@ class Cluster:
         """Processes of workers, Java."""
         return [pid for worker in self.workers for pid in children(worker.pid)]
 
+    def python_daemons(self) -> list[int]:
+        """Each executor has one, which starts Python's workers."""
+        return [pid for executor in self.executors() for pid in children(executor)]
+
     def python_workers(self) -> list[int]:
-        """Those that run functions: children of the daemon that each executor starts for them."""
-        return [pid for executor in self.executors() for daemon in children(executor) for pid in children(daemon)]
+        """Those that run functions."""
+        return [pid for daemon in self.python_daemons() for pid in children(daemon)]
 
     def close(self) -> None:
         for process in self._started:
@@ -126,18 +131,25 @@ class Submitted:
             cwd=directory, env=engine_environment(), stdout=self._file, stderr=self._file, start_new_session=True,
         )  # fmt: skip
 
-    def wait_for(self, condition: Callable[[], object]) -> None:
-        def holds() -> object:
+    def wait_for(self, condition: Callable[[], Found]) -> Found:
+        """Returns what the condition gives, once that is true."""
+
+        def holds() -> Found:
             found = condition()
             assert found or self.process.poll() is None, self.log.read_text()[-5000:]
             return found
 
-        until(holds)
+        return until(holds)
 
     def finish(self) -> str:
         """Returns what it has printed, once it has ended."""
         assert self.process.wait(SECONDS) == 0, self.log.read_text()[-5000:]
         return self.log.read_text()
+
+    def fail(self) -> str:
+        """Returns the last line that it has printed, once it has failed."""
+        assert self.process.wait(SECONDS) == 1, self.log.read_text()[-5000:]
+        return [line for line in self.log.read_text().splitlines() if line.startswith("error: ")][-1]
 
     def kill(self) -> None:
         """Its Java and its Python at once, as where a machine is lost."""
@@ -152,11 +164,12 @@ def children(parent: int) -> list[int]:
     return [int(pid) for pid, of, state in rows if int(of) == parent and not state.startswith("Z")]
 
 
-def until(condition: Callable[[], object]) -> None:
+def until(condition: Callable[[], Found]) -> Found:
     end = time.monotonic() + SECONDS
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end
         time.sleep(0.05)
+    return found
 
 
 def lines(number: int) -> list[bytes]:
@@ -185,7 +198,7 @@ def pipeline(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if not (BIN / "spark-submit").exists() or shutil.which("java") is None:
+    if not (BIN / "spark-submit").exists() or not (shutil.which("java") or "JAVA_HOME" in os.environ):
         pytest.skip(f"no Spark in {BIN}, or no java; make test-spark installs Spark")
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
     yield cluster
@@ -207,7 +220,7 @@ def check(found: pa.Table, pipeline: Path) -> None:
         assert column.equals(expected[name]), name
 
 
-@pytest.mark.parametrize("victim", ["python worker", "executor", "worker"])
+@pytest.mark.parametrize("victim", ["python worker", "python daemon", "executor", "worker"])
 def test_a_batch_is_whole_whoever_is_killed(
     victim: str, cluster: Cluster, corpus: Path, pipeline: Path, tmp_path: Path
 ) -> None:
@@ -217,16 +230,20 @@ def test_a_batch_is_whole_whoever_is_killed(
     for kill in range(KILLS):
         # Files of tasks that have ended wait there for the others.
         job.wait_for(lambda done=1 + 2 * kill: len([*output.glob("_temporary/*/task_*")]) >= done)
-        if victim == "python worker":
-            job.wait_for(cluster.python_workers)
-            os.kill(cluster.python_workers()[0], signal.SIGKILL)
-        elif victim == "executor":
-            job.wait_for(cluster.executors)
-            os.kill(cluster.executors()[0], signal.SIGKILL)
-        else:
-            cluster.workers[kill].kill()
-            cluster.workers[kill].wait()
+        if victim == "worker":
+            cluster.workers[0].kill()
+            cluster.workers[0].wait()
             cluster.start_workers()
+        else:
+            find = {
+                "python worker": cluster.python_workers,
+                "python daemon": cluster.python_daemons,
+                "executor": cluster.executors,
+            }[victim]
+            process = job.wait_for(find)[0]
+            with_it = children(process) if victim == "python daemon" else []  # which would go on without it
+            for each in (process, *with_it):
+                os.kill(each, signal.SIGKILL)
     printed = job.finish()
     assert "Lost task" in printed or "Lost executor" in printed, "the kills hit nothing"
     for status, rows in (("dead", len(BROKEN)), ("empty", 2), ("scored", FILES * ROWS + len(ODD) - 2)):
@@ -276,3 +293,6 @@ def test_a_table_keeps_its_columns(cluster: Cluster, tmp_path: Path) -> None:
         (2, None, "dead", '{"user":2}'),
         (3, "", "empty", None),
     ]
+    failed = Submitted(cluster, tmp_path, "score.py", *options[:-1], "user", "--output", tmp_path / "other").fail()
+    assert failed == "error: the column 'user' is int64, not texts; cast it to string, or name another column"
+    assert not (tmp_path / "other").exists()
