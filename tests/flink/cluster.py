@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-flink" / "bin" / "python"
 JOB = ROOT / "examples" / "flink" / "job.py"
-HOPELESS_SECONDS = 300.0
+HOPELESS_SECONDS = 900.0
 SLOTS = 2
 
 
