@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,25 +80,28 @@ class FlinkCluster:
         self._managers["taskmanager"].kill()
         self._managers["taskmanager"].wait()
 
-    def workers(self) -> list[int]:
-        """Python processes that run functions, also such as have outlived their task manager."""
+    def workers(self, of_all: bool = False) -> list[int]:
+        """Python processes that run functions.
+
+        Args:
+            of_all: also those that have outlived their task manager.
+        """
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 command, variables = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
             except OSError:  # ended, or another user's
                 continue
-            # A process that has ended and not been waited for has neither.
             if b"pyflink.fn_execution" in command and self._variables["FLINK_CONF_DIR"].encode() in variables:
                 found.append(int(path.name))
-        return found
+        return [worker for worker in found if of_all or self._managers["taskmanager"].pid in parents(worker)]
 
     def stop(self) -> None:
         """Kill all that is left."""
         for manager in self._managers.values():
             manager.kill()
             manager.wait()
-        for worker in self.workers():
+        for worker in self.workers(of_all=True):
             os.kill(worker, signal.SIGKILL)
 
     def submit(self, *arguments: str, job: Path = JOB, options: tuple[str, ...] = ()) -> str:
@@ -156,6 +159,16 @@ class FlinkCluster:
         self._managers[manager] = subprocess.Popen(
             command, stdout=log, stderr=log, env={**without_checkout(), **self._variables}, cwd=self._directory
         )
+
+
+def parents(process: int) -> Iterator[int]:
+    """The processes that a process is below, as long as there are any."""
+    while process > 1:
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+        yield process
 
 
 def without_checkout() -> dict[str, str]:
