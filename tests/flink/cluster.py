@@ -118,11 +118,13 @@ class FlinkCluster:
         return found[1]
 
     def stop_with_savepoint(self, job: str) -> str:
-        """Returns the savepoint."""
-        said = self._flink("stop", "--savepointPath", (self._directory / "savepoints").as_uri(), job)
-        found = re.search(r"Path: (\S+)", said)
-        assert found, said
-        return found[1]
+        """What `flink stop` does. Returns the savepoint."""
+        asked = self._ask(f"jobs/{job}/stop", {"targetDirectory": (self._directory / "savepoints").as_uri()})
+        done = f"jobs/{job}/savepoints/{asked['request-id']}"
+        wait(lambda: self._ask(done).get("status", {}).get("id") == "COMPLETED")
+        operation = self._ask(done)["operation"]
+        assert "location" in operation, operation
+        return str(operation["location"])
 
     def state(self, job: str) -> str:
         return str(self._ask(f"jobs/{job}").get("state"))
@@ -136,10 +138,13 @@ class FlinkCluster:
         """The end of what was logged."""
         return "\n".join(path.read_text()[-3000:] for path in (self._directory / "log").glob("*"))
 
-    def _ask(self, path: str) -> Any:
-        """An answer of the job manager; {} as long as it has none."""
+    def _ask(self, path: str, order: dict[str, str] | None = None) -> Any:
+        """An answer of the job manager, to a question or an order; {} as long as it has none."""
+        address = f"http://127.0.0.1:{self._port}/v1/{path}"
+        body = None if order is None else json.dumps(order).encode()
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/v1/{path}", timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)
         except OSError:
             return {}

@@ -16,9 +16,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from pipelines.data_set.snapshot import live_files
-from tests.faults.test_kafka_broker import JARS, RealBroker, create
+from tests.faults.test_kafka_broker import RealBroker
 from tests.flink.cluster import JOB, PYTHON, ROOT, FlinkCluster, wait, without_checkout
 from tests.kafka import Broker
 from tests.pipelines.conftest import environment
@@ -26,6 +27,7 @@ from tests.tiny import tiny_bundle
 
 pytestmark = pytest.mark.flink
 KILLS, PARTITIONS = 10, 3
+JARS = ROOT / ".venv" / "kafka"
 MISSING = [str(each) for each in (PYTHON, JARS) if not each.exists()] + ["java"] * (shutil.which("java") is None)
 if MISSING:
     pytest.skip(f"no {', no '.join(MISSING)}: make test-flink", allow_module_level=True)
@@ -88,6 +90,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def create(broker: RealBroker, topic: str, partitions: int) -> None:
+    admin = AdminClient({"bootstrap.servers": broker.address})
+    for created in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+        created.result(60)
+
+
 def committed(output: Path, table: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
     """Rows of the files that count: names with a dot in front are of files that are being written, or were."""
     files = [path for path in (output / table).glob("*") if not path.name.startswith(".")]
@@ -140,6 +148,7 @@ def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
         send(1)  # a worker is missed when it is needed
         wait(lambda restored=restored: cluster.checkpoints(job, "restored") > restored)
     next_checkpoint(job)
+    send(1_000)
     savepoint = cluster.stop_with_savepoint(job)
     assert len(ids(output)) < sum(sent.values()), "stopped at its end, not under way"
     send(500)
