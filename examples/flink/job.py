@@ -106,6 +106,7 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
     settings = environment.get_config()
     settings.set("execution.checkpointing.interval", f"{options.commit_every} s")
     settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
+    settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     # Or messages are scored twice, for the one table and for the other.
     settings.set("table.optimizer.reuse-optimize-block-with-digest-enabled", "true")
 

@@ -10,14 +10,14 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-flink" / "bin" / "python"
 JOB = ROOT / "examples" / "flink" / "job.py"
-HOPELESS_SECONDS = 300.0
+HOPELESS_SECONDS = 900.0
 SLOTS = 2
 
 
@@ -80,25 +80,28 @@ class FlinkCluster:
         self._managers["taskmanager"].kill()
         self._managers["taskmanager"].wait()
 
-    def workers(self) -> list[int]:
-        """Python processes that run functions, also such as have outlived their task manager."""
+    def workers(self, of_all: bool = False) -> list[int]:
+        """Python processes that run functions.
+
+        Args:
+            of_all: also those that have outlived their task manager.
+        """
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 command, variables = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
             except OSError:  # ended, or another user's
                 continue
-            # A process that has ended and not been waited for has neither.
             if b"pyflink.fn_execution" in command and self._variables["FLINK_CONF_DIR"].encode() in variables:
                 found.append(int(path.name))
-        return found
+        return [worker for worker in found if of_all or self._managers["taskmanager"].pid in parents(worker)]
 
     def stop(self) -> None:
         """Kill all that is left."""
         for manager in self._managers.values():
             manager.kill()
             manager.wait()
-        for worker in self.workers():
+        for worker in self.workers(of_all=True):
             os.kill(worker, signal.SIGKILL)
 
     def submit(self, *arguments: str, job: Path = JOB, options: tuple[str, ...] = ()) -> str:
@@ -115,11 +118,13 @@ class FlinkCluster:
         return found[1]
 
     def stop_with_savepoint(self, job: str) -> str:
-        """Returns the savepoint."""
-        said = self._flink("stop", "--savepointPath", (self._directory / "savepoints").as_uri(), job)
-        found = re.search(r"Path: (\S+)", said)
-        assert found, said
-        return found[1]
+        """What `flink stop` does. Returns the savepoint."""
+        asked = self._ask(f"jobs/{job}/stop", {"targetDirectory": (self._directory / "savepoints").as_uri()})
+        done = f"jobs/{job}/savepoints/{asked['request-id']}"
+        wait(lambda: self._ask(done).get("status", {}).get("id") == "COMPLETED")
+        operation = self._ask(done)["operation"]
+        assert "location" in operation, operation
+        return str(operation["location"])
 
     def state(self, job: str) -> str:
         return str(self._ask(f"jobs/{job}").get("state"))
@@ -133,10 +138,13 @@ class FlinkCluster:
         """The end of what was logged."""
         return "\n".join(path.read_text()[-3000:] for path in (self._directory / "log").glob("*"))
 
-    def _ask(self, path: str) -> Any:
-        """An answer of the job manager; {} as long as it has none."""
+    def _ask(self, path: str, order: dict[str, str] | None = None) -> Any:
+        """An answer of the job manager, to a question or an order; {} as long as it has none."""
+        address = f"http://127.0.0.1:{self._port}/v1/{path}"
+        body = None if order is None else json.dumps(order).encode()
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/v1/{path}", timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)
         except OSError:
             return {}
@@ -156,6 +164,16 @@ class FlinkCluster:
         self._managers[manager] = subprocess.Popen(
             command, stdout=log, stderr=log, env={**without_checkout(), **self._variables}, cwd=self._directory
         )
+
+
+def parents(process: int) -> Iterator[int]:
+    """The processes that a process is below, as long as there are any."""
+    while process > 1:
+        try:
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+        yield process
 
 
 def without_checkout() -> dict[str, str]:

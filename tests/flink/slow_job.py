@@ -10,7 +10,7 @@ import job
 
 from torchmoji_core import ArrowScorer
 
-SECONDS = 0.003
+SECONDS = 0.005
 """A text."""
 
 

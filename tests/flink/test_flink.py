@@ -136,8 +136,10 @@ def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
         else:
             os.kill(dice.choice(cluster.workers()), signal.SIGKILL)
             killed["workers"] += 1
+        send(1)  # a worker is missed when it is needed
         wait(lambda restored=restored: cluster.checkpoints(job, "restored") > restored)
     next_checkpoint(job)
+    send(1_000)
     savepoint = cluster.stop_with_savepoint(job)
     assert len(ids(output)) < sum(sent.values()), "stopped at its end, not under way"
     send(500)
