@@ -9,7 +9,8 @@ invariant is that of `kafka`, and a job needs neither state nor timers, and no s
 A reader goes on from its mark, as the runner has it in a checkpoint. What is before the mark is recorded, or on its way
 in the runner, whose checkpoint has it too. A job without a checkpoint begins at the first offset that is not covered.
 Either may read what is recorded already, or about to be: the record of a bundle is there and the runner repeats it, or
-the job before goes on without being known. What takes records in (`pipelines.data_set.adoption`) takes each offset once.
+the job before goes on without being known. What takes records in (`pipelines.data_set.adoption`) takes each offset
+once.
 Nothing is committed for a consumer group.
 """
 
