@@ -94,7 +94,7 @@ class Traffic:
     Each has an id of its own, so that it can be told whether all of them are there once.
     """
 
-    def __init__(self, broker: Broker, topic: str, partitions: int, pause: float = 0.05, seed: int = 11) -> None:
+    def __init__(self, broker: Broker, topic: str, partitions: int, pause: float = 0.3, seed: int = 11) -> None:
         """Args:
         broker: where to send.
         topic: which has so many partitions.
