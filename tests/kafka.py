@@ -163,7 +163,7 @@ class RealBroker:
         """
         self.directory = directory
         self._port, own_controller, guarded, encrypted = free_ports(4)
-        self._controller: int = own_controller if first is None else first._controller
+        self.controller: int = own_controller if first is None else first.controller
         self.address, self.guarded = f"127.0.0.1:{self._port}", f"127.0.0.1:{guarded}"
         """Where anybody may connect; where a password is asked for, if settings say so."""
         self.encrypted = f"127.0.0.1:{encrypted}"
@@ -177,7 +177,7 @@ class RealBroker:
         content = {
             "process.roles": "broker,controller" if first is None else "broker",
             "node.id": self.id,
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller}",
+            "controller.quorum.voters": f"1@127.0.0.1:{self.controller}",
             "listeners": f"{listeners},{controller}" if first is None else listeners,
             "advertised.listeners": listeners,
             "controller.listener.names": "CONTROLLER",
