@@ -94,7 +94,7 @@ class Traffic:
     Each has an id of its own, so that it can be told whether all of them are there once.
     """
 
-    def __init__(self, broker: Broker, topic: str, partitions: int, pause: float = 0.05, seed: int = 11) -> None:
+    def __init__(self, broker: Broker, topic: str, partitions: int, pause: float = 0.3, seed: int = 11) -> None:
         """Args:
         broker: where to send.
         topic: which has so many partitions.
@@ -163,7 +163,7 @@ class RealBroker:
         """
         self.directory = directory
         self._port, own_controller, guarded, encrypted = free_ports(4)
-        self._controller: int = own_controller if first is None else first._controller
+        self.controller: int = own_controller if first is None else first.controller
         self.address, self.guarded = f"127.0.0.1:{self._port}", f"127.0.0.1:{guarded}"
         """Where anybody may connect; where a password is asked for, if settings say so."""
         self.encrypted = f"127.0.0.1:{encrypted}"
@@ -177,7 +177,7 @@ class RealBroker:
         content = {
             "process.roles": "broker,controller" if first is None else "broker",
             "node.id": self.id,
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller}",
+            "controller.quorum.voters": f"1@127.0.0.1:{self.controller}",
             "listeners": f"{listeners},{controller}" if first is None else listeners,
             "advertised.listeners": listeners,
             "controller.listener.names": "CONTROLLER",

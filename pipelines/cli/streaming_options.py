@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from transforms.addresses import KafkaTopic, PubSubName, Source, is_topic, parse
 
 MESSAGE_FORMATS = ("jsonl", "text")
 _LOCAL_RUNNER = "DirectRunner"
+_SECRET = re.compile(r"password|secret|\.key\.pem|oauthbearer\.config|jaas")
+"""In names of librdkafka's settings."""
 _BATCH_ONLY = ("if_exists", "direct_num_workers")
 """Options of bounded runs, which mean nothing where there is no end."""
 
@@ -198,7 +201,7 @@ def _stream_options(options: argparse.Namespace, given: Collection[str]) -> Stre
         raise InputError(f"--publish {stream.source.uri} is what --input reads: rows would come back as messages")
     if stream.model_watch is None and "model_poll" in given:
         raise InputError("--model_poll belongs to --model_watch GLOB, and is nothing without it")
-    _check_kafka(stream)
+    _check_kafka(stream, options.runner)
     if isinstance(stream.source, PubSubName) or isinstance(stream.publish, PubSubName):
         _check_pubsub()
     return stream
@@ -213,7 +216,7 @@ def _check_pubsub() -> None:
         raise InputError("pubsub:// needs google-cloud-pubsub; install it with: pip install 'torchmoji-beam[pubsub]'")
 
 
-def _check_kafka(stream: StreamOptions) -> None:
+def _check_kafka(stream: StreamOptions, runner: str) -> None:
     """Check what can be checked without a broker."""
     for name, values, topic in (
         ("consumer_option", stream.consumer_options, stream.source),
@@ -229,3 +232,9 @@ def _check_kafka(stream: StreamOptions) -> None:
         raise InputError("kafka:// needs confluent-kafka; install it with: pip install 'torchmoji-beam[kafka]'")
     stream.consumer_settings()
     stream.producer_settings()
+    for kind, given in (("consumer", stream.consumer_options), ("producer", stream.producer_options)):
+        if runner != _LOCAL_RUNNER and (secret := next((name for name, _ in given if _SECRET.search(name)), None)):
+            raise InputError(
+                f"--{kind}_option {secret} would be stored with the job, where others can read it; give "
+                f"--{kind}_config FILE, with a file that each worker has"
+            )

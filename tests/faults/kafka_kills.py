@@ -17,7 +17,7 @@ from tests.streams import live_ids
 from transforms.addresses import KafkaTopic
 
 _OFTEN = ("--streaming", "--output", "out", "--commit_every", "300ms", "--max_latency", "50ms")
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 
 def catch_up(directory: Path, traffic: Traffic, *options: str) -> None:

@@ -147,7 +147,7 @@ def test_every_offset_once_whichever_part_of_a_job_is_killed(
     broker.create("posts", PARTITIONS)
     output, dice = tmp_path / "out", random.Random(5)
     options = ("--input", f"kafka://{broker.address}/posts", "--model", tiny_model)
-    with ended() as suspended, Traffic(Broker(broker.address), "posts", PARTITIONS) as traffic:
+    with ended() as suspended, Traffic(Broker(broker.address), "posts", PARTITIONS, pause=1) as traffic:
         for number in range(KILLS):
             victim = VICTIMS[number % len(VICTIMS)]
             job = Job(tmp_path, *options)
@@ -172,7 +172,7 @@ def test_every_offset_once_whichever_part_of_a_job_is_killed(
         for _ in range(JOBS):
             job = Job(tmp_path, *options)
             try:
-                if wait_for(lambda: is_all_there(tmp_path, traffic), 60):
+                if wait_for(lambda: is_all_there(tmp_path, traffic), 120):
                     break
             finally:
                 job.end()

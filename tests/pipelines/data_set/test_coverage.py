@@ -35,6 +35,9 @@ def test_intervals_are_sets_of_offsets(some: Intervals, others: Intervals, offse
     assert members(joined) == members(some) | members(others)
     assert all(before[1] + 1 < after[0] for before, after in itertools.pairwise(joined))
     assert coverage.is_within({"a": {"0": some}}, {"a": {"0": others}}) == (members(some) <= members(others))
+    rest = coverage.without({"a": {"0": some}}, {"a": {"0": others}})
+    assert members(rest.get("a", {}).get("0", [])) == members(some) - members(others)
+    assert coverage.overlap({"a": {"0": some}}, {"a": {"0": others}}) == bool(members(some) & members(others))
     expected = next(number for number in range(offset, 200) if number not in members(joined))
     assert coverage.first_uncovered(joined, offset) == expected
 
