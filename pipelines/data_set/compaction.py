@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set.job_adoption import adopt
+from pipelines.data_set.job_results import adopt
 from pipelines.data_set.manifest import DataFile, Manifest, new_run_id, now
 from pipelines.data_set.recovery import commit_run, delete_retired, delete_uncommitted, recover, register_run
 from pipelines.data_set.rewrite import Rewriter, run_independent

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from pipelines.data_set import jobs, pending
-from pipelines.data_set.job_adoption import adopt
+from pipelines.data_set.job_results import adopt
 from pipelines.data_set.lock import Lock, is_living, read_lock
 from pipelines.data_set.recovery import delete_unlisted, recover
 from pipelines.data_set.snapshot import DataSet, unlisted_files, written_files

@@ -16,7 +16,7 @@ from pipelines.cli.interrupts import heed_interrupt
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set import jobs
-from pipelines.data_set.job_adoption import adopt
+from pipelines.data_set.job_results import adopt
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
 from pipelines.data_set.recovery import recover
 from pipelines.data_set.snapshot import DataSet
