@@ -2,7 +2,7 @@
 
 Before such a run starts, `_jobs/<run>/job.json` says what its manifest is going to be, but for its files and counts.
 The run's last step writes `completed.json` beside it (`transforms.output.completion`). Then the next command that
-writes there commits it (`adoption`). Until then nothing deletes its files, and no other run scores.
+writes there commits it (`job_results`). Until then nothing deletes its files, and no other run scores.
 """
 
 from __future__ import annotations

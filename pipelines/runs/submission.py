@@ -1,7 +1,7 @@
 """Hands a job to a cluster and leaves it there; or only builds its graph, for a dry run.
 
 What a stream writes is pending until it is committed (`pending`). A bounded run whose end nobody waits for describes
-itself (`jobs`), and is taken in by a later command (`adoption`).
+itself (`jobs`), and is taken in by a later command (`job_results`).
 """
 
 from __future__ import annotations
