@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data_set.job_results import adopt
+from pipelines.data_set.job_results import take_in
 from pipelines.data_set.manifest import DataFile, Manifest, new_run_id, now
 from pipelines.data_set.recovery import commit_run, delete_retired, delete_uncommitted, recover, register_run
 from pipelines.data_set.rewrite import Rewriter, run_independent
@@ -37,7 +37,7 @@ def compact(output: str, target_bytes: int, dry_run: bool = False) -> str:
     data_set = DataSet.read(output)
     if not dry_run:
         recover(data_set)  # what streams have written until now is merged too
-        adopt(data_set)
+        take_in(data_set)
     if not data_set.manifests:
         raise InputError(f"{output}: no manifest there, so no data set; check the path")
     _check(data_set)

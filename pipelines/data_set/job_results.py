@@ -23,7 +23,7 @@ _CHECKERS = 16
 _LOGGER = logging.getLogger(__name__)
 
 
-def adopt(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
+def take_in(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
     """Commit all submitted runs that are done. To be called by the holder of the lock.
 
     Args:
@@ -37,11 +37,11 @@ def adopt(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
         InputError, RunError, OSError: if something cannot be read or written; then the next command tries again.
     """
     found = jobs.read(data_set.output).values()
-    done = [change for job in found if job.completed is not None for change in _take(data_set, job)]
+    done = [change for job in found if job.completed is not None for change in _take_one(data_set, job)]
     return done, [job for job in found if job.completed is None]
 
 
-def _take(data_set: DataSet, job: Job) -> list[Manifest]:
+def _take_one(data_set: DataSet, job: Job) -> list[Manifest]:
     output = data_set.output
     if any(done.run_id == job.run_id for done in data_set.manifests):
         jobs.remove(output, job.run_id)  # it was committed by a command that died right after

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from pipelines.data_set import jobs, pending
-from pipelines.data_set.job_results import adopt
+from pipelines.data_set.job_results import take_in
 from pipelines.data_set.lock import Lock, is_living, read_lock
 from pipelines.data_set.recovery import delete_unlisted, recover
 from pipelines.data_set.snapshot import DataSet, unlisted_files, written_files
@@ -46,7 +46,7 @@ def _vacuum(output: str, older_than: float) -> list[str]:
         data_set = DataSet.read(output)
         deleted = _delete_old(data_set, unlisted_files(data_set), older_than)
         recover(data_set)
-        adopt(data_set)
+        take_in(data_set)
     return deleted
 
 

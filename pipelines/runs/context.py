@@ -16,7 +16,7 @@ from pipelines.cli.interrupts import heed_interrupt
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set import jobs
-from pipelines.data_set.job_results import adopt
+from pipelines.data_set.job_results import take_in
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
 from pipelines.data_set.recovery import recover
 from pipelines.data_set.snapshot import DataSet
@@ -83,7 +83,7 @@ def locked(context: RunContext, lock_seconds: float = DEFAULT_SECONDS) -> Iterat
     with Lock(data_set.output, lock_seconds):
         data_set.refresh()
         recover(data_set)
-        done, going_on = adopt(data_set)
+        done, going_on = take_in(data_set)
         for change in done:
             rows, dead = change.counts[metrics.ROWS_WRITTEN], change.counts[metrics.DEAD]
             said = f"took in     a job submitted at {change.started}: {rows:,} rows, {dead:,} dead letters"

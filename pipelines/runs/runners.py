@@ -28,7 +28,7 @@ _WRONG = {
     "daskrunner": "it loses rows without a word (Beam 2.77): it does not collect what bundles give at their end",
 }
 _IN_PROCESS = {"bundlebaseddirectrunner", "switchingdirectrunner", "interactiverunner"}
-"""Runners of Beam that work on in threads of the launcher's process. (FnApiRunner has done its work when it answers.)"""
+"""Runners of Beam that work on in threads of this process. (FnApiRunner has done its work when it answers.)"""
 _SECRETS = {
     "s3_access_key_id": "AWS_ACCESS_KEY_ID",
     "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
