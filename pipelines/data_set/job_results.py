@@ -36,6 +36,7 @@ def take_in(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
         RunError: if what a run has done does not add up, or was done in vain. It is removed.
         InputError, RunError, OSError: if something cannot be read or written; then the next command tries again.
     """
+    jobs.remove_given_up(data_set.output)
     found = jobs.read(data_set.output).values()
     done = [change for job in found if job.completed is not None for change in _take_one(data_set, job)]
     return done, [job for job in found if job.completed is None]

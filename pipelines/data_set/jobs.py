@@ -84,8 +84,24 @@ def remove(output: str, run_id: str) -> None:
     Raises:
         OSError: if it cannot be deleted.
     """
-    storage.delete_directory(job_directory(output, run_id))
+    directory = job_directory(output, run_id)
+    storage.delete([f"{directory}/{JOB}"])  # first: without its completion the run would seem to go on
+    storage.delete_directory(directory)
     storage.remove_empty(f"{output}/{JOBS}", deep=False)
+
+
+def remove_given_up(output: str) -> None:
+    """Delete completions of runs that are not described any more: a person has given them up, and they went on.
+
+    To be called by the holder of the lock, under which runs are described.
+
+    Raises:
+        OSError: if something cannot be read or deleted.
+    """
+    for file in storage.match([f"{output}/{JOBS}/*/{COMPLETED}"]):
+        run_id = file.path.split("/")[-2]
+        if not storage.exists(f"{job_directory(output, run_id)}/{JOB}"):
+            remove(output, run_id)
 
 
 def completion(output: str, run_id: str) -> str:
