@@ -18,7 +18,7 @@ MESSAGE_FORMATS = ("jsonl", "text")
 _LOCAL_RUNNER = "DirectRunner"
 _SECRET = re.compile(r"password|secret|\.key\.pem|oauthbearer\.config|jaas")
 """In names of librdkafka's settings."""
-_BATCH_ONLY = ("if_exists", "direct_num_workers")
+_BATCH_ONLY = ("if_exists", "direct_num_workers", "no_wait")
 """Options of bounded runs, which mean nothing where there is no end."""
 
 

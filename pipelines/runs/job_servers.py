@@ -8,18 +8,20 @@ import logging
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
-from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, PrismRunnerOptions
 from apache_beam.portability.api import beam_job_api_pb2_grpc
 from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRunner, PrismRunnerLogFilter
 from apache_beam.utils.subprocess_server import SubprocessServer
 
 from pipelines.runs import child_process
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import InputError, RunError
 
 ANSWER_SECONDS = 10.0
+_NEEDED = {"EXTERNAL": "the HOST:PORT of a pool of workers", "PROCESS": """'{"command": "PROGRAM"}'"""}
 
 
 def check_answers(runner: str, options: PipelineOptions) -> None:
@@ -32,10 +34,15 @@ def check_answers(runner: str, options: PipelineOptions) -> None:
         options: of the job.
 
     Raises:
+        InputError: if an address or a program is not given, or not there.
         RunError: naming the address or program, and what to do.
     """
     portable = options.view_as(PortableOptions)
     endpoint, environment = portable.job_endpoint, portable.environment_type
+    if endpoint is None and runner.lower() == "portablerunner":
+        raise InputError(f"--runner {runner} needs a job server; give --job_endpoint HOST:PORT")
+    if environment in _NEEDED and not (portable.environment_config or portable.environment_options):
+        raise InputError(f"--environment_type {environment} needs --environment_config, {_NEEDED[environment]}")
     if endpoint and endpoint != "embed":
         if reason := why_no_answer(endpoint):
             raise RunError(
@@ -44,9 +51,12 @@ def check_answers(runner: str, options: PipelineOptions) -> None:
         return
     if endpoint is None and runner.lower() != "prismrunner":
         return
+    prism = options.view_as(PrismRunnerOptions).prism_location if endpoint is None else None
+    if prism and "://" not in prism and not Path(prism).is_file():
+        raise InputError(f"--prism_location {prism}: there is no such file; docs/runners.md says how to build one")
     if environment == "EXTERNAL":
         address = _said(portable.environment_config, "url")
-        if reason := why_no_answer(address):
+        if address and (reason := why_no_answer(address)):
             raise RunError(
                 f"--environment_config {address}: no pool of workers answers ({reason}); start one there: "
                 f"python -m pipelines.worker --port {address.rpartition(':')[2]}"
@@ -57,7 +67,7 @@ def check_answers(runner: str, options: PipelineOptions) -> None:
                 "--job_endpoint embed starts no programs; give --environment_type EXTERNAL with a pool of workers"
             )
         command = _said(portable.environment_config, "command")
-        if shutil.which(command) is None:
+        if command and shutil.which(command) is None:
             raise RunError(
                 f"--environment_config: there is no program {command}; torchmoji-worker comes with this package, give "
                 "its path"
@@ -71,7 +81,7 @@ def why_no_answer(address: str) -> str | None:
             channel.unary_unary("/nobody/knows")(b"", timeout=ANSWER_SECONDS)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                return str(error.details()).rpartition(": ")[2]
+                return str(error.details()).rpartition(": ")[2].rstrip("]")
     return None
 
 

@@ -40,6 +40,7 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         (f"{PUBSUB} --keep_fields source:as=app", "give it, source:string:as=app"),
         (f"{PUBSUB} --format text --timestamp_field at", "text messages have no fields"),
         (f"{PUBSUB} --if_exists replace", "--if_exists cannot be used with --streaming"),
+        (f"{PUBSUB} --no_wait", "--no_wait cannot be used with --streaming"),
         (f"{PUBSUB} --direct_num_workers 2", "--direct_num_workers cannot be used with --streaming"),
         (f"{PUBSUB} --consumer_option group.id=x", "--consumer_option belongs to kafka://"),
         (f"{PUBSUB} --producer_option acks=all", "--producer_option belongs to kafka://"),

@@ -216,6 +216,30 @@ def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Pat
 
 
 @pytest.mark.parametrize(
+    ("runner", "said"),
+    [
+        (["--runner=PortableRunner"], "--runner PortableRunner needs a job server; give --job_endpoint HOST:PORT"),
+        (
+            ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=EXTERNAL"],
+            "--environment_type EXTERNAL needs --environment_config, the HOST:PORT of a pool of workers",
+        ),
+        (
+            ["--runner=PrismRunner", "--environment_type=PROCESS"],
+            """--environment_type PROCESS needs --environment_config, '{"command": "PROGRAM"}'""",
+        ),
+        (["--runner=PrismRunner", "--prism_location=/no/such/file"], "--prism_location /no/such/file: "),
+    ],
+)
+def test_an_address_that_is_missing_is_asked_for_in_one_line(
+    run_score: Score, inputs: Path, tmp_path: Path, runner: list[str], said: str
+) -> None:
+    finished = run_score("--input", f"{inputs}/*", "--output", "out", *runner)
+    assert finished.status == 2
+    assert finished.err.startswith(f"error: {said}") and finished.err.count("\n") == 1
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
     ("runner", "why"),
     [
         (["--runner=PortableRunner", "--job_endpoint=embed"], "its job server is a part of this command"),
