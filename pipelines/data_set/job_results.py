@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pipelines.data_set import jobs
 from pipelines.data_set.jobs import Basis, Job
 from pipelines.data_set.manifest import DataFile, Manifest, now, with_rows
-from pipelines.data_set.recovery import commit_run, delete_uncommitted
+from pipelines.data_set.recovery import delete_uncommitted
 from pipelines.data_set.rewrite import Rewritten, without
-from pipelines.data_set.snapshot import DataSet
+from pipelines.data_set.snapshot import DataSet, registration
 from torchmoji_core.errors import RunError
 from torchmoji_core.files import name_as_text
 from transforms import metrics
@@ -44,8 +44,8 @@ def take_in(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
 
 def _take_one(data_set: DataSet, job: Job) -> list[Manifest]:
     output = data_set.output
-    if any(done.run_id == job.run_id for done in data_set.manifests):
-        jobs.remove(output, job.run_id)  # it was committed by a command that died right after
+    if _is_committed(data_set, job):
+        jobs.remove(output, job.run_id)  # by a command that died right after
         return []
     written = committed_files(output, job.run_id)
     files = [file for file in written if not _is_dead(file)]
@@ -59,18 +59,26 @@ def _take_one(data_set: DataSet, job: Job) -> list[Manifest]:
         def decide(state: DataSet) -> Manifest | None:
             nonlocal wrong
             wrong = None
+            if _is_committed(state, job):
+                return None  # by a command that has taken this one for dead
             if Basis.of(state, draft.generation, job.basis.inputs) != job.basis:
                 wrong = "another command has written there meanwhile"
                 return None
             return _of_state(draft, state, rewritten)
 
-        change = commit_run(data_set, job.run_id, decide)
-    if wrong is not None:
-        delete_uncommitted(data_set, job.run_id)
+        # If this fails, what the job has written is left for the next command: to repeat it may cost hours.
+        change = data_set.commit(decide)
+    delete_uncommitted(data_set, job.run_id)  # all of it, or what was written for a state that has changed
     jobs.remove(output, job.run_id)
+    if change is not None:
+        data_set.publish()
     if wrong is not None:
         raise RunError(f"{job.said}, was in vain: {wrong}. What it has written was removed; run again")
     return [] if change is None else [change]
+
+
+def _is_committed(state: DataSet, job: Job) -> bool:
+    return any(done.run_id == job.run_id for done in state.manifests)
 
 
 def _is_dead(file: WrittenFile) -> bool:
@@ -96,6 +104,8 @@ def _wrong(job: Job, files: Sequence[WrittenFile], letters: Sequence[WrittenFile
 
 def _missing(output: str, draft: Manifest) -> str | None:
     """Files that are not there, or not as they were written."""
+    if not storage.exists(registration(output, draft.run_id)):
+        return "another command has taken it for dead"
     written = (*draft.files, *draft.dead_letters)
 
     def is_missing(file: DataFile) -> bool:

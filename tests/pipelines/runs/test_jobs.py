@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -145,6 +146,27 @@ def test_a_command_that_dies_between_commit_and_cleaning_up_has_done_its_work(
     assert finished.status == 0, finished.err
     assert not (output / "_jobs").exists()
     assert len(read_live(output)) == 20
+    assert run_verify().status == 0
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_what_a_job_has_done_is_not_lost_if_it_cannot_be_committed_now(
+    go_on: Command, run_verify: Command, output: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    link = os.link
+
+    def fail(source: Any, destination: Any) -> None:
+        if Path(destination).parent.name == "_manifests":
+            raise error
+        link(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", fail)
+        assert go_on().status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    finished = go_on()
+    assert finished.status == 0, finished.err
+    assert "took in     a job" in finished.out and "nothing is new" in finished.out
+    assert len(read_live(output)) == 20 and not (output / "_jobs").exists()
     assert run_verify().status == 0
 
 
