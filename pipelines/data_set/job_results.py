@@ -19,6 +19,8 @@ from transforms import metrics
 from transforms.output.commit import DEAD_LETTERS, WrittenFile, committed_files
 from transforms.storage import files as storage
 
+TOO_MANY_DEAD_LETTERS = "too many dead letters"
+"""The status of a manifest."""
 _CHECKERS = 16
 _LOGGER = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ def _filled(job: Job, written: Sequence[WrittenFile], letters: Sequence[WrittenF
     )
     return dataclasses.replace(
         job.draft,
-        status="too many dead letters" if is_too_many else job.draft.status,
+        status=TOO_MANY_DEAD_LETTERS if is_too_many else job.draft.status,
         finished=now(),
         model=model,
         inputs=tuple(with_rows(job.draft.inputs, files, dead_letters)),

@@ -190,7 +190,8 @@ class Annotation:
         """The exit status, if this is all that the command does."""
         if self.unreadable or self.selection.found.unlisted or self.selection.not_gone:
             return FAILED
-        return TOO_MANY_DEAD_LETTERS if too_many_dead_letters(self.counts, self.plan.config) else DONE
+        is_too_many = self.context.has_too_many_dead_letters or too_many_dead_letters(self.counts, self.plan.config)
+        return TOO_MANY_DEAD_LETTERS if is_too_many else DONE
 
     def complaints(self) -> Iterator[Complaint]:
         """What was left out, and why."""

@@ -149,6 +149,17 @@ def test_a_command_that_dies_between_commit_and_cleaning_up_has_done_its_work(
     assert run_verify().status == 0
 
 
+def test_too_many_dead_letters_of_a_job_are_the_status_of_who_takes_it_in(go_on: Command, output: Path) -> None:
+    (described,) = output.glob("_jobs/*/job.json")
+    values = json.loads(described.read_text())
+    described.write_text(json.dumps(values | {"max_dead_fraction": -1.0}))  # no dead letters are too many
+    finished = go_on()
+    assert finished.status == 3
+    assert "too many dead letters, 0 of 20 records" in finished.err
+    assert len(read_live(output)) == 20
+    assert go_on().status == 0
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
 def test_what_a_job_has_done_is_not_lost_if_it_cannot_be_committed_now(
     go_on: Command, run_verify: Command, output: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
