@@ -132,11 +132,12 @@ def _read(output: str, path: str) -> Job | None:
         job = Job(**values | {"draft": draft, "basis": Basis(**basis | {"inputs": inputs})})
         if job.run_id != path.split("/")[-2]:
             raise ValueError("of another run")
-        completed = completion(output, job.run_id)
-        if not storage.exists(completed):
+        path_of_counts = completion(output, job.run_id)
+        if not storage.exists(path_of_counts):
             return job
-        counts = json.loads(storage.read_bytes(completed))["inputs"]
-        return dataclasses.replace(job, completed={name: [int(n) for n in each] for name, each in counts.items()})
+        counts = json.loads(storage.read_bytes(path_of_counts))["inputs"]
+        completed = {name: [int(parts), int(read), int(notices)] for name, (parts, read, notices) in counts.items()}
+        return dataclasses.replace(job, completed=completed)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -236,6 +236,16 @@ def test_a_job_that_is_done_without_counts_or_files_is_no_success(
     assert not list(output.rglob("*.parquet")) and not (output / "_jobs").exists()
 
 
+@pytest.mark.parametrize("name", ["job.json", "completed.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"inputs": {"a": [0]}}'])
+def test_what_is_said_of_a_job_is_damaged(go_on: Command, output: Path, name: str, content: str) -> None:
+    (path,) = output.glob(f"_jobs/*/{name}")
+    path.write_text(content)
+    finished = go_on()
+    assert finished.status == 2
+    assert "not what a submitted job has there" in finished.err and finished.err.count("\n") == 1
+
+
 def test_what_others_have_scored_meanwhile_is_not_there_twice(
     go_on: Command, run_verify: Command, output: Path, tmp_path: Path
 ) -> None:
