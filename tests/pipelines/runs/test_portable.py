@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 import pyarrow as pa
 import pytest
+from apache_beam.options.pipeline_options import PortableOptions
 from apache_beam.portability.api import (
     beam_fn_api_pb2,
     beam_fn_api_pb2_grpc,
@@ -35,8 +36,10 @@ from apache_beam.portability.api import (
 from google.protobuf import struct_pb2
 
 from pipelines import score
+from pipelines.cli.options import parse
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.explain import explain
+from pipelines.runs.runners import pipeline_options
 from pipelines.runs.worker_main import redacted_record
 from tests.pipelines.conftest import (
     Finished,
@@ -444,6 +447,15 @@ def test_records_of_workers_are_final_and_without_credentials() -> None:
     assert said.startswith("token=*** (5)\nTraceback") and "hunter2" not in said
     unfit = redacted_record("name", logging.ERROR, "file", 1, "%d", ("text",), None)
     assert unfit.getMessage() == "%d"
+
+
+def test_a_job_may_take_longer_than_an_answer_of_its_job_server() -> None:
+    """Beam ends the wait for a job after the time that it has for answers, five minutes."""
+    config, rest = parse(["--runner=PortableRunner", "--job_endpoint=localhost:1"])
+    year = 365 * 86_400
+    assert pipeline_options(config, rest).view_as(PortableOptions).job_server_timeout > year
+    rest = [*rest, "--job_server_timeout=20"]
+    assert pipeline_options(config, rest).view_as(PortableOptions).job_server_timeout == 20
 
 
 @pytest.mark.parametrize(
