@@ -187,11 +187,9 @@ def _said(output: Path) -> dict[str, Any]:
     data_set = DataSet(str(output))
     data_set.refresh()
     (manifest,) = data_set.manifests
-    counts = {
-        name: n for name, n in manifest.counts.items() if name not in ("files_written", "bytes_written", "reused")
-    }
+    by_bundle = ("files_written", "bytes_written", "reused", "batches")
     return {
-        "counts": counts,
+        "counts": {name: number for name, number in manifest.counts.items() if name not in by_bundle},
         "model": manifest.model,
         "identity": manifest.identity,
         "inputs": manifest.inputs,
