@@ -125,8 +125,14 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[Any] | N
 
 def children(pid: int, name: str) -> list[int]:
     """Processes that a process has started and whose program has that name."""
-    found = subprocess.run(["pgrep", "-P", str(pid), "-x", name], capture_output=True, text=True, check=False)
-    return [int(number) for number in found.stdout.split()]
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            number, _, rest = entry.read_text().partition(" (")
+            program, _, fields = rest.rpartition(") ")
+            if program == name and int(fields.split()[1]) == pid:
+                found.append(int(number))
+    return found
 
 
 def is_running(pid: int) -> bool:
@@ -294,7 +300,7 @@ def _state(jobs: beam_job_api_pb2_grpc.JobServiceStub, job: str) -> int:
 def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: str, tmp_path: Path) -> None:
     corpus(tmp_path / "in", 1, 60)
     common = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out")
-    dying = ("--environment_type=PROCESS", '--environment_config={"command": "false"}', "--stall_timeout=2s")
+    dying = ("--environment_type=PROCESS", '--environment_config={"command": "false"}', "--stall_timeout=10s")
     launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *(dying if how == "failure" else ()))
     try:
         launcher.wait_for(lambda: children(launcher.process.pid, PRISM.name), LIMIT)
