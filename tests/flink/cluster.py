@@ -127,8 +127,12 @@ class FlinkCluster:
             operation = self._ask(done)["operation"]
             if "location" in operation:
                 return str(operation["location"])
-            # Writers of files cannot be saved while one of them has ended and another has not; the job goes on.
-            assert "PartialFinishingNotSupported" in str(operation), operation
+            # It is refused while tasks are restarting, and while a writer of files has ended and another has not.
+            # Then the job goes on.
+            said = str(operation)
+            assert "PartialFinishingNotSupported" in said or "Not all required tasks are currently running" in said, (
+                said
+            )
 
     def state(self, job: str) -> str:
         return str(self._ask(f"jobs/{job}").get("state"))
