@@ -33,11 +33,13 @@ def main() -> None:
     if not PYTHON.exists():
         raise SystemExit(f"there is no {PYTHON}: make test-spark makes it")
     corpus, source = texts(options.rows, options.data)
+    environment = os.environ | {"PYSPARK_PYTHON": str(PYTHON), "PYTHONPATH": str(PYTHON.parents[2])}
     with tempfile.TemporaryDirectory() as directory:
         pq.write_table(pa.table({"text": corpus}), Path(directory, "texts.parquet"))
         finished = subprocess.run(
             [PYTHON, "-m", "benchmarks.spark", "--measure", directory, str(options.runs)],
             stdout=subprocess.PIPE, text=True, check=True,
+            env=environment | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     seconds: dict[str, list[float]] = json.loads(finished.stdout.splitlines()[-1])
     alone = seconds["bundle.score"]

@@ -24,6 +24,8 @@ from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.errors import InputError, first_line
 
 _LOGGER = logging.getLogger(__name__)
+_EVER_SECONDS = 10 * 365 * 86_400
+"""Instead of Beam's 300 s for answers of a job server, which end the wait for a job as well (Beam 2.77)."""
 _WRONG = {
     "daskrunner": "it loses rows without a word (Beam 2.77): it does not collect what bundles give at their end",
 }
@@ -53,11 +55,14 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         _LOGGER.warning("passed on to %s unchecked: --%s", config.runner, " --".join(unknown))
     rest = _without_secrets(rest, config)
     options = PipelineOptions([*rest, f"--runner={config.runner}"])
+    portable = options.view_as(PortableOptions)
+    if portable.job_server_timeout == PortableOptions([]).job_server_timeout:
+        portable.job_server_timeout = _EVER_SECONDS
     if config.is_local:
         options.view_as(DirectOptions).direct_num_workers = max(config.local_workers, config.local_threads)
         if not options.view_as(WorkerOptions).default_sdk_harness_log_level:
             options.view_as(WorkerOptions).default_sdk_harness_log_level = "ERROR"
-    elif options.view_as(PortableOptions).environment_type in ("EXTERNAL", "LOOPBACK", "PROCESS"):
+    elif portable.environment_type in ("EXTERNAL", "LOOPBACK", "PROCESS"):
         # Beam would run `pip freeze` for each job, for containers to compare.
         options.view_as(DebugOptions).add_experiment("disable_logging_submission_environment")
     options.view_as(StandardOptions).streaming = config.stream is not None

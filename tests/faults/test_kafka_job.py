@@ -53,21 +53,32 @@ class Job:
         self._log = (directory / "log").open("ab")
         self.runner = self._start(str(PRISM), f"--job_port={job_port}", "--serve_http=false", "--log_level=warn")
         self.pool = self._start(sys.executable, "-m", "pipelines.worker", "--port", str(pool_port))
+        self.run_id = ""
+        try:
+            self.run_id = self._submit(job_port, pool_port, *options)
+        except BaseException:
+            self.end()
+            raise
+
+    def _submit(self, job_port: int, pool_port: int, *options: str) -> str:
+        """Returns the id of the run."""
         endpoints = (f"--job_endpoint=localhost:{job_port}", f"--environment_config=localhost:{pool_port}")
         command = (sys.executable, "-m", "pipelines.score", "--streaming", "--output", "out", *options)
         runner = ("--runner=PortableRunner", "--environment_type=EXTERNAL", *endpoints)
         submitted = subprocess.run(
-            [*command, *runner], cwd=directory, env=self._environment, capture_output=True, text=True, timeout=PATIENCE
+            [*command, *runner],
+            cwd=self._directory,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert submitted.returncode == 0, submitted.stdout + submitted.stderr + self.log
-        (self.run_id,) = self._new_runs()
+        described = (self._directory / "out" / "_journal").glob("*/run.json")
+        return max(described, key=lambda path: path.stat().st_mtime).parent.name
 
     def _start(self, *command: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=self._directory, env=self._environment, stdout=self._log, stderr=self._log)
-
-    def _new_runs(self) -> list[str]:
-        paths = sorted((self._directory / "out" / "_journal").glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-        return [paths[-1].parent.name]
 
     @property
     def log(self) -> str:

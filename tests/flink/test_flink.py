@@ -106,7 +106,8 @@ def test_every_id_once_whoever_is_killed_and_over_a_savepoint(
 
     def send(count: int) -> None:
         for partition in range(PARTITIONS):
-            sender.posts("posts", count, partition, first=sent[partition])
+            # So long that Flink's own buffers do not take them all.
+            sender.posts("posts", count, partition, first=sent[partition], about="x" * 500)
             sent[partition] += count
 
     def start(*options: str) -> str:

@@ -21,6 +21,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
 from transforms import ReadTweets, metrics
+from transforms.annotate import AnnotateFiles
 
 WORDS = [
     "i",
@@ -225,7 +226,7 @@ def functions_of(transform: beam.Pipeline | beam.PTransform, *steps: str) -> lis
     pipeline = transform
     if isinstance(transform, beam.PTransform):
         pipeline = beam.Pipeline()
-        _ = (pipeline if isinstance(transform, ReadTweets) else pipeline | beam.Create([])) | transform
+        _ = (pipeline if isinstance(transform, ReadTweets | AnnotateFiles) else pipeline | beam.Create([])) | transform
     found: dict[str, Any] = {}
 
     class Visitor(PipelineVisitor):

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.transforms.conftest import functions_of
 from transforms.input.fields import FieldMapping
-from transforms.input.read import InputFile, ReadTweets
+from transforms.input.read import InputFile, PartReader, split_file
 from transforms.records import DeadLetter, Tweet
 
 CASES = Path(__file__).parents[4] / "shared" / "cases" / "input"
@@ -20,13 +19,9 @@ def read(case: str, **mapping: Any) -> tuple[list[Tweet], list[DeadLetter]]:
     """The tweets and the dead letters of a file."""
     path, fields = CASES / case, FieldMapping(**mapping)
     file = InputFile(str(path), path.stat().st_size)
-    splitter, reader = functions_of(ReadTweets([file], fields=fields, strict=True), "SplitFiles", "ReadParts")
-    reader.setup()
-    tweets, dead = [], []
-    for part in splitter.process(file):
-        for item in reader.process(part):
-            (tweets if isinstance(item, Tweet) else dead).append(getattr(item, "value", item))
-    return tweets, dead
+    reader = PartReader(fields, strict=True)
+    items = [item for part in split_file(file, fields=fields) for item in reader.read(part)]
+    return [item for item in items if isinstance(item, Tweet)], [item for item in items if isinstance(item, DeadLetter)]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from apache_beam.transforms.window import GlobalWindow
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -39,16 +38,23 @@ from tests.transforms.conftest import functions_of, make_texts
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import DISK, FILES, MEMORY, THREADS, RunError, Shortage, raise_shortage, shortage_of
 from torchmoji_core.inference.cache import ScoreCache
+from transforms.annotate import AnnotateFiles
 from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
-from transforms.input.read import InputFile, ReadTweets, UnreadableInput, split_file, unreadable_path
+from transforms.input.read import (
+    InputFile,
+    PartReader,
+    ReadTweets,
+    SplitInputs,
+    UnreadableInput,
+    split_file,
+    unreadable_path,
+)
 from transforms.input.source_file import SourceError, raise_unless_damage
 from transforms.options import ScoreOptions
-from transforms.records import DeadLetter, TokenizedTweet, Tweet
-from transforms.scoring.batch import BatchByLength
+from transforms.records import DeadLetter, PartCount, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import LoadedModel
 from transforms.scoring.score import RecordBatchHandler, bisect
-from transforms.scoring.tokenize import TokenizeTweets
 from transforms.storage import files as storage
 
 OURS = (f"{Path(storage.__file__).parent}{os.sep}", f"{Path(raise_shortage.__code__.co_filename).parent}{os.sep}")
@@ -175,8 +181,7 @@ class Pipeline:
     def __init__(self, model: str, threads: int, cache_mb: int) -> None:
         options = ScoreOptions(model, threads=threads, cache_mb=cache_mb, **OPTIONS)  # type: ignore[arg-type]
         self.handler = RecordBatchHandler(options)
-        (self.tokenize,) = functions_of(TokenizeTweets(model), "Tokenize")
-        self.tokenize.setup()
+        self.path = model
         self.model: LoadedModel = self.handler.load_model()
         self.undisturbed: dict[Any, tuple[int, list[DeadLetter]]] = {}
         """Calls and dead letters of runs in which nothing is short."""
@@ -192,10 +197,11 @@ class Pipeline:
 
         def results(outputs: Iterator[Any]) -> Iterator[Any]:
             for output in outputs:
-                if isinstance(output, beam.pvalue.TaggedOutput):
-                    dead.append(output.value)
-                else:
-                    yield getattr(output, "value", output)
+                value = getattr(output, "value", output)
+                if isinstance(value, DeadLetter):
+                    dead.append(value)
+                elif not isinstance(value, PartCount):
+                    yield value
 
         def score(batch: list[TokenizedTweet]) -> None:
             for scored in self.handler.run_inference([*batch, *poison], self.model):
@@ -203,14 +209,12 @@ class Pipeline:
                 dead.extend(scored.dead_letters)
             poison.clear()
 
-        split, read, batches = steps
-        batches.start_bundle()
+        split, read = steps
+        read.start_bundle()
         for part in results(split.process(file)):
-            for tweet in results(read.process(part)):
-                for tokenized in self.tokenize.process(tweet):
-                    for batch in results(batches.process(tokenized, GlobalWindow())):
-                        score(batch)
-        for batch in results(batches.finish_bundle()):
+            for batch in results(read.process(part)):
+                score(batch)
+        for batch in results(read.finish_bundle()):
             score(batch)
         return ids, dead
 
@@ -226,11 +230,10 @@ def pipeline(request: pytest.FixtureRequest, model: str, striker: Striker) -> It
 
 
 @functools.cache
-def steps_of(limits: BatchLimits, strict: bool) -> tuple[beam.DoFn, ...]:
-    """The functions that split a file, read its parts and make batches, as Beam calls them."""
-    split, read = functions_of(ReadTweets([], fields=FIELDS, strict=strict), "SplitFiles", "ReadParts")
-    read.setup()
-    return split, read, *functions_of(BatchByLength(limits), "Batch")
+def steps_of(limits: BatchLimits, strict: bool, model: str) -> tuple[beam.DoFn, ...]:
+    """The functions that split a file, and make batches of its parts, as Beam calls them."""
+    inputs, reader = SplitInputs([], fields=FIELDS, strict=strict), PartReader(FIELDS, strict)
+    return functions_of(AnnotateFiles(inputs, reader, ScoreOptions(model), limits), "SplitFiles", "ReadBatches")
 
 
 LIMITS = [BatchLimits(), BatchLimits(max_rows=1), BatchLimits(max_rows=7), BatchLimits(max_tokens=60)]
@@ -266,7 +269,7 @@ def test_whatever_is_short_wherever_every_row_is_scored_or_the_run_fails(
     lasting: so many calls fail, one after another.
     """
 
-    steps = steps_of(limits, strict)
+    steps = steps_of(limits, strict, pipeline.path)
 
     def run(struck: range, make: Make = MemoryError) -> tuple[list[str], list[DeadLetter]]:
         striker.at, striker.make = struck, make
