@@ -105,6 +105,8 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
     environment = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
     settings = environment.get_config()
     settings.set("execution.checkpointing.interval", f"{options.commit_every} s")
+    # A job that is cancelled may be gone on with: from its last checkpoint.
+    settings.set("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION")
     settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
     settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     # Or messages are scored twice, for the one table and for the other.

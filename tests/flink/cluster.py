@@ -117,22 +117,11 @@ class FlinkCluster:
         assert found, said
         return found[1]
 
-    def stop_with_savepoint(self, job: str) -> str:
-        """What `flink stop` does. Returns the savepoint."""
-        while True:
-            wait(lambda: self.state(job) == "RUNNING")
-            asked = self._ask(f"jobs/{job}/stop", {"targetDirectory": (self._directory / "savepoints").as_uri()})
-            done = f"jobs/{job}/savepoints/{asked['request-id']}"
-            wait(lambda done=done: self._ask(done).get("status", {}).get("id") == "COMPLETED")
-            operation = self._ask(done)["operation"]
-            if "location" in operation:
-                return str(operation["location"])
-            # It is refused while tasks are restarting, and while a writer of files has ended and another has not.
-            # Then the job goes on.
-            said = str(operation)
-            assert "PartialFinishingNotSupported" in said or "Not all required tasks are currently running" in said, (
-                said
-            )
+    def cancel(self, job: str) -> str:
+        """Cancel a job. Returns its last checkpoint."""
+        self._flink("cancel", job)
+        wait(lambda: self.state(job) == "CANCELED")
+        return str(self._ask(f"jobs/{job}/checkpoints")["latest"]["completed"]["external_path"])
 
     def state(self, job: str) -> str:
         return str(self._ask(f"jobs/{job}").get("state"))
