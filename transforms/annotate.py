@@ -102,7 +102,7 @@ class AnnotateFiles(beam.PTransform):
     """Files -> `Annotated`: Arrow record batches, one row per tweet, dead letters, and counts of what was read.
 
     The rows are those of `ReadTweets` and `AnnotateTweets`. But one step makes batches of a part of a file, so that
-    Beam carries no single tweets, which costs a tenth of what scoring does.
+    Beam carries no single tweets.
     """
 
     def __init__(
