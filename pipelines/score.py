@@ -60,7 +60,7 @@ def run(plan: Plan, context: RunContext) -> int:
     earlier = data_set.identity
     joined = {"identity": joined_identity(config, earlier)} if config.if_exists == "append" else {}
     if config.no_wait:
-        submission.check(plan, context, "--no_wait leaves it to go on; leave that out, or name a runner of a cluster")
+        submission.check(plan, context)
         replaces = check_output(config, data_set, plan.files, plan.model) > 0
         nothing = Finished({}, (), (), 0.0)
         draft = describe_commit(plan, nothing, data_set, "score", started, checkpoint=replaces, **joined)

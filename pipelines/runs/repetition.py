@@ -127,7 +127,7 @@ class _Looks:
             self._model = self._model or check_model(config.score)
             annotation = prepare(config, context, self._model, self._stop)
             if config.score.no_wait:
-                submission.check(annotation.plan, context, "--no_wait leaves it to go on; leave that out, or name a runner of a cluster")
+                submission.check(annotation.plan, context)
             if not self._is_planned:
                 announce_plan(annotation)
             if config.score.dry_run:

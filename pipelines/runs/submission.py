@@ -26,6 +26,9 @@ from pipelines.runs.runners import is_dataflow, why_it_ends_with_us
 from torchmoji_core.errors import InputError, RunError
 
 
+NO_WAIT = "--no_wait leaves it to go on; leave that out, or name the runner of a cluster"
+
+
 def make_pipeline(context: RunContext) -> beam.Pipeline:
     """An empty pipeline for the runner of a command.
 
@@ -115,7 +118,7 @@ def said(plan: Plan, context: RunContext, job: str | None) -> str:
     return f"submitted to {plan.config.runner}{f' as job {job}' if job else ''}"
 
 
-def check(plan: Plan, context: RunContext, what: str) -> None:
+def check(plan: Plan, context: RunContext, what: str = NO_WAIT) -> None:
     """Make sure that a job goes on when this command ends, and that its job server is there.
 
     Args:
