@@ -25,7 +25,6 @@ from pipelines.runs.plan import Plan
 from pipelines.runs.runners import is_dataflow, why_it_ends_with_us
 from torchmoji_core.errors import InputError, RunError
 
-
 NO_WAIT = "--no_wait leaves it to go on; leave that out, or name the runner of a cluster"
 
 
