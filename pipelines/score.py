@@ -48,7 +48,7 @@ def run(plan: Plan, context: RunContext) -> int:
     Raises:
         RunError: if the run fails. What it has written by then is removed.
     """
-    from pipelines.data_set.manifest import now
+    from pipelines.data_set.manifest import TOO_MANY_DEAD, now
     from pipelines.data_set.recovery import delete_retired
     from pipelines.runs import progress, submission
     from pipelines.runs.accounting import Finished, describe_commit, too_many_dead_letters
@@ -70,7 +70,7 @@ def run(plan: Plan, context: RunContext) -> int:
 
     def decide(state: DataSet) -> Manifest:
         replaced = check_output(config, state, plan.files, plan.model)
-        changes: dict[str, Any] = {"status": "too many dead letters"} if warning else {}
+        changes: dict[str, Any] = {"status": TOO_MANY_DEAD} if warning else {}
         if config.if_exists == "append" and state.identity != earlier:
             raise RunError(f"another command has written to {config.output} meanwhile; run again")
         manifest = describe_commit(plan, finished, state, "score", started, **joined | changes)

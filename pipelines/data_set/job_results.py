@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.data_set import jobs
 from pipelines.data_set.jobs import Basis, Job
-from pipelines.data_set.manifest import DataFile, Manifest, now, with_rows
+from pipelines.data_set.manifest import TOO_MANY_DEAD, DataFile, Manifest, now, with_rows
 from pipelines.data_set.recovery import delete_uncommitted
 from pipelines.data_set.rewrite import Rewritten, without
 from pipelines.data_set.snapshot import DataSet, registration
@@ -19,8 +19,6 @@ from transforms import metrics
 from transforms.output.commit import DEAD_LETTERS, WrittenFile, committed_files
 from transforms.storage import files as storage
 
-TOO_MANY_DEAD_LETTERS = "too many dead letters"
-"""The status of a manifest."""
 _CHECKERS = 16
 _LOGGER = logging.getLogger(__name__)
 
@@ -136,7 +134,7 @@ def _filled(job: Job, written: Sequence[WrittenFile], letters: Sequence[WrittenF
     )
     return dataclasses.replace(
         job.draft,
-        status=TOO_MANY_DEAD_LETTERS if is_too_many else job.draft.status,
+        status=TOO_MANY_DEAD if is_too_many else job.draft.status,
         finished=now(),
         model=model,
         inputs=tuple(with_rows(job.draft.inputs, files, dead_letters)),

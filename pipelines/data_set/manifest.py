@@ -80,6 +80,10 @@ class Model:
     arithmetic: str
 
 
+TOO_MANY_DEAD = "too many dead letters"
+"""Status of a manifest whose run had more than it was allowed."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What one commit changed."""

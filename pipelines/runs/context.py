@@ -16,8 +16,9 @@ from pipelines.cli.interrupts import heed_interrupt
 from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set import jobs
-from pipelines.data_set.job_results import TOO_MANY_DEAD_LETTERS, take_in
+from pipelines.data_set.job_results import take_in
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
+from pipelines.data_set.manifest import TOO_MANY_DEAD
 from pipelines.data_set.recovery import recover
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.run_report import reported
@@ -90,7 +91,7 @@ def locked(context: RunContext, lock_seconds: float = DEFAULT_SECONDS) -> Iterat
             rows, dead = change.counts[metrics.ROWS_WRITTEN], change.counts[metrics.DEAD]
             said = f"took in     a job submitted at {change.started}: {rows:,} rows, {dead:,} dead letters"
             announce("took_in", said, run=change.run_id, rows=rows, dead=dead)
-        context.has_too_many_dead_letters = any(change.status == TOO_MANY_DEAD_LETTERS for change in done)
+        context.has_too_many_dead_letters = any(change.status == TOO_MANY_DEAD for change in done)
         jobs.check_none(data_set.output, going_on)
         try:
             yield
