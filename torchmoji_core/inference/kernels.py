@@ -141,14 +141,15 @@ class _MklWeight(Weight):
         sums += _mkl_product(x, self._matrix)[:, : self._outputs]
 
 
-class _PackedWeight(Weight):
+class PackedWeight(Weight):
     """Packed once into the layout that oneDNN's kernels read."""
 
     def __init__(self, activation: torch.dtype, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self._bias = bias
+        self.activation = activation
+        self.bias = bias
         # A single output has one order of summation anyway.
-        self._inputs = matrix.shape[1] if len(matrix) == 1 else _UNSPLIT_INPUTS
+        self._inputs = matrix.shape[1] if len(matrix) == 1 else UNSPLIT_INPUTS
         self._parts = [
             torch.ops.mkldnn._reorder_linear_weight(part.to(activation).contiguous(), _PACKED_FOR_ROWS)
             for part in matrix.split(self._inputs, dim=1)
@@ -158,12 +159,16 @@ class _PackedWeight(Weight):
         sums = self._product(x, 0).float()
         for part in range(1, len(self._parts)):
             sums += self._product(x, part)
-        bias = self._bias
+        bias = self.bias
         return sums if bias is None else sums.add_(bias)
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
         for part in range(len(self._parts)):
             sums += self._product(x, part)
+
+    def matrix(self) -> Tensor:
+        """W as it was before it was packed, in the products' type."""
+        return torch.cat([part.to_dense() for part in self._parts], 1)
 
     def _product(self, x: Tensor, part: int) -> Tensor:
         values = x[:, part * self._inputs : (part + 1) * self._inputs]
@@ -176,7 +181,7 @@ class _PackedWeight(Weight):
 
 _PACKED_FOR_ROWS = 64
 """A hint for the layout; it fits any number of rows."""
-_UNSPLIT_INPUTS = 1024
+UNSPLIT_INPUTS = 1024
 """With more inputs, oneDNN splits sums into parts that depend on the number of rows."""
 
 
@@ -205,7 +210,7 @@ _LARGEST_PAIR = 127.5
 class _OneDnnInt8Weight(Weight):
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self._bias, self._x_zero = bias, INT8_ZERO
+        self.bias, self._x_zero = bias, INT8_ZERO
         self._zeros = torch.zeros(len(matrix), dtype=torch.int64)
         self._pack(QuantizedMatrix(matrix))
 
@@ -221,7 +226,7 @@ class _OneDnnInt8Weight(Weight):
 
     def _project_many(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            x, 1.0, self._x_zero, self._packed, self._scale, self._zeros, self._bias,
+            x, 1.0, self._x_zero, self._packed, self._scale, self._zeros, self.bias,
             1.0, 0, torch.float32, "none", [], "",
         )  # fmt: skip
         return product
@@ -236,7 +241,7 @@ class _OneDnnInt8Weight(Weight):
             raise RuntimeError("a product of another shape")
 
 
-class _FastestInt8Weight(_OneDnnInt8Weight):
+class FastestInt8Weight(_OneDnnInt8Weight):
     """FBGEMM for few rows, oneDNN for many. (One module with both: TorchScript takes its time for each.)"""
 
     def _pack(self, quantized: QuantizedMatrix) -> None:
@@ -252,7 +257,7 @@ class _FastestInt8Weight(_OneDnnInt8Weight):
         if len(x) > self._few_rows:
             return self._project_many(x)
         product = self._product_of_few(x)
-        bias = self._bias
+        bias = self.bias
         # By itself: the operator would round the product and the sum at once, as no other kernel does.
         return product if bias is None else product.add_(bias)
 
@@ -261,6 +266,11 @@ class _FastestInt8Weight(_OneDnnInt8Weight):
             self._add_many_to(sums, x)
         else:
             sums += self._product_of_few(x)
+
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """`values` and `product_scale` of `QuantizedMatrix`."""
+        values, _ = torch.ops.quantized.linear_unpack(self._packed_for_few)
+        return values.int_repr(), self._scale
 
     def _product_of_few(self, x: Tensor) -> Tensor:
         # The operator takes floats and rounds them; these are whole numbers already.
@@ -333,11 +343,11 @@ class Arithmetic:
 _MKL = "MKL" if torch.backends.mkl.is_available() else "BLAS"
 _HALF, _BRAIN, _SINGLE, _DOUBLE = torch.float16, torch.bfloat16, torch.float32, torch.float64
 ARITHMETICS = (
-    Arithmetic("int8", "FBGEMM, oneDNN", torch.uint8, _FastestInt8Weight, lambda: has_avx2(), table=_HALF),
+    Arithmetic("int8", "FBGEMM, oneDNN", torch.uint8, FastestInt8Weight, lambda: has_avx2(), table=_HALF),
     Arithmetic("int8", "oneDNN", torch.uint8, _OneDnnInt8Weight, lambda: has_avx2(), table=_HALF),
-    Arithmetic("bf16", "oneDNN", _BRAIN, partial(_PackedWeight, _BRAIN), lambda: has_bfloat16(), table=_HALF),
+    Arithmetic("bf16", "oneDNN", _BRAIN, partial(PackedWeight, _BRAIN), lambda: has_bfloat16(), table=_HALF),
     # oneDNN's own kernels, instead of the library that torch's ordinary product goes to, are up to twice as fast.
-    Arithmetic("fp32", "oneDNN", _SINGLE, partial(_PackedWeight, _SINGLE)),
+    Arithmetic("fp32", "oneDNN", _SINGLE, partial(PackedWeight, _SINGLE)),
     # The same results as the first, slower than fp32.
     Arithmetic("int8", "emulated", torch.uint8, _ExactInt8Weight, lambda: False, table=_HALF),
     Arithmetic("fp32", _MKL, _SINGLE, _MklWeight),

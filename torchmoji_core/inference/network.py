@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from torchmoji_core.errors import first_line, raise_shortage
 from torchmoji_core.inference.kernels import Encoding, Weight, ignoring
+from torchmoji_core.processor import has_avx2
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def product_rows(rows: int) -> int:
     if rows > 128:
         return (rows + 127) // 128 * 128
     if rows > 8:
-        return (rows + 7) // 8 * 8
+        return (rows + 3) // 4 * 4 if rows <= 32 else (rows + 7) // 8 * 8
     power = 2  # products would take a single row twice (`kernels`)
     while power < rows:
         power *= 2
@@ -171,38 +173,68 @@ class Layer(nn.Module):
         outputs[:, size:] = hidden[:, 1].flip(0)
 
 
-class Network(nn.Module):
-    """Everything behind the embedding table. Calls do not change it, so threads may share one."""
+class Head(nn.Module):
+    """What makes results of the features of each row's tokens."""
 
-    def __init__(
-        self,
-        first: Layer,
-        second: Layer,
-        attention: Weight,
-        output: Weight,
-        encoding: Encoding,
-        hidden: int,
-        multi_label: bool,
-        kept: Tensor | None,
-    ) -> None:
+    def __init__(self, attention: Weight, output: Weight, multi_label: bool, kept: Tensor | None) -> None:
         """Args:
-        first, second: the LSTMs.
         attention: weights of a token's features, one output.
         output: weights and bias of the classes.
-        encoding: of the LSTMs' inputs.
-        hidden: channels of a direction, rounded up.
         multi_label: whether a probability is of its class by itself (a sigmoid instead of the softmax).
         kept: the columns of the features that are the embedding; None for all.
         """
         super().__init__()
-        self.first = first
-        self.second = second
         self.attention = attention
         self.output = output
-        self.encoding = encoding
-        self.hidden = hidden
         self.multi_label = multi_label
         self.kept = kept
+
+    def forward(self, features: Tensor, batch_sizes: list[int]) -> Output:
+        """Args:
+        features: [at least tokens, channels], halved.
+        batch_sizes: rows present at each step.
+        """
+        average, attention = self._attend(features, batch_sizes)
+        kept = self.kept
+        embedding = average if kept is None else average[:, kept]
+        logits = self.output.project(embedding)[: batch_sizes[0]]
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
+        return probabilities, embedding[: batch_sizes[0]], attention
+
+    def _attend(self, features: Tensor, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
+        """Average features [rounded up rows, channels] and weights [rows, longest row]; see `attention`."""
+        n_rows, n_tokens = batch_sizes[0], sum(batch_sizes)
+        logits = self.attention.project(features)[:n_tokens, 0]
+        weights = features.new_full([n_rows, len(batch_sizes)], float("-inf"))
+        for step, values in enumerate(logits.split(batch_sizes)):
+            weights[: len(values), step] = values
+        weights = (weights - weights.amax(1, keepdim=True)).exp_()
+        total = weights.new_zeros([n_rows])
+        for of_step in weights.unbind(1):  # one after another: a library's sum depends on the width
+            total += of_step
+        weights /= total.unsqueeze(1)
+        average = features.new_zeros([product_rows(n_rows), features.size(1)])
+        for step, values in enumerate(features[:n_tokens].split(batch_sizes)):
+            average[: len(values)].addcmul_(values, weights[: len(values), step].unsqueeze(1), value=2)
+        return average, weights
+
+
+class Network(nn.Module):
+    """Everything behind the embedding table. Calls do not change it, so threads may share one."""
+
+    def __init__(self, first: Layer, second: Layer, head: Head, encoding: Encoding, hidden: int) -> None:
+        """Args:
+        first, second: the LSTMs.
+        head: makes the results of their features.
+        encoding: of the LSTMs' inputs.
+        hidden: channels of a direction, rounded up.
+        """
+        super().__init__()
+        self.first = first
+        self.second = second
+        self.head = head
+        self.encoding = encoding
+        self.hidden = hidden
 
     def forward(self, vectors: Tensor, token: Tensor, batch_sizes: list[int]) -> Output:
         """Args:
@@ -220,28 +252,8 @@ class Network(nn.Module):
         encoded = self.encoding.zeros(len(features), 2 * hidden)
         self.encoding.encode(between, encoded)
         self.second(encoded, torch.arange(n_tokens), batch_sizes, features[:, : 2 * hidden])
-        embedding, attention = self._attend(features, batch_sizes)
-        logits = self.output.project(embedding)[: batch_sizes[0]]
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
-        return probabilities, embedding[: batch_sizes[0]], attention
-
-    def _attend(self, features: Tensor, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """Embedding [rounded up rows, channels] and attention weights [rows, longest row]; see `attention`."""
-        n_rows, n_tokens = batch_sizes[0], sum(batch_sizes)
-        logits = self.attention.project(features)[:n_tokens, 0]
-        weights = features.new_full([n_rows, len(batch_sizes)], float("-inf"))
-        for step, values in enumerate(logits.split(batch_sizes)):
-            weights[: len(values), step] = values
-        weights = (weights - weights.amax(1, keepdim=True)).exp_()
-        total = weights.new_zeros([n_rows])
-        for of_step in weights.unbind(1):  # one after another: a library's sum depends on the width
-            total += of_step
-        weights /= total.unsqueeze(1)
-        average = features.new_zeros([product_rows(n_rows), features.size(1)])
-        for step, values in enumerate(features[:n_tokens].split(batch_sizes)):
-            average[: len(values)].addcmul_(values, weights[: len(values), step].unsqueeze(1), value=2)
-        kept = self.kept
-        return average if kept is None else average[:, kept], weights
+        result: Output = self.head(features, batch_sizes)
+        return result
 
 
 def compiled(network: Network, examples: Sequence[tuple[Tensor, Tensor, list[int]]]) -> Call:
@@ -262,6 +274,29 @@ def compiled(network: Network, examples: Sequence[tuple[Tensor, Tensor, list[int
         raise_shortage(error)
         return _as_it_is(network, first_line(error))
     return script if same else _as_it_is(network, "wrong results")
+
+
+def for_one_row(network: Network, call: Call, examples: Sequence[tuple[Tensor, Tensor, list[int]]]) -> Call:
+    """What runs a single row: the loops of `one_row` where they give the same bits as `call` for examples, else `call`.
+
+    Which they do not if a torch of another version rounds elsewhere. They need the extra `numba`.
+    """
+    if not has_avx2() or find_spec("numba") is None:
+        return call
+    try:
+        from torchmoji_core.inference.one_row import one_row_network
+
+        loops = one_row_network(network)
+        if loops is None:
+            return call
+        same = all(_same_bits(loops(*example), call(*example)) for example in examples)
+    except Exception as error:  # numba's own are of many kinds, as of versions that do not fit
+        raise_shortage(error)
+        _LOGGER.warning("single texts are scored without numba (%s): same results, slower", first_line(error))
+        return call
+    if not same:
+        _LOGGER.warning("single texts are scored without numba (it rounds otherwise than torch): same results, slower")
+    return loops if same else call
 
 
 _UNSUPPORTED_PYTHON = (3, 14)
