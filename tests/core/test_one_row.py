@@ -15,7 +15,7 @@ from tests.processors import lacking
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.inference import engine as module
 from torchmoji_core.inference.engine import Engine
-from torchmoji_core.inference.one_row import OneRowNetwork
+from torchmoji_core.inference.one_row_network import OneRowNetwork
 from torchmoji_core.processor import has_avx2
 
 pytestmark = pytest.mark.skipif(not has_avx2(), reason="loops need AVX2")
@@ -29,7 +29,7 @@ ROWS = [
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loops for the first row already."""
-    monkeypatch.setattr(module, "_ROWS_WORTH_LOADING", 1)
+    monkeypatch.setattr(module, "ROWS_WORTH_LOADING", 1)
 
 
 @pytest.fixture(params=["int8", "fp32"])
@@ -45,7 +45,7 @@ def by_themselves(state: dict[str, Tensor], precision: str, loops: bool = True) 
     engine = Engine(state, precision)
     together = run(engine, ROWS)
     assert_rows_equal([run(engine, [row])[0] for row in ROWS], together)
-    assert isinstance(engine._network_of_one_row, OneRowNetwork) == loops
+    assert isinstance(engine.of_one_row, OneRowNetwork) == loops
     return engine
 
 
@@ -80,7 +80,7 @@ def wrong(features: object, weights: object, mean: np.ndarray) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize(("average", "fault"), [(broken, "no such machine"), (wrong, "rounds otherwise")])
+@pytest.mark.parametrize(("average", "fault"), [(broken, "no such machine"), (wrong, "they round otherwise")])
 def test_loops_that_do_not_fit_are_not_used(
     make_state: MakeState,
     average: Callable[..., None],
@@ -107,7 +107,7 @@ def test_without_numba_nothing_is_said(
 
 def test_they_are_loaded_when_many_texts_have_come_alone(make_state: MakeState, precision: str) -> None:
     engine = Engine(make_state(), precision)
-    for _ in range(module._ROWS_WORTH_LOADING):
-        assert not isinstance(engine._network_of_one_row, OneRowNetwork)
+    for _ in range(module.ROWS_WORTH_LOADING):
+        assert not isinstance(engine.of_one_row, OneRowNetwork)
         engine.run([[12, 13]])
-    assert isinstance(engine._network_of_one_row, OneRowNetwork)
+    assert isinstance(engine.of_one_row, OneRowNetwork)

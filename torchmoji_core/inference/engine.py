@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torchmoji_core.inference.kernels import choose
-from torchmoji_core.inference.network import Call, Direction, Head, Layer, Network, compiled, for_one_row
+from torchmoji_core.inference.network import Call, Direction, Head, Layer, Network, compiled
+from torchmoji_core.inference.one_row import for_one_row
 from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid
 from torchmoji_core.model import dimensions_of
 from torchmoji_core.processes import single_threaded
@@ -34,7 +35,7 @@ _TABLE_ROWS = 4096
 """Rows of the embedding table converted at a time, for a low peak of memory."""
 
 
-_ROWS_WORTH_LOADING = 32
+ROWS_WORTH_LOADING = 32
 """Single rows after which loops are loaded for them: a pipeline has some, a service nothing else."""
 _LONGEST_EXAMPLE = 40
 """Tokens of the longest row that shows whether loops are right."""
@@ -105,7 +106,7 @@ class Engine:
                 network, [self._inputs(torch.zeros(sum(lengths), dtype=torch.int64), lengths) for lengths in rows]
             )
         self._plain_network = network
-        self._network_of_one_row, self._single_rows = self._network, 0
+        self.of_one_row, self._single_rows = self._network, 0
 
     @property
     def precision(self) -> str:
@@ -161,19 +162,19 @@ class Engine:
         flat = torch.frombuffer(joined, dtype=torch.int64)
         if int(flat.min()) < 0 or int(flat.max()) >= self.dimensions.vocabulary:
             raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
-        network = self._network if len(rows) > 1 else self._for_one_row()
+        network = self._network if len(rows) > 1 else self._network_of_one_row()
         return EngineOutput(*network(*self._inputs(flat, lengths)))
 
-    def _for_one_row(self) -> Call:
+    def _network_of_one_row(self) -> Call:
         """What runs a single row: compiled loops, as soon as they are worth the seconds that loading them may take."""
         # Threads may count a row once together, but the count skips no number.
         self._single_rows = count = self._single_rows + 1
-        if count == _ROWS_WORTH_LOADING:
+        if count == ROWS_WORTH_LOADING:
             ids = torch.arange(self.dimensions.vocabulary)
             rows = [ids[:1], ids[-2:], ids[:: max(1, len(ids) // _LONGEST_EXAMPLE)]]
             examples = [self._inputs(row, [len(row)]) for row in rows]
-            self._network_of_one_row = for_one_row(self._plain_network, self._network, examples)
-        return self._network_of_one_row
+            self.of_one_row = for_one_row(self._plain_network, self._network, examples)
+        return self.of_one_row
 
     def _inputs(self, flat: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """What `Network` takes, of the tokens of all rows."""

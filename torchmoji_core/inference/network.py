@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -30,7 +29,6 @@ from torch import Tensor, nn
 
 from torchmoji_core.errors import first_line, raise_shortage
 from torchmoji_core.inference.kernels import Encoding, Weight, ignoring
-from torchmoji_core.processor import has_avx2
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -269,40 +267,18 @@ def compiled(network: Network, examples: Sequence[tuple[Tensor, Tensor, list[int
         with ignoring(DeprecationWarning):
             script = cast(Call, torch.jit.script(network))
         # It watches the first runs and optimizes what it saw.
-        same = all(_same_bits(script(*example), network(*example)) for example in [*examples] * 3)
+        same = all(same_bits(script(*example), network(*example)) for example in [*examples] * 3)
     except Exception as error:  # TorchScript's own are of many kinds, and none stands in the way
         raise_shortage(error)
         return _as_it_is(network, first_line(error))
     return script if same else _as_it_is(network, "wrong results")
 
 
-def for_one_row(network: Network, call: Call, examples: Sequence[tuple[Tensor, Tensor, list[int]]]) -> Call:
-    """What runs a single row: the loops of `one_row` where they give the same bits as `call` for examples, else `call`.
-
-    Which they do not if a torch of another version rounds elsewhere. They need the extra `numba`.
-    """
-    if not has_avx2() or find_spec("numba") is None:
-        return call
-    try:
-        from torchmoji_core.inference.one_row import one_row_network
-
-        loops = one_row_network(network)
-        if loops is None:
-            return call
-        same = all(_same_bits(loops(*example), call(*example)) for example in examples)
-    except Exception as error:  # numba's own are of many kinds, as of versions that do not fit
-        raise_shortage(error)
-        _LOGGER.warning("single texts are scored without numba (%s): same results, slower", first_line(error))
-        return call
-    if not same:
-        _LOGGER.warning("single texts are scored without numba (it rounds otherwise than torch): same results, slower")
-    return loops if same else call
-
-
 _UNSUPPORTED_PYTHON = (3, 14)
 
 
-def _same_bits(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+def same_bits(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether two results are equal to the last bit."""
     return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
 
 
