@@ -331,13 +331,18 @@ def average(features: Floats, weights: Floats, mean: Floats) -> None:
 
 
 @_compiled(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def project(x: Floats, weights: Floats, bias: Floats) -> Floats:
-    """x W' + bias, [outputs], of weights [inputs, outputs]."""
+def project(x: Floats, weights: Floats, bias: Floats, n_part: int) -> Floats:
+    """x W' + bias, [outputs], of weights [inputs, outputs].
+
+    Args:
+        n_part: inputs whose products are added up before they are added to those of others.
+    """
     sums, of_call, of_part = np.zeros_like(bias), np.empty_like(bias), np.empty_like(bias)
     for call in range(0, len(x), UNSPLIT_INPUTS):
         of_call[:] = _ZERO
-        for part in range(call, min(call + UNSPLIT_INPUTS, len(x)), _PART):
-            end = min(part + _PART, len(x))
+        end_of_call = min(call + UNSPLIT_INPUTS, len(x))
+        for part in range(call, end_of_call, n_part):
+            end = min(part + n_part, end_of_call)
             of_part[:] = _ZERO
             _add_products(x[part:end], weights[part:end], of_part)
             for j in range(len(bias)):
@@ -347,7 +352,3 @@ def project(x: Floats, weights: Floats, bias: Floats) -> Floats:
     for j in range(len(bias)):
         sums[j] += bias[j]
     return sums
-
-
-_PART = 512
-"""Inputs whose products oneDNN adds up before it adds them to those of others."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchmoji_core.inference import machine_code
-from torchmoji_core.inference.kernels import INT8_ZERO, FastestInt8Weight, PackedWeight, Weight
+from torchmoji_core.inference.kernels import INT8_ZERO, UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight, Weight
 from torchmoji_core.inference.network import Direction, Layer, Network, Output, product_rows
 
 Loops = Callable[[Tensor, Tensor], None]
@@ -31,8 +32,8 @@ class OneRowNetwork:
         self._hidden = network.hidden
         self._attention = head.attention
         output = cast(PackedWeight, head.output)
-        self._output = _transposed(output)
-        self._bias = cast(Tensor, output.bias).numpy()
+        weights = _transposed(output), cast(Tensor, output.bias).numpy()
+        self._output = *weights, _inputs_of_part(output, *weights)
         self._multi_label = head.multi_label
         self._kept = head.kept
 
@@ -50,7 +51,7 @@ class OneRowNetwork:
         mean = features.new_zeros([features.size(1)])
         machine_code.average(features.numpy(), weights.numpy(), mean.numpy())
         embedding = mean if self._kept is None else mean[self._kept]
-        scores = torch.from_numpy(machine_code.project(embedding.numpy(), self._output, self._bias))
+        scores = torch.from_numpy(machine_code.project(embedding.numpy(), *self._output))
         probabilities = scores.sigmoid() if self._multi_label else scores[None].softmax(1)
         return probabilities, embedding[None], weights[None]
 
@@ -96,6 +97,16 @@ def _float_loops(layer: Layer) -> Loops:
             machine_code.run_float(direction.inputs.project(x).numpy(), recurrent, direction.reverse, part.numpy())
 
     return run
+
+
+def _inputs_of_part(output: PackedWeight, weights: machine_code.Floats, bias: machine_code.Floats) -> int:
+    """How many inputs oneDNN adds up at a time: with AVX-512 half as many as it is given."""
+    x = torch.linspace(-1, 1, len(weights))
+    expected = output.project(x[None])[0].numpy()
+    for n_part in (UNSPLIT_INPUTS, UNSPLIT_INPUTS // 2):
+        if np.array_equal(machine_code.project(x.numpy(), weights, bias, n_part), expected):
+            return n_part
+    raise ValueError("another order of sums")
 
 
 def _transposed(weight: PackedWeight) -> machine_code.Floats:
