@@ -206,6 +206,12 @@ def abandon(status: int) -> None:
         _current.abandon(status)
 
 
+def end_at_once() -> None:
+    """Have these signals end the process where it stands from now on, as they end other programs."""
+    for number in _heard():
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def told_to_stop(seconds: float) -> Iterator[threading.Event]:
     """An event that the first of these signals sets; the second is an interrupt.

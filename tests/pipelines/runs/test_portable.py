@@ -40,7 +40,7 @@ from pipelines.cli.options import parse
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.explain import explain
 from pipelines.runs.runners import pipeline_options
-from pipelines.runs.worker_main import redacted_record
+from pipelines.runs.worker_boot import redacted_record
 from tests.pipelines.conftest import (
     Finished,
     corpus,
