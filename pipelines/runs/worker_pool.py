@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
+from pipelines.cli.exits import DONE, end, run_command
 from torchmoji_core.errors import InputError
 
 END_SECONDS = 10.0
@@ -92,29 +92,27 @@ class WorkerPool:
         self._workers: list[Worker] = []
         """Runners name them; another job may give the same name."""
         self._lock, self._starting = threading.Lock(), threading.Lock()
+        self._is_stopped = False
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(_PRELOADED)
 
     def start_worker(self, request: Any, context: Any = None) -> Any:
         """Start one, in a process of its own."""
-        arguments = [f"--id={request.worker_id}"]
-        arguments += [
-            f"--{name}_endpoint={endpoint.url}"
-            for name, endpoint in (
-                ("provision", request.provision_endpoint),
-                ("control", request.control_endpoint),
-                ("logging", request.logging_endpoint),
-            )
+        endpoints = [
+            endpoint.url
+            for endpoint in (request.provision_endpoint, request.control_endpoint, request.logging_endpoint)
         ]
-        process = self._context.Process(target=_become_worker, args=(arguments,))
-        try:
-            with self._starting:
-                process.start()
-        except (OSError, EOFError) as error:
-            return Response(error=f"a worker cannot be started: {error}")
-        worker = Worker(request.worker_id, process)
-        with self._lock:
-            self._workers.append(worker)
+        process = self._context.Process(target=_become_worker, args=(request.worker_id, *endpoints))
+        with self._starting:
+            if self._is_stopped:
+                return Response(error="the pool is being stopped")
+            try:
+                process.start()  # the first one takes seconds
+            except (OSError, EOFError) as error:
+                return Response(error=f"a worker cannot be started: {error}")
+            worker = Worker(request.worker_id, process)
+            with self._lock:
+                self._workers.append(worker)
         _LOGGER.warning("started worker %s as process %d", worker.name, worker.pid)
         threading.Thread(target=self._attend, args=(worker,), daemon=True).start()
         return Response()
@@ -136,7 +134,9 @@ class WorkerPool:
             return list(self._workers)
 
     def stop(self) -> None:
-        """End all workers."""
+        """End all workers, and start none any more."""
+        with self._starting:
+            self._is_stopped = True
         _end(self.workers)
 
     def _attend(self, worker: Worker) -> None:
@@ -146,13 +146,20 @@ class WorkerPool:
         _LOGGER.warning("worker %s, process %d, has ended", worker.name, worker.pid)
 
 
-def _become_worker(arguments: list[str]) -> None:
+def _become_worker(worker_id: str, *endpoints: str) -> None:
     """What a process does that was forked."""
-    from pipelines.worker import command
-
+    pool = multiprocessing.parent_process()
+    if pool is None or not pool.is_alive():  # it has ended while this one was being started
+        return
     logging.getLogger().handlers.clear()  # to import Beam makes one
-    sys.argv[1:] = arguments
-    command()
+
+    def main(_: list[str]) -> int:
+        from pipelines.runs.worker_boot import Endpoints, work
+
+        work(worker_id, Endpoints(*endpoints))
+        return DONE
+
+    end(run_command(main))
 
 
 @contextmanager
@@ -188,7 +195,7 @@ def serving(port: int) -> Iterator[int]:
     try:
         yield port
     finally:
-        server.stop(None).wait()  # for a worker that is just being started
+        server.stop(None)
         pool.stop()
 
 
