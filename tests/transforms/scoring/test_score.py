@@ -27,7 +27,8 @@ from transforms.input.fields import KeptField
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import load_model
-from transforms.scoring.score import RecordBatchHandler, ScoreBatches, bisect
+from transforms.scoring.run_inference import RecordBatchHandler, ScoreBatches
+from transforms.scoring.score import bisect
 from transforms.scoring.tokenize import tokenize
 
 ALL = OUTPUTS
