@@ -15,7 +15,7 @@ from pipelines.runs.plan import Plan
 from pipelines.runs.worker_checks import check_worker, our_versions
 from transforms.annotate_files import AnnotateFiles
 from transforms.input.read import PartReader, SplitInputs
-from transforms.output.completion import WriteCompletion
+from transforms.output.completion import AwaitFiles, WriteCompletion
 from transforms.output.write import WriteDeadLetters, WriteScores
 
 
@@ -37,3 +37,5 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     letters = dead | "WriteDeadLetters" >> WriteDeadLetters(output, run_id)
     if config.no_wait:
         counts | "WriteCompletion" >> WriteCompletion(completion(output, run_id), (scores, letters))
+    elif not config.is_local:
+        (scores, letters) | "AwaitFiles" >> AwaitFiles()

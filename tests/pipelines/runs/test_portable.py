@@ -229,8 +229,6 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
     tmp_path: Path,
 ) -> None:
     """A pool is told to end, as Kubernetes does it; all others are killed."""
-    if kind == "embedded" and moment == "committing" and victim in ("worker", "pool"):
-        pytest.xfail("Beam's embedded job server does not notice it, and the command waits (docs/runners.md)")
     corpus(tmp_path / "in", 2, 60)
     halted = tmp_path / "halted"
     halting = {"HALT_AT": MOMENTS[moment], "HALT_FILE": str(halted)}
