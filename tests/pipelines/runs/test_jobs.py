@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ class Cluster:
     """A job server with its workers, which a command leaves behind when it ends: here it ends, and they stay."""
 
     def __init__(self, server: str, workers: str) -> None:
-        self._server = server
+        self._server, self.workers = server, workers
         self.options = (
             "--runner=PortableRunner", f"--job_endpoint={server}", "--environment_type=EXTERNAL",
             f"--environment_config={workers}",
@@ -90,6 +91,35 @@ def test_the_next_run_takes_in_what_a_job_has_done(
     ours, theirs = (DataSet.read(str(tmp_path / name)) for name in ("out", "local"))
     assert ours.live.inputs == theirs.live.inputs
     assert ours.manifests[-1].model == theirs.manifests[-1].model
+
+
+class InterruptingServicer(LocalJobServicer):
+    """Takes a job, and is slow to say so: Ctrl-C comes before."""
+
+    def Run(self, request: Any, context: Any = None) -> Any:  # noqa: N802 - Beam's name
+        answer = super().Run(request, context)
+        os.kill(os.getpid(), signal.SIGINT)
+        return answer
+
+
+def test_a_job_that_may_have_been_taken_when_its_command_was_interrupted_is_not_forgotten(
+    run_annotate: Command, cluster: Cluster, tmp_path: Path
+) -> None:
+    servicer = InterruptingServicer(str(tmp_path / "staging"))
+    interrupting = Cluster(f"localhost:{servicer.start_grpc_server()}", cluster.workers)
+    corpus(tmp_path / "in", 1, 20)
+    try:
+        finished = run_annotate(*interrupting.options, "--no_wait", "--partition_by", "")
+        assert finished.status == 130
+        (described,) = (tmp_path / "out").glob("_jobs/*/job.json")
+        assert f"else delete {described.parent}\n" in finished.err and finished.err.endswith("\ninterrupted\n")
+        assert interrupting.wait() == "DONE"
+    finally:
+        servicer.stop()
+    finished = run_annotate("--partition_by", "")
+    assert finished.status == 0, finished.err
+    assert "took in     a job" in finished.out and "nothing is new" in finished.out
+    assert len(read_live(tmp_path / "out")) == 20
 
 
 @pytest.fixture(scope="module")
