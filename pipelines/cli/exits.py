@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipelines.cli import console
-from pipelines.cli.interrupts import INTERRUPTED, interruptible, is_told_to_end
+from pipelines.cli.interrupts import INTERRUPTED, ignore_signals, interruptible, is_told_to_end
 from pipelines.cli.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, first_line, is_outage, shortage_of
 
@@ -104,7 +104,11 @@ def exit_status(error: BaseException) -> int:
 
 
 def end(status: int) -> NoReturn:
-    """End the process. After a run that did not come to its end, threads of Beam may wait for ever; so not for them."""
+    """End the process. After a run that did not come to its end, threads of Beam may wait for ever; so not for them.
+
+    The command is done, and has its status: from now on nobody can interrupt it.
+    """
+    ignore_signals()
     for stream in (sys.stdout, sys.stderr):
         console.lost_output(stream)
     if status in (FAILED, INTERRUPTED):
