@@ -268,6 +268,66 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
 
 
 @pytest.mark.portable
+@pytest.mark.parametrize("kind", [pytest.param("prism", marks=needs_prism), "embed"])
+def test_when_a_pool_with_two_jobs_ends_each_of_them_ends(kind: str, model: str, tmp_path: Path) -> None:
+    how = ON_PRISM if kind == "prism" else ["--runner=PortableRunner", "--job_endpoint=embed"]
+    halted = tmp_path / "halted"
+    halting = {"HALT_AT": MOMENTS["scoring"], "HALT_FILE": str(halted), "HALT_ALL": "1"}
+    common = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out", *how)
+    with contextlib.ExitStack() as stack:
+        workers, address = stack.enter_context(pool(halting))
+        launchers = []
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            corpus(tmp_path / name / "in", 1, 60)
+            launchers.append(
+                ScoreProcess(
+                    tmp_path / name, *common, "--environment_type=EXTERNAL", f"--environment_config={address}",
+                    "--beam_plugins=tests.pipelines.runs.halting",
+                )
+            )  # fmt: skip
+            stack.callback(launchers[-1].close)
+        for launcher in launchers:
+            launcher.wait_for(lambda: len([*tmp_path.glob("halted.*")]) == 2, LIMIT)
+        workers.terminate()
+        workers.wait(LIMIT)
+        for launcher in launchers:
+            assert launcher.process.wait(LIMIT) == 1, launcher.log
+            assert "a worker process died" in one_line(launcher.log)
+    assert not [path for name in ("one", "two") for path in (tmp_path / name / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.portable
+@needs_prism
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_while_its_prism_works_takes_that_with_it(
+    number: signal.Signals, run_score: Run, undisturbed: pa.Table, model: str, tmp_path: Path
+) -> None:
+    corpus(tmp_path / "in", 2, 60)
+    halted = tmp_path / "halted"
+    common = ("--model", model, "--progress", "off", "--input", "in/*", "--output", "out")
+    with pool({"HALT_AT": MOMENTS["scoring"], "HALT_FILE": str(halted)}) as (_, address):
+        external = ("--environment_type=EXTERNAL", f"--environment_config={address}")
+        plugin = "--beam_plugins=tests.pipelines.runs.halting"
+        launcher = ScoreProcess(tmp_path, *common, *ON_PRISM, *external, plugin)
+        try:
+            launcher.wait_for(halted.exists, LIMIT)
+            (prism,) = children(launcher.process.pid, PRISM.name)
+            assert launcher.stop(number, LIMIT) == (-number if number == signal.SIGKILL else 130), launcher.log
+        finally:
+            launcher.close()
+            halted.with_suffix(".go").touch()
+        wait_for(lambda: not is_running(prism))
+        wait_for(lambda: not is_running(int(halted.read_text())))
+    assert "Traceback" not in launcher.log
+    if number != signal.SIGKILL:
+        assert launcher.log.splitlines()[-1] == "interrupted"
+        assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert run_score("--input", "in/*", "--output", "out").status == 0
+    assert read_scores(tmp_path / "out").equals(undisturbed)
+
+
+@pytest.mark.portable
 @pytest.mark.parametrize("kind", SERVERS)
 def test_the_job_of_an_interrupted_command_is_cancelled(kind: str, model: str, tmp_path: Path) -> None:
     corpus(tmp_path / "in", 1, 60)
