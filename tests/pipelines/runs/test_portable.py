@@ -182,6 +182,7 @@ def test_rows_dead_letters_and_manifest_on_prism_are_those_of_a_local_run(
             how += [f"--environment_config={json.dumps(variables)}"]
         finished = run_score(*common, "prism", *how)
     assert finished.status == 0, finished.err
+    assert "ERROR" not in finished.err
     assert read_scores(tmp_path / "prism").equals(read_scores(tmp_path / "local"))
     dead = [sorted(read_dead_letters(tmp_path / name), key=str) for name in ("prism", "local")]
     assert dead[0] == dead[1] and len(dead[0]) == 50
