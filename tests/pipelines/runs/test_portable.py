@@ -237,7 +237,9 @@ def test_whoever_dies_nothing_is_half_done_and_the_next_run_is_right(
     with job_server(kind) as (runner, how), pool(halting) as (workers, address):
         launcher = ScoreProcess(
             tmp_path, *common, *how, "--environment_type=EXTERNAL", f"--environment_config={address}",
-            "--beam_plugins=tests.pipelines.runs.halting", *(["--stall_timeout=30s"] if moment == "connecting" else []),
+            "--beam_plugins=tests.pipelines.runs.halting",
+            # Of a worker that has not connected, nobody hears that it is gone.
+            *(["--stall_timeout=45s"] if moment == "connecting" and victim in ("worker", "pool") else []),
         )  # fmt: skip
         try:
             launcher.wait_for(halted.exists, LIMIT)
