@@ -17,7 +17,7 @@ from pipelines.cli.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, first_line, is_outage, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LOCK_HELD, COULD_NOT_TELL = range(6)
-_YOUNG_OBJECTS = 50_000
+YOUNG_OBJECTS = 50_000
 """So many more objects begin a search for cycles. With the usual 700, importing torch and Beam takes 0.3 s longer: they
 make a million objects that stay."""
 LAST_SECONDS = 10.0
@@ -33,7 +33,7 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         main's status, or the `exit_status` of its error; 141 if a dry run's output had no reader.
     """
     console.secure_streams()
-    gc.set_threshold(_YOUNG_OBJECTS)
+    gc.set_threshold(YOUNG_OBJECTS)
     arguments = sys.argv[1:]
     set_up_logging(wanted_format(arguments))
     try:

@@ -26,7 +26,6 @@ END_SECONDS = 10.0
 """A worker that has not ended by then is killed."""
 CHECK_SECONDS = 5.0
 _LOGGER = logging.getLogger(__name__)
-_PRELOADED = ["pipelines.runs.worker_boot", "pipelines.runs.graph"]
 
 SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
 _FILE = text_format.Parse(
@@ -94,7 +93,7 @@ class WorkerPool:
         self._lock, self._starting = threading.Lock(), threading.Lock()
         self._is_stopped = False
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(_PRELOADED)
+        self._context.set_forkserver_preload(["pipelines.runs.worker_preload"])
 
     def start_worker(self, request: Any, context: Any = None) -> Any:
         """Start one, in a process of its own."""

@@ -38,5 +38,5 @@ def test_a_pool_of_workers_imports_neither(tmp_path: Path) -> None:
 
 @pytest.mark.portable
 def test_a_worker_imports_torch_before_it_begins_and_no_more_of_beam_than_it_needs(tmp_path: Path) -> None:
-    program = "import pipelines.runs.worker_boot, pipelines.runs.graph"
+    program = "import pipelines.runs.worker_preload"
     assert imported(program, tmp_path) == {"apache_beam", "torch"}
