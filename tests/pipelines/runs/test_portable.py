@@ -150,6 +150,11 @@ def one_line(said: str) -> str:
     return lines[-1]
 
 
+def files_of_runs(output: Path) -> list[Path]:
+    """All but temporary ones: a worker may write for a moment after the end of its job, which the next run removes."""
+    return [path for path in output.rglob("*") if path.is_file() and "_tmp" not in path.relative_to(output).parts]
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     """50,000 lines of which a thousandth are broken, and a few posts."""
@@ -297,7 +302,7 @@ def test_when_a_pool_with_two_jobs_ends_each_of_them_ends(kind: str, model: str,
         for launcher in launchers:
             assert launcher.process.wait(LIMIT) == 1, launcher.log
             assert "a worker process died" in one_line(launcher.log)
-    assert not [path for name in ("one", "two") for path in (tmp_path / name / "out").rglob("*") if path.is_file()]
+    assert not files_of_runs(tmp_path / "one" / "out") + files_of_runs(tmp_path / "two" / "out")
 
 
 @pytest.mark.portable
@@ -325,7 +330,7 @@ def test_a_command_that_is_ended_while_its_prism_works_takes_that_with_it(
     assert "Traceback" not in launcher.log
     if number != signal.SIGKILL:
         assert launcher.log.splitlines()[-1] == "interrupted"
-        assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+        assert not files_of_runs(tmp_path / "out")
     assert run_score("--input", "in/*", "--output", "out").status == 0
     assert read_scores(tmp_path / "out").equals(undisturbed)
 
@@ -351,7 +356,7 @@ def test_the_job_of_an_interrupted_command_is_cancelled(kind: str, model: str, t
             (job,) = jobs.GetJobs(beam_job_api_pb2.GetJobsRequest()).job_info
             wait_for(lambda: _state(jobs, job.job_id) == beam_job_api_pb2.JobState.CANCELLED)
     assert launcher.log.splitlines()[-1] == "interrupted" and "Traceback" not in launcher.log
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert not files_of_runs(tmp_path / "out")
 
 
 def _state(jobs: beam_job_api_pb2_grpc.JobServiceStub, job: str) -> int:
@@ -530,6 +535,11 @@ def test_a_job_may_take_longer_than_an_answer_of_its_job_server() -> None:
     ("error", "said"),
     [
         ("Pipeline job-001[job] failed in state FAILED: SDK worker disconnected: job-001[job]_go", "a worker process"),
+        (
+            "Pipeline job-001 failed in state FAILED: panic in stage.Execute bundle processing goroutine: send on closed "
+            "channel, stage: &{ID:stage-001 transforms:[...]},stackTrace:\ngoroutine 43 [running]:\n...",
+            "a worker process",
+        ),
         (
             "Pipeline job-001 failed in state FAILED: prism worker[job-001[job]_env] didn't get control connection to "
             "localhost:52549 after 1m0s",
