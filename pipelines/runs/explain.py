@@ -22,7 +22,7 @@ _STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(O
 
 
 _DEATHS = ("Channel closed prematurely", "SDK worker disconnected", "send on closed channel", WORKER_DIED)
-"""What runners say of a worker that is gone: Beam's in this process, Prism (a panic, where it was sending), and ours."""
+"""What runners say of a worker that is gone: Beam's in this process, Prism (where it was sending, by a panic), ours."""
 _NOT_STARTED = "didn't get control connection"
 """What Prism says of a worker that does not connect within a minute."""
 _GRPC_DETAILS = re.compile(r'^\s*details = "(.*)"$', re.MULTILINE)

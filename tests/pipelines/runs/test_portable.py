@@ -536,8 +536,8 @@ def test_a_job_may_take_longer_than_an_answer_of_its_job_server() -> None:
     [
         ("Pipeline job-001[job] failed in state FAILED: SDK worker disconnected: job-001[job]_go", "a worker process"),
         (
-            "Pipeline job-001 failed in state FAILED: panic in stage.Execute bundle processing goroutine: send on closed "
-            "channel, stage: &{ID:stage-001 transforms:[...]},stackTrace:\ngoroutine 43 [running]:\n...",
+            "Pipeline job-001 failed in state FAILED: panic in stage.Execute bundle processing goroutine: send on "
+            "closed channel, stage: &{ID:stage-001 transforms:[...]},stackTrace:\ngoroutine 43 [running]:\n...",
             "a worker process",
         ),
         (
