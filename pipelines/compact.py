@@ -37,11 +37,12 @@ def main(arguments: list[str]) -> int:
 
     from pipelines.data_set.compaction import compact
     from pipelines.data_set.lock import Lock
+    from pipelines.runs.progress import announce_taken_in
     from transforms.input.formats import absolute_directory
 
     output = absolute_directory(options.output)
     with Lock(output):
-        announce("compacted", compact(output, options.target_mb << 20, options.dry_run))
+        announce("compacted", compact(output, options.target_mb << 20, options.dry_run, announce_taken_in))
     return DONE
 
 

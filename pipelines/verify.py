@@ -42,12 +42,13 @@ def main(arguments: list[str]) -> int:
 
     from pipelines.data_set.vacuum import vacuum
     from pipelines.data_set.verification import verify
+    from pipelines.runs.progress import announce_taken_in
     from transforms.input.formats import absolute_directory
 
     output = absolute_directory(options.output)
     try:
         if options.clean:
-            deleted = vacuum(output, options.older_than)
+            deleted = vacuum(output, options.older_than, announce_taken_in)
             announce("cleaned", f"deleted     {len(deleted):,} file(s)", deleted=len(deleted))
         findings = verify(output, options.duplicate_ids == "fail", options.memory_mb)
     except (OSError, RunError) as error:

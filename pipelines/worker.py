@@ -30,13 +30,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until told to stop, or become a worker. Returns the exit status."""
+    """Serve until told to stop, or work as a worker. Returns the exit status."""
     options, rest = parser().parse_known_args(arguments)
     if options.provision_endpoint:
-        from pipelines.runs.worker_boot import Endpoints, become_worker
+        from pipelines.runs.worker_boot import Endpoints, work
 
         endpoints = Endpoints(options.provision_endpoint, options.control_endpoint, options.logging_endpoint)
-        become_worker(options.id or "worker", endpoints)  # of the rest, runners know what it is
+        work(options.id or "worker", endpoints)  # of the rest, runners know what it is
+        return DONE
     if rest:
         raise InputError(f"{rest[0]} is unknown; --help lists all options")
     if options.port is None or not 0 <= options.port < 1 << 16:

@@ -22,7 +22,7 @@ _NAMES = {
     "scoring.embeddings": ("TorchMojiEmbeddings",),
     "scoring.model_handler": ("TorchMojiModelHandler",),
     "scoring.model_refresh": ("WatchModels",),
-    "scoring.score": ("ScoreBatches",),
+    "scoring.run_inference": ("ScoreBatches",),
     "scoring.tokenize": ("TokenizeTweets",),
 }
 """What is public, by the module that it is in."""

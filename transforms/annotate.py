@@ -1,29 +1,25 @@
-"""AnnotateTweets: tokenize, batch, score, for pipelines of other people. AnnotateFiles: the same from files on."""
+"""AnnotateTweets: tokenize, batch, score, for streams and for pipelines of other people."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-from apache_beam.transforms.window import GlobalWindows
-from apache_beam.utils.windowed_value import WindowedValue
 
-from torchmoji_core.batching import BatchLimits, LengthBuckets
+from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import InputError
 from torchmoji_core.inference.scores import valid_unicode
 from transforms.columns import FINGERPRINT_COLUMN
-from transforms.input.read import BESIDE, COUNTS, DEAD, PartReader, Split, SplitInputs, beside
 from transforms.options import DEFAULT_OUTPUTS, ScoreOptions
-from transforms.records import DeadLetter, Outcome, PartCount, TokenizedTweet, Tweet
-from transforms.scoring.batch import BatchByLength, tweet_size
+from transforms.records import DeadLetter, Outcome, Tweet
+from transforms.scoring.batch import BatchByLength
 from transforms.scoring.buffer import BufferOptions, BufferTweets
 from transforms.scoring.model_refresh import ModelUpdates
-from transforms.scoring.score import ScoreBatches
-from transforms.scoring.tokenize import TokenizeTweets, TweetTokenizer
+from transforms.scoring.run_inference import ScoreBatches
+from transforms.scoring.tokenize import TokenizeTweets
 
 
 class AnnotateTweets(beam.PTransform):
@@ -88,69 +84,6 @@ class AnnotateTweets(beam.PTransform):
 def _check(element: Any, n_extra: int) -> Iterator[Tweet | beam.pvalue.TaggedOutput]:
     checked = check_tweet(element, n_extra)
     yield beam.pvalue.TaggedOutput("dead", checked) if isinstance(checked, DeadLetter) else checked
-
-
-class Annotated(NamedTuple):
-    """What `AnnotateFiles` gives."""
-
-    results: beam.PCollection[pa.RecordBatch]
-    dead_letters: tuple[beam.PCollection[DeadLetter], ...]
-    counts: tuple[beam.PCollection[PartCount], ...]
-
-
-class AnnotateFiles(beam.PTransform):
-    """Files -> `Annotated`: Arrow record batches, one row per tweet, dead letters, and counts of what was read.
-
-    The rows are those of `ReadTweets` and `AnnotateTweets`. But one step makes batches of a part of a file, so that
-    Beam carries no single tweets.
-    """
-
-    def __init__(
-        self,
-        inputs: SplitInputs,
-        reader: PartReader,
-        options: ScoreOptions = ScoreOptions(),  # noqa: B008
-        limits: BatchLimits = BatchLimits(),  # noqa: B008
-    ) -> None:
-        """Args:
-        inputs: the files.
-        reader: of their parts.
-        options: what to score with, and which columns to make.
-        limits: of a batch.
-        """
-        super().__init__()
-        self._inputs, self._options = inputs, options
-        self._read = _ReadBatches(reader, options.model, limits)
-
-    def expand(self, pbegin: beam.Pipeline) -> Annotated:
-        split = pbegin | "SplitInputs" >> self._inputs
-        read = split.parts | "ReadBatches" >> beam.ParDo(self._read).with_output_types(
-            list[TokenizedTweet], **BESIDE
-        ).with_outputs(*BESIDE, main="batches")
-        scored = read["batches"] | "ScoreBatches" >> ScoreBatches(self._options)
-        return Annotated(
-            scored.results, (split.dead_letters, read[DEAD], *scored.dead_letters), (split.counts, read[COUNTS])
-        )
-
-
-class _ReadBatches(beam.DoFn):
-    def __init__(self, reader: PartReader, model: str | None, limits: BatchLimits) -> None:
-        self._reader, self._tokenizer, self._limits = reader, TweetTokenizer(model), limits
-
-    def start_bundle(self) -> None:
-        self._buckets: LengthBuckets[TokenizedTweet] = LengthBuckets(self._limits)
-
-    def process(self, part: Split) -> Iterator[list[TokenizedTweet] | beam.pvalue.TaggedOutput]:
-        tokenize, buckets = self._tokenizer.tokenize, self._buckets
-        for tweet in self._reader.read(part):
-            if not isinstance(tweet, Tweet):
-                yield beside(tweet)
-            elif batch := buckets.add(row := tokenize(tweet), row.length, tweet_size(tweet)):
-                yield batch
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        for batch in self._buckets.drain():
-            yield GlobalWindows.windowed_value(batch)
 
 
 def check_tweet(element: Any, n_extra: int) -> Tweet | DeadLetter:

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipelines.cli import console
-from pipelines.cli.interrupts import INTERRUPTED, interruptible, is_told_to_end
+from pipelines.cli.interrupts import INTERRUPTED, ignore_signals, interruptible, is_told_to_end
 from pipelines.cli.logs import announce, set_up_logging, wanted_format
 from torchmoji_core.errors import InputError, LockHeldError, TorchMojiError, first_line, is_outage, shortage_of
 
 DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LOCK_HELD, COULD_NOT_TELL = range(6)
-_YOUNG_OBJECTS = 50_000
+YOUNG_OBJECTS = 50_000
 """So many more objects begin a search for cycles. With the usual 700, importing torch and Beam takes 0.3 s longer: they
 make a million objects that stay."""
 LAST_SECONDS = 10.0
@@ -33,7 +33,7 @@ def run_command(main: Callable[[list[str]], int]) -> int:
         main's status, or the `exit_status` of its error; 141 if a dry run's output had no reader.
     """
     console.secure_streams()
-    gc.set_threshold(_YOUNG_OBJECTS)
+    gc.set_threshold(YOUNG_OBJECTS)
     arguments = sys.argv[1:]
     set_up_logging(wanted_format(arguments))
     try:
@@ -104,7 +104,11 @@ def exit_status(error: BaseException) -> int:
 
 
 def end(status: int) -> NoReturn:
-    """End the process. After a run that did not come to its end, threads of Beam may wait for ever; so not for them."""
+    """End the process. After a run that did not come to its end, threads of Beam may wait for ever; so not for them.
+
+    The command is done, and has its status: from now on nobody can interrupt it.
+    """
+    ignore_signals()
     for stream in (sys.stdout, sys.stderr):
         console.lost_output(stream)
     if status in (FAILED, INTERRUPTED):

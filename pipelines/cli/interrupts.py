@@ -175,13 +175,13 @@ def interruptible(end: Callable[[int], object] = os._exit) -> Iterator[None]:
         raise
     finally:
         interrupts.heard.set()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
         signal.set_wakeup_fd(wakeup)
         _current = before
         os.close(writing)
         thread.join()
         os.close(reading)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def is_ending() -> bool:
@@ -204,6 +204,18 @@ def abandon(status: int) -> None:
     """Interrupt the main thread's work, from another thread, and end with a status if that has no effect."""
     if _current is not None:
         _current.abandon(status)
+
+
+def ignore_signals() -> None:
+    """Have these signals no effect from now on."""
+    for number in _heard():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_at_once() -> None:
+    """Have these signals end the process where it stands from now on, as they end other programs."""
+    for number in _heard():
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

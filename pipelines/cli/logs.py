@@ -29,8 +29,8 @@ LOG_FORMATS = ("text", "json")
 _ANNOUNCEMENTS = logging.getLogger("pipelines")
 _UNHEARD = ("apache_beam.runners.", "apache_beam.utils.subprocess_server", "apache_beam.io.filesystems")
 """Beam's runners log what they then raise, and we explain; the last warns of extras that nobody asked for."""
-_WAITS_TOO = "wait_until_finish_read"
-"""A thread of Beam's that ends with the same error as the main one."""
+_READERS = {"wait_until_finish_read", "beam_control_read", "read_grpc_client_inputs"}
+"""Threads of Beam's that end with a job, or with a worker's death, of which the main one hears too."""
 
 
 _UNPRINTABLE = re.compile(
@@ -91,7 +91,7 @@ def _say_uncaught(text: str, error: BaseException | None) -> None:
 
 def _say_thread(fault: threading.ExceptHookArgs) -> None:
     name = fault.thread.name if fault.thread else ""
-    if fault.exc_type is not SystemExit and name != _WAITS_TOO:
+    if fault.exc_type is not SystemExit and name not in _READERS:
         _say_uncaught(f"thread {name} ended with an error", fault.exc_value)
 
 

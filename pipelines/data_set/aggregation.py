@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipelines.data_set import jobs
 from pipelines.data_set.feature_record import (
     EVENT_TIMESTAMP,
     VECTORS,
@@ -88,6 +89,8 @@ def aggregate(source: str, by: Grouping, output: str) -> Aggregated:
     """
     data_set = DataSet.read(source)
     if not data_set.manifests:
+        for job in jobs.read(source).values():
+            raise InputError(f"{source}: nothing there yet but {job.said}, {job.state}")
         raise InputError(f"{source}: no manifest there, so no data set; check the path")
     files = {path: file.rows for path, file in sorted(data_set.live.files.items())}
     before = read_record(output, data_set.output, by)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +17,9 @@ from torchmoji_core.errors import InputError, RunError
 from transforms.storage import files as storage
 
 
-def compact(output: str, target_bytes: int, dry_run: bool = False) -> str:
+def compact(
+    output: str, target_bytes: int, dry_run: bool = False, tell: Callable[[Manifest], object] = lambda _: None
+) -> str:
     """Merge small files, and all manifests into one checkpoint.
 
     To be called by the holder of the lock. Streams may commit meanwhile; what they do is part of the checkpoint.
@@ -26,6 +28,7 @@ def compact(output: str, target_bytes: int, dry_run: bool = False) -> str:
         output: directory of a data set.
         target_bytes: size that merged files should have.
         dry_run: whether to change nothing.
+        tell: is told of each result of a submitted run that was committed.
 
     Returns:
         What was done, for people.
@@ -37,7 +40,7 @@ def compact(output: str, target_bytes: int, dry_run: bool = False) -> str:
     data_set = DataSet.read(output)
     if not dry_run:
         recover(data_set)  # what streams have written until now is merged too
-        take_in(data_set)
+        take_in(data_set, tell)
     if not data_set.manifests:
         raise InputError(f"{output}: no manifest there, so no data set; check the path")
     _check(data_set)

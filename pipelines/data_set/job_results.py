@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pipelines.data_set import jobs
@@ -13,24 +13,25 @@ from pipelines.data_set.manifest import TOO_MANY_DEAD, DataFile, Manifest, now, 
 from pipelines.data_set.recovery import delete_uncommitted
 from pipelines.data_set.rewrite import Rewritten, without
 from pipelines.data_set.snapshot import DataSet, registration
-from torchmoji_core.errors import RunError
+from torchmoji_core.errors import InputError, RunError, first_line
 from torchmoji_core.files import name_as_text
 from transforms import metrics
-from transforms.output.commit import DEAD_LETTERS, WrittenFile, committed_files
+from transforms.output.commit import DEAD_LETTERS, WrittenFile, committed_files, job_directory
 from transforms.storage import files as storage
 
 _CHECKERS = 16
 _LOGGER = logging.getLogger(__name__)
 
 
-def take_in(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
+def take_in(data_set: DataSet, tell: Callable[[Manifest], object]) -> list[Job]:
     """Commit all submitted runs that are done. To be called by the holder of the lock.
 
     Args:
         data_set: what the output holds now.
+        tell: is told of each manifest that was committed.
 
     Returns:
-        The manifests that were committed, and the runs that may be going on.
+        The runs that may be going on.
 
     Raises:
         RunError: if what a run has done does not add up, or was done in vain. It is removed.
@@ -38,15 +39,33 @@ def take_in(data_set: DataSet) -> tuple[list[Manifest], list[Job]]:
     """
     jobs.remove_given_up(data_set.output)
     found = jobs.read(data_set.output).values()
-    done = [change for job in found if job.completed is not None for change in _take_one(data_set, job)]
-    return done, [job for job in found if job.completed is None]
+    for job in found:
+        if job.completed is None:
+            continue
+        try:
+            change = _take_one(data_set, job)
+        except _InVain:
+            raise
+        except (InputError, RunError, OSError) as error:
+            kind = InputError if isinstance(error, InputError) else RunError
+            raise kind(
+                f"{job.said}, is done, but its result cannot be taken in: {first_line(error)}; run again, or if that "
+                f"does not help, delete {job_directory(data_set.output, job.run_id)}: its inputs are then scored again"
+            ) from (error.__cause__ or error)
+        if change is not None:
+            tell(change)
+    return [job for job in found if job.completed is None]
 
 
-def _take_one(data_set: DataSet, job: Job) -> list[Manifest]:
+class _InVain(RunError):
+    """What a run has done does not count, and was removed."""
+
+
+def _take_one(data_set: DataSet, job: Job) -> Manifest | None:
     output = data_set.output
     if _is_committed(data_set, job):
         jobs.remove(output, job.run_id)  # by a command that died right after
-        return []
+        return None
     written = committed_files(output, job.run_id)
     files = [file for file in written if not _is_dead(file)]
     letters = [file for file in written if _is_dead(file)]
@@ -73,8 +92,8 @@ def _take_one(data_set: DataSet, job: Job) -> list[Manifest]:
     if change is not None:
         data_set.publish()
     if wrong is not None:
-        raise RunError(f"{job.said}, was in vain: {wrong}. What it has written was removed; run again")
-    return [] if change is None else [change]
+        raise _InVain(f"{job.said}, was in vain: {wrong}. What it has written was removed; run again")
+    return change
 
 
 def _is_committed(state: DataSet, job: Job) -> bool:

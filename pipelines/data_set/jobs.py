@@ -62,6 +62,13 @@ class Job:
         name = f"job {self.job}" if self.job else "a job"
         return f"{name}, submitted to {self.runner} at {self.draft.started}"
 
+    @property
+    def state(self) -> str:
+        """How far it is, for people."""
+        if self.completed is None:
+            return "which has not finished"
+        return "which is done; pipelines.annotate, pipelines.compact or pipelines.verify --clean takes in its result"
+
 
 def write(output: str, job: Job) -> None:
     """Describe a run: before it starts, and when the name of its job is known.

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from pipelines.data_set import jobs, pending
 from pipelines.data_set.job_results import take_in
 from pipelines.data_set.lock import Lock, is_living, read_lock
+from pipelines.data_set.manifest import Manifest
 from pipelines.data_set.recovery import delete_unlisted, recover
 from pipelines.data_set.snapshot import DataSet, unlisted_files, written_files
 from torchmoji_core.errors import RunError
 from transforms.storage import files as storage
 
 
-def vacuum(output: str, older_than: float) -> list[str]:
+def vacuum(output: str, older_than: float, tell: Callable[[Manifest], object] = lambda _: None) -> list[str]:
     """Take the lock, and delete what runs that died have left, unlisted files, retired files, superfluous manifests.
 
     Pending files are committed, after room was made for that, and so is what submitted runs have done. Files that a
@@ -24,6 +25,7 @@ def vacuum(output: str, older_than: float) -> list[str]:
     Args:
         output: directory of a data set.
         older_than: seconds that a file must have been unlisted, or retired, to be deleted.
+        tell: is told of each result of a submitted run that was committed.
 
     Returns:
         What was deleted, relative to the output.
@@ -34,19 +36,19 @@ def vacuum(output: str, older_than: float) -> list[str]:
         OSError: if a file cannot be deleted.
     """
     try:
-        return _vacuum(output, older_than)
+        return _vacuum(output, older_than, tell)
     except RunError as error:
         if not (isinstance(error.__cause__, OSError) and storage.is_full(error.__cause__)):
             raise
-    return _vacuum_without_lock(output, older_than) + _vacuum(output, older_than)
+    return _vacuum_without_lock(output, older_than) + _vacuum(output, older_than, tell)
 
 
-def _vacuum(output: str, older_than: float) -> list[str]:
+def _vacuum(output: str, older_than: float, tell: Callable[[Manifest], object]) -> list[str]:
     with Lock(output):
         data_set = DataSet.read(output)
         deleted = _delete_old(data_set, unlisted_files(data_set), older_than)
         recover(data_set)
-        take_in(data_set)
+        take_in(data_set, tell)
     return deleted
 
 

@@ -309,8 +309,7 @@ def _check_unlisted(data_set: DataSet, streams: Pending, known: Collection[str],
     later = pending.read(data_set.output)
     for run_id, job in jobs.read(data_set.output).items():
         files = {path: changed for path, changed in files.items() if not jobs.is_of(path, (run_id,))}
-        end = "has not finished" if job.completed is None else "is done; pipelines.annotate or --clean takes it in"
-        findings.notes.append(f"{job.said}, {end}")
+        findings.notes.append(f"{job.said}, {job.state}")
     going_on = {path for path in files if streams.protects(path, files[path]) or later.protects(path, files[path])}
     if going_on:
         findings.notes.append(f"{len(going_on):,} more file(s) are being written by a stream that may be going on")

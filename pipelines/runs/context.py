@@ -13,18 +13,17 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineRunner
 
 from pipelines.cli.interrupts import heed_interrupt
-from pipelines.cli.logs import announce
 from pipelines.cli.options import ScoreConfig
 from pipelines.data_set import jobs
 from pipelines.data_set.job_results import take_in
 from pipelines.data_set.lock import DEFAULT_SECONDS, Lock
-from pipelines.data_set.manifest import TOO_MANY_DEAD
+from pipelines.data_set.manifest import TOO_MANY_DEAD, Manifest
 from pipelines.data_set.recovery import recover
 from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.progress import announce_taken_in
 from pipelines.runs.run_report import reported
 from pipelines.runs.runners import make_runner, pipeline_options
 from torchmoji_core.errors import InputError, RunError
-from transforms import metrics
 
 WORKER_LOG = "workers.log"
 
@@ -86,13 +85,13 @@ def locked(context: RunContext, lock_seconds: float = DEFAULT_SECONDS) -> Iterat
     with Lock(data_set.output, lock_seconds):
         data_set.refresh()
         recover(data_set)
-        done, going_on = take_in(data_set)
-        for change in done:
-            rows, dead = change.counts[metrics.ROWS_WRITTEN], change.counts[metrics.DEAD]
-            said = f"took in     a job submitted at {change.started}: {rows:,} rows, {dead:,} dead letters"
-            announce("took_in", said, run=change.run_id, rows=rows, dead=dead)
-        context.has_too_many_dead_letters = any(change.status == TOO_MANY_DEAD for change in done)
-        jobs.check_none(data_set.output, going_on)
+        context.has_too_many_dead_letters = False
+
+        def tell(change: Manifest) -> None:
+            announce_taken_in(change)
+            context.has_too_many_dead_letters |= change.status == TOO_MANY_DEAD
+
+        jobs.check_none(data_set.output, take_in(data_set, tell))
         try:
             yield
         except KeyboardInterrupt:

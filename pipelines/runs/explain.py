@@ -21,8 +21,8 @@ _STORAGE_ERROR = rf"(?m)^(?:\w+\.)*(?:{'|'.join(dict.fromkeys(_names_of_errors(O
 """The end of a traceback, as text, if a store or a disk has refused something."""
 
 
-_DEATHS = ("Channel closed prematurely", "SDK worker disconnected", WORKER_DIED)
-"""What runners say of a worker that is gone: Beam's in this process, Prism, and ours."""
+_DEATHS = ("Channel closed prematurely", "SDK worker disconnected", "send on closed channel", WORKER_DIED)
+"""What runners say of a worker that is gone: Beam's in this process, Prism (where it was sending, by a panic), ours."""
 _NOT_STARTED = "didn't get control connection"
 """What Prism says of a worker that does not connect within a minute."""
 _GRPC_DETAILS = re.compile(r'^\s*details = "(.*)"$', re.MULTILINE)

@@ -121,4 +121,6 @@ class _PrismServer(PrismJobServer):
 
 def _tells_why_it_fails(record: logging.LogRecord) -> bool:
     """Whether it is about what does not become the error of a job, with which the command ends."""
-    return record.getMessage().startswith(("panic: ", "process failed"))
+    said = record.getMessage()
+    # At the end of a job Prism kills the workers that it has started; one that was killed before is the job's error.
+    return said.startswith("panic: ") or (said.startswith("process failed") and "signal: killed" not in said)

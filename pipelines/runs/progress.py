@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pipelines.cli import logs
+from pipelines.data_set.manifest import Manifest
 from transforms import metrics
 
 LINE_SECONDS = 10.0
@@ -122,3 +123,10 @@ def summary(counts: dict[str, int], seconds: float, classes: Sequence[str], fing
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else "none"
+
+
+def announce_taken_in(change: Manifest) -> None:
+    """Say that the result of a job that nobody waited for has become a part of the data set."""
+    rows, dead = change.counts[metrics.ROWS_WRITTEN], change.counts[metrics.DEAD]
+    said = f"took in     a job submitted at {change.started}: {rows:,} rows, {dead:,} dead letters"
+    logs.announce("took_in", said, run=change.run_id, rows=rows, dead=dead)

@@ -6,6 +6,7 @@ itself (`jobs`), and is taken in by a later command (`job_results`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import GoogleCloudOptions, TestOptions
 
 from pipelines.cli.exits import DONE
+from pipelines.cli.interrupts import is_told_to_end
 from pipelines.cli.logs import announce
 from pipelines.data_set import jobs
 from pipelines.data_set.jobs import Basis, Job
@@ -24,6 +26,7 @@ from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan
 from pipelines.runs.runners import is_dataflow, why_it_ends_with_us
 from torchmoji_core.errors import InputError, RunError
+from transforms.output.commit import job_directory
 
 NO_WAIT = "--no_wait leaves it to go on; leave that out, or name the runner of a cluster"
 
@@ -166,11 +169,20 @@ def submit(plan: Plan, context: RunContext, draft: Manifest) -> int:
     job = Job(draft, basis, config.runner, config.max_dead_fraction)
     register_run(output, plan.run_id)
     jobs.write(output, job)
+    is_sent = False
     try:
         pipeline = make_pipeline(context)
         build_pipeline(pipeline, plan)
+        is_sent = True
         name = send(pipeline, plan, context)
     except BaseException as error:
+        if is_sent and (is_told_to_end() or not isinstance(error, Exception)):
+            warning = (
+                f"interrupted while {config.runner} was taking the job; if it has taken it, a later command takes in "
+                f"the result, else delete {job_directory(output, plan.run_id)}"
+            )
+            announce("perhaps_submitted", warning, level=logging.WARNING, run_id=plan.run_id)
+            raise
         jobs.remove(output, plan.run_id)
         delete_uncommitted(context.data_set, plan.run_id)
         if isinstance(error, InputError) or not isinstance(error, Exception):

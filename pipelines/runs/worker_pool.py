@@ -1,20 +1,25 @@
-"""A pool of workers: a server on this machine that starts a worker whenever a runner asks for one."""
+"""A pool of workers: a server on this machine that starts a worker whenever a runner asks for one.
+
+Workers are forked from a process that has imported Beam and torch, and does nothing else (Python's fork server): so a
+worker begins at once, and all have that memory in common. The pool itself imports neither.
+"""
 
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
+import multiprocessing
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 import grpc
-from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
+from pipelines.cli.exits import DONE, end, run_command
 from torchmoji_core.errors import InputError
 
 END_SECONDS = 10.0
@@ -22,62 +27,138 @@ END_SECONDS = 10.0
 CHECK_SECONDS = 5.0
 _LOGGER = logging.getLogger(__name__)
 
+SERVICE = "org.apache.beam.model.fn_execution.v1.BeamFnExternalWorkerPool"
+_FILE = text_format.Parse(
+    """
+    name: "worker_pool.proto" package: "pool" syntax: "proto3"
+    message_type { name: "Endpoint" field { name: "url" number: 1 type: TYPE_STRING } }
+    message_type {
+      name: "StartWorkerRequest"
+      field { name: "worker_id" number: 1 type: TYPE_STRING }
+      field { name: "control_endpoint" number: 2 type: TYPE_MESSAGE type_name: ".pool.Endpoint" }
+      field { name: "logging_endpoint" number: 3 type: TYPE_MESSAGE type_name: ".pool.Endpoint" }
+      field { name: "provision_endpoint" number: 5 type: TYPE_MESSAGE type_name: ".pool.Endpoint" }
+    }
+    message_type { name: "StopWorkerRequest" field { name: "worker_id" number: 1 type: TYPE_STRING } }
+    message_type { name: "Response" field { name: "error" number: 1 type: TYPE_STRING } }
+    """,
+    descriptor_pb2.FileDescriptorProto(),
+)
+_POOL = descriptor_pool.DescriptorPool()
+_POOL.AddSerializedFile(_FILE.SerializeToString())
+_MESSAGES: dict[str, Any] = message_factory.GetMessageClassesForFiles([_FILE.name], _POOL)
+StartWorkerRequest, StopWorkerRequest, Response = (
+    _MESSAGES[f"pool.{name}"] for name in ("StartWorkerRequest", "StopWorkerRequest", "Response")
+)
+"""What we need of Beam's messages, by their numbers: to import those of Beam takes a second, and 200 MB."""
 
-class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
+
+class Worker:
+    """A process that works for a runner."""
+
+    def __init__(self, name: str, process: Any) -> None:
+        self.name, self._process = name, process
+        self._ended = threading.Event()
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return int(self._process.pid)
+
+    def attend(self) -> None:
+        """Wait for its end."""
+        wait([self._process.sentinel])
+        self._ended.set()
+
+    @property
+    def is_running(self) -> bool:
+        return not self._ended.is_set()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def end(self, seconds: float) -> None:
+        """Kill it if it does not end within a time."""
+        if not self._ended.wait(seconds):
+            self._process.kill()
+            self._ended.wait()
+
+
+class WorkerPool:
     """Beam's service of that name. Unlike in Beam's own pool, workers know the job's options, and may print."""
 
     def __init__(self) -> None:
-        self._workers: list[tuple[str, subprocess.Popen[bytes]]] = []
-        """With the name that a runner has given it; another job may give the same."""
-        self._lock = threading.Lock()
+        self._workers: list[Worker] = []
+        """Runners name them; another job may give the same name."""
+        self._lock, self._starting = threading.Lock(), threading.Lock()
+        self._is_stopped = False
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["pipelines.runs.worker_preload"])
 
-    def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - Beam's name
+    def start_worker(self, request: Any, context: Any = None) -> Any:
         """Start one, in a process of its own."""
-        command = [sys.executable, "-m", "pipelines.worker", f"--id={request.worker_id}"]
-        command += [
-            f"--{name}_endpoint={endpoint.url}"
-            for name, endpoint in (
-                ("provision", request.provision_endpoint),
-                ("control", request.control_endpoint),
-                ("logging", request.logging_endpoint),
-            )
+        endpoints = [
+            endpoint.url
+            for endpoint in (request.provision_endpoint, request.control_endpoint, request.logging_endpoint)
         ]
-        try:
-            worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno())
-        except OSError as error:
-            return beam_fn_api_pb2.StartWorkerResponse(error=f"a worker cannot be started: {error}")
-        with self._lock:
-            self._workers.append((request.worker_id, worker))
-        _LOGGER.warning("started worker %s as process %d", request.worker_id, worker.pid)
-        threading.Thread(target=self._attend, args=(request.worker_id, worker), daemon=True).start()
-        return beam_fn_api_pb2.StartWorkerResponse()
+        process = self._context.Process(target=_become_worker, args=(request.worker_id, *endpoints))
+        with self._starting:
+            if self._is_stopped:
+                return Response(error="the pool is being stopped")
+            try:
+                process.start()  # the first one takes seconds
+            except (OSError, EOFError) as error:
+                return Response(error=f"a worker cannot be started: {error}")
+            worker = Worker(request.worker_id, process)
+            with self._lock:
+                self._workers.append(worker)
+        _LOGGER.warning("started worker %s as process %d", worker.name, worker.pid)
+        threading.Thread(target=self._attend, args=(worker,), daemon=True).start()
+        return Response()
 
-    def StopWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - Beam's name
+    def stop_worker(self, request: Any, context: Any = None) -> Any:
         """End one, if it is still there.
 
         If several have that name, nobody can say which is meant, so none is ended: a worker ends with its runner.
         """
-        with self._lock:
-            named = [worker for name, worker in self._workers if name == request.worker_id]
+        named = [worker for worker in self.workers if worker.name == request.worker_id]
         if len(named) == 1:
             _end(named)
-        return beam_fn_api_pb2.StopWorkerResponse()
+        return Response()
 
     @property
-    def workers(self) -> list[subprocess.Popen[bytes]]:
+    def workers(self) -> list[Worker]:
         """Those that run."""
         with self._lock:
-            return [worker for _, worker in self._workers]
+            return list(self._workers)
 
     def stop(self) -> None:
-        """End all workers."""
+        """End all workers, and start none any more."""
+        with self._starting:
+            self._is_stopped = True
         _end(self.workers)
 
-    def _attend(self, worker_id: str, worker: subprocess.Popen[bytes]) -> None:
-        status = worker.wait()
+    def _attend(self, worker: Worker) -> None:
+        worker.attend()
         with self._lock:
-            self._workers.remove((worker_id, worker))
-        _LOGGER.warning("worker %s, process %d, ended with status %d", worker_id, worker.pid, status)
+            self._workers.remove(worker)
+        _LOGGER.warning("worker %s, process %d, has ended", worker.name, worker.pid)
+
+
+def _become_worker(worker_id: str, *endpoints: str) -> None:
+    """What a process does that was forked."""
+    pool = multiprocessing.parent_process()
+    if pool is None or not pool.is_alive():  # it has ended while this one was being started
+        return
+    logging.getLogger().handlers.clear()  # to import Beam makes one
+
+    def main(_: list[str]) -> int:
+        from pipelines.runs.worker_boot import Endpoints, work
+
+        work(worker_id, Endpoints(*endpoints))
+        return DONE
+
+    end(run_command(main))
 
 
 @contextmanager
@@ -95,7 +176,14 @@ def serving(port: int) -> Iterator[int]:
     """
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     pool = WorkerPool()
-    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
+    answer = {
+        name: grpc.unary_unary_rpc_method_handler(do, kind.FromString, Response.SerializeToString)
+        for name, do, kind in (
+            ("StartWorker", pool.start_worker, StartWorkerRequest),
+            ("StopWorker", pool.stop_worker, StopWorkerRequest),
+        )
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, answer),))
     try:
         port = server.add_insecure_port(f"127.0.0.1:{port}")
     except RuntimeError:
@@ -106,27 +194,24 @@ def serving(port: int) -> Iterator[int]:
     try:
         yield port
     finally:
-        server.stop(None).wait()  # for a worker that is just being started
+        server.stop(None)
         pool.stop()
 
 
 def check(port: int) -> bool:
     """Whether a pool answers at a port of this machine."""
-    stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
-    try:
-        stub.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="none"), timeout=CHECK_SECONDS)
-    except grpc.RpcError:
-        return False
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stop = channel.unary_unary(f"/{SERVICE}/StopWorker", StopWorkerRequest.SerializeToString, Response.FromString)
+        try:
+            stop(StopWorkerRequest(worker_id="none"), timeout=CHECK_SECONDS)
+        except grpc.RpcError:
+            return False
     return True
 
 
-def _end(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(workers: Sequence[Worker]) -> None:
     for worker in workers:
         worker.terminate()
     end = time.monotonic() + END_SECONDS
     for worker in workers:
-        try:
-            worker.wait(max(0.0, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
-            worker.wait()
+        worker.end(max(0.0, end - time.monotonic()))

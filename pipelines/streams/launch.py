@@ -22,16 +22,15 @@ from pipelines.runs import submission
 from pipelines.runs.accounting import describe_stream
 from pipelines.runs.context import RunContext, open_context
 from pipelines.runs.explain import explain
-from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan, check_model, check_stream
-from pipelines.streams import kafka_job
+from pipelines.streams import kafka_job, pubsub_job
 from pipelines.streams.kafka import KafkaSource
 from pipelines.streams.local import LocalStream
 from torchmoji_core.errors import InputError, RunError
 from transforms.addresses import KafkaTopic, PubSubName
 from transforms.output.commit import journal_directory, record_together
 from transforms.output.kafka import KafkaSink
-from transforms.scoring.model_refresh import ModelWatch
+from transforms.scoring.model_watch import ModelWatch
 
 
 def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
@@ -137,7 +136,7 @@ def _build(pipeline: beam.Pipeline, plan: Plan, data_set: DataSet) -> Covers:
     if isinstance(stream.publish, KafkaTopic):
         KafkaSink(stream.publish, stream.producer_settings())  # raises if it cannot be written
     if isinstance(stream.source, PubSubName):
-        build_pipeline(pipeline, plan)
+        pubsub_job.build_pipeline(pipeline, plan)
         return {}
     settings = stream.consumer_settings()
     with contextlib.closing(KafkaSource(stream.source, settings, covered(data_set))) as source:

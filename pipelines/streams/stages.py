@@ -20,21 +20,20 @@ from apache_beam.utils.timestamp import Timestamp
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.streaming_options import StreamOptions
 from pipelines.data_set.coverage import Covers
-from pipelines.runs.graph import message_fields
 from pipelines.streams.pubsub import PubSubTopic
 from pipelines.streams.sources import Publisher
 from torchmoji_core.batching import BatchLimits, LengthBuckets
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 from transforms.annotate import check_tweet
-from transforms.input.messages import MessageParser
+from transforms.input.messages import MessageFields, MessageParser
 from transforms.output.commit import journal_directory, put_in_place, record_together
 from transforms.output.kafka import KafkaSink
 from transforms.output.write import DeadLetterFiles, ScoreFiles
 from transforms.records import DeadLetter, Message, TokenizedTweet, Tweet
 from transforms.scoring.batch import tweet_size
 from transforms.scoring.loaded_model import load_model
-from transforms.scoring.model_refresh import Lookout, ModelWatch
+from transforms.scoring.model_watch import Lookout, ModelWatch
 from transforms.scoring.score import ScoredBatch, score_batch
 from transforms.scoring.tokenize import tokenize
 
@@ -177,3 +176,22 @@ def split_by_window(batch: pa.RecordBatch, window: int) -> Iterator[tuple[Interv
 def _window_of(micros: int, window: int) -> IntervalWindow:
     start = micros // window * window
     return IntervalWindow(Timestamp(micros=start), Timestamp(micros=start + window))
+
+
+def message_fields(config: ScoreConfig, stream: StreamOptions) -> MessageFields:
+    """Where a message has what a tweet consists of.
+
+    Args:
+        config: the command line.
+        stream: its options for endless input.
+    """
+    source = stream.source
+    return MessageFields(
+        config.fields,
+        stream.format,
+        stream.id_attribute,
+        stream.timestamp_attribute,
+        stream.allowed_lateness,
+        # Ids must not depend on which brokers of a cluster are named.
+        f"kafka:{source.topic}" if isinstance(source, KafkaTopic) else None,
+    )

@@ -22,9 +22,9 @@ from apache_beam.runners.pipeline_context import PipelineContext
 
 from pipelines.cli.options import parse
 from pipelines.data_set.snapshot import DataSet
-from pipelines.runs.graph import build_pipeline
+from pipelines.runs import graph
 from pipelines.runs.plan import make_plan
-from pipelines.streams import launch
+from pipelines.streams import launch, pubsub_job
 
 _PUBSUB = ("--streaming", "--input", "pubsub://projects/project-one/subscriptions/tweets", "--window", "5m")
 COMMANDS = {
@@ -63,7 +63,7 @@ def build(name: str, directory: Path) -> beam_runner_api_pb2.Pipeline:
     stream = config.stream
     plan = launch.make_plan(config, stream, data_set) if stream else make_plan(config, data_set, str(directory))
     pipeline = beam.Pipeline()
-    build_pipeline(pipeline, plan)
+    (pubsub_job if stream else graph).build_pipeline(pipeline, plan)
     return pipeline.to_runner_api()
 
 

@@ -21,7 +21,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
 from transforms import ReadTweets, metrics
-from transforms.annotate import AnnotateFiles
+from transforms.annotate_files import AnnotateFiles
 
 WORDS = [
     "i",

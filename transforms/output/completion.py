@@ -54,6 +54,29 @@ class WriteCompletion(beam.PTransform):
         )
 
 
+class AwaitFiles(beam.PTransform):
+    """Group what comes of putting files in place, so that the runner waits for it.
+
+    Beam's embedded job server notices the death of a worker only while it waits for what a bundle gives on (Beam 2.77).
+    """
+
+    def expand(self, written: tuple[beam.PCollection[WrittenFile], ...]) -> beam.PCollection[Any]:
+        names = [
+            each | f"Name{number}" >> beam.Map(_name).with_output_types(tuple[int, str])
+            for number, each in enumerate(written)
+        ]
+        return (
+            names
+            | "All" >> beam.Flatten()
+            | "Window" >> beam.WindowInto(GlobalWindows())
+            | "Group" >> beam.GroupByKey()
+        )
+
+
+def _name(file: WrittenFile) -> tuple[int, str]:
+    return 0, file.final
+
+
 def _by_path(count: PartCount) -> tuple[str, tuple[int, int, int]]:
     return count.path, (count.parts, count.read, count.notices)
 

@@ -7,19 +7,21 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
 from torchmoji_core.bundle import Bundle, load_bundle
 from torchmoji_core.errors import InputError, RunError
-from torchmoji_core.inference.scorer import Scorer
 from torchmoji_core.inference.scores import Column, chosen, model_metadata, schema_of
 from torchmoji_core.memory import keep_freed_memory
 from torchmoji_core.vocabulary import UNKNOWN
 from transforms.columns import columns_of
 from transforms.options import ENCODING, PARQUET_ENCODINGS, RUN_ID, ScoreOptions
+
+if TYPE_CHECKING:
+    from torchmoji_core.inference.scorer import Scorer
 
 _LOGGER = logging.getLogger(__name__)
 _alive: WeakValueDictionary[ScoreOptions, LoadedModel] = WeakValueDictionary()
@@ -138,6 +140,8 @@ def load_successor(location: str, first: Traits, options: ScoreOptions, fingerpr
 
 
 def _loaded(bundle: Bundle, options: ScoreOptions, traits: Traits, first: Traits) -> LoadedModel:
+    from torchmoji_core.inference.scorer import Scorer  # torch: whoever only describes a job does without
+
     keep_freed_memory()
     scorer = Scorer(bundle, options.precision, options.threads, options.cache_mb, options.embedding_type)
     _LOGGER.info("model %s, fingerprint %s, %s", bundle.name, bundle.fingerprint[:12], scorer.arithmetic)

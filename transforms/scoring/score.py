@@ -1,19 +1,17 @@
-"""ScoreBatches: batches of tokenized tweets -> Arrow record batches, through Beam's RunInference.
+"""ScoreFileBatches: batches of tokenized tweets -> Arrow record batches; and what scores one batch, wherever that is.
 
-RunInference shares one model per process, measures it, and can swap it. But it would lose a whole batch for one bad
-row, so the handler bisects a batch that fails.
+One bad row must not cost a whole batch, so a batch that fails is bisected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-from apache_beam.ml.inference.base import RunInference
 
 from torchmoji_core.errors import CONTENT_ERRORS, RunError, raise_shortage
 from torchmoji_core.inference.scores import Scores
@@ -21,8 +19,8 @@ from transforms import metrics
 from transforms.columns import Scored
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
-from transforms.scoring.loaded_model import LoadedModel
-from transforms.scoring.model_refresh import ModelUpdates, SwappingHandler
+from transforms.scoring.loaded_model import LoadedModel, load_model
+from transforms.scoring.per_process import PerProcess
 from transforms.scoring.tokenize import tokenize
 
 T = TypeVar("T")
@@ -34,66 +32,51 @@ class ScoredBatch(NamedTuple):
     parts: tuple[pa.RecordBatch, ...]
     dead_letters: tuple[DeadLetter, ...]
 
-
-class ScoreBatches(beam.PTransform):
-    """Score batches. Gives an `Outcome` of `pyarrow.RecordBatch`, one row per tweet, and DeadLetters."""
-
-    def __init__(self, options: ScoreOptions = ScoreOptions(), model_updates: ModelUpdates = None) -> None:  # noqa: B008
-        """Args:
-        options: what to score with first, and which columns to make.
-        model_updates: other models, announced while the pipeline runs.
-        """
-        super().__init__()
-        self._options = options
-        self._model_updates = model_updates
-
-    def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
-        handler = RecordBatchHandler(self._options).with_no_batching()
-        unpacked = (
-            batches
-            | "RunInference" >> RunInference(handler, model_metadata_pcoll=self._model_updates)
-            | "Unpack"
-            >> beam.FlatMap(_unpack)
-            .with_output_types(pa.RecordBatch, dead=DeadLetter)
-            .with_outputs("dead", main="rows")
-        )
-        return Outcome(unpacked["rows"], (unpacked["dead"],))
+    def unpack(self) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        """What a step gives: the rows, and the dead letters tagged `dead`."""
+        yield from self.parts
+        for letter in self.dead_letters:
+            yield beam.pvalue.TaggedOutput("dead", letter)
 
 
-def _unpack(scored: ScoredBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-    yield from scored.parts
-    for letter in scored.dead_letters:
-        yield beam.pvalue.TaggedOutput("dead", letter)
+class ScoreFileBatches(beam.PTransform):
+    """As `ScoreBatches`, with one model from first to last.
 
-
-class RecordBatchHandler(SwappingHandler[TokenizedTweet, ScoredBatch]):
-    """RunInference's view of a scorer, for batches made by `BatchByLength`. Holds options, and models per process."""
+    It does without RunInference, whose module imports torch and scipy wherever a graph is built.
+    """
 
     def __init__(self, options: ScoreOptions) -> None:
         """Args:
         options: what to score with, and which columns to make.
         """
-        super().__init__(options)
+        super().__init__()
+        self._options = options
+
+    def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
+        scored = batches | "Score" >> beam.ParDo(_Score(self._options)).with_output_types(
+            pa.RecordBatch, dead=DeadLetter
+        ).with_outputs("dead", main="rows")
+        return Outcome(scored["rows"], (scored["dead"],))
+
+
+class _Score(beam.DoFn):
+    def __init__(self, options: ScoreOptions) -> None:
+        self._options = options
+        self._model: PerProcess[LoadedModel] = PerProcess()
         self._progress: metrics.Progress | None = None
 
-    def run_inference(
-        self, batch: Sequence[TokenizedTweet], model: LoadedModel, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[ScoredBatch]:
-        scored = score_batch(batch, model, self._options)
-        if self._progress is None:
-            self._progress = metrics.Progress(self._options.progress)
+    def setup(self) -> None:
+        self._progress = metrics.Progress(self._options.progress)
+        self._model.get(self._load)
+
+    def process(self, batch: list[TokenizedTweet]) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        scored = score_batch(batch, self._model.get(self._load), self._options)
+        assert self._progress is not None
         self._progress.add(rows=len(batch))
-        return [scored]
+        yield from scored.unpack()
 
-    def get_num_bytes(self, batch: Sequence[TokenizedTweet]) -> int:
-        return sum(4 * row.length for row in batch)
-
-    def get_metrics_namespace(self) -> str:
-        return metrics.NAMESPACE
-
-    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        if inference_args:
-            raise ValueError("this model takes no inference_args")
+    def _load(self) -> LoadedModel:
+        return load_model(self._options.model, self._options)
 
 
 def score_batch(batch: Sequence[TokenizedTweet], model: LoadedModel, options: ScoreOptions) -> ScoredBatch:

@@ -180,3 +180,16 @@ def test_handlers_are_as_they_were_afterwards() -> None:
     assert run_command(lambda arguments: 0) == 0
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_done_cannot_be_interrupted_any_more(number: signal.Signals) -> None:
+    """It has said so, and still takes half a second to end."""
+    program = (
+        "import atexit, os\n"
+        "from pipelines.cli.exits import end, run_command\n"
+        f"atexit.register(os.kill, os.getpid(), {number.value})\n"
+        "end(run_command(lambda arguments: 0))\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, check=False)
+    assert (finished.returncode, finished.stderr) == (0, b"")

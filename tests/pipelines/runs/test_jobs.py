@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 from apache_beam.runners.portability.local_job_service import LocalJobServicer
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 
-from pipelines import annotate
+from pipelines import aggregate, annotate
 from pipelines.data_set.snapshot import DataSet
 from tests.pipelines.conftest import Finished, corpus, posts, read_live, write_lines
 
@@ -29,7 +30,7 @@ class Cluster:
     """A job server with its workers, which a command leaves behind when it ends: here it ends, and they stay."""
 
     def __init__(self, server: str, workers: str) -> None:
-        self._server = server
+        self._server, self.workers = server, workers
         self.options = (
             "--runner=PortableRunner", f"--job_endpoint={server}", "--environment_type=EXTERNAL",
             f"--environment_config={workers}",
@@ -77,7 +78,7 @@ def test_the_next_run_takes_in_what_a_job_has_done(
     assert cluster.wait() == "DONE"
     assert len(list((tmp_path / "out").glob("_manifests/*"))) == 1
     checked = run_verify()
-    assert checked.status == 0 and "is done; pipelines.annotate or --clean takes it in" in checked.out, checked.out
+    assert checked.status == 0 and "is done; pipelines.annotate, pipelines.compact or " in checked.out, checked.out
 
     finished = run_annotate(*more)
     assert finished.status == 0, finished.err
@@ -90,6 +91,35 @@ def test_the_next_run_takes_in_what_a_job_has_done(
     ours, theirs = (DataSet.read(str(tmp_path / name)) for name in ("out", "local"))
     assert ours.live.inputs == theirs.live.inputs
     assert ours.manifests[-1].model == theirs.manifests[-1].model
+
+
+class InterruptingServicer(LocalJobServicer):
+    """Takes a job, and is slow to say so: Ctrl-C comes before."""
+
+    def Run(self, request: Any, context: Any = None) -> Any:  # noqa: N802 - Beam's name
+        answer = super().Run(request, context)
+        os.kill(os.getpid(), signal.SIGINT)
+        return answer
+
+
+def test_a_job_that_may_have_been_taken_when_its_command_was_interrupted_is_not_forgotten(
+    run_annotate: Command, cluster: Cluster, tmp_path: Path
+) -> None:
+    servicer = InterruptingServicer(str(tmp_path / "staging"))
+    interrupting = Cluster(f"localhost:{servicer.start_grpc_server()}", cluster.workers)
+    corpus(tmp_path / "in", 1, 20)
+    try:
+        finished = run_annotate(*interrupting.options, "--no_wait", "--partition_by", "")
+        assert finished.status == 130
+        (described,) = (tmp_path / "out").glob("_jobs/*/job.json")
+        assert f"else delete {described.parent}\n" in finished.err and finished.err.endswith("\ninterrupted\n")
+        assert interrupting.wait() == "DONE"
+    finally:
+        servicer.stop()
+    finished = run_annotate("--partition_by", "")
+    assert finished.status == 0, finished.err
+    assert "took in     a job" in finished.out and "nothing is new" in finished.out
+    assert len(read_live(tmp_path / "out")) == 20
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +161,24 @@ def test_while_a_job_goes_on_nobody_else_scores_and_nothing_of_it_is_deleted(
     cleaned = run_verify("--clean", "--older_than", "0s")
     assert cleaned.status == 0 and "has not finished" in cleaned.out
     completed.write_text(content)
-    assert run_compact().status == 0
+    finished = run_compact()
+    assert finished.status == 0
+    assert "took in     a job submitted at " in finished.out and ": 20 rows, 0 dead letters" in finished.out
     assert len(read_live(output)) == 20
     assert run_verify().status == 0
+
+
+def test_cleaning_says_what_it_has_taken_in(run_verify: Command, output: Path) -> None:
+    finished = run_verify("--clean")
+    assert finished.status == 0
+    assert "took in     a job submitted at " in finished.out and "20 row" in finished.out
+
+
+def test_where_only_the_result_of_a_job_waits_aggregation_says_who_takes_it_in(run_main: Command, output: Path) -> None:
+    finished = run_main(aggregate.main, "out", "--by", "id", "--output", "features")
+    assert finished.status == 2
+    assert "nothing there yet but job " in finished.err and finished.err.count("\n") == 1
+    assert "is done; pipelines.annotate, pipelines.compact or pipelines.verify --clean takes in its" in finished.err
 
 
 def test_a_command_that_dies_between_commit_and_cleaning_up_has_done_its_work(
@@ -173,7 +218,13 @@ def test_what_a_job_has_done_is_not_lost_if_it_cannot_be_committed_now(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", fail)
-        assert go_on().status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+        finished = go_on()
+    if isinstance(error, KeyboardInterrupt):
+        assert finished.status == 130
+    else:  # which may last
+        assert finished.status == 1 and finished.err.count("\n") == 1
+        (described,) = output.glob("_jobs/*")
+        assert f"delete out/_jobs/{described.name}: its inputs are then scored again" in finished.err
     finished = go_on()
     assert finished.status == 0, finished.err
     assert "took in     a job" in finished.out and "nothing is new" in finished.out

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import grpc
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.portability.api import beam_fn_api_pb2, endpoints_pb2
+from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.testing.util import assert_that, equal_to
 
 from pipelines import score, worker
@@ -34,7 +35,7 @@ from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
 from pipelines.runs.worker_checks import HasBegun, check_worker, our_versions
-from pipelines.runs.worker_pool import WorkerPool
+from pipelines.runs.worker_pool import SERVICE, Response, StartWorkerRequest, StopWorkerRequest, WorkerPool
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.kernels import choose
@@ -173,6 +174,7 @@ def test_a_worker_of_the_pool_may_print_and_knows_the_options_of_the_job(worker_
     assert worker.main([f"--port={port}", "--check"]) == 0
 
 
+@pytest.mark.portable
 def test_workers_of_two_jobs_may_have_one_name() -> None:
     """Runners count their workers from one, each for itself."""
     pool = WorkerPool()
@@ -180,16 +182,38 @@ def test_workers_of_two_jobs_may_have_one_name() -> None:
         with socket.socket() as runner:
             runner.bind(("127.0.0.1", 0))
             runner.listen()
-            endpoint = endpoints_pb2.ApiServiceDescriptor(url=f"127.0.0.1:{runner.getsockname()[1]}")
-            request = beam_fn_api_pb2.StartWorkerRequest(worker_id="1-1", provision_endpoint=endpoint)
+            request = StartWorkerRequest(worker_id="1-1")
+            request.provision_endpoint.url = f"127.0.0.1:{runner.getsockname()[1]}"
             for _ in range(2):
-                pool.StartWorker(request, None)
+                assert not pool.start_worker(request).error
             workers = pool.workers
-            pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), None)
-            assert [worker.poll() for worker in workers] == [None, None], "it is unknown which of them is meant"
+            pool.stop_worker(StopWorkerRequest(worker_id="1-1"))
+            assert [worker.is_running for worker in workers] == [True, True], "it is unknown which of them is meant"
     finally:
         pool.stop()
-    assert len(workers) == 2 and None not in [worker.poll() for worker in workers]
+    assert [worker.is_running for worker in workers] == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (StartWorkerRequest, beam_fn_api_pb2.StartWorkerRequest),
+        (StopWorkerRequest, beam_fn_api_pb2.StopWorkerRequest),
+        (Response, beam_fn_api_pb2.StartWorkerResponse),
+        (Response, beam_fn_api_pb2.StopWorkerResponse),
+    ],
+)
+def test_what_the_pool_knows_of_beams_messages_is_so(ours: Any, theirs: Any) -> None:
+    """The pool has descriptions of its own, since to import Beam costs a second."""
+    for field in ours.DESCRIPTOR.fields:
+        other = theirs.DESCRIPTOR.fields_by_name[field.name]
+        assert (field.number, field.type) == (other.number, other.type)
+        if field.message_type is not None:
+            assert [(of.name, of.number, of.type) for of in field.message_type.fields] == [
+                (of.name, of.number, of.type) for of in other.message_type.fields if of.name == "url"
+            ]
+    service = beam_fn_api_pb2.DESCRIPTOR.services_by_name["BeamFnExternalWorkerPool"]
+    assert service.full_name == SERVICE and {"StartWorker", "StopWorker"} <= set(service.methods_by_name)
 
 
 def test_where_no_pool_is_the_check_says_so(capsys: pytest.CaptureFixture[str]) -> None:

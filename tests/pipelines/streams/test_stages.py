@@ -26,10 +26,9 @@ from hypothesis import strategies as st
 
 from pipelines.cli.options import ScoreConfig, parse
 from pipelines.cli.streaming_options import StreamOptions
-from pipelines.runs.graph import message_fields
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.loop import Loop
-from pipelines.streams.stages import Stages
+from pipelines.streams.stages import Stages, message_fields
 from tests.pipelines.conftest import WORDS
 from tests.pipelines.streams.parts import Clock, ListSource, until
 from tests.tiny import tiny_bundle

@@ -22,7 +22,7 @@ from transforms import WriteDeadLetters
 from transforms.columns import OUTPUTS
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, Tweet
-from transforms.scoring.score import RecordBatchHandler
+from transforms.scoring.run_inference import RecordBatchHandler
 from transforms.scoring.tokenize import tokenize
 
 

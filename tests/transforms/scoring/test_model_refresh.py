@@ -30,7 +30,8 @@ from transforms import AnnotateTweets, Tweet, WatchModels, metrics
 from transforms.columns import OUTPUTS
 from transforms.options import ScoreOptions
 from transforms.scoring.loaded_model import LoadedModel, load_model
-from transforms.scoring.model_refresh import Announce, Lookout, ModelWatch, Search, find_bundles
+from transforms.scoring.model_refresh import Announce
+from transforms.scoring.model_watch import Lookout, ModelWatch, Search, find_bundles
 
 OTHER_WORDS = [*reversed(WORDS), "zyxwv"]
 
@@ -302,10 +303,10 @@ Said = Callable[[], list[str]]
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Said:
     """What was logged of models that were refused and that took the place of others, in order."""
-    caplog.set_level(logging.INFO, "transforms.scoring.model_refresh")
+    caplog.set_level(logging.INFO, "transforms.scoring.model_watch")
 
     def messages() -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.name == "transforms.scoring.model_refresh"]
+        return [record.getMessage() for record in caplog.records if record.name == "transforms.scoring.model_watch"]
 
     return messages
 

@@ -27,7 +27,8 @@ from transforms.input.fields import KeptField
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import load_model
-from transforms.scoring.score import RecordBatchHandler, ScoreBatches, bisect
+from transforms.scoring.run_inference import RecordBatchHandler, ScoreBatches
+from transforms.scoring.score import ScoreFileBatches, bisect
 from transforms.scoring.tokenize import tokenize
 
 ALL = OUTPUTS
@@ -43,10 +44,15 @@ def named(texts: Iterable[str]) -> dict[str, str]:
     return {f"id-{index}": text for index, text in enumerate(texts)}
 
 
-def score(run: Run, batches: list[list[TokenizedTweet]], options: ScoreOptions) -> Ran:
+def score(
+    run: Run,
+    batches: list[list[TokenizedTweet]],
+    options: ScoreOptions,
+    transform: type[ScoreBatches | ScoreFileBatches] = ScoreBatches,
+) -> Ran:
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         created = pipeline | beam.Create(batches).with_output_types(list[TokenizedTweet])
-        outcome = created | "ScoreBatches" >> ScoreBatches(options)
+        outcome = created | "ScoreBatches" >> transform(options)
         return {"batches": outcome.results, "dead": outcome.dead_letters | beam.Flatten()}
 
     return run(build)
@@ -219,6 +225,19 @@ def test_a_bad_row_does_not_get_the_scores_of_a_good_one(run: Run, bundle: Bundl
     ran = score(run, [rows[:1], rows[1:]], ScoreOptions(model))
     assert [row["id"] for row in rows_of(ran)] == ["good"]
     assert [letter.position for letter in ran["dead"]] == ["bad"]
+
+
+def test_files_are_scored_like_all_else(run: Run, bundle: Bundle, model: str) -> None:
+    """Rows, dead letters and counts are those of RunInference's way."""
+    poison = TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False, 0)
+    rows = tokenized(bundle, named(make_texts(30)))
+    batches = [[*rows[:10], poison], rows[10:]]
+    ours, others = (score(run, batches, ScoreOptions(model), way) for way in (ScoreFileBatches, ScoreBatches))
+    in_order = [sorted(rows_of(ran), key=lambda row: str(row["id"])) for ran in (ours, others)]
+    assert in_order[0] == in_order[1] and len(in_order[0]) == 30
+    assert ours["dead"] == others["dead"] and len(ours["dead"]) == 1
+    counted = {name: count for name, count in others.counters.items() if name != "num_inferences"}
+    assert ours.counters == counted
 
 
 def test_a_batch_of_poison_alone(run: Run, model: str) -> None:

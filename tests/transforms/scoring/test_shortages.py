@@ -38,7 +38,7 @@ from tests.transforms.conftest import functions_of, make_texts
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.errors import DISK, FILES, MEMORY, THREADS, RunError, Shortage, raise_shortage, shortage_of
 from torchmoji_core.inference.cache import ScoreCache
-from transforms.annotate import AnnotateFiles
+from transforms.annotate_files import AnnotateFiles
 from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
 from transforms.input.read import (
@@ -54,7 +54,8 @@ from transforms.input.source_file import SourceError, raise_unless_damage
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, PartCount, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import LoadedModel
-from transforms.scoring.score import RecordBatchHandler, bisect
+from transforms.scoring.run_inference import RecordBatchHandler
+from transforms.scoring.score import bisect
 from transforms.storage import files as storage
 
 OURS = (f"{Path(storage.__file__).parent}{os.sep}", f"{Path(raise_shortage.__code__.co_filename).parent}{os.sep}")

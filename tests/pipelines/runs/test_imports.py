@@ -1,0 +1,42 @@
+"""What the processes of a job import: torch and Beam cost seconds each, so only those that need them pay."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.conftest import environment, posts, write_lines
+
+HEAVY = {"torch", "scipy", "apache_beam", "apache_beam.ml"}
+
+
+def imported(program: str, directory: Path) -> set[str]:
+    """Heavy modules that a program has imported by its end."""
+    said = f"{program}\nimport sys\nprint('imported:', *({HEAVY!r} & sys.modules.keys()))"
+    finished = subprocess.run(
+        [sys.executable, "-c", said], cwd=directory, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    return set(finished.stdout.rpartition("imported:")[2].split())
+
+
+def test_who_sends_a_job_imports_beam_alone(tmp_path: Path) -> None:
+    """Not torch, which scores elsewhere; nor Beam's package for models, which imports torch and scipy."""
+    write_lines(tmp_path / "in.jsonl", posts(3))
+    job = ["--input=in.jsonl", "--output=out", "--runner=PortableRunner", "--job_endpoint=localhost:1", "--dry_run"]
+    program = f"from pipelines import score\nassert score.main({job!r}) == 0\nimport pipelines.runs.execute"
+    assert imported(program, tmp_path) == {"apache_beam"}
+
+
+def test_a_pool_of_workers_imports_neither(tmp_path: Path) -> None:
+    program = "from pipelines import worker\nfrom pipelines.runs.worker_pool import serving\nwith serving(0): pass"
+    assert imported(program, tmp_path) == set()
+
+
+@pytest.mark.portable
+def test_a_worker_imports_torch_before_it_begins_and_no_more_of_beam_than_it_needs(tmp_path: Path) -> None:
+    program = "import pipelines.runs.worker_preload"
+    assert imported(program, tmp_path) == {"apache_beam", "torch"}
