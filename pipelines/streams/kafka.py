@@ -231,8 +231,7 @@ class KafkaSource:
         Raises:
             InputError: if that is of another topic of the same name.
         """
-        earlier = {name[len(self._place) + 1 :]: name for name in covers if f"{name}:".startswith(f"{self._place}:")}
-        ids = earlier.keys() - {""}
+        ids = {name[len(self._place) + 1 :] for name in covers if coverage.is_same(name, self._place)} - {""}
         if self._topic_id and ids - {self._topic_id}:
             raise InputError(
                 f"{self.uri}: the topic was made anew: its id is {self._topic_id}, and what is written is from "
@@ -240,8 +239,8 @@ class KafkaSource:
             )
         # A broker that is older than ids tells none.
         id_ = self._topic_id or next(iter(ids), "")
-        known = coverage.union({}, *({"": covers[name]} for name in earlier.values())).get("", {})
-        return f"{self._place}:{id_}" if id_ else self._place, known
+        name = f"{self._place}:{id_}" if id_ else self._place
+        return name, coverage.of_source(covers, name)
 
     def assign(self, partitions: Mapping[int, Any]) -> None:
         """Take up partitions that are not read yet, if they are to be."""

@@ -160,7 +160,7 @@ class PartitionReader(UnboundedReader):
         covers: Covers = {source.name: {str(source.partition): coverage.joined(known)}}
         settings = client_settings("consumer_config", source.config, source.options)
         opened = KafkaSource(source.topic, settings, covers, partitions=(source.partition,))
-        if opened.name != source.name:
+        if not coverage.is_same(opened.name, source.name):
             opened.close()
             raise InputError(f"{source.topic.uri}: workers find another topic there: {opened.name}, not {source.name}")
         return opened

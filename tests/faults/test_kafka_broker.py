@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from pipelines.data_set.coverage import Covers
 from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSource
+from pipelines.streams.kafka_job import KafkaPartition
 from pipelines.streams.sources import Received
 from tests.faults.kafka_kills import (
     assert_all_is_published,
@@ -185,6 +186,11 @@ def test_a_topic_that_was_made_anew_is_told_from_the_old_one(broker: RealBroker)
     Broker(broker.address).posts("again", 3)
     source = KafkaSource(topic, {}, {}, clock)
     covers = source.covers(pull(source, 3))
+    nameless = source.name.rpartition(":")[0]
+    reader = KafkaPartition(topic, nameless, 0, ((0, 1),)).create_reader(None, None)
+    until(reader.start)
+    assert reader.get_current().receipt == "0:2:2", "of a job whose launcher was not told the id"
+    reader.close()
     for deleted in admin.delete_topics(["again"]).values():
         deleted.result(60)
     until(lambda: _creates(broker, "again"))
