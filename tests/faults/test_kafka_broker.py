@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka.admin import (
+    AdminClient,
+    NewPartitions,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from pipelines.data_set.coverage import Covers
 from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSource
@@ -37,15 +43,16 @@ pytestmark = pytest.mark.kafka
 KILLS, BROKER_KILLS = 30, 2
 PARTITIONS = 3
 PASSWORD = "b0tticelli"
+SCRAM = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
 
 
 def sasl_settings() -> dict[str, object]:
-    """A password is asked for."""
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    """A password is asked for, in each of three ways."""
+    modules, listener = "org.apache.kafka.common.security", "listener.name.sasl_ssl"
     return {
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl_plaintext.plain.sasl.jaas.config": f'{login} required user_scores="{PASSWORD}";',
-    }
+        "sasl.enabled.mechanisms": ",".join(("PLAIN", *SCRAM)),
+        f"{listener}.plain.sasl.jaas.config": f'{modules}.plain.PlainLoginModule required user_scores="{PASSWORD}";',
+    } | {f"{listener}.{way.lower()}.sasl.jaas.config": f"{modules}.scram.ScramLoginModule required;" for way in SCRAM}
 
 
 def tls_settings(directory: Path) -> dict[str, object]:
@@ -131,7 +138,8 @@ def test_a_password_is_used_and_never_shown(broker: RealBroker, tiny_model: str,
     broker.create("guarded", 1)
     Broker(broker.address).posts("guarded", 5)
     settings, output = tmp_path / "consumer.properties", tmp_path / "out"
-    sasl = "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsasl.username=scores\nsasl.password="
+    tls = f"security.protocol=SASL_SSL\nssl.ca.location={broker.directory}/ca.pem\n"
+    sasl = f"{tls}sasl.mechanism=PLAIN\nsasl.username=scores\nsasl.password="
     source = ("--streaming", "--input", f"kafka://{broker.guarded}/guarded", "--output", "out", "--model", tiny_model)
     options = ("--consumer_config", str(settings), "--commit_every", "300ms")
     settings.write_text(f"{sasl}{PASSWORD}1\n")
@@ -144,6 +152,29 @@ def test_a_password_is_used_and_never_shown(broker: RealBroker, tiny_model: str,
     stream.wait_for(lambda: output.exists() and len(live_ids(output)) == 5)
     assert stream.stop() == 0 and PASSWORD not in stream.log
     assert not [path for path in output.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("way", SCRAM)
+def test_a_password_that_is_not_sent(broker: RealBroker, way: str) -> None:
+    """Each side proves to the other that it knows it; the broker has learnt it before."""
+    topic = KafkaTopic(broker.guarded, way.lower())
+    admin = broker.create(topic.topic, 1)
+    Broker(broker.address).posts(topic.topic, 5)
+    known = UserScramCredentialUpsertion("scores", ScramCredentialInfo(SCRAM[way], 4096), PASSWORD.encode())
+    for learnt in admin.alter_user_scram_credentials([known]).values():
+        learnt.result(60)
+    settings = {
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": f"{broker.directory}/ca.pem",
+        "sasl.mechanism": way,
+        "sasl.username": "scores",
+    }
+    with pytest.raises(InputError, match=r"may not be read: .*Authentication failed") as refused:
+        KafkaSource(topic, settings | {"sasl.password": f"{PASSWORD}1"}, {})
+    assert PASSWORD not in str(refused.value)
+    source = KafkaSource(topic, settings | {"sasl.password": PASSWORD}, {})
+    assert len(pull(source, 5)) == 5
+    source.close()
 
 
 def test_tls(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
