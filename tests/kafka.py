@@ -181,9 +181,7 @@ class RealBroker:
             "listeners": f"{listeners},{controller}" if first is None else listeners,
             "advertised.listeners": listeners,
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": (
-                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL"
-            ),
+            "listener.security.protocol.map": ("PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL"),
             "log.dirs": directory / "data",
             **dict.fromkeys(("offsets.topic.replication.factor", "offsets.topic.num.partitions"), 1),
             "transaction.state.log.replication.factor": 1,

@@ -24,12 +24,13 @@ from typing import Any
 
 from pipelines.data_set import coverage
 from pipelines.data_set.coverage import Covers
-from pipelines.streams.sources import Received, SourceUnavailableError
+from pipelines.streams.sources import Publisher, Received, SourceUnavailableError
 from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 from transforms.input.messages import kafka_message
-from transforms.kafka_settings import check_settings, wrong_setting
+from transforms.kafka_settings import check_settings, place_of, wrong_setting
+from transforms.output.kafka import KafkaSink
 from transforms.records import Message
 
 PULL_SECONDS = 5.0
@@ -181,14 +182,15 @@ class KafkaSource:
         if described.error is not None:
             raise self._kafka.KafkaException(described.error)
         # Another cluster may have a topic of that name, with other messages.
-        self._place = f"kafka:{found.cluster_id or ''}:{self._topic}"
+        self.place = place_of(found, self._topic)
         self._topic_id = self._find_topic_id(found, REQUEST_SECONDS)
         self.name, self._covered = self._continue(covers)
         self.passed_over: Covers = {}
-        """What is never read, since the stream has to begin at the end."""
-        if not at_beginning and not self._covered:
-            ends = {partition: self._ends(partition)[1] for partition in sorted(described.partitions)}
-            self._covered = {str(partition): [[0, end - 1]] if end else [] for partition, end in ends.items()}
+        """What is never read, since the first start begins behind it. Where this is on record, what is deleted later
+        without having been read is known to be lost."""
+        if not self._covered:
+            starts = {number: self._ends(number)[0 if at_beginning else 1] for number in sorted(described.partitions)}
+            self._covered = {str(number): [[0, start - 1]] if start else [] for number, start in starts.items()}
             self.passed_over = {self.name: self._covered}
         self._next: dict[int, int] = {}
         """By partition, the offset behind the last message that was read."""
@@ -231,7 +233,7 @@ class KafkaSource:
         Raises:
             InputError: if that is of another topic of the same name.
         """
-        ids = {name[len(self._place) + 1 :] for name in covers if coverage.is_same(name, self._place)} - {""}
+        ids = {name[len(self.place) + 1 :] for name in covers if coverage.is_same(name, self.place)} - {""}
         if self._topic_id and ids - {self._topic_id}:
             raise InputError(
                 f"{self.uri}: the topic was made anew: its id is {self._topic_id}, and what is written is from "
@@ -239,7 +241,7 @@ class KafkaSource:
             )
         # A broker that is older than ids tells none.
         id_ = self._topic_id or next(iter(ids), "")
-        name = f"{self._place}:{id_}" if id_ else self._place
+        name = f"{self.place}:{id_}" if id_ else self.place
         return name, coverage.of_source(covers, name)
 
     def assign(self, partitions: Mapping[int, Any]) -> None:
@@ -247,15 +249,14 @@ class KafkaSource:
         new = []
         wanted = partitions.keys() if self._only is None else partitions.keys() & set(self._only)
         for partition in sorted(wanted - self._next.keys()):
-            known = self._covered.get(str(partition), [])
-            offset = coverage.first_uncovered(known, 0)
-            at = self._where(partition, offset, is_known=bool(known))
+            offset = coverage.first_uncovered(self._covered.get(str(partition), []), 0)
+            at = self._where(partition, offset)
             new.append(self._kafka.TopicPartition(self._topic, partition, at))
             self._next[partition] = offset
         if new:
             self._consumer.incremental_assign(new)
 
-    def _where(self, partition: int, offset: int, is_known: bool) -> int:
+    def _where(self, partition: int, offset: int) -> int:
         """The offset to read on at: the first that is there.
 
         Raises:
@@ -267,7 +268,7 @@ class KafkaSource:
                 f"{self.uri}: partition {partition} ends at offset {end}, and what is written goes up to {offset}; the "
                 "topic was made anew or has lost its end: give another --output"
             )
-        if offset < first and is_known:
+        if offset < first:
             self._lost += first - offset
             _LOGGER.warning(
                 "%s, partition %d: offsets %d to %d were deleted before they were read (%d); going on at %d",
@@ -380,7 +381,7 @@ class KafkaSource:
         """Go on in partitions whose next offset was deleted."""
         try:
             for partition in sorted(self._astray):
-                at = self._where(partition, self._next[partition], is_known=True)
+                at = self._where(partition, self._next[partition])
                 moved = [self._kafka.TopicPartition(self._topic, partition, at)]
                 with contextlib.suppress(self._kafka.KafkaException):  # it is not read any more, so it cannot be sought
                     self._consumer.incremental_unassign(moved)
@@ -453,6 +454,14 @@ def covers_of(name: str, receipts: Iterable[str]) -> Covers:
         partition, first, last = receipt.split(":")
         intervals[partition].append([int(first), int(last)])
     return coverage.union({name: dict(intervals)})
+
+
+def check_no_circle(source: KafkaSource, publisher: Publisher | None) -> None:
+    """Raises:
+    InputError: if rows would be published to the topic that is read, whichever brokers are named.
+    """
+    if isinstance(publisher, KafkaSink) and publisher.place == source.place:
+        raise InputError(f"--publish {publisher.uri} is what --input reads: rows would come back as messages")
 
 
 def _beginning(settings: Mapping[str, str]) -> bool:
