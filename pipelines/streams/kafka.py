@@ -278,10 +278,17 @@ class KafkaSource:
 
     def _ends(self, partition: int) -> tuple[int, int]:
         """The first offset of a partition, and the one behind its last."""
-        at = self._kafka.TopicPartition(self._topic, partition)
-        ends = self._consumer.get_watermark_offsets(at, timeout=REQUEST_SECONDS)
+        at, codes = self._kafka.TopicPartition(self._topic, partition), self._kafka.KafkaError
+        try:
+            ends = self._consumer.get_watermark_offsets(at, timeout=REQUEST_SECONDS)
+        except self._kafka.KafkaException as error:
+            if error.args[0].code() != codes._UNKNOWN_PARTITION:
+                raise
+            # The topic has it, as we know, so that is all that it can mean.
+            without = codes(codes.LEADER_NOT_AVAILABLE, f"partition {partition} has no leader at the moment")
+            raise self._kafka.KafkaException(without) from None
         if ends is None:
-            raise self._kafka.KafkaException(self._kafka.KafkaError(self._kafka.KafkaError._TIMED_OUT))
+            raise self._kafka.KafkaException(codes(codes._TIMED_OUT))
         return ends
 
     # --- reading ---

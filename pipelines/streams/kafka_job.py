@@ -163,6 +163,9 @@ class PartitionReader(UnboundedReader):
         if not coverage.is_same(opened.name, source.name):
             opened.close()
             raise InputError(f"{source.topic.uri}: workers find another topic there: {opened.name}, not {source.name}")
+        by = "records of files" if self._mark is None else "a checkpoint"
+        at = opened.position(source.partition)
+        _LOGGER.info("%s, partition %d: reading from offset %d on, by %s", source.topic.uri, source.partition, at, by)
         return opened
 
     def get_current(self) -> Received:

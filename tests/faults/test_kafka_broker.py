@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     NewPartitions,
+    NewTopic,
     ScramCredentialInfo,
     ScramMechanism,
     UserScramCredentialUpsertion,
@@ -35,7 +36,7 @@ from tests.kafka import Broker, RealBroker, Traffic, need_apache_kafka
 from tests.pipelines.streams.parts import Clock, until
 from tests.processes import ScoreProcess
 from tests.streams import live_ids
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, RunError, UnavailableError
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 
@@ -249,12 +250,13 @@ def _creates(broker: RealBroker, topic: str) -> bool:
 
 
 def test_a_leader_that_goes_away(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
-    """Two brokers have each partition; the one that leads some of them is killed, and later the other leads again."""
+    """Two brokers have each partition; the one that leads some of them is killed, and later the other leads again. What
+    only the killed one has cannot be read meanwhile."""
     (tmp_path / "second").mkdir()
     second = RealBroker(tmp_path / "second", first=broker)
     second.start()
     admin = AdminClient({"bootstrap.servers": broker.address})
-    until(lambda: len(admin.list_topics(timeout=10).brokers) == 2)
+    until(lambda: _brokers(admin) == 2)
     broker.create("two", PARTITIONS, copies=2)
     options = ("--input", f"kafka://{broker.address},{second.address}/two", "--model", tiny_model)
     with Traffic(Broker(f"{broker.address},{second.address}"), "two", PARTITIONS) as traffic:
@@ -268,7 +270,21 @@ def test_a_leader_that_goes_away(broker: RealBroker, tiny_model: str, tmp_path: 
         traffic.stop()
         catch_up(tmp_path, traffic, *options)
     traffic.assert_once(tmp_path / "out")
+    for created in admin.create_topics([NewTopic("apart", 2, replica_assignment=[[broker.id], [second.id]])]).values():
+        created.result(60)
     second.kill()
+    until(lambda: _brokers(admin) == 1)
+    with pytest.raises(InputError, match="cannot be reached: partition 1 has no leader at the moment") as refused:
+        KafkaSource(KafkaTopic(broker.address, "apart"), {}, {})
+    assert isinstance(refused.value.__cause__, UnavailableError)
+
+
+def _brokers(admin: AdminClient) -> int:
+    """How many the cluster has; 0 if one was asked that has just been killed."""
+    try:
+        return len(admin.list_topics(timeout=10).brokers)
+    except KafkaException:
+        return 0
 
 
 def test_every_offset_once_whoever_is_killed(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ class KafkaSink:
         except confluent_kafka.KafkaException as error:
             for _ in range(_SAYINGS):
                 self._producer.poll(0)  # calls `_heed`
+            if error.args[0].code() == confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise InputError(f"--publish {self.uri}: there is no such topic; create it first") from None
             raise InputError(
                 f"--publish {self.uri}: cannot be written: {self._said or error.args[0].str()}"
             ) from UnavailableError(self.uri)

@@ -199,6 +199,8 @@ def test_rows_that_a_topic_does_not_take(brokers: Broker, topic: str) -> None:
         sink.publish([pa.record_batch({"id": ["a"], "note": ["x" * 2000]})])
     with pytest.raises(InputError, match=r"--producer_option enable\.idempotence cannot be given"):
         KafkaSink(KafkaTopic(brokers.address, topic), {"enable.idempotence": "false"})
+    with pytest.raises(InputError, match=r"--publish kafka://\S+x: there is no such topic; create it first"):
+        KafkaSink(KafkaTopic(brokers.address, f"{topic}x"), {"allow.auto.create.topics": "false"})
     with pytest.raises(InputError, match="--producer_option or --producer_config: No such configuration property"):
         KafkaSink(KafkaTopic(brokers.address, topic), {"acknowledge": "all"})
 
