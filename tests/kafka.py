@@ -165,12 +165,12 @@ class RealBroker:
         self._port, own_controller, guarded, encrypted = free_ports(4)
         self.controller: int = own_controller if first is None else first.controller
         self.address, self.guarded = f"127.0.0.1:{self._port}", f"127.0.0.1:{guarded}"
-        """Where anybody may connect; where a password is asked for, if settings say so."""
+        """Where anybody may connect; where TLS is spoken and a password is asked for, if settings say so."""
         self.encrypted = f"127.0.0.1:{encrypted}"
         """Where TLS is spoken, if settings say so."""
         self.id = 1 if first is None else 2
         listeners = f"PLAINTEXT://{self.address}"
-        for kind, address, named in (("SASL_PLAINTEXT", self.guarded, "sasl."), ("SSL", self.encrypted, "ssl.")):
+        for kind, address, named in (("SASL_SSL", self.guarded, "sasl."), ("SSL", self.encrypted, "ssl.")):
             if any(name.startswith(named) for name in settings or ()):
                 listeners += f",{kind}://{address}"
         controller = f"CONTROLLER://127.0.0.1:{own_controller}"
@@ -181,9 +181,7 @@ class RealBroker:
             "listeners": f"{listeners},{controller}" if first is None else listeners,
             "advertised.listeners": listeners,
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": (
-                "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL"
-            ),
+            "listener.security.protocol.map": ("PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL"),
             "log.dirs": directory / "data",
             **dict.fromkeys(("offsets.topic.replication.factor", "offsets.topic.num.partitions"), 1),
             "transaction.state.log.replication.factor": 1,

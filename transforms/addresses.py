@@ -12,7 +12,7 @@ SCHEMES = (PUBSUB, KAFKA)
 _PROJECT = r"[a-z][-a-z0-9:.]{4,61}[a-z0-9]"
 _NAME = r"[A-Za-z][A-Za-z0-9\-_.~+%]{2,254}"
 _BROKER = r"(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:]+\]):\d{1,5}"
-_KAFKA_TOPIC = r"[A-Za-z0-9._-]{1,249}"
+_KAFKA_TOPIC = r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}"
 
 
 @dataclass(frozen=True)

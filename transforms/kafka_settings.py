@@ -1,8 +1,12 @@
-"""Settings of librdkafka's clients: those that may be given, and what is said of others. Imports no Beam."""
+"""What the consumer and the producer of Kafka share: which settings may be given, and what tells topics apart.
+
+Imports no Beam.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torchmoji_core.errors import InputError, first_line
 
@@ -36,3 +40,13 @@ def wrong_setting(kind: str, error: Exception) -> InputError:
     """
     said = getattr(error.args[0], "str", lambda: first_line(error))()
     return InputError(f"--{kind}_option or --{kind}_config: {said}; names and values are those of librdkafka")
+
+
+def place_of(cluster: Any, topic: str) -> str:
+    """What tells a topic from those of other names and clusters, whichever brokers were asked.
+
+    Args:
+        cluster: its description by librdkafka.
+        topic: its name.
+    """
+    return f"kafka:{cluster.cluster_id or ''}:{topic}"

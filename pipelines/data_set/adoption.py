@@ -97,7 +97,7 @@ def remaining(record: Record, covers: Covers, rewriter: Rewriter) -> tuple[Pendi
         RunError: if a file cannot be read or written.
     """
     ((source, _),) = record.covers.items()
-    covered = covers.get(source, {})
+    covered = coverage.of_source(covers, source)
     found = []
     for file in record.files:
         if file.file.rows and not file.messages:

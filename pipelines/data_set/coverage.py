@@ -3,6 +3,9 @@
 For each source, and each of its partitions, intervals of offsets [first, last]: `{"kafka:posts": {"0": [[0, 99]]}}`.
 Messages that nothing is made from, notices for instance, are covered like the others. An interval may span offsets that
 no message has.
+
+A topic of Kafka has an id behind its name, where the brokers told one when a run began: `kafka:CLUSTER:TOPIC:ID`. A
+source without it may be any of that name, so it counts as each of them.
 """
 
 from __future__ import annotations
@@ -49,11 +52,30 @@ def union(*parts: Covers) -> Covers:
     }
 
 
+def is_same(one: str, other: str) -> bool:
+    """Whether two names of sources may be of the same one.
+
+    >>> is_same("kafka:c:posts", "kafka:c:posts:id"), is_same("kafka:c:posts:id", "kafka:c:posts:new")
+    (True, False)
+    """
+    return f"{one}:".startswith(f"{other}:") or f"{other}:".startswith(f"{one}:")
+
+
+def of_source(covers: Covers, source: str) -> dict[str, Intervals]:
+    """What is covered of a source, by partition, under whichever name.
+
+    >>> of_source({"a": {"0": [[0, 3]]}, "a:id": {"0": [[4, 5]]}, "b": {"0": [[6, 7]]}}, "a:id")
+    {'0': [[0, 5]]}
+    """
+    return union(*({source: some} for name, some in covers.items() if is_same(name, source))).get(source, {})
+
+
 def is_within(part: Covers, whole: Covers) -> bool:
     """Whether all that one covers is covered by the other."""
     return all(
-        partition in whole.get(source, {}) and joined([*(known := whole[source][partition]), *some]) == joined(known)
+        partition in known and joined([*known[partition], *some]) == known[partition]
         for source, partitions in part.items()
+        for known in [of_source(whole, source)]
         for partition, some in partitions.items()
     )
 
@@ -66,10 +88,11 @@ def without(part: Covers, whole: Covers) -> Covers:
     """
     left: Covers = {}
     for source, partitions in part.items():
+        known = of_source(whole, source)
         for partition, some in partitions.items():
             rest: Intervals = []
             for first, last in joined(some):
-                for known_first, known_last in joined(whole.get(source, {}).get(partition, [])):
+                for known_first, known_last in known.get(partition, []):
                     if known_first > last:
                         break
                     if known_first > first:
@@ -88,13 +111,7 @@ def overlap(one: Covers, other: Covers) -> bool:
     >>> overlap({"a": {"0": [[0, 3]]}}, {"a": {"0": [[3, 5]]}}), overlap({"a": {"0": [[0, 3]]}}, {"a": {"1": [[0, 3]]}})
     (True, False)
     """
-    return any(
-        without({source: {partition: some}}, other) != {source: {partition: joined(some)}}
-        for source, partitions in one.items()
-        if source in other
-        for partition, some in partitions.items()
-        if some
-    )
+    return without(one, other) != without(one, {})
 
 
 def first_uncovered(intervals: Intervals, offset: int) -> int:

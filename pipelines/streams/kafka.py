@@ -24,12 +24,13 @@ from typing import Any
 
 from pipelines.data_set import coverage
 from pipelines.data_set.coverage import Covers
-from pipelines.streams.sources import Received, SourceUnavailableError
+from pipelines.streams.sources import Publisher, Received, SourceUnavailableError
 from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 from transforms.input.messages import kafka_message
-from transforms.kafka_settings import check_settings, wrong_setting
+from transforms.kafka_settings import check_settings, place_of, wrong_setting
+from transforms.output.kafka import KafkaSink
 from transforms.records import Message
 
 PULL_SECONDS = 5.0
@@ -41,6 +42,8 @@ PARTITIONS_SECONDS = 30.0
 """How often to look for new partitions."""
 LOOK_SECONDS = 3.0
 """For such a look, which holds up messages."""
+_TAKEN_AT_ONCE = 100
+"""Messages that librdkafka is asked for together, which costs less than one by one."""
 PULLED_BYTES = 8 << 20
 """Payloads at which a pull ends. librdkafka holds as much again, and one answer of a broker."""
 _TICK = 0.1
@@ -50,6 +53,9 @@ _DEFAULTS = {
     "group.id": "torchmoji",  # librdkafka wants one; nothing is committed for it unless it is given
     "isolation.level": "read_committed",
     "fetch.max.bytes": 8 << 20,
+    # Or a broker answers as soon as there is one message, which costs as much as an answer with hundreds.
+    "fetch.min.bytes": 64 << 10,
+    "fetch.wait.max.ms": 100,
     "queued.max.messages.kbytes": 8 << 10,
     "log_level": 2,  # what matters comes as errors too
 }
@@ -176,14 +182,15 @@ class KafkaSource:
         if described.error is not None:
             raise self._kafka.KafkaException(described.error)
         # Another cluster may have a topic of that name, with other messages.
-        self._place = f"kafka:{found.cluster_id or ''}:{self._topic}"
+        self.place = place_of(found, self._topic)
         self._topic_id = self._find_topic_id(found, REQUEST_SECONDS)
         self.name, self._covered = self._continue(covers)
         self.passed_over: Covers = {}
-        """What is never read, since the stream has to begin at the end."""
-        if not at_beginning and not self._covered:
-            ends = {partition: self._ends(partition)[1] for partition in sorted(described.partitions)}
-            self._covered = {str(partition): [[0, end - 1]] if end else [] for partition, end in ends.items()}
+        """What is never read, since the first start begins behind it. Where this is on record, what is deleted later
+        without having been read is known to be lost."""
+        if not self._covered:
+            starts = {number: self._ends(number)[0 if at_beginning else 1] for number in sorted(described.partitions)}
+            self._covered = {str(number): [[0, start - 1]] if start else [] for number, start in starts.items()}
             self.passed_over = {self.name: self._covered}
         self._next: dict[int, int] = {}
         """By partition, the offset behind the last message that was read."""
@@ -226,8 +233,7 @@ class KafkaSource:
         Raises:
             InputError: if that is of another topic of the same name.
         """
-        earlier = {name[len(self._place) + 1 :]: name for name in covers if f"{name}:".startswith(f"{self._place}:")}
-        ids = earlier.keys() - {""}
+        ids = {name[len(self.place) + 1 :] for name in covers if coverage.is_same(name, self.place)} - {""}
         if self._topic_id and ids - {self._topic_id}:
             raise InputError(
                 f"{self.uri}: the topic was made anew: its id is {self._topic_id}, and what is written is from "
@@ -235,23 +241,22 @@ class KafkaSource:
             )
         # A broker that is older than ids tells none.
         id_ = self._topic_id or next(iter(ids), "")
-        known = coverage.union({}, *({"": covers[name]} for name in earlier.values())).get("", {})
-        return f"{self._place}:{id_}" if id_ else self._place, known
+        name = f"{self.place}:{id_}" if id_ else self.place
+        return name, coverage.of_source(covers, name)
 
     def assign(self, partitions: Mapping[int, Any]) -> None:
         """Take up partitions that are not read yet, if they are to be."""
         new = []
         wanted = partitions.keys() if self._only is None else partitions.keys() & set(self._only)
         for partition in sorted(wanted - self._next.keys()):
-            known = self._covered.get(str(partition), [])
-            offset = coverage.first_uncovered(known, 0)
-            at = self._where(partition, offset, is_known=bool(known))
+            offset = coverage.first_uncovered(self._covered.get(str(partition), []), 0)
+            at = self._where(partition, offset)
             new.append(self._kafka.TopicPartition(self._topic, partition, at))
             self._next[partition] = offset
         if new:
             self._consumer.incremental_assign(new)
 
-    def _where(self, partition: int, offset: int, is_known: bool) -> int:
+    def _where(self, partition: int, offset: int) -> int:
         """The offset to read on at: the first that is there.
 
         Raises:
@@ -263,7 +268,7 @@ class KafkaSource:
                 f"{self.uri}: partition {partition} ends at offset {end}, and what is written goes up to {offset}; the "
                 "topic was made anew or has lost its end: give another --output"
             )
-        if offset < first and is_known:
+        if offset < first:
             self._lost += first - offset
             _LOGGER.warning(
                 "%s, partition %d: offsets %d to %d were deleted before they were read (%d); going on at %d",
@@ -273,10 +278,17 @@ class KafkaSource:
 
     def _ends(self, partition: int) -> tuple[int, int]:
         """The first offset of a partition, and the one behind its last."""
-        at = self._kafka.TopicPartition(self._topic, partition)
-        ends = self._consumer.get_watermark_offsets(at, timeout=REQUEST_SECONDS)
+        at, codes = self._kafka.TopicPartition(self._topic, partition), self._kafka.KafkaError
+        try:
+            ends = self._consumer.get_watermark_offsets(at, timeout=REQUEST_SECONDS)
+        except self._kafka.KafkaException as error:
+            if error.args[0].code() != codes._UNKNOWN_PARTITION:
+                raise
+            # The topic has it, as we know, so that is all that it can mean.
+            without = codes(codes.LEADER_NOT_AVAILABLE, f"partition {partition} has no leader at the moment")
+            raise self._kafka.KafkaException(without) from None
         if ends is None:
-            raise self._kafka.KafkaException(self._kafka.KafkaError(self._kafka.KafkaError._TIMED_OUT))
+            raise self._kafka.KafkaException(codes(codes._TIMED_OUT))
         return ends
 
     # --- reading ---
@@ -318,13 +330,15 @@ class KafkaSource:
         received: list[Received] = []
         size, end = 0, time.monotonic() + PULL_SECONDS
         while len(received) < count and size < PULLED_BYTES and time.monotonic() < end and not self._has_to_end():
-            record = self._consumer.poll(0 if received else _TICK)
-            if record is None:
-                if received:
-                    break
-            elif (message := self._take(record)) is not None:
-                received.append(message)
-                size += len(message.message.data)
+            # Waits for one, and takes what librdkafka has behind it.
+            wanted = min(count - len(received), _TAKEN_AT_ONCE) if received else 1
+            records = self._consumer.consume(wanted, 0 if received else _TICK)
+            if received and not records:
+                break
+            for record in records:
+                if (message := self._take(record)) is not None:
+                    received.append(message)
+                    size += len(message.message.data)
         return received
 
     def _count_lost(self) -> None:
@@ -374,7 +388,7 @@ class KafkaSource:
         """Go on in partitions whose next offset was deleted."""
         try:
             for partition in sorted(self._astray):
-                at = self._where(partition, self._next[partition], is_known=True)
+                at = self._where(partition, self._next[partition])
                 moved = [self._kafka.TopicPartition(self._topic, partition, at)]
                 with contextlib.suppress(self._kafka.KafkaException):  # it is not read any more, so it cannot be sought
                     self._consumer.incremental_unassign(moved)
@@ -447,6 +461,14 @@ def covers_of(name: str, receipts: Iterable[str]) -> Covers:
         partition, first, last = receipt.split(":")
         intervals[partition].append([int(first), int(last)])
     return coverage.union({name: dict(intervals)})
+
+
+def check_no_circle(source: KafkaSource, publisher: Publisher | None) -> None:
+    """Raises:
+    InputError: if rows would be published to the topic that is read, whichever brokers are named.
+    """
+    if isinstance(publisher, KafkaSink) and publisher.place == source.place:
+        raise InputError(f"--publish {publisher.uri} is what --input reads: rows would come back as messages")
 
 
 def _beginning(settings: Mapping[str, str]) -> bool:

@@ -160,9 +160,12 @@ class PartitionReader(UnboundedReader):
         covers: Covers = {source.name: {str(source.partition): coverage.joined(known)}}
         settings = client_settings("consumer_config", source.config, source.options)
         opened = KafkaSource(source.topic, settings, covers, partitions=(source.partition,))
-        if opened.name != source.name:
+        if not coverage.is_same(opened.name, source.name):
             opened.close()
             raise InputError(f"{source.topic.uri}: workers find another topic there: {opened.name}, not {source.name}")
+        by = "records of files" if self._mark is None else "a checkpoint"
+        at = opened.position(source.partition)
+        _LOGGER.info("%s, partition %d: reading from offset %d on, by %s", source.topic.uri, source.partition, at, by)
         return opened
 
     def get_current(self) -> Received:

@@ -24,7 +24,7 @@ from pipelines.runs.context import RunContext, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import Plan, check_model, check_stream
 from pipelines.streams import kafka_job, pubsub_job
-from pipelines.streams.kafka import KafkaSource
+from pipelines.streams.kafka import KafkaSource, check_no_circle
 from pipelines.streams.local import LocalStream
 from torchmoji_core.errors import InputError, RunError
 from transforms.addresses import KafkaTopic, PubSubName
@@ -133,12 +133,12 @@ def _build(pipeline: beam.Pipeline, plan: Plan, data_set: DataSet) -> Covers:
     """
     stream = plan.config.stream
     assert stream is not None
-    if isinstance(stream.publish, KafkaTopic):
-        KafkaSink(stream.publish, stream.producer_settings())  # raises if it cannot be written
+    sink = KafkaSink(stream.publish, stream.producer_settings()) if isinstance(stream.publish, KafkaTopic) else None
     if isinstance(stream.source, PubSubName):
         pubsub_job.build_pipeline(pipeline, plan)
         return {}
     settings = stream.consumer_settings()
     with contextlib.closing(KafkaSource(stream.source, settings, covered(data_set))) as source:
+        check_no_circle(source, sink)
         kafka_job.build_pipeline(pipeline, plan, source)
         return source.passed_over

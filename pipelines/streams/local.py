@@ -31,7 +31,7 @@ from pipelines.runs.run_report import report_so_far
 from pipelines.runs.watchdog import Watchdog
 from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.committer import Committer
-from pipelines.streams.kafka import KafkaSource
+from pipelines.streams.kafka import KafkaSource, check_no_circle
 from pipelines.streams.loop import Loop, Work
 from pipelines.streams.pubsub import PubSubSource
 from pipelines.streams.sources import Source
@@ -91,6 +91,7 @@ class LocalStream:
             with self._alone() as lock:
                 covers = covered(self._data_set)
                 with contextlib.closing(KafkaSource(stream.source, stream.consumer_settings(), covers)) as source:
+                    check_no_circle(source, topic)
                     return self.attend(source, Stages(config, stream, topic, lock.check), stop)
 
     @contextlib.contextmanager

@@ -10,11 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    NewPartitions,
+    NewTopic,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 from pipelines.data_set.coverage import Covers
 from pipelines.streams.kafka import PARTITIONS_SECONDS, KafkaSource
+from pipelines.streams.kafka_job import KafkaPartition
 from pipelines.streams.sources import Received
 from tests.faults.kafka_kills import (
     assert_all_is_published,
@@ -28,7 +36,7 @@ from tests.kafka import Broker, RealBroker, Traffic, need_apache_kafka
 from tests.pipelines.streams.parts import Clock, until
 from tests.processes import ScoreProcess
 from tests.streams import live_ids
-from torchmoji_core.errors import InputError, RunError
+from torchmoji_core.errors import InputError, RunError, UnavailableError
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 
@@ -36,15 +44,16 @@ pytestmark = pytest.mark.kafka
 KILLS, BROKER_KILLS = 30, 2
 PARTITIONS = 3
 PASSWORD = "b0tticelli"
+SCRAM = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
 
 
 def sasl_settings() -> dict[str, object]:
-    """A password is asked for."""
-    login = "org.apache.kafka.common.security.plain.PlainLoginModule"
+    """A password is asked for, in each of three ways."""
+    modules, listener = "org.apache.kafka.common.security", "listener.name.sasl_ssl"
     return {
-        "sasl.enabled.mechanisms": "PLAIN",
-        "listener.name.sasl_plaintext.plain.sasl.jaas.config": f'{login} required user_scores="{PASSWORD}";',
-    }
+        "sasl.enabled.mechanisms": ",".join(("PLAIN", *SCRAM)),
+        f"{listener}.plain.sasl.jaas.config": f'{modules}.plain.PlainLoginModule required user_scores="{PASSWORD}";',
+    } | {f"{listener}.{way.lower()}.sasl.jaas.config": f"{modules}.scram.ScramLoginModule required;" for way in SCRAM}
 
 
 def tls_settings(directory: Path) -> dict[str, object]:
@@ -130,7 +139,8 @@ def test_a_password_is_used_and_never_shown(broker: RealBroker, tiny_model: str,
     broker.create("guarded", 1)
     Broker(broker.address).posts("guarded", 5)
     settings, output = tmp_path / "consumer.properties", tmp_path / "out"
-    sasl = "security.protocol=SASL_PLAINTEXT\nsasl.mechanism=PLAIN\nsasl.username=scores\nsasl.password="
+    tls = f"security.protocol=SASL_SSL\nssl.ca.location={broker.directory}/ca.pem\n"
+    sasl = f"{tls}sasl.mechanism=PLAIN\nsasl.username=scores\nsasl.password="
     source = ("--streaming", "--input", f"kafka://{broker.guarded}/guarded", "--output", "out", "--model", tiny_model)
     options = ("--consumer_config", str(settings), "--commit_every", "300ms")
     settings.write_text(f"{sasl}{PASSWORD}1\n")
@@ -143,6 +153,29 @@ def test_a_password_is_used_and_never_shown(broker: RealBroker, tiny_model: str,
     stream.wait_for(lambda: output.exists() and len(live_ids(output)) == 5)
     assert stream.stop() == 0 and PASSWORD not in stream.log
     assert not [path for path in output.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("way", SCRAM)
+def test_a_password_that_is_not_sent(broker: RealBroker, way: str) -> None:
+    """Each side proves to the other that it knows it; the broker has learnt it before."""
+    topic = KafkaTopic(broker.guarded, way.lower())
+    admin = broker.create(topic.topic, 1)
+    Broker(broker.address).posts(topic.topic, 5)
+    known = UserScramCredentialUpsertion("scores", ScramCredentialInfo(SCRAM[way], 4096), PASSWORD.encode())
+    for learnt in admin.alter_user_scram_credentials([known]).values():
+        learnt.result(60)
+    settings = {
+        "security.protocol": "SASL_SSL",
+        "ssl.ca.location": f"{broker.directory}/ca.pem",
+        "sasl.mechanism": way,
+        "sasl.username": "scores",
+    }
+    with pytest.raises(InputError, match=r"may not be read: .*Authentication failed") as refused:
+        KafkaSource(topic, settings | {"sasl.password": f"{PASSWORD}1"}, {})
+    assert PASSWORD not in str(refused.value)
+    source = KafkaSource(topic, settings | {"sasl.password": PASSWORD}, {})
+    assert len(pull(source, 5)) == 5
+    source.close()
 
 
 def test_tls(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
@@ -185,6 +218,11 @@ def test_a_topic_that_was_made_anew_is_told_from_the_old_one(broker: RealBroker)
     Broker(broker.address).posts("again", 3)
     source = KafkaSource(topic, {}, {}, clock)
     covers = source.covers(pull(source, 3))
+    nameless = source.name.rpartition(":")[0]
+    reader = KafkaPartition(topic, nameless, 0, ((0, 1),)).create_reader(None, None)
+    until(reader.start)
+    assert reader.get_current().receipt == "0:2:2", "of a job whose launcher was not told the id"
+    reader.close()
     for deleted in admin.delete_topics(["again"]).values():
         deleted.result(60)
     until(lambda: _creates(broker, "again"))
@@ -212,12 +250,13 @@ def _creates(broker: RealBroker, topic: str) -> bool:
 
 
 def test_a_leader_that_goes_away(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:
-    """Two brokers have each partition; the one that leads some of them is killed, and later the other leads again."""
+    """Two brokers have each partition; the one that leads some of them is killed, and later the other leads again. What
+    only the killed one has cannot be read meanwhile."""
     (tmp_path / "second").mkdir()
     second = RealBroker(tmp_path / "second", first=broker)
     second.start()
     admin = AdminClient({"bootstrap.servers": broker.address})
-    until(lambda: len(admin.list_topics(timeout=10).brokers) == 2)
+    until(lambda: _brokers(admin) == 2)
     broker.create("two", PARTITIONS, copies=2)
     options = ("--input", f"kafka://{broker.address},{second.address}/two", "--model", tiny_model)
     with Traffic(Broker(f"{broker.address},{second.address}"), "two", PARTITIONS) as traffic:
@@ -231,7 +270,21 @@ def test_a_leader_that_goes_away(broker: RealBroker, tiny_model: str, tmp_path: 
         traffic.stop()
         catch_up(tmp_path, traffic, *options)
     traffic.assert_once(tmp_path / "out")
+    for created in admin.create_topics([NewTopic("apart", 2, replica_assignment=[[broker.id], [second.id]])]).values():
+        created.result(60)
     second.kill()
+    until(lambda: _brokers(admin) == 1)
+    with pytest.raises(InputError, match="cannot be reached: partition 1 has no leader at the moment") as refused:
+        KafkaSource(KafkaTopic(broker.address, "apart"), {}, {})
+    assert isinstance(refused.value.__cause__, UnavailableError)
+
+
+def _brokers(admin: AdminClient) -> int:
+    """How many the cluster has; 0 if one was asked that has just been killed."""
+    try:
+        return len(admin.list_topics(timeout=10).brokers)
+    except KafkaException:
+        return 0
 
 
 def test_every_offset_once_whoever_is_killed(broker: RealBroker, tiny_model: str, tmp_path: Path) -> None:

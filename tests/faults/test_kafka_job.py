@@ -91,8 +91,9 @@ class Job:
 
     @property
     def records(self) -> int:
-        """How many there are of this job now."""
-        return len(list((self._directory / "out" / "_journal" / self.run_id).glob("*.json"))) - 1
+        """How many there are of this job's messages now."""
+        paths = (self._directory / "out" / "_journal" / self.run_id).glob("*.json")
+        return sum(path.name not in ("run.json", "begin.json") for path in paths)
 
     def signal_workers(self, number: signal.Signals) -> list[int]:
         workers = self.workers

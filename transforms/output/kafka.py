@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from torchmoji_core.errors import InputError, RunError, UnavailableError
 from transforms.addresses import KafkaTopic
-from transforms.kafka_settings import check_settings, wrong_setting
+from transforms.kafka_settings import check_settings, place_of, wrong_setting
 from transforms.output.messages import to_messages
 
 REQUEST_SECONDS = 10.0
@@ -46,7 +46,7 @@ class KafkaSink:
         """
         import confluent_kafka
 
-        self._kafka, self._topic, self._uri = confluent_kafka, topic.topic, topic.uri
+        self._kafka, self._topic, self.uri = confluent_kafka, topic.topic, topic.uri
         check_settings("producer", settings, _OURS.keys())
         try:
             self._producer = confluent_kafka.Producer(
@@ -57,15 +57,19 @@ class KafkaSink:
             raise wrong_setting("producer", error) from None
         self._said = ""
         try:
-            described = self._producer.list_topics(self._topic, timeout=REQUEST_SECONDS).topics[self._topic]
+            cluster = self._producer.list_topics(self._topic, timeout=REQUEST_SECONDS)
+            self.place = place_of(cluster, self._topic)
+            described = cluster.topics[self._topic]
             if described.error is not None:
                 raise confluent_kafka.KafkaException(described.error)
         except confluent_kafka.KafkaException as error:
             for _ in range(_SAYINGS):
                 self._producer.poll(0)  # calls `_heed`
+            if error.args[0].code() == confluent_kafka.KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise InputError(f"--publish {self.uri}: there is no such topic; create it first") from None
             raise InputError(
-                f"--publish {self._uri}: cannot be written: {self._said or error.args[0].str()}"
-            ) from UnavailableError(self._uri)
+                f"--publish {self.uri}: cannot be written: {self._said or error.args[0].str()}"
+            ) from UnavailableError(self.uri)
 
     def publish(self, batches: Sequence[pa.RecordBatch]) -> None:
         """See `Publisher.publish`."""
@@ -84,7 +88,7 @@ class KafkaSink:
             refused, left = [error.args[0]], 0
         if refused or left:
             said = refused[0].str() if refused else f"no answer for {PUBLISH_SECONDS:g} s ({self._said})"
-            raise RunError(f"--publish {self._uri}: rows cannot be published: {said}")
+            raise RunError(f"--publish {self.uri}: rows cannot be published: {said}")
 
     def _produce(self, key: bytes, content: bytes, delivered: Callable[[Any, Any], None]) -> None:
         while True:

@@ -124,6 +124,19 @@ def test_other_partitions_and_topics_are_no_matter(output: Path, model: str) -> 
     assert len(live_ids(output)) == 3 * 4, "three good ones of four, and one more of the page"
 
 
+def test_a_topic_with_and_without_its_id_is_one(output: Path, model: str, run_verify: Run) -> None:
+    """Brokers may tell it one job and not the other; whichever comes first, and whether both wait or not."""
+    one, other = Job(output, model), Job(output, model)
+    for job, first, name in ((one, 0, TOPIC), (other, 5, f"{TOPIC}:id"), (one, 10, TOPIC), (other, 10, f"{TOPIC}:id")):
+        record = job.write((first, first + 9))
+        record.write_text(record.read_text().replace(f'"{TOPIC}"', f'"{name}"'))
+        if first == 5:
+            commit(output)
+    commit(output)
+    assert contents(output) == expected(19) and not one.records | other.records
+    assert run_verify().status == 0
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_any_jobs_in_any_order(output: Path, model: str, seed: int) -> None:
     dice = random.Random(seed)

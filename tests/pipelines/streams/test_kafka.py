@@ -144,6 +144,10 @@ def test_what_is_wrong_is_said_before_the_stream_begins(
         finished = run_score("--streaming", "--input", f"kafka://{address}", "--output", "out", *given)
         assert finished.status == status and expected in finished.err, finished.err
         assert not Path("out").exists()
+    addresses = (f"kafka://{brokers.address}/{topic}", f"kafka://localhost:{brokers.address.split(':')[1]}/{topic}")
+    finished = run_score("--streaming", "--input", addresses[0], "--output", "out", "--publish", addresses[1])
+    assert finished.status == 2 and "rows would come back as messages" in finished.err, finished.err
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(
@@ -195,6 +199,8 @@ def test_rows_that_a_topic_does_not_take(brokers: Broker, topic: str) -> None:
         sink.publish([pa.record_batch({"id": ["a"], "note": ["x" * 2000]})])
     with pytest.raises(InputError, match=r"--producer_option enable\.idempotence cannot be given"):
         KafkaSink(KafkaTopic(brokers.address, topic), {"enable.idempotence": "false"})
+    with pytest.raises(InputError, match=r"--publish kafka://\S+x: there is no such topic; create it first"):
+        KafkaSink(KafkaTopic(brokers.address, f"{topic}x"), {"allow.auto.create.topics": "false"})
     with pytest.raises(InputError, match="--producer_option or --producer_config: No such configuration property"):
         KafkaSink(KafkaTopic(brokers.address, topic), {"acknowledge": "all"})
 
@@ -345,7 +351,7 @@ def test_a_first_start_at_the_end_and_the_next_one(
     brokers.posts(topic, 1)
     brokers.posts(topic, 1, partition=1)
     assert sorted(positions(pull(open_source(source.passed_over, auto_offset_reset="latest"), 2))) == ["0:5", "1:0"]
-    assert open_source().passed_over == {}
+    assert [*open_source().passed_over.values()] == [{str(partition): [] for partition in range(PARTITIONS)}]
 
 
 def test_new_partitions_are_read_from_their_beginning(
@@ -381,6 +387,23 @@ def test_what_retention_has_deleted_is_said_and_counted(
     assert int(first.message.position[2:]) == tally.counts()["lost"] + 3 > 3
     assert f"partition 0: offsets 3 to {int(first.message.position[2:]) - 1} were deleted" in caplog.text
     assert first.receipt.startswith("0:3:"), "it is said once"
+
+
+def test_what_is_deleted_of_a_partition_that_was_never_read(
+    brokers: Broker, topic: str, open_source: Callable[..., KafkaSource], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first start has recorded that it would begin at 0; what is gone before the first start is not lost."""
+    brokers.posts(topic, 1, partition=1)
+    begun = open_source().passed_over
+    brokers.send(topic, [b"x" * (900 << 10)] * 8)  # of which five megabytes are kept
+    first = open_source()
+    assert not caplog.text and first.partitions[0][0][0] == 0
+    kept = first.partitions[0][0][1] + 1
+    with caplog.at_level(logging.WARNING):
+        later = open_source(begun)
+    assert f"partition 0: offsets 0 to {kept - 1} were deleted" in caplog.text
+    for source in (first, later):
+        assert f"0:{kept}" in positions(pull(source, 8 - kept + 1))
 
 
 def open_source_at(brokers: Broker, topic: str, open_source: Callable[..., KafkaSource], count: int) -> KafkaSource:
@@ -425,6 +448,7 @@ def test_a_pull_is_bounded_and_heeds_a_stop(
     brokers: Broker, topic: str, open_source: Callable[..., KafkaSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka, "PULLED_BYTES", 2500)
+    monkeypatch.setattr(kafka, "_TAKEN_AT_ONCE", 2)
     brokers.send(topic, [b"x" * 1000] * 20)
     source = open_source()
     until(lambda: pull(source, 1))

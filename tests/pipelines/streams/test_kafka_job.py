@@ -115,7 +115,7 @@ def test_a_job_that_is_killed_is_continued(
     options = ("--streaming", "--input", uri, "--output", "out", "--model", model, "--max_latency", "200ms", *publish)
     job = ScoreProcess(tmp_path, *options, "--runner", "FnApiRunner")
     try:
-        job.wait_for(lambda: len(list(output.glob("_journal/*/*.json"))) >= 5)
+        job.wait_for(lambda: len(list(output.glob("_journal/*/*.json"))) >= 6)
     finally:
         job.close()
     assert run_verify("--clean").status == 0

@@ -258,6 +258,7 @@ def test_sources(uri: str, expected: object) -> None:
         "kafka://broker:9092",
         "kafka://broker:9092/",
         "kafka://broker:9092/a/b",
+        "kafka://broker:9092/..",
         "kafka:///posts",
         "gs://bucket/posts",
     ],
