@@ -85,10 +85,17 @@ def result_columns(scorer: ArrowScorer) -> dict[str, Any]:
     for column in list(scorer.schema(pa.schema([(scorer.text, pa.string())])))[1:]:
         if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
             for part in column.type.value_type:
-                found[f"{column.name}_{part.name}"] = DataTypes.ARRAY(from_arrow_type(part.type))
+                found[f"{column.name}_{part.name}"] = list_of(part.type)
+        elif pa.types.is_list(column.type):
+            found[column.name] = list_of(column.type.value_type)
         else:
             found[column.name] = from_arrow_type(column.type)
     return found
+
+
+def list_of(item: pa.DataType) -> Any:
+    """The type of a list, whose items are not null: or Flink asks that of each number, whenever it touches a row."""
+    return DataTypes.ARRAY(from_arrow_type(item, nullable=False))
 
 
 def table(columns: dict[str, Any], format: str, connector: str, **options: str) -> Any:
@@ -107,6 +114,9 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
     settings.set("execution.checkpointing.interval", f"{options.commit_every} s")
     # A job that is cancelled may be gone on with: from its last checkpoint.
     settings.set("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION")
+    if options.input["connector"] == "kafka":
+        # Or `flink stop` is refused wherever the order to stop comes before the end of data in some tasks only.
+        settings.set("execution.checkpointing.checkpoints-after-tasks-finish", "false")
     settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
     settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     # Or messages are scored twice, for the one table and for the other.
