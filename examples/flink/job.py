@@ -85,17 +85,10 @@ def result_columns(scorer: ArrowScorer) -> dict[str, Any]:
     for column in list(scorer.schema(pa.schema([(scorer.text, pa.string())])))[1:]:
         if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
             for part in column.type.value_type:
-                found[f"{column.name}_{part.name}"] = list_of(part.type)
-        elif pa.types.is_list(column.type):
-            found[column.name] = list_of(column.type.value_type)
+                found[f"{column.name}_{part.name}"] = DataTypes.ARRAY(from_arrow_type(part.type))
         else:
             found[column.name] = from_arrow_type(column.type)
     return found
-
-
-def list_of(item: pa.DataType) -> Any:
-    """The type of a list, whose items are not null: or Flink asks that of each number, whenever it touches a row."""
-    return DataTypes.ARRAY(from_arrow_type(item, nullable=False))
 
 
 def table(columns: dict[str, Any], format: str, connector: str, **options: str) -> Any:
