@@ -142,28 +142,24 @@ class ArrowScorer:
             texts: a list, a Series or an array of Arrow, for example.
 
         Returns:
-            [n] each, of numbers, or of objects: lists, None for an empty text. A list of structs becomes a list of each
-            of its fields: `top_emojis_emoji`, `top_emojis_probability`.
+            [n] each, of numbers, or of objects: arrays, None for an empty text. A list of structs becomes a column for
+            each field: `top_emojis_emoji`, `top_emojis_probability`.
         """
         found: dict[str, NDArray[Any]] = {}
         texts = [text if isinstance(text, str) else None for text in values_of(texts, "ArrowScorer")]
         for column, values in self._scored(texts).items():
-            if pa.types.is_list(values.type) and pa.types.is_struct(values.type.value_type):
-                for part in values.type.value_type:
-                    rows = [None if row is None else [item[part.name] for item in row] for row in values.to_pylist()]
-                    found[f"{column}_{part.name}"] = _objects(rows)
-            elif pa.types.is_list(values.type):
-                flat = values.flatten().to_numpy(zero_copy_only=False)
-                lengths = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-                vectors = np.split(flat, np.cumsum(lengths)[:-1]) if len(values) else []
-                found[column] = _objects(
-                    [
-                        vector if there else None
-                        for vector, there in zip(vectors, values.is_valid().to_pylist(), strict=True)
-                    ]
-                )
-            else:
+            if not pa.types.is_list(values.type):
                 found[column] = values.to_numpy(zero_copy_only=False)
+                continue
+            items = values.flatten()
+            parts = {column: items}
+            if pa.types.is_struct(items.type):
+                parts = {f"{column}_{part.name}": items.field(part.name) for part in items.type}
+            ends = np.cumsum(values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)).tolist()
+            rows = list(zip([0, *ends[:-1]], ends, values.is_valid().to_pylist(), strict=True)) if ends else []
+            for name, part in parts.items():
+                flat = part.to_numpy(zero_copy_only=False)
+                found[name] = _objects([flat[start:end] if there else None for start, end, there in rows])
         return found
 
     def _of_arrow(self, data: Any) -> Any:

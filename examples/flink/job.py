@@ -107,6 +107,9 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
     settings.set("execution.checkpointing.interval", f"{options.commit_every} s")
     # A job that is cancelled may be gone on with: from its last checkpoint.
     settings.set("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION")
+    if options.input["connector"] == "kafka":
+        # Or `flink stop` is refused wherever the order to stop comes before the end of data in some tasks only.
+        settings.set("execution.checkpointing.checkpoints-after-tasks-finish", "false")
     settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
     settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     # Or messages are scored twice, for the one table and for the other.

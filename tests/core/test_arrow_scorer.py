@@ -161,12 +161,12 @@ class TestColumns:
         rows = expected()
         assert found["status"].tolist() == rows.column("status").to_pylist()
         assert found["n_tokens"].tolist() == rows.column("n_tokens").to_pylist()
-        for name in ("probabilities", "embedding"):
-            lists = [None if row is None else row.tolist() for row in found[name]]
-            assert lists == rows.column(name).to_pylist()
         top = rows.column("top_emojis").to_pylist()
+        lists = {name: rows.column(name).to_pylist() for name in ("probabilities", "embedding")}
         for field in ("emoji", "probability"):
-            assert list(found[f"top_emojis_{field}"]) == [row and [item[field] for item in row] for row in top]
+            lists[f"top_emojis_{field}"] = [row and [item[field] for item in row] for row in top]
+        for name, values in lists.items():
+            assert [None if row is None else row.tolist() for row in found[name]] == values
 
     def test_nothing_is_raised_for_what_texts_are(self, scorer: ArrowScorer) -> None:
         odd = ["so happy", None, float("nan"), 5, b"bytes", ["list"], "\ud800 lone", "a" * 100_000, "\x00"]

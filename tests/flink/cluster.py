@@ -123,6 +123,15 @@ class FlinkCluster:
         wait(lambda: self.state(job) == "CANCELED")
         return str(self._ask(f"jobs/{job}/checkpoints")["latest"]["completed"]["external_path"])
 
+    def suspend(self, job: str) -> str:
+        """Stop a job with a savepoint, as `flink stop` does. Returns the savepoint."""
+        place = (self._directory / "savepoints").as_uri()
+        order = self._ask(f"jobs/{job}/stop", {"targetDirectory": place})["request-id"]
+        done = wait(lambda: self._ask(f"jobs/{job}/savepoints/{order}").get("operation"))
+        assert "location" in done, done["failure-cause"]["stack-trace"]
+        wait(lambda: self.state(job) == "FINISHED")
+        return str(done["location"])
+
     def state(self, job: str) -> str:
         return str(self._ask(f"jobs/{job}").get("state"))
 
@@ -178,9 +187,10 @@ def without_checkout() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def wait(condition: Callable[[], object], seconds: float = HOPELESS_SECONDS) -> None:
-    """Wait until something holds that has to come, however slow the machine is."""
+def wait(condition: Callable[[], Any], seconds: float = HOPELESS_SECONDS) -> Any:
+    """Wait until something holds that has to come, however slow the machine is. Returns it."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.2)
+    return found

@@ -97,7 +97,7 @@ def ids(output: Path) -> list[str]:
     return [row["id"] for row in committed(output, "scores", ["id"])]
 
 
-def test_every_id_once_whoever_is_killed_and_when_it_is_cancelled_and_gone_on_with(
+def test_every_id_once_whoever_is_killed_and_when_it_is_cancelled_or_stopped_and_gone_on_with(
     cluster: FlinkCluster, broker: RealBroker, tiny_model: str, tmp_path: Path
 ) -> None:
     broker.create("posts", PARTITIONS)
@@ -139,17 +139,18 @@ def test_every_id_once_whoever_is_killed_and_when_it_is_cancelled_and_gone_on_wi
             killed["workers"] += 1
         send(1)  # a worker is missed when it is needed
         wait(lambda restored=restored: cluster.checkpoints(job, "restored") > restored)
-    next_checkpoint(job)
-    send(1_000)
-    checkpoint = cluster.cancel(job)
-    assert len(ids(output)) < sum(sent.values()), "stopped at its end, not under way"
-    send(500)
-    job = start("--fromSavepoint", checkpoint)
+    for leave in (cluster.cancel, cluster.suspend, cluster.suspend):
+        next_checkpoint(job)
+        send(2_000)
+        place = leave(job)
+        assert len(ids(output)) < sum(sent.values()), "stopped at its end, not under way"
+        send(500)
+        job = start("--fromSavepoint", place)
     expected = sorted(f"{partition}-{number}" for partition, count in sent.items() for number in range(count))
     seen(len(expected))
     assert sorted(ids(output)) == expected, "lost"
     cluster.cancel(job)
-    print(f"{len(expected):,} messages, {dict(killed)} killed, cancelled once")
+    print(f"{len(expected):,} messages, {dict(killed)} killed, cancelled once, stopped twice")
 
 
 def test_broken_messages_are_dead_letters_and_scores_are_the_pipelines(
