@@ -32,7 +32,7 @@ import re, sys
 from transforms.input.formats import read_records
 from transforms.input.recognition import recognize
 from pipelines.runs.inputs import Inputs, spool_pipes
-from transforms.input.read import InputFile
+from transforms.input.inputs import InputFile
 found = Inputs({sys.argv[1]: InputFile(sys.argv[1], 0)}, {sys.argv[1]})
 spool_pipes(found, sys.argv[2])
 with open(found.files[sys.argv[1]].place, "rb") as file:

@@ -24,7 +24,7 @@ from transforms.input.formats import absolute
 from transforms.input.forms import FormOptions
 
 if TYPE_CHECKING:
-    from transforms.input.read import InputFile
+    from transforms.input.inputs import InputFile
     from transforms.records import DeadLetter, Tweet
 
 
@@ -142,7 +142,7 @@ class _Reading:
                 yield outcome.text
 
     def _outcomes(self) -> Iterator[Tweet | DeadLetter | None]:
-        from transforms.input.read import parts_of, reader_of, tweets_of
+        from transforms.input.parts import parts_of, reader_of, tweets_of
         from transforms.records import DeadLetter
 
         for file in self._files:

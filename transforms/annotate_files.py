@@ -11,7 +11,8 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.batching import BatchLimits, LengthBuckets
-from transforms.input.read import BESIDE, COUNTS, DEAD, PartReader, Split, SplitInputs, beside
+from transforms.input.parts import Split
+from transforms.input.read import BESIDE, COUNTS, DEAD, PartReader, SplitInputs, beside
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, PartCount, TokenizedTweet, Tweet
 from transforms.scoring.batch import tweet_size

@@ -32,7 +32,8 @@ from pipelines.runs.plan import ModelFacts, Plan, as_before, check_no_stream
 from pipelines.runs.selection import Groups, Selection, generation_of, select
 from pipelines.runs.submission import build_only, submit
 from torchmoji_core.errors import InputError, RunError
-from transforms.input.read import InputFile, UnreadableInput
+from transforms.input.inputs import InputFile
+from transforms.input.parts import UnreadableInput
 from transforms.storage import files as storage
 
 KIND = "annotate"

@@ -27,7 +27,7 @@ from pipelines.runs.watchdog import Watchdog
 from pipelines.runs.worker_checks import HasBegun
 from torchmoji_core.errors import InputError, RunError
 from transforms import metrics
-from transforms.input.read import UnreadableInput, unreadable_path
+from transforms.input.parts import UnreadableInput, unreadable_path
 from transforms.output.commit import committed_files
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from torchmoji_core.errors import ChangedError, InputError, raise_shortage
 from transforms.input.formats import STANDARD_INPUT, absolute_directory
 from transforms.input.forms import FORMATS, tells_format
-from transforms.input.read import InputFile, list_files
+from transforms.input.inputs import InputFile, list_files
 from transforms.storage import files as storage
 from transforms.storage.listing import Glob, facts, has_directory, is_glob, translate, why_not_gone
 

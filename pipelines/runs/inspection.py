@@ -16,11 +16,12 @@ from torchmoji_core.errors import InputError, is_outage, shortage_of
 from transforms.input import layouts
 from transforms.input.fields import FieldError, FieldMapping, KeptField, infer_kind
 from transforms.input.forms import Form, FormOptions, tells_format
+from transforms.input.inputs import InputFile
 from transforms.input.layouts import AUTO, PLAIN
+from transforms.input.parts import first_records, recognize_layout
 from transforms.input.paths import getter
 from transforms.input.posts import PostReader, value_of
 from transforms.input.raw_records import DamagedFileError, Record
-from transforms.input.read import InputFile, first_records, recognize_layout
 from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceError
 from transforms.storage.files import is_local, open_raw

@@ -18,7 +18,7 @@ from pipelines.runs.inspection import Group, check_fields, describe
 from torchmoji_core.bundle import load_bundle, load_config, load_tokenizer
 from torchmoji_core.errors import InputError
 from transforms.input.forms import named_format
-from transforms.input.read import InputFile
+from transforms.input.inputs import InputFile
 from transforms.output.commit import journal_directory
 
 

@@ -9,7 +9,7 @@ from pipelines.cli.annotate_options import AnnotateConfig
 from pipelines.data_set.snapshot import DataSet, Generation
 from pipelines.runs.inputs import Inputs, named
 from torchmoji_core.errors import InputError
-from transforms.input.read import InputFile
+from transforms.input.inputs import InputFile
 
 FIRST_BYTES_PER_SECOND = 64 << 10
 """The speed of a slow machine with a full-size model; the first group shows how fast this one is."""

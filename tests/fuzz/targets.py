@@ -31,9 +31,9 @@ from transforms.input.fields import FieldMapping, KeptField
 from transforms.input.formats import read_records
 from transforms.input.forms import Form
 from transforms.input.parquet import parquet_rows
+from transforms.input.parts import to_tweets
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
-from transforms.input.read import to_tweets
 from transforms.input.recognition import recognize
 from transforms.input.source_file import SourceFile
 from transforms.records import DeadLetter, Tweet

@@ -34,7 +34,7 @@ from pipelines.runs.selection import select
 from tests.object_store_server import ObjectStoreServer
 from tests.pipelines.steps import explore, gate, interleave, suspend_everywhere
 from torchmoji_core.errors import RunError
-from transforms.input.read import InputFile
+from transforms.input.inputs import InputFile
 from transforms.output.commit import TEMPORARY, WrittenFile, journal_directory
 from transforms.output.commit import commit as put_in_place
 from transforms.storage import files as storage

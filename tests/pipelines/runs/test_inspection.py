@@ -14,7 +14,7 @@ from pipelines.cli.options import ScoreConfig, parse
 from pipelines.runs.identity import differences, identity
 from pipelines.runs.inspection import check_fields, describe
 from torchmoji_core.errors import InputError
-from transforms.input.read import match_files
+from transforms.input.inputs import match_files
 
 
 def plan(path: Path, *options: str) -> tuple[ScoreConfig, list[str]]:

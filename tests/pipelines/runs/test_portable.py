@@ -59,7 +59,7 @@ ON_PRISM = ["--runner=PrismRunner", f"--prism_location={PRISM}"]
 SERVERS = [pytest.param("prism", marks=needs_prism), "embedded"]
 MOMENTS = {
     "connecting": "start",
-    "reading": "transforms.input.read:tweets_of",
+    "reading": "transforms.input.read:PartReader.read",
     "scoring": "transforms.scoring.score:score_batch",
     "writing": "transforms.output.write:_Write.finish_bundle",
     "committing": "transforms.storage.files:publish",

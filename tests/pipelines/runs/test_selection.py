@@ -17,7 +17,7 @@ from pipelines.runs.inputs import Inputs
 from pipelines.runs.selection import FIRST_BYTES_PER_SECOND, MAX_GROWTH, Groups, Selection, select
 from tests.pipelines.data_set.test_manifest import make
 from torchmoji_core.errors import InputError
-from transforms.input.read import InputFile
+from transforms.input.inputs import InputFile
 
 NOW = 1_700_000_000.0
 MODEL, NEW_MODEL = "abc", "def" * 20

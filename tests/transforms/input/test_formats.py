@@ -213,8 +213,8 @@ def test_only_newlines_end_a_line() -> None:
 def test_recursion_never_escapes() -> None:
     """Whatever depth the parser just stands, what comes behind it must stand, too."""
     from transforms.input.fields import FieldMapping, KeptField
+    from transforms.input.parts import to_tweets
     from transforms.input.posts import PostReader
-    from transforms.input.read import to_tweets
     from transforms.records import DeadLetter, Tweet
 
     limit = sys.getrecursionlimit()

@@ -47,9 +47,11 @@ from transforms.input import compression, raw_records
 from transforms.input.fields import FieldMapping, KeptField
 from transforms.input.formats import read_records
 from transforms.input.forms import Form
+from transforms.input.inputs import InputFile
+from transforms.input.parts import split_file, to_tweets
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Damage, Record
-from transforms.input.read import InputFile, ReadTweets, split_file, to_tweets
+from transforms.input.read import ReadTweets
 from transforms.input.recognition import recognize
 from transforms.records import DeadLetter, Tweet
 

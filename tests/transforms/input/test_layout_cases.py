@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from transforms.input.fields import FieldMapping
-from transforms.input.read import InputFile, PartReader, split_file
+from transforms.input.inputs import InputFile
+from transforms.input.parts import split_file
+from transforms.input.read import PartReader
 from transforms.records import DeadLetter, Tweet
 
 CASES = Path(__file__).parents[4] / "shared" / "cases" / "input"

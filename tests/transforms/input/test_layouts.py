@@ -19,10 +19,11 @@ from transforms.input import layouts
 from transforms.input.fields import FieldMapping
 from transforms.input.formats import read_records
 from transforms.input.html_text import has_html, html_to_text
+from transforms.input.inputs import list_files
 from transforms.input.layouts import LAYOUTS, PLAIN, named, recognize
+from transforms.input.parts import split_file, to_tweets
 from transforms.input.posts import PostReader
 from transforms.input.raw_records import Record
-from transforms.input.read import list_files, split_file, to_tweets
 from transforms.records import DeadLetter, Tweet
 
 ROOT = Path(__file__).parents[3]

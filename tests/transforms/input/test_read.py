@@ -23,15 +23,9 @@ from torchmoji_core.errors import InputError
 from transforms import metrics
 from transforms.input.fields import FieldMapping, KeptField, position_id
 from transforms.input.forms import Form, FormOptions
-from transforms.input.read import (
-    InputFile,
-    ReadTweets,
-    Split,
-    UnreadableInput,
-    match_files,
-    split_file,
-    unreadable_path,
-)
+from transforms.input.inputs import InputFile, match_files
+from transforms.input.parts import Split, UnreadableInput, split_file, unreadable_path
+from transforms.input.read import ReadTweets
 from transforms.records import DeadLetter, Tweet
 
 
@@ -261,7 +255,7 @@ def test_ids_are_stable_and_unique(run: Run, tmp_path: Path, monkeypatch: pytest
         (tmp_path / f"{name}.txt").write_text("same\n" * 50)
     whole = read(run, tmp_path / "*.txt")
     assert len({tweet.id for tweet in whole["tweets"]}) == 100
-    monkeypatch.setattr("transforms.input.read.PART_BYTES", 17)
+    monkeypatch.setattr("transforms.input.parts.PART_BYTES", 17)
     monkeypatch.chdir(tmp_path)
     again = read(run, "*.txt")
     assert sorted(again["tweets"]) == sorted(whole["tweets"])
@@ -272,7 +266,7 @@ def test_a_big_file_is_read_in_parts(run: Run, tmp_path: Path, monkeypatch: pyte
     rows = rows_of("row", 300)
     path = tmp_path / "big.jsonl"
     path.write_bytes("\ufeff".encode() + jsonl(rows) + b'{"id": "bad"}\n')
-    monkeypatch.setattr("transforms.input.read.PART_BYTES", 1000)
+    monkeypatch.setattr("transforms.input.parts.PART_BYTES", 1000)
     parts = list(split_file(InputFile(str(path), path.stat().st_size)))
     assert len(parts) > 20
     assert sum(part.bytes_ for part in parts) == path.stat().st_size
@@ -288,7 +282,7 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
     rows = rows_of("row", 100)
     path = tmp_path / "big.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
-    monkeypatch.setattr("transforms.input.read.PART_ROWS", 7)
+    monkeypatch.setattr("transforms.input.parts.PART_ROWS", 7)
     assert len(list(split_file(InputFile(str(path), path.stat().st_size)))) == 15
     ran = read(run, path)
     assert sorted(ran["tweets"]) == sorted(tweets_of(rows, path))
@@ -296,7 +290,7 @@ def test_big_parquet_is_read_in_parts(group: int, run: Run, tmp_path: Path, monk
 
 
 def test_compressed_and_csv_files_are_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transforms.input.read.PART_BYTES", 10)
+    monkeypatch.setattr("transforms.input.parts.PART_BYTES", 10)
     for name, content, form, layout in (
         ("x.jsonl.gz", gzip.compress(b"{}\n" * 99), Form("jsonl", ("gz",)), None),
         ("x.csv", b"id,text,label\n" + b"1,hi,2\n" * 99, Form("csv"), "plain"),

@@ -41,15 +41,9 @@ from torchmoji_core.inference.cache import ScoreCache
 from transforms.annotate_files import AnnotateFiles
 from transforms.columns import OUTPUTS
 from transforms.input.fields import FieldMapping, KeptField
-from transforms.input.read import (
-    InputFile,
-    PartReader,
-    ReadTweets,
-    SplitInputs,
-    UnreadableInput,
-    split_file,
-    unreadable_path,
-)
+from transforms.input.inputs import InputFile
+from transforms.input.parts import UnreadableInput, split_file, unreadable_path
+from transforms.input.read import PartReader, ReadTweets, SplitInputs
 from transforms.input.source_file import SourceError, raise_unless_damage
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, PartCount, TokenizedTweet, Tweet

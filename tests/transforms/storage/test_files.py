@@ -23,7 +23,7 @@ from tests.object_store_server import Faults, ObjectStoreServer, mixed
 from tests.transforms.creators import HANG_GUARD
 from tests.transforms.storage.objects import FAULTY, contents, paths, write
 from torchmoji_core.errors import ChangedError
-from transforms.input.read import list_files
+from transforms.input.inputs import list_files
 from transforms.storage import files as storage
 
 

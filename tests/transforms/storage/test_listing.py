@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.input.formats import absolute
-from transforms.input.read import list_files
+from transforms.input.inputs import list_files
 from transforms.storage import files as storage
 from transforms.storage.listing import is_glob, list_local, translate, unescape, version, why_not_gone
 

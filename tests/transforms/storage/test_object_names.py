@@ -6,7 +6,7 @@ import pytest
 
 from tests.object_store_server import Faults, ObjectStoreServer, mixed
 from tests.transforms.storage.objects import FAULTY, contents, fill, paths
-from transforms.input.read import list_files
+from transforms.input.inputs import list_files
 from transforms.storage import files as storage
 
 
