@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--data", help="Parquet with a column text (default: the tweets beside the checkout, if any)")
     parser.add_argument("--rows", type=int, default=40_000, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of Flink; repeatable")
     options = parser.parse_args()
     corpus, source = texts(options.rows, options.data)
     few = len(corpus) // 4
@@ -58,7 +59,7 @@ def main() -> None:
             path.write_text("".join(json.dumps({"id": str(row), "text": text}) + "\n" for row, text in enumerate(some)))
         for turn in range(options.rounds):
             alone = Took(*json.loads(_run([PYTHON, "-c", ALONE, paths[1], few]).splitlines()[-1]))
-            short, long = (_job(path, Path(directory, f"{turn}-{path.stem}")) for path in paths)
+            short, long = (_job(path, Path(directory, f"{turn}-{path.stem}"), options.setting) for path in paths)
             job = Took(long.seconds - short.seconds, long.processor_seconds - short.processor_seconds)
             figures.append(
                 {
@@ -71,14 +72,21 @@ def main() -> None:
                     "load": os.getloadavg()[0],
                 }
             )
-    report("flink", figures, texts=source, median_ratio=statistics.median(each["ratio"] for each in figures))
+    report(
+        "flink",
+        figures,
+        texts=source,
+        settings=options.setting,
+        median_ratio=statistics.median(each["ratio"] for each in figures),
+    )
 
 
-def _job(path: Path, output: Path) -> Took:
+def _job(path: Path, output: Path, settings: list[str]) -> Took:
     home = next((ROOT / ".venv-flink" / "lib").glob("python3*/site-packages/pyflink"))
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     pythons = ["--pyExecutable", PYTHON, "--pyClientExecutable", PYTHON]
-    one = ["run", "--target", "local", "--parallelism", "1", *pythons, "--python", JOB]
+    given = [f"-D{setting}" for setting in settings]
+    one = ["run", "--target", "local", "--parallelism", "1", *given, *pythons, "--python", JOB]
     _run([home / "bin" / "flink", *one, "--input", path, "--output", output])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
