@@ -293,8 +293,11 @@ class KafkaSource:
 
     # --- reading ---
 
-    def take(self) -> Received | None:
-        """The next message, if librdkafka has it; does not wait.
+    def take(self, seconds: float = 0.0) -> Received | None:
+        """The next message, if librdkafka has it.
+
+        Args:
+            seconds: how long to wait for it.
 
         Raises:
             RunError: if the topic cannot be read any more.
@@ -305,8 +308,10 @@ class KafkaSource:
             self._outage = None
             self._put_right()
             self._count_lost()
+            end = time.monotonic() + seconds
             for _ in range(_PASSED_OVER_AT_ONCE):
-                if self._has_to_end() or (record := self._consumer.poll(0)) is None:
+                left = max(0.0, end - time.monotonic())
+                if self._has_to_end() or (record := self._consumer.poll(left)) is None:
                     return None
                 if (message := self._take(record)) is not None:
                     return message
