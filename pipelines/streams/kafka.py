@@ -42,7 +42,7 @@ PARTITIONS_SECONDS = 30.0
 """How often to look for new partitions."""
 LOOK_SECONDS = 3.0
 """For such a look, which holds up messages."""
-_TAKEN_AT_ONCE = 100
+TAKEN_AT_ONCE = 100
 """Messages that librdkafka is asked for together, which costs less than one by one."""
 PULLED_BYTES = 8 << 20
 """Payloads at which a pull ends. librdkafka holds as much again, and one answer of a broker."""
@@ -336,7 +336,7 @@ class KafkaSource:
         size, end = 0, time.monotonic() + PULL_SECONDS
         while len(received) < count and size < PULLED_BYTES and time.monotonic() < end and not self._has_to_end():
             # Waits for one, and takes what librdkafka has behind it.
-            wanted = min(count - len(received), _TAKEN_AT_ONCE) if received else 1
+            wanted = min(count - len(received), TAKEN_AT_ONCE) if received else 1
             records = self._consumer.consume(wanted, 0 if received else _TICK)
             if received and not records:
                 break
