@@ -42,7 +42,7 @@ PARTITIONS_SECONDS = 30.0
 """How often to look for new partitions."""
 LOOK_SECONDS = 3.0
 """For such a look, which holds up messages."""
-_TAKEN_AT_ONCE = 100
+TAKEN_AT_ONCE = 100
 """Messages that librdkafka is asked for together, which costs less than one by one."""
 PULLED_BYTES = 8 << 20
 """Payloads at which a pull ends. librdkafka holds as much again, and one answer of a broker."""
@@ -293,8 +293,11 @@ class KafkaSource:
 
     # --- reading ---
 
-    def take(self) -> Received | None:
-        """The next message, if librdkafka has it; does not wait.
+    def take(self, seconds: float = 0.0) -> Received | None:
+        """The next message, if librdkafka has it.
+
+        Args:
+            seconds: how long to wait for it.
 
         Raises:
             RunError: if the topic cannot be read any more.
@@ -305,8 +308,10 @@ class KafkaSource:
             self._outage = None
             self._put_right()
             self._count_lost()
+            end = time.monotonic() + seconds
             for _ in range(_PASSED_OVER_AT_ONCE):
-                if self._has_to_end() or (record := self._consumer.poll(0)) is None:
+                left = max(0.0, end - time.monotonic())
+                if self._has_to_end() or (record := self._consumer.poll(left)) is None:
                     return None
                 if (message := self._take(record)) is not None:
                     return message
@@ -331,7 +336,7 @@ class KafkaSource:
         size, end = 0, time.monotonic() + PULL_SECONDS
         while len(received) < count and size < PULLED_BYTES and time.monotonic() < end and not self._has_to_end():
             # Waits for one, and takes what librdkafka has behind it.
-            wanted = min(count - len(received), _TAKEN_AT_ONCE) if received else 1
+            wanted = min(count - len(received), TAKEN_AT_ONCE) if received else 1
             records = self._consumer.consume(wanted, 0 if received else _TICK)
             if received and not records:
                 break

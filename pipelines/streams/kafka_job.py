@@ -53,6 +53,9 @@ POLL_SECONDS = 1
 BUNDLE_RECORDS = 1000
 CHUNK_BYTES = 8 << 20
 """Payloads that are scored together, at most; a bundle may have more."""
+FIRST_SECONDS = 2.0
+"""For the first message of a reader. A runner may have a new one for each bundle, which ends where there is nothing:
+without waiting, none would ever read anything."""
 IDLE_SECONDS = 10.0
 """How far the watermark is behind the clock: a message may come later than its time by so much."""
 _LOGGER = logging.getLogger(__name__)
@@ -141,7 +144,9 @@ class PartitionReader(UnboundedReader):
         """Raises:
         InputError, RunError: if the topic is not the one that the job was submitted for, or cannot be read.
         """
+        seconds = 0.0
         if self._reader is None:
+            seconds = FIRST_SECONDS
             try:
                 self._reader = self._open()
             except InputError as error:
@@ -149,7 +154,7 @@ class PartitionReader(UnboundedReader):
                     raise
                 _LOGGER.warning("%s; it is tried again", error)
                 return False
-        self._current = self._reader.take()
+        self._current = self._reader.take(seconds)
         return self._current is not None
 
     def _open(self) -> KafkaSource:

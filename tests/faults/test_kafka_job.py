@@ -1,7 +1,8 @@
 """The streaming job on Prism, Beam's runner for tests, from Apache Kafka: runner and workers are killed.
 
-Prism keeps no checkpoint, so each job begins where the data set ends. In some rounds a worker is only suspended, and
-wakes up under the next job: it goes on with what that one has begun to read again.
+Prism keeps no checkpoint when a job ends, so each begins where the data set ends. Within a job bundles go on from
+checkpoints; in every second job Beam keeps no reader for them, so that each is made anew from one. In some rounds a
+worker is only suspended, and wakes up under the next job: it goes on with what that one has begun to read again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ PARTITIONS = 3
 PATIENCE = 300.0
 JOBS = 10
 """The most that are needed to read what is left."""
+_KEEP_NO_READERS = """
+import sys
+if "pipelines.runs.worker_main" in sys.orig_argv:
+    from apache_beam.io import unbounded_source
+    unbounded_source._ReaderCache.park = lambda self, key, reader, started: reader.close()
+"""
 VICTIMS = ("runner", "workers", "all", "suspended")
 
 
@@ -46,9 +53,13 @@ def broker(tmp_path: Path) -> Iterator[RealBroker]:
 class Job:
     """A runner, a pool of workers, and a job that was submitted to them."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, keeps_readers: bool = True) -> None:
         self._directory = directory
         self._environment = environment() | {"OMP_NUM_THREADS": "1"}
+        if not keeps_readers:
+            (directory / "site").mkdir(exist_ok=True)
+            (directory / "site" / "sitecustomize.py").write_text(_KEEP_NO_READERS)
+            self._environment["PYTHONPATH"] += f"{os.pathsep}{directory / 'site'}"
         job_port, pool_port = free_ports(2)
         self._log = (directory / "log").open("ab")
         self.runner = self._start(str(PRISM), f"--job_port={job_port}", "--serve_http=false", "--log_level=warn")
@@ -162,7 +173,7 @@ def test_every_offset_once_whichever_part_of_a_job_is_killed(
     with ended() as suspended, Traffic(Broker(broker.address), "posts", PARTITIONS, pause=1) as traffic:
         for number in range(KILLS):
             victim = VICTIMS[number % len(VICTIMS)]
-            job = Job(tmp_path, *options)
+            job = Job(tmp_path, *options, keeps_readers=number % 2 == 0)
             try:
                 wait_for(lambda job=job: job.records > 0, 60)
                 for worker in suspended:
@@ -181,6 +192,7 @@ def test_every_offset_once_whichever_part_of_a_job_is_killed(
             if number % 2:
                 adopt(tmp_path)
         traffic.stop()
+        assert "by a checkpoint" in (tmp_path / "log").read_text()
         for _ in range(JOBS):
             job = Job(tmp_path, *options)
             try:

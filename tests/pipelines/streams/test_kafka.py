@@ -448,7 +448,7 @@ def test_a_pull_is_bounded_and_heeds_a_stop(
     brokers: Broker, topic: str, open_source: Callable[..., KafkaSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kafka, "PULLED_BYTES", 2500)
-    monkeypatch.setattr(kafka, "_TAKEN_AT_ONCE", 2)
+    monkeypatch.setattr(kafka, "TAKEN_AT_ONCE", 2)
     brokers.send(topic, [b"x" * 1000] * 20)
     source = open_source()
     until(lambda: pull(source, 1))

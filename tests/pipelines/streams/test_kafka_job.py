@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,15 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.utils.timestamp import Timestamp
 
+from pipelines.cli.options import parse
+from pipelines.data_set import pending
+from pipelines.data_set.recovery import commit_pending
+from pipelines.data_set.snapshot import DataSet
+from pipelines.runs.accounting import describe_stream
+from pipelines.runs.plan import Plan, check_model
 from pipelines.streams import kafka
 from pipelines.streams.kafka import KafkaSource
-from pipelines.streams.kafka_job import KafkaPartition, PartitionReader, Position
+from pipelines.streams.kafka_job import KafkaPartition, PartitionReader, Position, ScoreMessages
 from pipelines.streams.sources import Received
 from tests.kafka import Broker, free_ports
 from tests.pipelines.conftest import Finished
@@ -28,6 +35,7 @@ from tests.streams import covered, live_ids
 from torchmoji_core.errors import InputError
 from transforms.addresses import KafkaTopic
 from transforms.output.publish import PublishScores
+from transforms.scoring.per_process import PerProcess
 
 Run = Callable[..., Finished]
 
@@ -75,6 +83,18 @@ def test_a_reader_begins_where_files_or_its_mark_say(partition: KafkaPartition) 
         reader.close()
 
 
+def test_a_runner_that_keeps_no_readers_gets_on(partition: KafkaPartition) -> None:
+    """A bundle ends as soon as there is nothing, and the next one may have a reader of its own."""
+    mark, found = None, []
+    for _ in range(3):
+        reader = partition.create_reader(None, mark)
+        assert reader.start()
+        found.append(reader.get_current().receipt)
+        mark = reader.get_checkpoint_mark()
+        reader.close()
+    assert found == ["0:0:0", "0:1:1", "0:2:2"]
+
+
 def test_a_source_is_always_the_same_bytes(partition: KafkaPartition) -> None:
     """Beam finds by them the reader that it has parked."""
     pickled = pickle.dumps(partition)
@@ -99,6 +119,39 @@ def test_a_worker_that_finds_another_topic_reads_nothing(partition: KafkaPartiti
     reader = KafkaPartition(partition.topic, "kafka:elsewhere:posts", 0, ()).create_reader(None, None)
     with pytest.raises(InputError, match="workers find another topic there"):
         reader.start()
+
+
+def test_a_checkpoint_that_is_older_than_what_is_recorded(
+    partition: KafkaPartition, model: str, tmp_path: Path
+) -> None:
+    """As a runner has after a kill that keeps checkpoints: it reads again what is recorded since, and beyond."""
+    output, whole = str(tmp_path / "out"), replace(partition, covered=())
+    config, _ = parse(["--streaming", "--input", partition.topic.uri, "--output", output, "--model", model])
+    plan = Plan(config, (), check_model(config)).with_new_run(())
+    pending.begin(output, describe_stream(plan))
+    step = ScoreMessages(plan.config, partition.name, PerProcess())
+    step.setup()
+
+    def bundle(reader: PartitionReader, count: int) -> Position:
+        step.start_bundle()
+        for _ in range(count):
+            until(reader.advance)
+            step.process(reader.get_current())
+        step.finish_bundle()
+        return reader.get_checkpoint_mark()
+
+    killed = whole.create_reader(None, None)
+    mark = bundle(killed, 10)
+    assert bundle(killed, 10) == Position(20) != mark
+    restored = whole.create_reader(None, mark)
+    bundle(restored, 5)
+    commit_pending(DataSet.read(output))
+    assert bundle(restored, 15) == Position(30)
+    commit_pending(DataSet.read(output))
+    assert live_ids(Path(output)) == sorted(f"0-{number}" for number in range(30))
+    assert covered(Path(output)) == {"0": [[0, 29]]}
+    for reader in (killed, restored):
+        reader.close()
 
 
 def test_a_job_that_is_killed_is_continued(
