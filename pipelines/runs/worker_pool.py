@@ -74,6 +74,12 @@ class Worker:
     def is_running(self) -> bool:
         return not self._ended.is_set()
 
+    @property
+    def status(self) -> int | None:
+        """Of its end: negative for a signal."""
+        status: int | None = self._process.exitcode
+        return status
+
     def terminate(self) -> None:
         self._process.terminate()
 
@@ -142,7 +148,9 @@ class WorkerPool:
         worker.attend()
         with self._lock:
             self._workers.remove(worker)
-        _LOGGER.warning("worker %s, process %d, has ended", worker.name, worker.pid)
+        with self._starting:  # which asks for the status of those that have ended, too, and it can be read once
+            status = worker.status
+        _LOGGER.warning("worker %s, process %d, ended with status %s", worker.name, worker.pid, status)
 
 
 def _become_worker(worker_id: str, *endpoints: str) -> None:
