@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -112,7 +113,7 @@ class WorkerPool:
             if self._is_stopped:
                 return Response(error="the pool is being stopped")
             try:
-                process.start()  # the first one takes seconds
+                process.start()  # waits for the imports, if this is the first
             except (OSError, EOFError) as error:
                 return Response(error=f"a worker cannot be started: {error}")
             worker = Worker(request.worker_id, process)
@@ -199,6 +200,7 @@ def serving(port: int) -> Iterator[int]:
     if not port:
         raise InputError("--port: it is in use, or may not be used; give another")
     server.start()
+    forkserver.ensure_running()  # it imports while nobody waits for it yet
     try:
         yield port
     finally:
