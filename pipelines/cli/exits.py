@@ -20,6 +20,9 @@ DONE, FAILED, WRONG_INPUT, TOO_MANY_DEAD_LETTERS, LOCK_HELD, COULD_NOT_TELL = ra
 YOUNG_OBJECTS = 50_000
 """So many more objects begin a search for cycles. With the usual 700, importing torch and Beam takes 0.3 s longer: they
 make a million objects that stay."""
+_kept: BaseException | None = None
+"""The error with which a command has ended: to free what its frames hold, channels of gRPC for instance, may take for
+ever where a server is gone. The process ends without."""
 LAST_SECONDS = 10.0
 """For what threads still do when a command has done its work; then the process ends without them."""
 
@@ -32,6 +35,7 @@ def run_command(main: Callable[[list[str]], int]) -> int:
     Returns:
         main's status, or the `exit_status` of its error; 141 if a dry run's output had no reader.
     """
+    global _kept
     console.secure_streams()
     gc.set_threshold(YOUNG_OBJECTS)
     arguments = sys.argv[1:]
@@ -42,24 +46,26 @@ def run_command(main: Callable[[list[str]], int]) -> int:
             if ended != DONE and is_told_to_end():
                 raise KeyboardInterrupt  # of which a library has made a failure of its own
             return told(ended, is_all="--dry_run" in arguments)
-    except InputError as error:
-        status = exit_status(error)
+    except (Exception, KeyboardInterrupt) as error:
+        _kept = error
+        return _said(error)
+
+
+def _said(error: BaseException) -> int:
+    """Say in one line how a command has ended. Returns the exit status."""
+    status = exit_status(error)
+    if isinstance(error, InputError):
         event = "error" if status == WRONG_INPUT else "failed"
         announce(event, f"{event}: {error}", level=logging.ERROR)
-        return status
-    except LockHeldError as error:
+    elif isinstance(error, LockHeldError):
         announce("lock_held", f"not started: {error}", level=logging.WARNING)
-        return exit_status(error)
-    except KeyboardInterrupt as error:
+    elif isinstance(error, KeyboardInterrupt):
         announce("interrupted", "interrupted", level=logging.ERROR)
-        return exit_status(error)
-    except Exception as error:
-        reason = failure(error)
-        if reason is not None:
-            announce("failed", f"failed: {reason}", level=logging.ERROR)
-        else:
-            announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
-        return exit_status(error)
+    elif isinstance(error, Exception) and (reason := failure(error)) is not None:
+        announce("failed", f"failed: {reason}", level=logging.ERROR)
+    else:
+        announce("failed", "failed: a fault of the program", level=logging.ERROR, error=error)
+    return status
 
 
 def told(status: int, is_all: bool) -> int:

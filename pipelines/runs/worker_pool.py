@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -74,6 +75,12 @@ class Worker:
     def is_running(self) -> bool:
         return not self._ended.is_set()
 
+    @property
+    def status(self) -> int | None:
+        """Of its end: negative for a signal."""
+        status: int | None = self._process.exitcode
+        return status
+
     def terminate(self) -> None:
         self._process.terminate()
 
@@ -106,7 +113,7 @@ class WorkerPool:
             if self._is_stopped:
                 return Response(error="the pool is being stopped")
             try:
-                process.start()  # the first one takes seconds
+                process.start()  # waits for the imports, if this is the first
             except (OSError, EOFError) as error:
                 return Response(error=f"a worker cannot be started: {error}")
             worker = Worker(request.worker_id, process)
@@ -142,7 +149,9 @@ class WorkerPool:
         worker.attend()
         with self._lock:
             self._workers.remove(worker)
-        _LOGGER.warning("worker %s, process %d, has ended", worker.name, worker.pid)
+        with self._starting:  # which asks for the status of those that have ended, too, and it can be read once
+            status = worker.status
+        _LOGGER.warning("worker %s, process %d, ended with status %s", worker.name, worker.pid, status)
 
 
 def _become_worker(worker_id: str, *endpoints: str) -> None:
@@ -191,6 +200,7 @@ def serving(port: int) -> Iterator[int]:
     if not port:
         raise InputError("--port: it is in use, or may not be used; give another")
     server.start()
+    forkserver.ensure_running()  # it imports while nobody waits for it yet
     try:
         yield port
     finally:

@@ -193,3 +193,22 @@ def test_a_command_that_is_done_cannot_be_interrupted_any_more(number: signal.Si
     )
     finished = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, check=False)
     assert (finished.returncode, finished.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("error", "status"), [("KeyboardInterrupt()", 130), ("ValueError()", 1)])
+def test_a_command_that_has_failed_does_not_wait_for_finalizers(error: str, status: int, tmp_path: Path) -> None:
+    """gRPC's of a channel waits for ever, if an interrupt has come while it was being closed."""
+    code = f"""
+        class Channel:
+            def __del__(self):
+                threading.Event().wait()
+
+        channel = Channel()
+        ready()
+        raise {error}
+    """
+    with start(code, tmp_path) as process:
+        try:
+            assert process.wait(SLOW) == status
+        finally:
+            process.kill()
