@@ -22,7 +22,7 @@ class BatchLimits:
     max_rows: int = option(512, "rows of a batch", name="max_batch_rows", metavar="N")
     max_tokens: int = option(8192, "and its tokens", name="max_batch_tokens", metavar="N")
     """About 150 MB of features and gates at full size."""
-    bucket_width: int = 2
+    bucket_width: int = 1
     """Lengths that share a bucket, for rows that arrive one by one."""
     max_waiting: int = 16_384
     """Rows held back in all; above it the fullest bucket goes first."""

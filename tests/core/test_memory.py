@@ -67,3 +67,16 @@ def test_training_in_bfloat16_takes_no_more_memory_with_every_batch(precision: s
     before = resident_megabytes()
     train(range(40))
     assert resident_megabytes() - before < 30
+
+
+_ALLOCATOR = "import pipelines, pyarrow; print(pyarrow.default_memory_pool().backend_name)"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked")
+@pytest.mark.parametrize(("chosen", "used"), [(None, "system"), ("mimalloc", "mimalloc")])
+def test_arrow_allocates_where_what_is_freed_is_kept(chosen: str | None, used: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    if chosen is not None:
+        environment["ARROW_DEFAULT_MEMORY_POOL"] = chosen
+    command = [sys.executable, "-c", _ALLOCATOR]
+    assert subprocess.check_output(command, env=environment, text=True).strip() == used

@@ -44,8 +44,10 @@ def product_rows(rows: int) -> int:
     oneDNN compiles a kernel for every number of rows, which takes as long as a product, and keeps a thousand of them,
     of 0.3 to 0.6 MB each.
     """
-    if rows > 128:
+    if rows > 256:
         return (rows + 127) // 128 * 128
+    if rows > 128:
+        return (rows + 31) // 32 * 32
     if rows > 8:
         return (rows + 3) // 4 * 4 if rows <= 32 else (rows + 7) // 8 * 8
     power = 2  # products would take a single row twice (`kernels`)

@@ -34,8 +34,11 @@ from torchmoji_core.vocabulary import UNKNOWN
 
 _FEWEST_ROWS = 16
 """Rows for which it is not worth while to start another thread."""
-_LIMITS = BatchLimits(max_rows=128, max_tokens=1536)
-"""Of what the engine runs at once: as fast as more (benchmarks/engine.py), and 30 MB of buffers at full size."""
+_STATES = 128 * 512
+"""Channels that the hidden states of a direction have in all rows of what the engine runs at once: so many, since calls
+take their time whatever they compute; no more, since a step's gates (1 MB) are to stay in a core's cache."""
+_FEATURES = 2048 * 2304
+"""And the features of its tokens: 19 MB."""
 
 
 class Model(Protocol):
@@ -87,6 +90,8 @@ class Scorer:
         self.tokenizer = bundle.tokenizer
         self.fingerprint = bundle.fingerprint
         self._engine = Engine(bundle.state, precision, bundle.multi_label)
+        sizes = self._engine.dimensions
+        self._limits = BatchLimits(max(1, _STATES // sizes.hidden), max(1, _FEATURES // sizes.channels))
         self._threads = available_cores() if threads is None else threads
         self.renew()
         renew_after_fork(self)
@@ -208,7 +213,7 @@ class Scorer:
         if not chosen:
             return
         lengths = [len(rows[index]) for index in chosen]
-        limits = _shared_out(lengths, self._threads)
+        limits = _shared_out(lengths, self._threads, self._limits)
 
         def run(batch: list[int]) -> None:
             indices = [chosen[place] for place in batch]
@@ -244,10 +249,10 @@ def rounded(embedding: torch.Tensor, embedding_type: str | None) -> torch.Tensor
     return embedding if embedding_type is None else embedding.half()
 
 
-def _shared_out(lengths: Sequence[int], threads: int) -> BatchLimits:
+def _shared_out(lengths: Sequence[int], threads: int, limits: BatchLimits) -> BatchLimits:
     """Limits that make as many batches of about the same work for each thread, so that none waits for the others."""
     tokens = sum(lengths)
-    batches = max(tokens / _LIMITS.max_tokens, len(lengths) / _LIMITS.max_rows)
+    batches = max(tokens / limits.max_tokens, len(lengths) / limits.max_rows)
     batches = math.ceil(batches / threads) * threads
     batches = max(1, min(batches, len(lengths) // _FEWEST_ROWS))
-    return replace(_LIMITS, max_tokens=min(_LIMITS.max_tokens, math.ceil(tokens / batches) + max(lengths)))
+    return replace(limits, max_tokens=min(limits.max_tokens, math.ceil(tokens / batches) + max(lengths)))

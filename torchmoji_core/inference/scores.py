@@ -182,7 +182,11 @@ class Scores:
     def _top_indices(self, k: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """[n, k] class indices and probabilities; equal probabilities in class order, NaN rows arbitrary."""
         check_number("k", k, AT_LEAST_1, is_whole=True)
-        indices = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        left, rows = self.probabilities.copy(), np.arange(len(self))
+        indices = np.empty((len(self), min(k, left.shape[1])), np.intp)
+        for place in range(indices.shape[1]):  # sorting all to take a few takes eight times as long
+            indices[:, place] = left.argmax(axis=1)  # of equal ones the first
+            left[rows, indices[:, place]] = -np.inf
         return indices, np.take_along_axis(self.probabilities, indices, axis=1)
 
     def to_arrow(
