@@ -39,21 +39,16 @@ Call = Callable[[Tensor, Tensor, list[int]], Output]
 
 
 def product_rows(rows: int) -> int:
-    """Rows that a product is given: more than there are, but one of few numbers.
+    """Rows that a product is given: up to an eighth more than there are, but one of few numbers.
 
     oneDNN compiles a kernel for every number of rows, which takes as long as a product, and keeps a thousand of them,
     of 0.3 to 0.6 MB each.
     """
-    if rows > 256:
-        return (rows + 127) // 128 * 128
-    if rows > 128:
-        return (rows + 31) // 32 * 32
-    if rows > 8:
-        return (rows + 3) // 4 * 4 if rows <= 32 else (rows + 7) // 8 * 8
-    power = 2  # products would take a single row twice (`kernels`)
-    while power < rows:
-        power *= 2
-    return power
+    step = 1
+    while 16 * step < rows:
+        step *= 2
+    # Products would take a single row twice (`kernels`).
+    return max(2, (rows + step - 1) // step * step)
 
 
 class Direction(nn.Module):
