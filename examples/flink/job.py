@@ -102,14 +102,18 @@ def table(columns: dict[str, Any], format: str, connector: str, **options: str) 
 
 def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
     """Start the job. Returns when it is submitted, or has ended where it runs in this process."""
-    environment = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
+    is_stream = options.input["connector"] == "kafka"
+    mode = EnvironmentSettings.in_streaming_mode() if is_stream else EnvironmentSettings.in_batch_mode()
+    environment = TableEnvironment.create(mode)
     settings = environment.get_config()
-    settings.set("execution.checkpointing.interval", f"{options.commit_every} s")
-    # A job that is cancelled may be gone on with: from its last checkpoint.
-    settings.set("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION")
-    if options.input["connector"] == "kafka":
+    if is_stream:
+        settings.set("execution.checkpointing.interval", f"{options.commit_every} s")
+        # A job that is cancelled may be gone on with: from its last checkpoint.
+        settings.set("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION")
         # Or `flink stop` is refused wherever the order to stop comes before the end of data in some tasks only.
         settings.set("execution.checkpointing.checkpoints-after-tasks-finish", "false")
+    else:
+        settings.set("restart-strategy.type", "exponential-delay")  # as a stream has it anyway
     settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
     settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     # Or messages are scored twice, for the one table and for the other.
@@ -181,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text_field", default="text", help="(default: %(default)s)")
     parser.add_argument("--id_field", default="id", help="(default: %(default)s)")
     parser.add_argument("--commit_every", type=seconds, default=60, metavar="SECONDS",
-                        help="between checkpoints, with which files appear (default: %(default)s)")  # fmt: skip
+                        help="of topics: between checkpoints, with which files appear (default: %(default)s)")  # fmt: skip
     parser.add_argument("--consumer_option", type=setting, action="append", default=[], metavar="NAME=VALUE",
                         help="of Kafka's consumer; may be repeated")  # fmt: skip
     options = parser.parse_args(arguments)

@@ -153,6 +153,29 @@ def test_every_id_once_whoever_is_killed_and_when_it_is_cancelled_or_stopped_and
     print(f"{len(expected):,} messages, {dict(killed)} killed, cancelled once, stopped twice")
 
 
+def test_lines_of_files_are_there_once_when_the_job_has_ended_whoever_is_killed(
+    cluster: FlinkCluster, tiny_model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    expected = [f"{file}-{number}" for file in range(2) for number in range(2_000 + 2_000 * file)]
+    for file in range(2):
+        lines = [json.dumps({"id": each, "text": "so happy"}) for each in expected if each.startswith(f"{file}-")]
+        (tmp_path / "in" / f"{file}.jsonl").write_text("\n".join(lines))
+    output, slow = tmp_path / "out", Path(__file__).with_name("slow_job.py")
+    arguments = ("--input", str(tmp_path / "in"), "--output", str(output), "--model", tiny_model)
+    job = cluster.submit(*arguments, job=slow, options=("--pyFiles", f"{JOB}"))
+    wait(lambda: len(cluster.workers()) > 0)
+    time.sleep(3)
+    os.kill(cluster.workers()[0], signal.SIGKILL)
+    time.sleep(3)
+    cluster.kill_task_manager()
+    cluster.start_task_manager()
+    assert not ids(output), "files are in place before the end"
+    wait(lambda: cluster.state(job) in ("FINISHED", "FAILED"))
+    assert cluster.state(job) == "FINISHED"
+    assert sorted(ids(output)) == sorted(expected)
+
+
 def test_broken_messages_are_dead_letters_and_scores_are_the_pipelines(
     cluster: FlinkCluster, broker: RealBroker, tmp_path: Path
 ) -> None:
