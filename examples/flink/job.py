@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text_field", default="text", help="(default: %(default)s)")
     parser.add_argument("--id_field", default="id", help="(default: %(default)s)")
     parser.add_argument("--commit_every", type=seconds, default=60, metavar="SECONDS",
-                        help="of topics: between checkpoints, with which files appear (default: %(default)s)")  # fmt: skip
+                        help="of a topic: between checkpoints (default: %(default)s)")  # fmt: skip
     parser.add_argument("--consumer_option", type=setting, action="append", default=[], metavar="NAME=VALUE",
                         help="of Kafka's consumer; may be repeated")  # fmt: skip
     options = parser.parse_args(arguments)
