@@ -115,7 +115,9 @@ class WorkerPool:
             try:
                 process.start()  # waits for the imports, if this is the first
             except (OSError, EOFError) as error:
-                return Response(error=f"a worker cannot be started: {first_line(error)}")
+                reason = f"a worker cannot be started: {first_line(error)}"
+                _LOGGER.error(reason)  # runners may not pass it on
+                return Response(error=reason)
             worker = Worker(request.worker_id, process)
             with self._lock:
                 self._workers.append(worker)
