@@ -54,11 +54,16 @@ def _printed(lines: Sequence[str]) -> str:
     return "\n".join(printable(redact(line)) for line in lines)
 
 
+def _traceback_of(record: logging.LogRecord, formatter: logging.Formatter) -> str:
+    """Nothing if there is none. A worker's records have it as text alone."""
+    return record.exc_text or (formatter.formatException(record.exc_info) if record.exc_info else "")
+
+
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         lines = [f"{record.levelname} {record.name}: {record.getMessage().rstrip()}"]
-        if record.exc_info:
-            lines += quoted(self.formatException(record.exc_info))
+        if traced := _traceback_of(record, self):
+            lines += quoted(traced)
         return _printed(lines)
 
 
@@ -71,8 +76,8 @@ class _JSONFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+        if traced := _traceback_of(record, self):
+            entry["exception"] = traced
         # Plain ASCII: no character of a message can end the line or steer a terminal.
         return json.dumps(redact_all(entry), ensure_ascii=True)
 

@@ -21,7 +21,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
 from pipelines.cli.exits import DONE, end, run_command
-from torchmoji_core.errors import InputError
+from torchmoji_core.errors import InputError, RunError, first_line
 
 END_SECONDS = 10.0
 """A worker that has not ended by then is killed."""
@@ -115,7 +115,9 @@ class WorkerPool:
             try:
                 process.start()  # waits for the imports, if this is the first
             except (OSError, EOFError) as error:
-                return Response(error=f"a worker cannot be started: {error}")
+                reason = f"a worker cannot be started: {first_line(error)}"
+                _LOGGER.error(reason)  # runners may not pass it on
+                return Response(error=reason)
             worker = Worker(request.worker_id, process)
             with self._lock:
                 self._workers.append(worker)
@@ -159,7 +161,6 @@ def _become_worker(worker_id: str, *endpoints: str) -> None:
     pool = multiprocessing.parent_process()
     if pool is None or not pool.is_alive():  # it has ended while this one was being started
         return
-    logging.getLogger().handlers.clear()  # to import Beam makes one
 
     def main(_: list[str]) -> int:
         from pipelines.runs.worker_boot import Endpoints, work
@@ -182,6 +183,7 @@ def serving(port: int) -> Iterator[int]:
 
     Raises:
         InputError: if it is in use.
+        RunError: if no process can be started from which workers are forked.
     """
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
     pool = WorkerPool()
@@ -199,8 +201,13 @@ def serving(port: int) -> Iterator[int]:
         port = 0
     if not port:
         raise InputError("--port: it is in use, or may not be used; give another")
+    try:
+        forkserver.ensure_running()  # it imports while nobody waits for it yet
+    except OSError as error:  # of the socket that it listens at, a file below the temporary directory
+        raise RunError(
+            f"workers cannot be forked: {first_line(error)}; let TMPDIR name a writable directory, by a short path"
+        ) from error
     server.start()
-    forkserver.ensure_running()  # it imports while nobody waits for it yet
     try:
         yield port
     finally:

@@ -31,6 +31,7 @@ from transforms.addresses import KafkaTopic, PubSubName
 from transforms.output.commit import journal_directory, record_together
 from transforms.output.kafka import KafkaSink
 from transforms.scoring.model_watch import ModelWatch
+from transforms.storage import files as storage
 
 
 def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
@@ -104,13 +105,15 @@ def submit(plan: Plan, context: RunContext) -> int:
     )
     pipeline = submission.make_pipeline(context)
     passed_over = _build(pipeline, plan, context.data_set)
+    beginning = f"{journal_directory(config.output, plan.run_id)}/begin.json"
     pending.begin(config.output, describe_stream(plan))
-    if passed_over:
-        record_together((), (), f"{journal_directory(config.output, plan.run_id)}/begin.json", passed_over)
     try:
+        if passed_over:
+            record_together((), (), beginning, passed_over)
         job = submission.send(pipeline, plan, context)
     except Exception as error:
         with contextlib.suppress(OSError):
+            storage.delete([beginning])  # nothing has begun
             pending.end(config.output, plan.run_id)
         if isinstance(error, InputError):
             raise

@@ -2,6 +2,8 @@
 
 Of a run that nobody waits for, nobody can ask the runner's counters. What is said here comes through the graph itself,
 so a bundle that is done twice counts once, on every runner.
+
+AwaitFiles: the same end of a graph, where somebody waits.
 """
 
 from __future__ import annotations

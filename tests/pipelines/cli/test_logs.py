@@ -296,6 +296,21 @@ def test_as_text_it_is_what_it_was(run: Run) -> None:
     assert finished == (2, "two\nlines\n", "WARNING some.where: mind this\nerror: no file matches\n")
 
 
+def test_a_traceback_that_is_text_already_is_said_too(run: Run) -> None:
+    """As those of a worker's records are, in which nothing may be that is not redacted."""
+    text = "Traceback (most recent call last):\nOSError: password=Hunter2"
+
+    def main(arguments: list[str]) -> int:
+        values = {"name": "some.where", "levelname": "ERROR", "levelno": logging.ERROR, "msg": "oh", "exc_text": text}
+        logging.getLogger().handle(logging.makeLogRecord(values))
+        return 0
+
+    said = "ERROR some.where: oh\n  | Traceback (most recent call last):\n  | OSError: password=***\n"
+    assert run(main) == (0, "", said)
+    (entry,) = entries(run(main, "--log_format=json").err)
+    assert entry["exception"].endswith("\nOSError: password=***")
+
+
 def test_a_fault_of_the_program_is_status_1_with_a_traceback(run: Run) -> None:
     def main(arguments: list[str]) -> int:
         raise ZeroDivisionError("oh")

@@ -227,6 +227,43 @@ def test_where_no_pool_is_the_check_says_so(capsys: pytest.CaptureFixture[str]) 
             worker.main([f"--port={port}"])
 
 
+def test_a_pool_that_cannot_fork_says_why(tmp_path: Path) -> None:
+    """A socket's path has at most 107 characters."""
+    deep = tmp_path / ("deep" * 30)
+    deep.mkdir()
+    finished = subprocess.run(
+        [sys.executable, "-m", "pipelines.worker", "--port=0"],
+        env=environment() | {"TMPDIR": str(deep)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert finished.returncode == 1 and not finished.stdout, finished.stdout
+    (line,) = finished.stderr.splitlines()
+    assert line.startswith("failed: workers cannot be forked: AF_UNIX path too long; let TMPDIR name"), line
+
+
+def test_a_pool_says_itself_that_a_worker_cannot_be_started(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    pool = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.worker", "--port=0"],
+        cwd=gone, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert pool.stdout is not None
+        address = pool.stdout.readline().split()[4].rstrip(";")
+        gone.rmdir()  # where workers begin
+        with grpc.insecure_channel(address) as channel:
+            start = channel.unary_unary(
+                f"/{SERVICE}/StartWorker", StartWorkerRequest.SerializeToString, Response.FromString
+            )
+            answer = start(StartWorkerRequest(worker_id="one"), timeout=60)
+        pool.terminate()
+        _, said = pool.communicate(timeout=60)
+    finally:
+        pool.kill()
+    assert answer.error.startswith("a worker cannot be started: ")
+    assert f"ERROR pipelines.runs.worker_pool: {answer.error}\n" in said
+
+
 def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Path) -> None:
     """A server that speaks gRPC, and is no job server."""
     server = grpc.server(ThreadPoolExecutor(1))

@@ -22,6 +22,7 @@ from pipelines.data_set.recovery import commit_pending
 from pipelines.data_set.snapshot import DataSet
 from pipelines.runs.accounting import describe_stream
 from pipelines.runs.plan import Plan, check_model
+from pipelines.runs.worker_pool import serving
 from pipelines.streams import kafka
 from pipelines.streams.kafka import KafkaSource
 from pipelines.streams.kafka_job import KafkaPartition, PartitionReader, Position, ScoreMessages
@@ -189,6 +190,21 @@ def test_a_job_that_is_killed_is_continued(
         lambda: found.update(item.message.attributes["kafka.key"] for item in published.pull(1000)) or set(ids) <= found
     )
     published.close()
+
+
+def test_of_a_job_that_no_runner_has_taken_nothing_is_left(
+    brokers: Broker, model: str, tmp_path: Path, run_score: Run
+) -> None:
+    """Or its stream would count as one that may be going on, for ever."""
+    brokers.posts("refused", 1)
+    with serving(0) as port:  # it speaks gRPC, and is no job server
+        finished = run_score(
+            "--streaming", f"--input=kafka://{brokers.address}/refused", "--output=out", f"--model={model}",
+            "--runner=PortableRunner", f"--job_endpoint=localhost:{port}", f"--environment_config=localhost:{port}",
+            "--environment_type=EXTERNAL",
+        )  # fmt: skip
+    assert finished.status == 1 and "refuses" in finished.err
+    assert not [*tmp_path.rglob("_journal/*")]
 
 
 def test_rows_of_a_job_that_reads_something_else_are_published(brokers: Broker) -> None:
