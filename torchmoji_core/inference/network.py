@@ -26,6 +26,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from torchmoji_core.errors import first_line, raise_shortage
 from torchmoji_core.inference.kernels import Encoding, Weight, ignoring
@@ -168,6 +169,18 @@ class Layer(nn.Module):
         outputs[:, size:] = hidden[:, 1].flip(0)
 
 
+_LANES = 32
+"""Values that the widest vectorized loop takes at once."""
+
+
+def probabilities(logits: Tensor, multi_label: bool, lanes: int = _LANES) -> Tensor:
+    """Of logits [rows, classes]; of each class by itself if several may apply."""
+    if not multi_label:
+        return logits.softmax(1)
+    # torch's loop rounds otherwise where it is not vectorized, and what it ends with would depend on the rows.
+    return pad(logits, [0, -logits.size(1) % lanes]).sigmoid()[:, : logits.size(1)].contiguous()
+
+
 class Head(nn.Module):
     """What makes results of the features of each row's tokens."""
 
@@ -193,8 +206,7 @@ class Head(nn.Module):
         kept = self.kept
         embedding = average if kept is None else average[:, kept]
         logits = self.output.project(embedding)[: batch_sizes[0]]
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
-        return probabilities, embedding[: batch_sizes[0]], attention
+        return probabilities(logits, self.multi_label), embedding[: batch_sizes[0]], attention
 
     def _attend(self, features: Tensor, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
         """Average features [rounded up rows, channels] and weights [rows, longest row]; see `attention`."""
