@@ -10,7 +10,8 @@ What differs from the readable model:
 * The input products of all steps of a layer are one product a direction; of the first layer, one for each distinct
   token of the batch.
 * All features of a token lie in one row of one buffer, so nothing is concatenated.
-* Of a single row both directions run side by side, since it costs calls rather than arithmetic. The bits are the same.
+* Of a single row both directions run side by side, since it costs calls rather than arithmetic; but not where a product
+  of twice as many outputs has other bits.
 
 The modules keep to the part of Python that TorchScript knows, and `compiled` has them run by it: the same operations
 one after another, without the interpreter's lock, for which two threads would wait between thousands of short
@@ -130,13 +131,14 @@ class Layer(nn.Module):
         self.ahead = ahead
         self.back = back
         self.recurrent = recurrent
+        self.is_side_by_side = recurrent.has_one_order
         self.encoding = ahead.encoding
         self.middle = ahead.middle
 
     def forward(self, inputs: Tensor, places: Tensor, batch_sizes: list[int], outputs: Tensor) -> None:
         """See `Direction`; outputs are [at least tokens, 2 * hidden]."""
         size = outputs.size(1) // 2
-        if batch_sizes[0] == 1:
+        if batch_sizes[0] == 1 and self.is_side_by_side:
             self._of_one_row(inputs, places, outputs[: len(places)])
         else:
             self.ahead(inputs, places, batch_sizes, outputs[:, :size])
