@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import runpy
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -141,11 +143,14 @@ def test_loops_are_for_no_other_processor(
 
 
 def test_without_a_folder_to_keep_them_in_there_are_loops_and_a_remedy(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(numba.core.config, "CACHE_LOCATOR_CLASSES", "UserProvidedCacheLocator")
+    file = tmp_path / "machine_code.py"
+    shutil.copy(machine_code.__file__, file)
+    (tmp_path / "__pycache__").touch()  # a file, in which not even root can write another
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     monkeypatch.setattr(numba.core.config, "CACHE_DIR", "")
-    assert callable(runpy.run_path(machine_code.__file__)["project"])
+    assert callable(runpy.run_path(str(file))["project"])
     (record,) = caplog.records
     assert "NUMBA_CACHE_DIR" in record.message
 
