@@ -137,7 +137,7 @@ def test_a_row_alone_is_a_row_in_any_batch_to_the_last_bit(make_state: MakeState
 
 
 @needs_mkl
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp64", "bf16", "int8"])
 @pytest.mark.parametrize("hidden", [3, 8, 13, 24, 32, 65])
 def test_sizes_do_not_matter_for_that(make_state: MakeState, hidden: int, precision: str) -> None:
     engine = Engine(make_state(hidden=hidden, embedding=hidden + 1, classes=10), precision)

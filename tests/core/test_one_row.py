@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import runpy
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 from torch import Tensor
@@ -14,6 +20,7 @@ from tests.core.test_engine import MakeState, assert_rows_equal, run
 from tests.processors import lacking
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.inference import engine as module
+from torchmoji_core.inference import machine_code
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.one_row_network import OneRowNetwork
 from torchmoji_core.processor import has_avx2
@@ -40,9 +47,9 @@ def precision(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def by_themselves(state: dict[str, Tensor], precision: str, loops: bool = True) -> Engine:
+def by_themselves(state: dict[str, Tensor], precision: str, loops: bool = True, multi_label: bool = False) -> Engine:
     """An engine whose rows by themselves are as they are in a batch."""
-    engine = Engine(state, precision)
+    engine = Engine(state, precision, multi_label)
     together = run(engine, ROWS)
     assert_rows_equal([run(engine, [row])[0] for row in ROWS], together)
     assert isinstance(engine.of_one_row, OneRowNetwork) == loops
@@ -53,6 +60,12 @@ def by_themselves(state: dict[str, Tensor], precision: str, loops: bool = True) 
 @pytest.mark.parametrize("hidden", [3, 17, 32, 65, 256])
 def test_the_bits_are_those_of_a_batch(make_state: MakeState, hidden: int, precision: str) -> None:
     by_themselves(make_state(hidden=hidden, embedding=hidden + 1, classes=10), precision)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("classes", [2, 10, 33])
+def test_so_they_are_where_several_classes_may_apply(make_state: MakeState, classes: int, precision: str) -> None:
+    by_themselves(make_state(hidden=64, classes=classes), precision, multi_label=True)
 
 
 @pytest.mark.usefixtures("at_once")
@@ -75,12 +88,19 @@ def broken(features: object, weights: object, mean: object) -> None:
     raise RuntimeError("no such machine\nand more")
 
 
+def full(features: object, weights: object, mean: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/of/numba")
+
+
 def wrong(features: object, weights: object, mean: np.ndarray) -> None:
     mean[:] = 1
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize(("average", "fault"), [(broken, "no such machine"), (wrong, "they round otherwise")])
+@pytest.mark.parametrize(
+    ("average", "fault"),
+    [(broken, "no such machine"), (full, "No space left on device"), (wrong, "they round otherwise")],
+)
 def test_loops_that_do_not_fit_are_not_used(
     make_state: MakeState,
     average: Callable[..., None],
@@ -103,6 +123,36 @@ def test_without_numba_nothing_is_said(
     monkeypatch.setitem(sys.modules, "numba", None)  # type: ignore[arg-type]
     by_themselves(make_state(), precision, loops=False)
     assert not caplog.records
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("setting", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "")])
+def test_loops_are_for_no_other_processor(
+    make_state: MakeState,
+    setting: str,
+    value: str,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """LLVM would end the process."""
+    monkeypatch.setattr(numba.core.config, setting, value)
+    by_themselves(make_state(), precision, loops=False)
+    (record,) = caplog.records
+    assert f"NUMBA_{setting}" in record.message and "same results" in record.message
+
+
+def test_without_a_folder_to_keep_them_in_there_are_loops_and_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "machine_code.py"
+    shutil.copy(machine_code.__file__, file)
+    (tmp_path / "__pycache__").touch()  # a file, in which not even root can write another
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    monkeypatch.setattr(numba.core.config, "CACHE_DIR", "")
+    assert callable(runpy.run_path(str(file))["project"])
+    (record,) = caplog.records
+    assert "NUMBA_CACHE_DIR" in record.message
 
 
 def test_they_are_loaded_when_many_texts_have_come_alone(make_state: MakeState, precision: str) -> None:

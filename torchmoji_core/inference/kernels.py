@@ -72,6 +72,9 @@ def ignoring(category: type[Warning]) -> Iterator[None]:
 class Weight(nn.Module, ABC):
     """A matrix W [outputs, inputs] prepared for products with encoded activations x [rows, inputs]."""
 
+    has_one_order = True
+    """Whether an output is summed in the same order however many outputs there are."""
+
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
         """x W' + bias, [rows, outputs]."""
@@ -126,6 +129,8 @@ def _mkl_product(x: Tensor, matrix: Tensor, rows: int = _MKL_ROWS) -> Tensor:
 
 
 class _MklWeight(Weight):
+    has_one_order = False
+
     def __init__(self, matrix: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self._outputs = len(matrix)

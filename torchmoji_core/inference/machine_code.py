@@ -9,19 +9,22 @@ depends on torch's version, so `one_row` compares before it trusts. numba fuses 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from torchmoji_core.inference.kernels import INT8_STEPS, INT8_ZERO, UNSPLIT_INPUTS
 from torchmoji_core.processor import has_int8
+
+_LOGGER = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
@@ -160,6 +163,33 @@ _UNDERFLOW, _OVERFLOW, _INFINITE = Float(-104), Float(100), Float(np.inf)
 _compiled = partial(njit, error_model="numpy")  # a check for zero before each division would keep loops from vectors
 
 
+def check_processor() -> None:
+    """See that numba compiles for this processor: where another lacks instructions of the loops, LLVM ends the process.
+
+    Raises:
+        ValueError: if it has been told of another.
+    """
+    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
+        raise ValueError("NUMBA_CPU_NAME or NUMBA_CPU_FEATURES is set")
+
+
+def _kept(function: Any) -> Any:
+    """Compiled, and kept in a file for other processes, where numba finds a folder for it."""
+    try:
+        return _compiled(nogil=True, cache=True)(function)
+    except RuntimeError:  # as numba says it
+        _say_that_none_is_kept()
+        return _compiled(nogil=True)(function)
+
+
+@cache
+def _say_that_none_is_kept() -> None:
+    _LOGGER.warning(
+        "numba has no folder to keep compiled loops in, so each process takes seconds to compile them; "
+        "set NUMBA_CACHE_DIR to one that can be written to"
+    )
+
+
 @_compiled(inline="always")  # type: ignore[untyped-decorator]
 def _sigmoid(x: Any) -> Any:
     x = -x
@@ -255,7 +285,7 @@ def _run_int8(x: Any, direction: Any, outputs: Any) -> None:
         outputs[step] = hidden
 
 
-@_compiled(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_kept
 def run_int8(inputs: Floats, ahead: Int8Direction, back: Int8Direction, outputs: Floats) -> None:
     """A layer in int8.
 
@@ -286,7 +316,7 @@ def _add_products(x: Any, weights: Any, sums: Any) -> None:
             sums[j] = _fused(x[k], weights[k, j], sums[j])
 
 
-@_compiled(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_kept
 def run_float(products: Floats, recurrent: Floats, reverse: bool, outputs: Floats) -> None:
     """A direction in float32.
 
@@ -311,7 +341,7 @@ def run_float(products: Floats, recurrent: Floats, reverse: bool, outputs: Float
         outputs[step] = hidden
 
 
-@_compiled(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_kept
 def average(features: Floats, weights: Floats, mean: Floats) -> None:
     """The weighted average of a row's tokens.
 
@@ -330,7 +360,7 @@ def average(features: Floats, weights: Floats, mean: Floats) -> None:
             mean[channel] = _fused(_TWO * of_token[channel], weight, mean[channel])
 
 
-@_compiled(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+@_kept
 def project(x: Floats, weights: Floats, bias: Floats, n_part: int) -> Floats:
     """x W' + bias, [outputs], of weights [inputs, outputs].
 

@@ -10,7 +10,8 @@ What differs from the readable model:
 * The input products of all steps of a layer are one product a direction; of the first layer, one for each distinct
   token of the batch.
 * All features of a token lie in one row of one buffer, so nothing is concatenated.
-* Of a single row both directions run side by side, since it costs calls rather than arithmetic. The bits are the same.
+* Of a single row both directions run side by side, since it costs calls rather than arithmetic; but not where a product
+  of twice as many outputs has other bits.
 
 The modules keep to the part of Python that TorchScript knows, and `compiled` has them run by it: the same operations
 one after another, without the interpreter's lock, for which two threads would wait between thousands of short
@@ -26,6 +27,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from torchmoji_core.errors import first_line, raise_shortage
 from torchmoji_core.inference.kernels import Encoding, Weight, ignoring
@@ -129,13 +131,14 @@ class Layer(nn.Module):
         self.ahead = ahead
         self.back = back
         self.recurrent = recurrent
+        self.is_side_by_side = recurrent.has_one_order
         self.encoding = ahead.encoding
         self.middle = ahead.middle
 
     def forward(self, inputs: Tensor, places: Tensor, batch_sizes: list[int], outputs: Tensor) -> None:
         """See `Direction`; outputs are [at least tokens, 2 * hidden]."""
         size = outputs.size(1) // 2
-        if batch_sizes[0] == 1:
+        if batch_sizes[0] == 1 and self.is_side_by_side:
             self._of_one_row(inputs, places, outputs[: len(places)])
         else:
             self.ahead(inputs, places, batch_sizes, outputs[:, :size])
@@ -168,6 +171,18 @@ class Layer(nn.Module):
         outputs[:, size:] = hidden[:, 1].flip(0)
 
 
+_LANES = 32
+"""Values that the widest vectorized loop takes at once."""
+
+
+def probabilities(logits: Tensor, multi_label: bool, lanes: int = _LANES) -> Tensor:
+    """Of logits [rows, classes]; of each class by itself if several may apply."""
+    if not multi_label:
+        return logits.softmax(1)
+    # torch's loop rounds otherwise where it is not vectorized, and what it ends with would depend on the rows.
+    return pad(logits, [0, -logits.size(1) % lanes]).sigmoid()[:, : logits.size(1)].contiguous()
+
+
 class Head(nn.Module):
     """What makes results of the features of each row's tokens."""
 
@@ -193,8 +208,7 @@ class Head(nn.Module):
         kept = self.kept
         embedding = average if kept is None else average[:, kept]
         logits = self.output.project(embedding)[: batch_sizes[0]]
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(1)
-        return probabilities, embedding[: batch_sizes[0]], attention
+        return probabilities(logits, self.multi_label), embedding[: batch_sizes[0]], attention
 
     def _attend(self, features: Tensor, batch_sizes: list[int]) -> tuple[Tensor, Tensor]:
         """Average features [rounded up rows, channels] and weights [rows, longest row]; see `attention`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchmoji_core.inference import machine_code
 from torchmoji_core.inference.kernels import INT8_ZERO, UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight, Weight
-from torchmoji_core.inference.network import Direction, Layer, Network, Output, product_rows
+from torchmoji_core.inference.network import Direction, Layer, Network, Output, probabilities, product_rows
 
 Loops = Callable[[Tensor, Tensor], None]
 """A layer: inputs [tokens, channels] -> halved hidden states, [tokens, 2 * hidden], to be filled."""
@@ -27,6 +27,10 @@ class OneRowNetwork:
         return (isinstance(kind, FastestInt8Weight) or _is_float32(kind)) and _is_float32(network.head.output)
 
     def __init__(self, network: Network) -> None:
+        """Raises:
+        ValueError: if numba compiles for another processor, or no order of sums is torch's.
+        """
+        machine_code.check_processor()
         head = network.head
         self._layers = [_loops(layer) for layer in (network.first, network.second)]
         self._hidden = network.hidden
@@ -52,8 +56,7 @@ class OneRowNetwork:
         machine_code.average(features.numpy(), weights.numpy(), mean.numpy())
         embedding = mean if self._kept is None else mean[self._kept]
         scores = torch.from_numpy(machine_code.project(embedding.numpy(), *self._output))
-        probabilities = scores.sigmoid() if self._multi_label else scores[None].softmax(1)
-        return probabilities, embedding[None], weights[None]
+        return probabilities(scores[None], self._multi_label), embedding[None], weights[None]
 
 
 def _is_float32(weight: Weight) -> bool:
