@@ -28,7 +28,7 @@ from tests.transforms.storage.test_listing import NAMES, break_directory
 from torchmoji_core.bundle import Bundle
 from torchmoji_core.files import name_as_text, name_from_text
 from torchmoji_core.inference.scores import valid_unicode
-from transforms.input import formats, read
+from transforms.input import formats, parts, read
 
 Run = Callable[..., Finished]
 NOBODY = 65534
@@ -110,7 +110,7 @@ def test_a_change_of_one_file_touches_no_other_rows(tmp_path: Path, run_annotate
 def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Sources as they were when names that are no UTF-8 had U+FFFD in them, until it is undone."""
     with monkeypatch.context() as patched:
-        for module in (read, manifest, rewrite):
+        for module in (read, parts, manifest, rewrite):
             patched.setattr(module, "name_as_text", valid_unicode)
         yield patched
 
@@ -424,7 +424,7 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]],
                     waiting.pop()()
                 yield record
 
-        monkeypatch.setattr(read, "read_records", reading)
+        monkeypatch.setattr(parts, "read_records", reading)
 
     return register
 
@@ -449,8 +449,8 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(
     name: str,
     replace: Callable[[Path], None],
 ) -> None:
-    monkeypatch.setattr(read, "PART_BYTES", 500)
-    monkeypatch.setattr(read, "PART_ROWS", 10)
+    monkeypatch.setattr(parts, "PART_BYTES", 500)
+    monkeypatch.setattr(parts, "PART_ROWS", 10)
     (tmp_path / "in").mkdir()
     one_post(tmp_path / "in" / "a.jsonl", "other")
     path = tmp_path / "in" / name
