@@ -112,10 +112,10 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
         settings.set("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION")
         # Or `flink stop` is refused wherever the order to stop comes before the end of data in some tasks only.
         settings.set("execution.checkpointing.checkpoints-after-tasks-finish", "false")
+        settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     else:
         settings.set("restart-strategy.type", "exponential-delay")  # as a stream has it anyway
     settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
-    settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     # Or messages are scored twice, for the one table and for the other.
     settings.set("table.optimizer.reuse-optimize-block-with-digest-enabled", "true")
 
