@@ -21,15 +21,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torchmoji_core.inference.kernels import choose
-from torchmoji_core.inference.network import Call, Direction, Head, Layer, Network, compiled
+from torchmoji_core.inference.network import REGISTER_CHANNELS, Call, Direction, Head, Layer, Network, compiled
 from torchmoji_core.inference.one_row import for_one_row
 from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid
 from torchmoji_core.model import dimensions_of
 from torchmoji_core.processes import single_threaded
-
-_REGISTER_CHANNELS = 32
-"""Values that the widest vectorized loop takes at once."""
-
 
 _TABLE_ROWS = 4096
 """Rows of the embedding table converted at a time, for a low peak of memory."""
@@ -195,7 +191,7 @@ def _time_major(lengths: list[int]) -> tuple[list[int], Tensor]:
 
 
 def _round_up(channels: int) -> int:
-    return -(-channels // _REGISTER_CHANNELS) * _REGISTER_CHANNELS
+    return -(-channels // REGISTER_CHANNELS) * REGISTER_CHANNELS
 
 
 def _places(widths: Sequence[int]) -> Tensor:

@@ -171,11 +171,11 @@ class Layer(nn.Module):
         outputs[:, size:] = hidden[:, 1].flip(0)
 
 
-_LANES = 32
+REGISTER_CHANNELS = 32
 """Values that the widest vectorized loop takes at once."""
 
 
-def probabilities(logits: Tensor, multi_label: bool, lanes: int = _LANES) -> Tensor:
+def probabilities(logits: Tensor, multi_label: bool, lanes: int = REGISTER_CHANNELS) -> Tensor:
     """Of logits [rows, classes]; of each class by itself if several may apply."""
     if not multi_label:
         return logits.softmax(1)
