@@ -18,7 +18,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
 from torchmoji_core.inference.kernels import INT8_STEPS, INT8_ZERO, UNSPLIT_INPUTS
@@ -29,17 +29,20 @@ _LOGGER = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 
 LANES = 8
-"""32-bit sums in a register of AVX2."""
+"""32-bit words in a register of AVX2."""
 _REGISTERS = 4
 """Of sums that are computed at a time for each row: four are enough that none waits for the one before it."""
+_ROWS = 3
+"""That are computed together, so that weights are loaded once for all: their sums fit into AVX2's 16 registers."""
 BLOCK = LANES * _REGISTERS
 """Outputs that are computed together."""
 QUAD = 4
-"""Neighbouring inputs whose products go to one sum."""
+"""Neighbouring 8-bit inputs, a word, whose products go to one sum."""
 
 _INT8, _INT16, _INT32, _FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.FloatType()
-_SUMS, _PAIRS, _BYTES = (
-    ir.VectorType(_INT32, LANES), ir.VectorType(_INT16, 2 * LANES), ir.VectorType(_INT8, 4 * LANES)
+_WORDS, _PAIRS, _BYTES, _FLOATS = (
+    ir.VectorType(_INT32, LANES), ir.VectorType(_INT16, 2 * LANES), ir.VectorType(_INT8, 4 * LANES),
+    ir.VectorType(_FLOAT, LANES),
 )  # fmt: skip
 
 
@@ -67,56 +70,54 @@ def _times_power_of_two(_: Any, value: Any, exponent: Any) -> Any:
     return types.float32(types.float32, types.float32), code
 
 
-def _adding_int8_products(rows: int) -> Any:
-    """Makes an intrinsic function of uint8 x [rows, inputs], weights, int32 sums [rows, outputs]: sums += x W'.
+def _adding_products(rows: int) -> Any:
+    """Makes an intrinsic function of x [rows, words], weights [outputs / BLOCK, words, BLOCK words], and sums.
 
-    Weights are int8 [outputs / BLOCK, inputs / QUAD, BLOCK, QUAD]; all are contiguous. AVX2 adds the products of two
-    neighbours in 16 bits, which `QuantizedMatrix` leaves room for.
+    sums [rows, outputs] += x W'. A word is an input in float32, or `QUAD` in int8, and those of a row or a block are
+    contiguous. A block's sums stay in registers while all words are added to them, one after the other.
     """
 
     def code(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        arrays = [
+        plus_products = _plus_int8_products if signature.args[1].dtype == types.int8 else _plus_float_products
+        x, weights, sums = (
             context.make_array(kind)(context, builder, value)
             for kind, value in zip(signature.args, values, strict=True)
-        ]
-        n_blocks, n_quads, *_ = cgutils.unpack_tuple(builder, arrays[1].shape)
-        x, weight, total = (
-            builder.bitcast(array.data, kind.as_pointer())
-            for array, kind in zip(arrays, (_INT32, _BYTES, _SUMS), strict=True)
         )
-        undefined = ir.Constant(_SUMS, ir.Undefined)
-        number: Callable[[int], Any] = lambda value: ir.Constant(n_quads.type, value)  # noqa: E731
+        n_blocks, n_words, *_ = cgutils.unpack_tuple(builder, weights.shape)
+        number: Callable[[int], Any] = lambda value: ir.Constant(n_words.type, value)  # noqa: E731
 
-        def place(pointer: Any, major: Any, width: Any, minor: Any) -> Any:
-            return builder.gep(pointer, [builder.add(builder.mul(major, width), minor)])
+        def part(array: Any, index: Any, kind: Any) -> Any:
+            """Pointer to what is at an index of the first axis."""
+            stride, *_ = cgutils.unpack_tuple(builder, array.strides)
+            begin = builder.gep(builder.bitcast(array.data, _INT8.as_pointer()), [builder.mul(index, stride)])
+            return builder.bitcast(begin, kind.as_pointer())
 
+        x_of_row = [part(x, number(row), _INT32) for row in range(rows)]
+        sums_of_row = [part(sums, number(row), _WORDS) for row in range(rows)]
+        registers = [number(register) for register in range(_REGISTERS)]
+        accumulators = [[cgutils.alloca_once(builder, _WORDS) for _ in registers] for _ in x_of_row]
         with cgutils.for_range(builder, n_blocks) as block:
+            weight = part(weights, block.index, _WORDS)
             first = builder.mul(block.index, number(_REGISTERS))
-            width = builder.mul(n_blocks, number(_REGISTERS))
-            sums = {}
-            for row in range(rows):
-                for register in range(_REGISTERS):
-                    at = place(total, number(row), width, builder.add(first, number(register)))
-                    sums[row, register] = at, cgutils.alloca_once(builder, _SUMS)
-            for at, accumulator in sums.values():
-                builder.store(builder.load(at, align=4), accumulator)
-            with cgutils.for_range(builder, n_quads) as quad:
-                step = builder.add(builder.mul(block.index, n_quads), quad.index)
-                weights = [
-                    builder.load(place(weight, step, number(_REGISTERS), number(register)), align=1)
-                    for register in range(_REGISTERS)
+            places = [
+                (builder.gep(of_row, [builder.add(first, register)]), accumulator)
+                for of_row, of_registers in zip(sums_of_row, accumulators, strict=True)
+                for register, accumulator in zip(registers, of_registers, strict=True)
+            ]
+            for place, accumulator in places:
+                builder.store(builder.load(place, align=4), accumulator)
+            with cgutils.for_range(builder, n_words) as word:
+                first = builder.mul(word.index, number(_REGISTERS))
+                loaded = [
+                    builder.load(builder.gep(weight, [builder.add(first, register)]), align=1) for register in registers
                 ]
-                for row in range(rows):
-                    one = builder.load(place(x, number(row), n_quads, quad.index), align=1)
-                    in_first_lane = builder.insert_element(undefined, one, ir.Constant(_INT32, 0))
-                    in_all_lanes = builder.shuffle_vector(in_first_lane, undefined, ir.Constant(_SUMS, [0] * LANES))
-                    inputs = builder.bitcast(in_all_lanes, _BYTES)
-                    for register in range(_REGISTERS):
-                        _, accumulator = sums[row, register]
-                        more = _plus_products(builder, builder.load(accumulator), inputs, weights[register])
+                for of_row, of_registers in zip(x_of_row, accumulators, strict=True):
+                    inputs = _in_all_lanes(builder, builder.load(builder.gep(of_row, [word.index]), align=1))
+                    for of_register, accumulator in zip(loaded, of_registers, strict=True):
+                        more = plus_products(builder, builder.load(accumulator), inputs, of_register)
                         builder.store(more, accumulator)
-            for at, accumulator in sums.values():
-                builder.store(builder.load(accumulator), at, align=4)
+            for place, accumulator in places:
+                builder.store(builder.load(accumulator), place, align=4)
         return context.get_dummy_value()
 
     @intrinsic  # type: ignore[untyped-decorator]
@@ -126,19 +127,37 @@ def _adding_int8_products(rows: int) -> Any:
     return add
 
 
-_add_int8_products, _add_int8_products_of_four = _adding_int8_products(1), _adding_int8_products(4)
+_add_products_of_one_row, _add_products_of_rows = _adding_products(1), _adding_products(_ROWS)
 
 
-def _plus_products(builder: Any, sums: Any, inputs: Any, weights: Any) -> Any:
-    """sums + products of four neighbours each."""
+def _in_all_lanes(builder: Any, word: Any) -> Any:
+    undefined = ir.Constant(_WORDS, ir.Undefined)
+    in_first_lane = builder.insert_element(undefined, word, ir.Constant(_INT32, 0))
+    return builder.shuffle_vector(in_first_lane, undefined, ir.Constant(_WORDS, [0] * LANES))
+
+
+def _plus_float_products(builder: Any, sums: Any, inputs: Any, weights: Any) -> Any:
+    """sums + products, rounded once, as oneDNN adds them."""
+    function = ir.FunctionType(_FLOATS, [_FLOATS, _FLOATS, _FLOATS])
+    fused = builder.module.declare_intrinsic(f"llvm.fma.v{LANES}f32", (), function)
+    values = [builder.bitcast(value, _FLOATS) for value in (inputs, weights, sums)]
+    return builder.bitcast(builder.call(fused, values), _WORDS)
+
+
+def _plus_int8_products(builder: Any, sums: Any, inputs: Any, weights: Any) -> Any:
+    """sums + products of four neighbours each, of uint8 and int8.
+
+    AVX2 adds the products of two neighbours in 16 bits, which `QuantizedMatrix` leaves room for.
+    """
     module = builder.module
     if has_int8():
-        of_four = ir.FunctionType(_SUMS, [_SUMS, _SUMS, _SUMS])
-        words = [builder.bitcast(value, _SUMS) for value in (inputs, weights)]
-        return builder.call(module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.256", (), of_four), [sums, *words])
+        of_four = ir.FunctionType(_WORDS, [_WORDS, _WORDS, _WORDS])
+        return builder.call(
+            module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.256", (), of_four), [sums, inputs, weights]
+        )
     of_two = module.declare_intrinsic("llvm.x86.avx2.pmadd.ub.sw", (), ir.FunctionType(_PAIRS, [_BYTES, _BYTES]))
-    of_pairs = module.declare_intrinsic("llvm.x86.avx2.pmadd.wd", (), ir.FunctionType(_SUMS, [_PAIRS, _PAIRS]))
-    pairs = builder.call(of_two, [inputs, weights])
+    of_pairs = module.declare_intrinsic("llvm.x86.avx2.pmadd.wd", (), ir.FunctionType(_WORDS, [_PAIRS, _PAIRS]))
+    pairs = builder.call(of_two, [builder.bitcast(value, _BYTES) for value in (inputs, weights)])
     return builder.add(sums, builder.call(of_pairs, [pairs, ir.Constant(_PAIRS, [1] * (2 * LANES))]))
 
 
@@ -219,6 +238,16 @@ def _advance(gates: Any, cell: Any, output: Any) -> None:
         output[j] = (_sigmoid(cell[j]) - _HALF) * _clamped(o[j])
 
 
+@_compiled  # type: ignore[untyped-decorator]
+def _add_products(x: Any, weights: Any, sums: Any) -> None:
+    """sums [rows, outputs] += x W'; see `_adding_products`."""
+    together = len(x) // _ROWS * _ROWS
+    for row in range(0, together, _ROWS):
+        _add_products_of_rows(x[row : row + _ROWS], weights, sums[row : row + _ROWS])
+    for row in range(together, len(x)):
+        _add_products_of_one_row(x[row : row + 1], weights, sums[row : row + 1])
+
+
 class Int8Weight(NamedTuple):
     """W as whole numbers with a scale for each output."""
 
@@ -228,20 +257,51 @@ class Int8Weight(NamedTuple):
     """[outputs], the sums of activations of zero, negative."""
     scale: Floats
     """[outputs], of the sums."""
+    bias: Floats
+    """[outputs], added when they are scaled."""
 
 
-class Int8Direction(NamedTuple):
+class FloatWeight(NamedTuple):
+    """W in float32."""
+
+    values: Floats
+    """[outputs / BLOCK rounded up, inputs, BLOCK]"""
+    bias: Floats
+    """[outputs]"""
+    n_part: int
+    """Inputs whose products are added up before they are added to those of others."""
+
+
+class Direction(NamedTuple):
     """One direction of a layer."""
 
-    inputs: Int8Weight
-    bias: Floats
-    """[4 * hidden]"""
-    recurrent: Int8Weight
+    inputs: Int8Weight | FloatWeight
+    recurrent: Int8Weight | FloatWeight
+    """Its bias is not used."""
     reverse: bool
     """Whether time runs backwards."""
 
 
+class Layer(NamedTuple):
+    """Both directions."""
+
+    ahead: Direction
+    back: Direction
+
+
 _ENCODING = Float(INT8_STEPS), Float(INT8_ZERO + 0.5)
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _copy(values: Any, out: Any) -> None:
+    for j in range(len(values)):
+        out[j] = values[j]
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _add(values: Any, sums: Any) -> None:
+    for j in range(len(values)):
+        sums[j] += values[j]
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -252,93 +312,115 @@ def _encode(x: Any, out: Any) -> None:
         out[j] = np.uint8(_fused(x[j], steps, half_up))
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _products(x: Any, weight: Any, sums: Any) -> None:
-    """x [rows, inputs] times W', [rows, outputs], as whole numbers."""
-    sums[:] = weight.zeros
-    fours = len(x) // 4 * 4
-    for row in range(0, fours, 4):
-        _add_int8_products_of_four(x[row : row + 4], weight.values, sums[row : row + 4])
-    for row in range(fours, len(x)):
-        _add_int8_products(x[row : row + 1], weight.values, sums[row : row + 1])
+# Loops below that NumPy has as one operation: numba takes a second to compile what checks the shapes.
+
+
+def _project_int8(x: Any, weight: Any) -> Any:
+    """Halved inputs [rows, inputs] -> x W' + bias, [rows, outputs]."""
+    encoded = np.empty(x.shape, np.uint8)
+    sums = np.empty((len(x), len(weight.zeros)), np.int32)
+    for row in range(len(x)):
+        _encode(x[row], encoded[row])
+        _copy(weight.zeros, sums[row])
+    _add_products(encoded, weight.values, sums)
+    result = np.empty(sums.shape, np.float32)
+    for row in range(len(x)):
+        of_row, of_result = sums[row], result[row]
+        for j in range(len(of_row)):
+            of_result[j] = Float(of_row[j]) * weight.scale[j] + weight.bias[j]
+    return result
+
+
+def _project_float(x: Any, weight: Any) -> Any:
+    """x [rows, inputs] -> x W' + bias, [rows, outputs]."""
+    n_rows, n_inputs = x.shape
+    shape = n_rows, len(weight.values) * BLOCK
+    sums = np.zeros(shape, np.float32)
+    for call in range(0, n_inputs, UNSPLIT_INPUTS):
+        of_call = np.zeros(shape, np.float32)
+        end_of_call = min(call + UNSPLIT_INPUTS, n_inputs)
+        for part in range(call, end_of_call, weight.n_part):
+            end = min(part + weight.n_part, end_of_call)
+            of_part = np.zeros(shape, np.float32)
+            _add_products(x[:, part:end], weight.values[:, part:end], of_part)
+            for row in range(n_rows):
+                _add(of_part[row], of_call[row])
+        for row in range(n_rows):
+            _add(of_call[row], sums[row])
+    result = sums[:, : len(weight.bias)]
+    for row in range(n_rows):
+        _add(weight.bias, result[row])
+    return result
+
+
+def _add_recurrent_int8(hidden: Any, weight: Any, gates: Any) -> None:
+    encoded, sums = np.empty((1, len(hidden)), np.uint8), np.empty((1, len(gates)), np.int32)
+    _encode(hidden, encoded[0])
+    _copy(weight.zeros, sums[0])
+    _add_products(encoded, weight.values, sums)
+    for j in range(len(gates)):
+        gates[j] += Float(sums[0, j]) * weight.scale[j]
+
+
+def _add_recurrent_float(hidden: Any, weight: Any, gates: Any) -> None:
+    sums = np.zeros((1, len(gates)), np.float32)
+    _add_products(hidden.reshape(1, -1), weight.values, sums)
+    _add(sums[0], gates)
+
+
+def _project(x: Any, weight: Any) -> Any:
+    raise NotImplementedError("only compiled code calls it")
+
+
+def _add_recurrent(hidden: Any, weight: Any, gates: Any) -> None:
+    raise NotImplementedError("only compiled code calls it")
+
+
+@overload(_project)  # type: ignore[untyped-decorator]
+def _project_by_kind(x: Any, weight: Any) -> Any:
+    return _project_int8 if weight.instance_class is Int8Weight else _project_float
+
+
+@overload(_add_recurrent)  # type: ignore[untyped-decorator]
+def _add_recurrent_by_kind(hidden: Any, weight: Any, gates: Any) -> Any:
+    return _add_recurrent_int8 if weight.instance_class is Int8Weight else _add_recurrent_float
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _run_int8(x: Any, direction: Any, outputs: Any) -> None:
+def _run(inputs: Any, direction: Any, outputs: Any) -> None:
     n_tokens, size = outputs.shape
-    gates, cell, hidden = np.empty(4 * size, np.float32), np.zeros(size, np.float32), np.empty(size, np.float32)
-    state = np.empty((1, size), np.uint8)
-    of_inputs, of_state = np.empty((n_tokens, 4 * size), np.int32), np.empty((1, 4 * size), np.int32)
-    inputs, bias, recurrent = direction.inputs.scale, direction.bias, direction.recurrent.scale
-    _products(x, direction.inputs, of_inputs)
+    gates = _project(inputs, direction.inputs)
+    cell, hidden = np.zeros(size, np.float32), np.empty(size, np.float32)
     for taken in range(n_tokens):
         step = n_tokens - 1 - taken if direction.reverse else taken
-        of_step = of_inputs[step]
-        for j in range(4 * size):
-            gates[j] = Float(of_step[j]) * inputs[j] + bias[j]
         if taken > 0:
-            _encode(hidden, state[0])
-            _products(state, direction.recurrent, of_state)
-            for j in range(4 * size):
-                gates[j] += Float(of_state[0, j]) * recurrent[j]
-        _advance(gates, cell, hidden)
-        outputs[step] = hidden
-
-
-@_kept
-def run_int8(inputs: Floats, ahead: Int8Direction, back: Int8Direction, outputs: Floats) -> None:
-    """A layer in int8.
-
-    Args:
-        inputs: [tokens, channels], halved.
-        ahead, back: the directions.
-        outputs: [tokens, 2 * hidden], to be filled with halved hidden states.
-    """
-    encoded = np.empty(inputs.shape, np.uint8)
-    for token in range(len(inputs)):
-        _encode(inputs[token], encoded[token])
-    size = outputs.shape[1] // 2
-    _run_int8(encoded, ahead, outputs[:, :size])
-    _run_int8(encoded, back, outputs[:, size:])
+            _add_recurrent(hidden, direction.recurrent, gates[step])
+        _advance(gates[step], cell, hidden)
+        _copy(hidden, outputs[step])
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _add_products(x: Any, weights: Any, sums: Any) -> None:
-    """sums += x W', of weights [inputs, outputs], input after input, as oneDNN adds them."""
-    fours = len(x) // 4 * 4
-    for k in range(0, fours, 4):
-        a, b, c, d = x[k], x[k + 1], x[k + 2], x[k + 3]
-        for j in range(len(sums)):
-            sum_ = _fused(b, weights[k + 1, j], _fused(a, weights[k, j], sums[j]))
-            sums[j] = _fused(d, weights[k + 3, j], _fused(c, weights[k + 2, j], sum_))
-    for k in range(fours, len(x)):
-        for j in range(len(sums)):
-            sums[j] = _fused(x[k], weights[k, j], sums[j])
+def _run_layer(inputs: Any, layer: Any, outputs: Any) -> None:
+    size = outputs.shape[1] // 2
+    _run(inputs, layer.ahead, outputs[:, :size])
+    _run(inputs, layer.back, outputs[:, size:])
 
 
 @_kept
-def run_float(products: Floats, recurrent: Floats, reverse: bool, outputs: Floats) -> None:
-    """A direction in float32.
+def run(features: Floats, n_tokens: int, first: Layer, second: Layer) -> None:
+    """Both LSTMs of a row: one call, and arrays of one kind, since loops are compiled anew for each.
 
     Args:
-        products: [at least tokens, 4 * hidden], of the inputs.
-        recurrent: weights, [hidden, 4 * hidden].
-        reverse: whether time runs backwards.
-        outputs: [tokens, hidden], to be filled with halved hidden states.
+        features: [at least tokens, 4 * hidden + embedding], halved: the tokens' embedding at the end, in front of it
+            room for the hidden states of the second layer and of the first, to be filled.
+        n_tokens: the row's tokens.
+        first, second: the layers.
     """
-    n_tokens, size = outputs.shape
-    gates, cell, hidden = np.empty(4 * size, np.float32), np.zeros(size, np.float32), np.empty(size, np.float32)
-    of_state = np.empty(4 * size, np.float32)
-    for taken in range(n_tokens):
-        step = n_tokens - 1 - taken if reverse else taken
-        gates[:] = products[step]
-        if taken > 0:
-            of_state[:] = _ZERO
-            _add_products(hidden, recurrent, of_state)
-            for j in range(4 * size):
-                gates[j] += of_state[j]
-        _advance(gates, cell, hidden)
-        outputs[step] = hidden
+    both = 2 * (len(first.ahead.inputs.bias) // 4)
+    of_row = features[:n_tokens]
+    between = of_row[:, both : 2 * both]
+    _run_layer(of_row[:, 2 * both :], first, between)
+    _run_layer(between, second, of_row[:, :both])
 
 
 @_kept
@@ -361,24 +443,7 @@ def average(features: Floats, weights: Floats, mean: Floats) -> None:
 
 
 @_kept
-def project(x: Floats, weights: Floats, bias: Floats, n_part: int) -> Floats:
-    """x W' + bias, [outputs], of weights [inputs, outputs].
-
-    Args:
-        n_part: inputs whose products are added up before they are added to those of others.
-    """
-    sums, of_call, of_part = np.zeros_like(bias), np.empty_like(bias), np.empty_like(bias)
-    for call in range(0, len(x), UNSPLIT_INPUTS):
-        of_call[:] = _ZERO
-        end_of_call = min(call + UNSPLIT_INPUTS, len(x))
-        for part in range(call, end_of_call, n_part):
-            end = min(part + n_part, end_of_call)
-            of_part[:] = _ZERO
-            _add_products(x[part:end], weights[part:end], of_part)
-            for j in range(len(bias)):
-                of_call[j] += of_part[j]
-        for j in range(len(bias)):
-            sums[j] += of_call[j]
-    for j in range(len(bias)):
-        sums[j] += bias[j]
-    return sums
+def project(x: Floats, weight: FloatWeight) -> Floats:
+    """x [rows, inputs] -> x W' + bias, [rows, outputs]."""
+    result: Floats = _project(x, weight)
+    return result
