@@ -84,32 +84,34 @@ def test_weights_that_are_no_numbers_are_noticed(precision: str) -> None:
     assert broken.run([[12, 13]]).probabilities.isnan().all()
 
 
-def broken(features: object, weights: object, mean: object) -> None:
+def broken(*_: object) -> None:
     raise RuntimeError("no such machine\nand more")
 
 
-def full(features: object, weights: object, mean: object) -> None:
+def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/of/numba")
 
 
-def wrong(features: object, weights: object, mean: np.ndarray) -> None:
-    mean[:] = 1
+def wrong(
+    features: object, weights: object, kept: np.ndarray, output: machine_code.FloatWeight
+) -> tuple[np.ndarray, np.ndarray]:
+    return np.ones([1, len(output.bias)], np.float32), np.ones([1, len(kept)], np.float32)
 
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
-    ("average", "fault"),
+    ("conclude", "fault"),
     [(broken, "no such machine"), (full, "No space left on device"), (wrong, "they round otherwise")],
 )
 def test_loops_that_do_not_fit_are_not_used(
     make_state: MakeState,
-    average: Callable[..., None],
+    conclude: Callable[..., object],
     fault: str,
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("torchmoji_core.inference.machine_code.average", average)
+    monkeypatch.setattr("torchmoji_core.inference.machine_code.conclude", conclude)
     with caplog.at_level(logging.WARNING, "torchmoji_core"):
         by_themselves(make_state(), precision, loops=False)
     (record,) = caplog.records
@@ -150,7 +152,7 @@ def test_without_a_folder_to_keep_them_in_there_are_loops_and_a_remedy(
     (tmp_path / "__pycache__").touch()  # a file, in which not even root can write another
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     monkeypatch.setattr(numba.core.config, "CACHE_DIR", "")
-    assert callable(runpy.run_path(str(file))["project"])
+    assert callable(runpy.run_path(str(file))["run"])
     (record,) = caplog.records
     assert "NUMBA_CACHE_DIR" in record.message
 

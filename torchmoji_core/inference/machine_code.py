@@ -240,12 +240,14 @@ def _advance(gates: Any, cell: Any, output: Any) -> None:
 
 @_compiled  # type: ignore[untyped-decorator]
 def _add_products(x: Any, weights: Any, sums: Any) -> None:
-    """sums [rows, outputs] += x W'; see `_adding_products`."""
+    """sums [rows, outputs] += x W'; see `_adding_products`. A block stays in the cache for all rows."""
     together = len(x) // _ROWS * _ROWS
-    for row in range(0, together, _ROWS):
-        _add_products_of_rows(x[row : row + _ROWS], weights, sums[row : row + _ROWS])
-    for row in range(together, len(x)):
-        _add_products_of_one_row(x[row : row + 1], weights, sums[row : row + 1])
+    for block in range(len(weights)):
+        of_block, sums_of_block = weights[block : block + 1], sums[:, block * BLOCK : (block + 1) * BLOCK]
+        for row in range(0, together, _ROWS):
+            _add_products_of_rows(x[row : row + _ROWS], of_block, sums_of_block[row : row + _ROWS])
+        for row in range(together, len(x)):
+            _add_products_of_one_row(x[row : row + 1], of_block, sums_of_block[row : row + 1])
 
 
 class Int8Weight(NamedTuple):
@@ -347,9 +349,10 @@ def _project_float(x: Any, weight: Any) -> Any:
                 _add(of_part[row], of_call[row])
         for row in range(n_rows):
             _add(of_call[row], sums[row])
-    result = sums[:, : len(weight.bias)]
+    result = np.empty((n_rows, len(weight.bias)), np.float32)  # not a view: loops over whole arrays become vectors
     for row in range(n_rows):
-        _add(weight.bias, result[row])
+        for j in range(len(weight.bias)):
+            result[row, j] = sums[row, j] + weight.bias[j]
     return result
 
 
@@ -406,44 +409,63 @@ def _run_layer(inputs: Any, layer: Any, outputs: Any) -> None:
     _run(inputs, layer.back, outputs[:, size:])
 
 
+@_compiled  # type: ignore[untyped-decorator]
+def _dot(x: Any, weights: Any) -> Any:
+    """As oneDNN adds the products of a single output: in the lanes of a register, whose halves it adds, then pairs."""
+    total, lanes = _ZERO, np.empty(LANES, np.float32)
+    for call in range(0, len(x), UNSPLIT_INPUTS):
+        lanes[:] = _ZERO
+        for k in range(call, min(call + UNSPLIT_INPUTS, len(x)), LANES):
+            for lane in range(LANES):
+                lanes[lane] = _fused(x[k + lane], weights[k + lane], lanes[lane])
+        a, b, c, d = lanes[0] + lanes[4], lanes[1] + lanes[5], lanes[2] + lanes[6], lanes[3] + lanes[7]
+        total += (a + b) + (c + d)
+    return total
+
+
 @_kept
-def run(features: Floats, n_tokens: int, first: Layer, second: Layer) -> None:
-    """Both LSTMs of a row: one call, and arrays of one kind, since loops are compiled anew for each.
+def run(features: Floats, n_tokens: int, first: Layer, second: Layer, attention: Floats) -> Floats:
+    """Both LSTMs of a row, and its tokens' attention logits: one call, and arrays of one kind.
 
     Args:
         features: [at least tokens, 4 * hidden + embedding], halved: the tokens' embedding at the end, in front of it
             room for the hidden states of the second layer and of the first, to be filled.
         n_tokens: the row's tokens.
         first, second: the layers.
+        attention: [4 * hidden + embedding], of halved features.
     """
     both = 2 * (len(first.ahead.inputs.bias) // 4)
     of_row = features[:n_tokens]
     between = of_row[:, both : 2 * both]
+    # Both are views of one kind, for which loops are compiled once.
     _run_layer(of_row[:, 2 * both :], first, between)
     _run_layer(between, second, of_row[:, :both])
+    logits = np.empty(n_tokens, np.float32)
+    for token in range(n_tokens):
+        logits[token] = _dot(features[token], attention)
+    return logits
 
 
 @_kept
-def average(features: Floats, weights: Floats, mean: Floats) -> None:
-    """The weighted average of a row's tokens.
+def conclude(features: Floats, weights: Floats, kept: NDArray[np.int64], output: FloatWeight) -> tuple[Floats, Floats]:
+    """Logits [1, classes] and embedding [1, channels]: the weighted average of a row's tokens.
 
     Args:
         features: [at least tokens, channels], halved.
         weights: [tokens], positive; divided by their sum.
-        mean: [channels], zeros, to be filled.
+        kept: the channels of the embedding.
+        output: of the classes.
     """
     total = _ZERO
     for weight in weights:
         total += weight
+    mean = np.zeros(features.shape[1], np.float32)
     for token in range(len(weights)):
         weights[token] /= total
         of_token, weight = features[token], weights[token]
         for channel in range(len(mean)):
             mean[channel] = _fused(_TWO * of_token[channel], weight, mean[channel])
-
-
-@_kept
-def project(x: Floats, weight: FloatWeight) -> Floats:
-    """x [rows, inputs] -> x W' + bias, [rows, outputs]."""
-    result: Floats = _project(x, weight)
-    return result
+    embedding = np.empty((1, len(kept)), np.float32)
+    for channel in range(len(kept)):
+        embedding[0, channel] = mean[kept[channel]]
+    return _project(embedding, output), embedding

@@ -26,30 +26,27 @@ class OneRowNetwork:
 
     def __init__(self, network: Network) -> None:
         """Raises:
-        ValueError: if numba compiles for another processor, or no order of sums is torch's.
+        ValueError: if numba compiles for another processor.
         """
         machine_code.check_processor()
         head = network.head
-        self._layers = _layer(network.first), _layer(network.second)
         self._hidden = network.hidden
-        self._attention = head.attention
-        self._output = _float_weight(cast(PackedWeight, head.output))
+        self._attention = cast(PackedWeight, head.attention).matrix()[0].numpy()
+        self._layers = _layer(network.first), _layer(network.second)
+        kept = torch.arange(len(self._attention)) if head.kept is None else head.kept
+        self._output = kept.numpy(), _float_weight(cast(PackedWeight, head.output))
         self._multi_label = head.multi_label
-        self._kept = head.kept
 
     def __call__(self, vectors: Tensor, token: Tensor, batch_sizes: list[int]) -> Output:
         """See `Network.forward`; the vectors are those of all tokens in their order."""
-        n_tokens, hidden = len(vectors), self._hidden
-        features = vectors.new_zeros([product_rows(n_tokens), 4 * hidden + vectors.size(1)])
-        features[:n_tokens, 4 * hidden :] = vectors
-        machine_code.run(features.numpy(), n_tokens, *self._layers)
-        logits = self._attention.project(features)[:n_tokens, 0]
+        n_tokens = len(vectors)
+        features = np.empty((n_tokens, len(self._attention)), np.float32)
+        features[:n_tokens, 4 * self._hidden :] = vectors.numpy()
+        logits = torch.from_numpy(machine_code.run(features, n_tokens, *self._layers, self._attention))
         weights = (logits - logits.amax()).exp_()
-        mean = features.new_zeros([features.size(1)])
-        machine_code.average(features.numpy(), weights.numpy(), mean.numpy())
-        embedding = mean if self._kept is None else mean[self._kept]
-        scores = torch.from_numpy(machine_code.project(embedding[None].numpy(), self._output))
-        return probabilities(scores, self._multi_label), embedding[None], weights[None]
+        results = machine_code.conclude(features, weights.numpy(), *self._output)
+        scores, embedding = map(torch.from_numpy, results)
+        return probabilities(scores, self._multi_label), embedding, weights[None]
 
 
 def _is_float32(weight: Weight) -> bool:
@@ -73,21 +70,22 @@ def _int8_weight(weight: FastestInt8Weight) -> machine_code.Int8Weight:
 
 
 def _float_weight(weight: PackedWeight) -> machine_code.FloatWeight:
-    """Raises:
-    ValueError: if no order of sums is torch's.
-    """
     matrix = weight.matrix()
     n_outputs, n_inputs = matrix.shape
     blocks = pad(matrix, [0, 0, 0, -n_outputs % BLOCK]).unflatten(0, (-1, BLOCK)).transpose(1, 2)
-    values, bias = _copy(blocks), _bias(weight, n_outputs)
-    x = torch.linspace(-1, 1, n_inputs)[None]
-    expected = weight.project(x).numpy()
-    # With AVX-512, oneDNN adds up half as many as it is given at a time.
-    for n_part in (UNSPLIT_INPUTS, UNSPLIT_INPUTS // 2):
-        loops = machine_code.FloatWeight(values, bias, n_part)
-        if np.array_equal(machine_code.project(x.numpy(), loops), expected):
-            return loops
-    raise ValueError("another order of sums")
+    n_part = _inputs_of_part(n_outputs, min(n_inputs, UNSPLIT_INPUTS))
+    return machine_code.FloatWeight(_copy(blocks), _bias(weight, n_outputs), n_part)
+
+
+def _inputs_of_part(n_outputs: int, n_inputs: int) -> int:
+    """How many inputs' products oneDNN adds up before it adds them to those of others: with AVX-512 not always all.
+
+    To 2 ** 24 no float32 adds a one: those that the result has more are other parts'.
+    """
+    x = torch.ones(product_rows(1), n_inputs)
+    x[:, 0] = 2**24
+    sums = PackedWeight(torch.float32, torch.ones(n_outputs, n_inputs), None).project(x)
+    return n_inputs - int(sums[0, 0] - 2**24)
 
 
 def _bias(weight: PackedWeight | FastestInt8Weight, n_outputs: int) -> machine_code.Floats:
