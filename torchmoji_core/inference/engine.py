@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torchmoji_core.inference.kernels import choose
-from torchmoji_core.inference.network import REGISTER_CHANNELS, Call, Direction, Head, Layer, Network, compiled
-from torchmoji_core.inference.one_row import for_one_row
+from torchmoji_core.inference.network import REGISTER_CHANNELS, Direction, Head, Layer, Network, Output, compiled
+from torchmoji_core.inference.one_row import OneRow, for_one_row
 from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid
 from torchmoji_core.model import dimensions_of
 from torchmoji_core.processes import single_threaded
@@ -102,7 +102,8 @@ class Engine:
                 network, [self._inputs(torch.zeros(sum(lengths), dtype=torch.int64), lengths) for lengths in rows]
             )
         self._plain_network = network
-        self.of_one_row, self._single_rows = self._network, 0
+        self.of_one_row: OneRow = self._run_by_network
+        self._single_rows = 0
 
     @property
     def precision(self) -> str:
@@ -154,23 +155,30 @@ class Engine:
             raise ValueError("rows must be sorted longest first, and hold at least one token each")
         # Arrays, as scorers have, are joined as bytes: none of their numbers becomes an object.
         arrays = [row if isinstance(row, array) and row.typecode == "q" else array("q", row) for row in rows]
-        joined = bytearray().join(arrays)
-        flat = torch.frombuffer(joined, dtype=torch.int64)
-        if int(flat.min()) < 0 or int(flat.max()) >= self.dimensions.vocabulary:
-            raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
-        network = self._network if len(rows) > 1 else self._network_of_one_row()
-        return EngineOutput(*network(*self._inputs(flat, lengths)))
+        if len(rows) == 1:
+            return EngineOutput(*self._run_one(arrays[0]))
+        flat = torch.frombuffer(bytearray().join(arrays), dtype=torch.int64)
+        self._check(int(flat.min()), int(flat.max()))
+        return EngineOutput(*self._network(*self._inputs(flat, lengths)))
 
-    def _network_of_one_row(self) -> Call:
-        """What runs a single row: compiled loops, as soon as they are worth the seconds that loading them may take."""
+    def _check(self, smallest: int, largest: int) -> None:
+        if smallest < 0 or largest >= self.dimensions.vocabulary:
+            raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
+
+    def _run_one(self, ids: array[int]) -> Output:
+        """A single row: by compiled loops, as soon as they are worth the seconds that loading them may take."""
+        self._check(min(ids), max(ids))
         # Threads may count a row once together, but the count skips no number.
         self._single_rows = count = self._single_rows + 1
         if count == ROWS_WORTH_LOADING:
-            ids = torch.arange(self.dimensions.vocabulary)
-            rows = [ids[:1], ids[-2:], ids[:: max(1, len(ids) // _LONGEST_EXAMPLE)]]
-            examples = [self._inputs(row, [len(row)]) for row in rows]
-            self.of_one_row = for_one_row(self._plain_network, self._network, examples)
-        return self.of_one_row
+            every = range(self.dimensions.vocabulary)
+            rows = [every[:1], every[-2:], every[:: max(1, len(every) // _LONGEST_EXAMPLE)]]
+            examples = [array("q", row) for row in rows]
+            self.of_one_row = for_one_row(self._plain_network, self._table, self.of_one_row, examples)
+        return self.of_one_row(ids)
+
+    def _run_by_network(self, ids: array[int]) -> Output:
+        return self._network(*self._inputs(torch.frombuffer(ids, dtype=torch.int64), [len(ids)]))
 
     def _inputs(self, flat: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """What `Network` takes, of the tokens of all rows."""

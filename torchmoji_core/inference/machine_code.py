@@ -424,25 +424,27 @@ def _dot(x: Any, weights: Any) -> Any:
 
 
 @_kept
-def run(features: Floats, n_tokens: int, first: Layer, second: Layer, attention: Floats) -> Floats:
-    """Both LSTMs of a row, and its tokens' attention logits: one call, and arrays of one kind.
+def run(features: Floats, first: Layer, second: Layer, attention: Floats) -> Floats:
+    """Both LSTMs of a row, and its tokens' attention logits less their largest: one call, and arrays of one kind.
 
     Args:
-        features: [at least tokens, 4 * hidden + embedding], halved: the tokens' embedding at the end, in front of it
-            room for the hidden states of the second layer and of the first, to be filled.
-        n_tokens: the row's tokens.
+        features: [tokens, 4 * hidden + embedding], halved: the tokens' embedding at the end, in front of it room for
+            the hidden states of the second layer and of the first, to be filled.
         first, second: the layers.
         attention: [4 * hidden + embedding], of halved features.
     """
     both = 2 * (len(first.ahead.inputs.bias) // 4)
-    of_row = features[:n_tokens]
-    between = of_row[:, both : 2 * both]
-    # Both are views of one kind, for which loops are compiled once.
-    _run_layer(of_row[:, 2 * both :], first, between)
-    _run_layer(between, second, of_row[:, :both])
-    logits = np.empty(n_tokens, np.float32)
-    for token in range(n_tokens):
+    between = features[:, both : 2 * both]
+    # All are views of one kind, for which loops are compiled once.
+    _run_layer(features[:, 2 * both :], first, between)
+    _run_layer(between, second, features[:, :both])
+    logits = np.empty(len(features), np.float32)
+    largest = -_INFINITE
+    for token in range(len(features)):
         logits[token] = _dot(features[token], attention)
+        largest = max(largest, logits[token])
+    for token in range(len(features)):
+        logits[token] -= largest
     return logits
 
 

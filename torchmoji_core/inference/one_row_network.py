@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,7 @@ from torchmoji_core.inference.network import Layer, Network, Output, probabiliti
 
 
 class OneRowNetwork:
-    """Called as a `Network`, whose weights it has in another layout. Threads may share it."""
+    """A `Network` and the embedding table in front of it. Threads may share it."""
 
     @staticmethod
     def is_possible(network: Network) -> bool:
@@ -24,26 +25,29 @@ class OneRowNetwork:
         kind = network.first.ahead.recurrent
         return (isinstance(kind, FastestInt8Weight) or _is_float32(kind)) and _is_float32(network.head.output)
 
-    def __init__(self, network: Network) -> None:
-        """Raises:
-        ValueError: if numba compiles for another processor.
+    def __init__(self, network: Network, table: Tensor) -> None:
+        """Args:
+            network: the weights.
+            table: of the embedding, halved, [vocabulary, channels].
+
+        Raises:
+            ValueError: if numba compiles for another processor.
         """
         machine_code.check_processor()
         head = network.head
-        self._hidden = network.hidden
+        self._table = table.numpy()
         self._attention = cast(PackedWeight, head.attention).matrix()[0].numpy()
         self._layers = _layer(network.first), _layer(network.second)
         kept = torch.arange(len(self._attention)) if head.kept is None else head.kept
         self._output = kept.numpy(), _float_weight(cast(PackedWeight, head.output))
         self._multi_label = head.multi_label
 
-    def __call__(self, vectors: Tensor, token: Tensor, batch_sizes: list[int]) -> Output:
-        """See `Network.forward`; the vectors are those of all tokens in their order."""
-        n_tokens = len(vectors)
-        features = np.empty((n_tokens, len(self._attention)), np.float32)
-        features[:n_tokens, 4 * self._hidden :] = vectors.numpy()
-        logits = torch.from_numpy(machine_code.run(features, n_tokens, *self._layers, self._attention))
-        weights = (logits - logits.amax()).exp_()
+    def __call__(self, ids: array[int]) -> Output:
+        """See `Network.forward`, for a row of token ids."""
+        features = np.empty((len(ids), len(self._attention)), np.float32)
+        features[:, -self._table.shape[1] :] = self._table[ids]
+        logits = machine_code.run(features, *self._layers, self._attention)
+        weights = torch.from_numpy(logits).exp_()
         results = machine_code.conclude(features, weights.numpy(), *self._output)
         scores, embedding = map(torch.from_numpy, results)
         return probabilities(scores, self._multi_label), embedding, weights[None]
