@@ -20,7 +20,7 @@ from tests.core.test_engine import MakeState, assert_rows_equal, run
 from tests.processors import lacking
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.inference import engine as module
-from torchmoji_core.inference import machine_code
+from torchmoji_core.inference import one_row_loops
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.one_row_network import OneRowNetwork
 from torchmoji_core.processor import has_avx2
@@ -93,7 +93,7 @@ def full(*_: object) -> None:
 
 
 def wrong(
-    features: object, weights: object, kept: np.ndarray, output: machine_code.FloatWeight
+    features: object, weights: object, kept: np.ndarray, output: one_row_loops.FloatWeight
 ) -> tuple[np.ndarray, np.ndarray]:
     return np.ones([1, len(output.bias)], np.float32), np.ones([1, len(kept)], np.float32)
 
@@ -111,7 +111,7 @@ def test_loops_that_do_not_fit_are_not_used(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("torchmoji_core.inference.machine_code.conclude", conclude)
+    monkeypatch.setattr("torchmoji_core.inference.one_row_loops.conclude", conclude)
     with caplog.at_level(logging.WARNING, "torchmoji_core"):
         by_themselves(make_state(), precision, loops=False)
     (record,) = caplog.records
@@ -147,8 +147,8 @@ def test_loops_are_for_no_other_processor(
 def test_without_a_folder_to_keep_them_in_there_are_loops_and_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / "machine_code.py"
-    shutil.copy(machine_code.__file__, file)
+    file = tmp_path / "one_row_loops.py"
+    shutil.copy(one_row_loops.__file__, file)
     (tmp_path / "__pycache__").touch()  # a file, in which not even root can write another
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
     monkeypatch.setattr(numba.core.config, "CACHE_DIR", "")

@@ -1,4 +1,4 @@
-"""A network for a single row, by the loops of `machine_code`: the same bits in less time."""
+"""A network for a single row, by the loops of `one_row_loops`: the same bits in less time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchmoji_core.inference import machine_code
+from torchmoji_core.inference import one_row_loops as loops
 from torchmoji_core.inference.kernels import INT8_ZERO, UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight, Weight
 from torchmoji_core.inference.machine_code import BLOCK, QUAD
 from torchmoji_core.inference.network import Layer, Network, Output, probabilities, product_rows
@@ -33,7 +33,7 @@ class OneRowNetwork:
         Raises:
             ValueError: if numba compiles for another processor.
         """
-        machine_code.check_processor()
+        loops.check_processor()
         head = network.head
         self._table = table.numpy()
         self._attention = cast(PackedWeight, head.attention).matrix()[0].numpy()
@@ -46,9 +46,9 @@ class OneRowNetwork:
         """See `Network.forward`, for a row of token ids."""
         features = np.empty((len(ids), len(self._attention)), np.float32)
         features[:, -self._table.shape[1] :] = self._table[ids]
-        logits = machine_code.run(features, *self._layers, self._attention)
+        logits = loops.run(features, *self._layers, self._attention)
         weights = torch.from_numpy(logits).exp_()
-        results = machine_code.conclude(features, weights.numpy(), *self._output)
+        results = loops.conclude(features, weights.numpy(), *self._output)
         scores, embedding = map(torch.from_numpy, results)
         return probabilities(scores, self._multi_label), embedding, weights[None]
 
@@ -57,28 +57,27 @@ def _is_float32(weight: Weight) -> bool:
     return isinstance(weight, PackedWeight) and weight.activation == torch.float32
 
 
-def _layer(layer: Layer) -> machine_code.Layer:
+def _layer(layer: Layer) -> loops.Layer:
     weight: Any = _int8_weight if isinstance(layer.ahead.recurrent, FastestInt8Weight) else _float_weight
     directions = [
-        machine_code.Direction(weight(each.inputs), weight(each.recurrent), each.reverse)
-        for each in (layer.ahead, layer.back)
+        loops.Direction(weight(each.inputs), weight(each.recurrent), each.reverse) for each in (layer.ahead, layer.back)
     ]
-    return machine_code.Layer(*directions)
+    return loops.Layer(*directions)
 
 
-def _int8_weight(weight: FastestInt8Weight) -> machine_code.Int8Weight:
+def _int8_weight(weight: FastestInt8Weight) -> loops.Int8Weight:
     values, scale = weight.quantized()
     blocks = values.reshape(len(values) // BLOCK, BLOCK, -1, QUAD).transpose(1, 2)
     zeros = -INT8_ZERO * values.sum(1, dtype=torch.int32)
-    return machine_code.Int8Weight(_copy(blocks), zeros.numpy(), scale.numpy(), _bias(weight, len(values)))
+    return loops.Int8Weight(_copy(blocks), zeros.numpy(), scale.numpy(), _bias(weight, len(values)))
 
 
-def _float_weight(weight: PackedWeight) -> machine_code.FloatWeight:
+def _float_weight(weight: PackedWeight) -> loops.FloatWeight:
     matrix = weight.matrix()
     n_outputs, n_inputs = matrix.shape
     blocks = pad(matrix, [0, 0, 0, -n_outputs % BLOCK]).unflatten(0, (-1, BLOCK)).transpose(1, 2)
     n_part = _inputs_of_part(n_outputs, min(n_inputs, UNSPLIT_INPUTS))
-    return machine_code.FloatWeight(_copy(blocks), _bias(weight, n_outputs), n_part)
+    return loops.FloatWeight(_copy(blocks), _bias(weight, n_outputs), n_part)
 
 
 def _inputs_of_part(n_outputs: int, n_inputs: int) -> int:
@@ -92,8 +91,8 @@ def _inputs_of_part(n_outputs: int, n_inputs: int) -> int:
     return n_inputs - int(sums[0, 0] - 2**24)
 
 
-def _bias(weight: PackedWeight | FastestInt8Weight, n_outputs: int) -> machine_code.Floats:
-    bias: machine_code.Floats = (torch.zeros(n_outputs) if weight.bias is None else weight.bias).numpy()
+def _bias(weight: PackedWeight | FastestInt8Weight, n_outputs: int) -> loops.Floats:
+    bias: loops.Floats = (torch.zeros(n_outputs) if weight.bias is None else weight.bias).numpy()
     return bias
 
 
