@@ -207,24 +207,30 @@ def _project_int8(x: Any, weight: Any) -> Any:
     return result
 
 
-def _project_float(x: Any, weight: Any) -> Any:
-    """x [rows, inputs] -> x W' + bias, [rows, outputs]."""
+@_compiled  # type: ignore[untyped-decorator]
+def _add_float(x: Any, weight: Any, sums: Any) -> None:
+    """As `kernels.PackedWeight.add_to`, of sums [rows, outputs rounded up]."""
     n_rows, n_inputs = x.shape
-    shape = n_rows, len(weight.values) * BLOCK
-    sums = np.zeros(shape, np.float32)
     for call in range(0, n_inputs, UNSPLIT_INPUTS):
-        of_call = np.zeros(shape, np.float32)
+        of_call = np.zeros(sums.shape, np.float32)
         end_of_call = min(call + UNSPLIT_INPUTS, n_inputs)
         for part in range(call, end_of_call, weight.n_part):
             end = min(part + weight.n_part, end_of_call)
-            of_part = np.zeros(shape, np.float32)
+            of_part = of_call if part == call else np.zeros(sums.shape, np.float32)
             _add_products(x[:, part:end], weight.values[:, part:end], of_part)
-            for row in range(n_rows):
-                _add(of_part[row], of_call[row])
+            if part > call:
+                for row in range(n_rows):
+                    _add(of_part[row], of_call[row])
         for row in range(n_rows):
             _add(of_call[row], sums[row])
-    result = np.empty((n_rows, len(weight.bias)), np.float32)  # not a view: loops over whole arrays become vectors
-    for row in range(n_rows):
+
+
+def _project_float(x: Any, weight: Any) -> Any:
+    """x [rows, inputs] -> x W' + bias, [rows, outputs]."""
+    sums = np.zeros((len(x), len(weight.values) * BLOCK), np.float32)
+    _add_float(x, weight, sums)
+    result = np.empty((len(x), len(weight.bias)), np.float32)  # not a view: loops over whole arrays become vectors
+    for row in range(len(x)):
         for j in range(len(weight.bias)):
             result[row, j] = sums[row, j] + weight.bias[j]
     return result
@@ -240,9 +246,7 @@ def _add_recurrent_int8(hidden: Any, weight: Any, gates: Any) -> None:
 
 
 def _add_recurrent_float(hidden: Any, weight: Any, gates: Any) -> None:
-    sums = np.zeros((1, len(gates)), np.float32)
-    _add_products(hidden.reshape(1, -1), weight.values, sums)
-    _add(sums[0], gates)
+    _add_float(hidden.reshape(1, -1), weight, gates.reshape(1, -1))
 
 
 def _project(x: Any, weight: Any) -> Any:
