@@ -40,6 +40,6 @@ def test_a_pool_of_workers_imports_neither(tmp_path: Path) -> None:
 def test_a_worker_imports_torch_before_it_begins_and_no_more_of_beam_than_it_needs(tmp_path: Path) -> None:
     program = (
         "import contextlib, io\nwith contextlib.redirect_stderr(io.StringIO()) as said:\n"
-        "    import pipelines.runs.worker_preload\nassert not said.getvalue(), said.getvalue()"
+        "    from pipelines.runs.worker_forks import load\n    load()\nassert not said.getvalue(), said.getvalue()"
     )
     assert imported(program, tmp_path) == {"apache_beam", "torch"}
