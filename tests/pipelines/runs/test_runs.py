@@ -164,6 +164,13 @@ def test_a_worker_of_another_version_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.portable
+def test_a_plugin_that_a_worker_has_not_ends_the_run(run_score: Score, inputs: Path, worker_pool: str) -> None:
+    plugins = ("--beam_plugins=json", "--beam_plugins=no.such.plugin")
+    finished = run_score("--input", f"{inputs}/*", *plugins, *external(worker_pool))
+    _assert_failed(finished, "--beam_plugins no.such.plugin: a worker cannot import it: No module named 'no'")
+
+
+@pytest.mark.portable
 def test_a_worker_of_the_pool_may_print_and_knows_the_options_of_the_job(worker_pool: str) -> None:
     """200 kB are more than a pipe holds that nobody reads."""
     options = PipelineOptions([*external(worker_pool), "--default_sdk_harness_log_level=ERROR"])
@@ -301,6 +308,8 @@ def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Pat
             """--environment_type PROCESS needs --environment_config, '{"command": "PROGRAM"}'""",
         ),
         (["--runner=PrismRunner", "--prism_location=/no/such/file"], "--prism_location /no/such/file: "),
+        ([*LOOPBACK, "--setup_file=no/setup.py"], "--setup_file no/setup.py: there is no such file"),
+        ([*LOOPBACK, "--requirements_file=no.txt"], "--requirements_file no.txt: there is no such file"),
     ],
 )
 def test_an_address_that_is_missing_is_asked_for_in_one_line(
