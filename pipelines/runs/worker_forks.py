@@ -19,12 +19,14 @@ from typing import NoReturn
 
 from pipelines.cli.exits import DONE, YOUNG_OBJECTS, end, run_command
 from pipelines.cli.logs import set_up_logging
+from pipelines.runs.beam_alone import import_beam
 
 
 def load() -> None:
     """Import all that a worker needs."""
     set_up_logging("text")  # Beam speaks while it is imported, of extras that nobody asked for
     gc.set_threshold(YOUNG_OBJECTS)
+    import_beam()
     for name in ("worker_boot", "graph"):
         importlib.import_module(f"pipelines.runs.{name}")
     # A search for cycles in what stays would only have each worker make a copy of it.
