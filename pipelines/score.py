@@ -24,11 +24,10 @@ def main(arguments: list[str]) -> int:
         from pipelines.streams import launch
 
         return launch.run(config, config.stream, rest)
-    if not config.runner.lower().endswith("dataflowrunner"):
-        from pipelines.runs.beam_alone import import_beam
 
-        import_beam()
+    from pipelines.runs.beam_alone import import_beam
 
+    import_beam(config.runner)
     from pipelines.runs import submission
     from pipelines.runs.context import locked, open_context
     from pipelines.runs.plan import make_plan
