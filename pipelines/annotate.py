@@ -10,6 +10,9 @@ def main(arguments: list[str]) -> int:
     """Parse and run. Returns the exit status."""
     config, rest = parse(arguments)
 
+    from pipelines.runs.beam_alone import import_beam
+
+    import_beam(config.score.runner)
     from pipelines.runs import repetition
 
     return repetition.run(config, rest)

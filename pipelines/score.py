@@ -25,6 +25,9 @@ def main(arguments: list[str]) -> int:
 
         return launch.run(config, config.stream, rest)
 
+    from pipelines.runs.beam_alone import import_beam
+
+    import_beam(config.runner)
     from pipelines.runs import submission
     from pipelines.runs.context import locked, open_context
     from pipelines.runs.plan import make_plan

@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> int:
     """Serve until told to stop, or work as a worker. Returns the exit status."""
     options, rest = parser().parse_known_args(arguments)
     if options.provision_endpoint:
+        from pipelines.runs.beam_alone import import_beam
+
+        import_beam()
         from pipelines.runs.worker_boot import Endpoints, work
 
         endpoints = Endpoints(options.provision_endpoint, options.control_endpoint, options.logging_endpoint)

@@ -6,12 +6,14 @@ import ctypes
 import os
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 """Names of parameters of mallopt(3), from glibc's malloc.h."""
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 """The most that glibc takes."""
 _KEPT = 64 << 20
-"""In threads other than the first this is all that one has."""
+"""Threads other than the first have their memory in pieces of this size. The trim threshold keeps what is free in one,
+the pad a piece that is free as a whole.
+"""
 _SET_BY_USER = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_")
 _ARROWS_ALLOCATOR = "ARROW_DEFAULT_MEMORY_POOL"
 
@@ -52,4 +54,5 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False  # another C library, musl for instance
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)) and bool(mallopt(_TRIM_THRESHOLD, _KEPT))
+    values = {_MMAP_THRESHOLD: _LARGEST_MMAP_THRESHOLD, _TRIM_THRESHOLD: _KEPT, _TOP_PAD: _KEPT}
+    return all(mallopt(name, value) for name, value in values.items())

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import SetupOptions
 
 from pipelines.data_set.jobs import completion
 from pipelines.runs.plan import Plan
@@ -29,8 +30,9 @@ def build_pipeline(pipeline: beam.Pipeline, plan: Plan, progress: str | None = N
     """
     config, output, run_id = plan.config, plan.config.output, plan.run_id
     score = dataclasses.replace(config.score, progress=progress)
-    check = None if config.is_local else functools.partial(check_worker, output, run_id, our_versions())
-    inputs = SplitInputs(plan.files, config.form, config.fields, plan.strict, check)
+    plugins = tuple(pipeline.options.view_as(SetupOptions).beam_plugins or ())
+    check = functools.partial(check_worker, output, run_id, our_versions(), plugins=plugins)
+    inputs = SplitInputs(plan.files, config.form, config.fields, plan.strict, None if config.is_local else check)
     reader = PartReader(config.fields, plan.strict, progress)
     results, dead, counts = pipeline | "AnnotateFiles" >> AnnotateFiles(inputs, reader, score, config.limits)
     scores = results | "WriteScores" >> WriteScores(output, run_id, config.rows_per_file)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from apache_beam.options.pipeline_options import (
@@ -44,8 +45,8 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
     """Options for Beam.
 
     Raises:
-        InputError: if Beam refuses a value, or a local run is given an option that neither we nor Beam know. Other
-            runners have options that only their job servers know, so those are passed on.
+        InputError: if Beam refuses a value, a file for it is missing, or a local run is given an option that neither we
+            nor Beam know. Other runners have options that only their job servers know, so those are passed on.
     """
     _check_spelling(rest)
     unknown = sorted(_parsed(rest, retain_unknown_options=True).keys() - _parsed(rest).keys())
@@ -66,8 +67,13 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
         # Beam would run `pip freeze` for each job, for containers to compare.
         options.view_as(DebugOptions).add_experiment("disable_logging_submission_environment")
     options.view_as(StandardOptions).streaming = config.stream is not None
+    setup = options.view_as(SetupOptions)
+    for name in ("setup_file", "requirements_file"):
+        path = getattr(setup, name)
+        if path and not Path(path).is_file():
+            raise InputError(f"--{name} {path}: there is no such file")
     # All code is in installed modules; nothing of the main session has to travel.
-    options.view_as(SetupOptions).save_main_session = False
+    setup.save_main_session = False
     return options
 
 

@@ -1,26 +1,28 @@
 """A pool of workers: a server on this machine that starts a worker whenever a runner asks for one.
 
-Workers are forked from a process that has imported Beam and torch, and does nothing else (Python's fork server): so a
-worker begins at once, and all have that memory in common. The pool itself imports neither.
+Workers are forked from a process that has imported Beam and torch (`worker_forks`): so a worker begins at once, and all
+have that memory in common. The pool itself imports neither.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import forkserver
-from multiprocessing.connection import wait
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-from pipelines.cli.exits import DONE, end, run_command
 from torchmoji_core.errors import InputError, RunError, first_line
 
 END_SECONDS = 10.0
@@ -57,50 +59,88 @@ StartWorkerRequest, StopWorkerRequest, Response = (
 class Worker:
     """A process that works for a runner."""
 
-    def __init__(self, name: str, process: Any) -> None:
-        self.name, self._process = name, process
-        self._ended = threading.Event()
-
-    @property
-    def pid(self) -> int:
-        """Number of the process."""
-        return int(self._process.pid)
-
-    def attend(self) -> None:
-        """Wait for its end."""
-        wait([self._process.sentinel])
-        self._ended.set()
+    def __init__(self, name: str, pid: int, pipe: int, ended: Callable[[Worker, str], None]) -> None:
+        """Args:
+        name: that runners give it.
+        pid: number of the process.
+        pipe: closes when it ends. Before, the worker writes its status there, unless it is killed.
+        ended: is called then.
+        """
+        self.name, self.pid = name, pid
+        self._pipe, self._ended = pipe, ended
+        self._thread = threading.Thread(target=self._attend, daemon=True)
+        self._thread.start()
 
     @property
     def is_running(self) -> bool:
-        return not self._ended.is_set()
+        return self._thread.is_alive()
 
-    @property
-    def status(self) -> int | None:
-        """Of its end: negative for a signal."""
-        status: int | None = self._process.exitcode
-        return status
-
-    def terminate(self) -> None:
-        self._process.terminate()
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it is still there."""
+        with contextlib.suppress(ProcessLookupError):
+            if self.is_running:
+                os.kill(self.pid, number)
 
     def end(self, seconds: float) -> None:
-        """Kill it if it does not end within a time."""
-        if not self._ended.wait(seconds):
-            self._process.kill()
-            self._ended.wait()
+        """Wait so long for its end, then kill it."""
+        self._thread.join(seconds)
+        self.send(signal.SIGKILL)
+        self._thread.join()
+
+    def _attend(self) -> None:
+        with open(self._pipe) as pipe:  # noqa: PTH123 - a descriptor
+            status = pipe.read()
+        self._ended(self, f"ended with status {status}" if status else "was killed")
+
+
+class _Forks:
+    """The process that workers are forked from, as the pool sees it."""
+
+    def __init__(self) -> None:
+        """Raises:
+        OSError: if it cannot be started.
+        """
+        self._requests, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "pipelines.runs.worker_forks"]
+            self._process = subprocess.Popen(command, stdin=theirs.fileno())
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def fork(self, worker_id: str, *endpoints: str) -> tuple[int, int]:
+        """A worker's number, and the pipe that closes when it ends. Waits for the imports, if this is the first.
+
+        Raises:
+            OSError: if there is none.
+        """
+        said, pipes = b"", list[int]()
+        with contextlib.suppress(ConnectionError):
+            self._requests.sendall(json.dumps([worker_id, *endpoints]).encode() + b"\n")
+            said, pipes, _, _ = socket.recv_fds(self._requests, 1024, 1)
+        if not pipes:
+            raise OSError(said.decode() or "the process that it would be forked from has ended")
+        return int(said), pipes[0]
+
+    def end(self) -> None:
+        self._requests.close()
+        self._process.kill()
+        self._process.wait()
 
 
 class WorkerPool:
     """Beam's service of that name. Unlike in Beam's own pool, workers know the job's options, and may print."""
 
     def __init__(self) -> None:
+        """Raises:
+        OSError: if no process can be started from which workers are forked.
+        """
         self._workers: list[Worker] = []
         """Runners name them; another job may give the same name."""
         self._lock, self._starting = threading.Lock(), threading.Lock()
         self._is_stopped = False
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["pipelines.runs.worker_preload"])
+        self._forks = _Forks()  # it imports while nobody waits for it yet
 
     def start_worker(self, request: Any, context: Any = None) -> Any:
         """Start one, in a process of its own."""
@@ -108,21 +148,21 @@ class WorkerPool:
             endpoint.url
             for endpoint in (request.provision_endpoint, request.control_endpoint, request.logging_endpoint)
         ]
-        process = self._context.Process(target=_become_worker, args=(request.worker_id, *endpoints))
         with self._starting:
             if self._is_stopped:
                 return Response(error="the pool is being stopped")
             try:
-                process.start()  # waits for the imports, if this is the first
-            except (OSError, EOFError) as error:
+                if not self._forks.is_running:
+                    self._forks.end()
+                    self._forks = _Forks()
+                pid, pipe = self._forks.fork(request.worker_id, *endpoints)
+            except OSError as error:
                 reason = f"a worker cannot be started: {first_line(error)}"
                 _LOGGER.error(reason)  # runners may not pass it on
                 return Response(error=reason)
-            worker = Worker(request.worker_id, process)
             with self._lock:
-                self._workers.append(worker)
-        _LOGGER.warning("started worker %s as process %d", worker.name, worker.pid)
-        threading.Thread(target=self._attend, args=(worker,), daemon=True).start()
+                self._workers.append(Worker(request.worker_id, pid, pipe, self._ended))
+        _LOGGER.warning("started worker %s as process %d", request.worker_id, pid)
         return Response()
 
     def stop_worker(self, request: Any, context: Any = None) -> Any:
@@ -146,32 +186,15 @@ class WorkerPool:
         with self._starting:
             self._is_stopped = True
         _end(self.workers)
+        self._forks.end()
 
-    def _attend(self, worker: Worker) -> None:
-        worker.attend()
+    def _ended(self, worker: Worker, how: str) -> None:
         with self._lock:
             self._workers.remove(worker)
-        with self._starting:  # which asks for the status of those that have ended, too, and it can be read once
-            status = worker.status
-        _LOGGER.warning("worker %s, process %d, ended with status %s", worker.name, worker.pid, status)
+        _LOGGER.warning("worker %s, process %d, %s", worker.name, worker.pid, how)
 
 
-def _become_worker(worker_id: str, *endpoints: str) -> None:
-    """What a process does that was forked."""
-    pool = multiprocessing.parent_process()
-    if pool is None or not pool.is_alive():  # it has ended while this one was being started
-        return
-
-    def main(_: list[str]) -> int:
-        from pipelines.runs.worker_boot import Endpoints, work
-
-        work(worker_id, Endpoints(*endpoints))
-        return DONE
-
-    end(run_command(main))
-
-
-@contextmanager
+@contextlib.contextmanager
 def serving(port: int) -> Iterator[int]:
     """A pool at a port of this machine, which no other machine can reach; at the end its workers are ended.
 
@@ -186,7 +209,16 @@ def serving(port: int) -> Iterator[int]:
         RunError: if no process can be started from which workers are forked.
     """
     server = grpc.server(ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
-    pool = WorkerPool()
+    try:
+        port = server.add_insecure_port(f"127.0.0.1:{port}")
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise InputError("--port: it is in use, or may not be used; give another")
+    try:
+        pool = WorkerPool()
+    except OSError as error:
+        raise RunError(f"workers cannot be forked: {first_line(error)}") from error
     answer = {
         name: grpc.unary_unary_rpc_method_handler(do, kind.FromString, Response.SerializeToString)
         for name, do, kind in (
@@ -195,18 +227,6 @@ def serving(port: int) -> Iterator[int]:
         )
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, answer),))
-    try:
-        port = server.add_insecure_port(f"127.0.0.1:{port}")
-    except RuntimeError:
-        port = 0
-    if not port:
-        raise InputError("--port: it is in use, or may not be used; give another")
-    try:
-        forkserver.ensure_running()  # it imports while nobody waits for it yet
-    except OSError as error:  # of the socket that it listens at, a file below the temporary directory
-        raise RunError(
-            f"workers cannot be forked: {first_line(error)}; let TMPDIR name a writable directory, by a short path"
-        ) from error
     server.start()
     try:
         yield port
@@ -228,7 +248,7 @@ def check(port: int) -> bool:
 
 def _end(workers: Sequence[Worker]) -> None:
     for worker in workers:
-        worker.terminate()
+        worker.send(signal.SIGTERM)
     end = time.monotonic() + END_SECONDS
     for worker in workers:
         worker.end(max(0.0, end - time.monotonic()))

@@ -14,6 +14,7 @@ import threading
 from typing import NoReturn
 
 from pipelines.cli import console
+from pipelines.runs.beam_alone import import_beam
 
 PARENT_GONE = 1
 
@@ -30,6 +31,7 @@ def main(arguments: list[str]) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
+    import_beam()
     from apache_beam.portability.api import endpoints_pb2
     from apache_beam.runners.portability.fn_api_runner.worker_handlers import FNAPI_RUNNER_CAPABILITIES
     from apache_beam.runners.worker import sdk_worker_main

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -163,6 +164,13 @@ def test_a_worker_of_another_version_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.portable
+def test_a_plugin_that_a_worker_has_not_ends_the_run(run_score: Score, inputs: Path, worker_pool: str) -> None:
+    plugins = ("--beam_plugins=json", "--beam_plugins=no.such.plugin")
+    finished = run_score("--input", f"{inputs}/*", *plugins, *external(worker_pool))
+    _assert_failed(finished, "--beam_plugins no.such.plugin: a worker cannot import it: No module named 'no'")
+
+
+@pytest.mark.portable
 def test_a_worker_of_the_pool_may_print_and_knows_the_options_of_the_job(worker_pool: str) -> None:
     """200 kB are more than a pipe holds that nobody reads."""
     options = PipelineOptions([*external(worker_pool), "--default_sdk_harness_log_level=ERROR"])
@@ -174,23 +182,30 @@ def test_a_worker_of_the_pool_may_print_and_knows_the_options_of_the_job(worker_
     assert worker.main([f"--port={port}", "--check"]) == 0
 
 
+@contextlib.contextmanager
+def waiting_runner() -> Iterator[Any]:
+    """A request for a worker, named "one", of a runner that never says what it is to do."""
+    with socket.socket() as runner:
+        runner.bind(("127.0.0.1", 0))
+        runner.listen()
+        request = StartWorkerRequest(worker_id="one")
+        request.provision_endpoint.url = f"127.0.0.1:{runner.getsockname()[1]}"
+        yield request
+
+
 @pytest.mark.portable
 def test_workers_of_two_jobs_may_have_one_name() -> None:
     """Runners count their workers from one, each for itself."""
     pool = WorkerPool()
-    try:
-        with socket.socket() as runner:
-            runner.bind(("127.0.0.1", 0))
-            runner.listen()
-            request = StartWorkerRequest(worker_id="1-1")
-            request.provision_endpoint.url = f"127.0.0.1:{runner.getsockname()[1]}"
+    with waiting_runner() as request:
+        try:
             for _ in range(2):
                 assert not pool.start_worker(request).error
             workers = pool.workers
-            pool.stop_worker(StopWorkerRequest(worker_id="1-1"))
+            pool.stop_worker(StopWorkerRequest(worker_id=request.worker_id))
             assert [worker.is_running for worker in workers] == [True, True], "it is unknown which of them is meant"
-    finally:
-        pool.stop()
+        finally:
+            pool.stop()
     assert [worker.is_running for worker in workers] == [False, False]
 
 
@@ -227,41 +242,45 @@ def test_where_no_pool_is_the_check_says_so(capsys: pytest.CaptureFixture[str]) 
             worker.main([f"--port={port}"])
 
 
-def test_a_pool_that_cannot_fork_says_why(tmp_path: Path) -> None:
-    """A socket's path has at most 107 characters."""
+@pytest.mark.portable
+def test_a_pool_needs_no_file_that_somebody_may_delete(tmp_path: Path) -> None:
+    """A directory for temporary files is cleaned by others, and its path may be too long for a socket's."""
     deep = tmp_path / ("deep" * 30)
     deep.mkdir()
-    finished = subprocess.run(
-        [sys.executable, "-m", "pipelines.worker", "--port=0"],
-        env=environment() | {"TMPDIR": str(deep)}, capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert finished.returncode == 1 and not finished.stdout, finished.stdout
-    (line,) = finished.stderr.splitlines()
-    assert line.startswith("failed: workers cannot be forked: AF_UNIX path too long; let TMPDIR name"), line
-
-
-def test_a_pool_says_itself_that_a_worker_cannot_be_started(tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    pool = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.worker", "--port=0"],
-        cwd=gone, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        assert pool.stdout is not None
-        address = pool.stdout.readline().split()[4].rstrip(";")
-        gone.rmdir()  # where workers begin
+    with running_pool(["env", f"TMPDIR={deep}"]) as address:
+        assert not list(deep.iterdir())
         with grpc.insecure_channel(address) as channel:
             start = channel.unary_unary(
                 f"/{SERVICE}/StartWorker", StartWorkerRequest.SerializeToString, Response.FromString
             )
-            answer = start(StartWorkerRequest(worker_id="one"), timeout=60)
-        pool.terminate()
-        _, said = pool.communicate(timeout=60)
-    finally:
-        pool.kill()
-    assert answer.error.startswith("a worker cannot be started: ")
-    assert f"ERROR pipelines.runs.worker_pool: {answer.error}\n" in said
+            assert not start(StartWorkerRequest(worker_id="one"), timeout=60).error
+
+
+@pytest.mark.portable
+def test_the_death_of_what_workers_are_forked_from_is_not_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    """While it is stopped, it does not answer; then it is killed."""
+    pool = WorkerPool()
+    with waiting_runner() as request:
+        try:
+            assert not pool.start_worker(request).error
+            (first,) = pool.workers
+            forks = int(Path(f"/proc/{first.pid}/stat").read_text().rpartition(")")[2].split()[1])
+            os.kill(forks, signal.SIGSTOP)
+            with ThreadPoolExecutor(1) as thread:
+                answer = thread.submit(pool.start_worker, request)
+                os.kill(forks, signal.SIGKILL)
+                error = answer.result(60).error
+            assert error == "a worker cannot be started: the process that it would be forked from has ended"
+            assert error in caplog.messages, "runners may not pass it on"
+            assert pool.workers == [first] and first.is_running
+            assert not pool.start_worker(request).error, "from another process"
+            second = pool.workers[1]
+        finally:
+            pool.stop()
+    assert not first.is_running and not second.is_running
+    # All is said by then: what is said while the interpreter ends may find the log closed.
+    said = "\n".join(caplog.messages)
+    assert all(f"worker one, process {worker.pid}, " in said for worker in (first, second))
 
 
 def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Path) -> None:
@@ -289,6 +308,8 @@ def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Pat
             """--environment_type PROCESS needs --environment_config, '{"command": "PROGRAM"}'""",
         ),
         (["--runner=PrismRunner", "--prism_location=/no/such/file"], "--prism_location /no/such/file: "),
+        ([*LOOPBACK, "--setup_file=no/setup.py"], "--setup_file no/setup.py: there is no such file"),
+        ([*LOOPBACK, "--requirements_file=no.txt"], "--requirements_file no.txt: there is no such file"),
     ],
 )
 def test_an_address_that_is_missing_is_asked_for_in_one_line(
