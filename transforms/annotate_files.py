@@ -11,13 +11,14 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.batching import BatchLimits, LengthBuckets
+from transforms import metrics
 from transforms.input.parts import Split
 from transforms.input.read import BESIDE, COUNTS, DEAD, PartReader, SplitInputs, beside
 from transforms.options import ScoreOptions
 from transforms.records import DeadLetter, PartCount, TokenizedTweet, Tweet
 from transforms.scoring.batch import tweet_size
 from transforms.scoring.score import ScoreFileBatches
-from transforms.scoring.tokenize import TweetTokenizer
+from transforms.scoring.tokenize import TweetTokenizer, tokenize
 
 
 class Annotated(NamedTuple):
@@ -71,11 +72,15 @@ class _ReadBatches(beam.DoFn):
         self._buckets: LengthBuckets[TokenizedTweet] = LengthBuckets(self._limits)
 
     def process(self, part: Split) -> Iterator[list[TokenizedTweet] | beam.pvalue.TaggedOutput]:
-        tokenize, buckets = self._tokenizer.tokenize, self._buckets
+        (tokenizer, maxlen), buckets = self._tokenizer.get(), self._buckets
+        lengths = metrics.distribution(metrics.TEXT_TOKENS)
         for tweet in self._reader.read(part):
             if not isinstance(tweet, Tweet):
                 yield beside(tweet)
-            elif batch := buckets.add(row := tokenize(tweet), row.length, tweet_size(tweet)):
+                continue
+            row = tokenize(tweet, tokenizer, maxlen)
+            lengths.update(row.length)
+            if batch := buckets.add(row, row.length, tweet_size(tweet)):
                 yield batch
 
     def finish_bundle(self) -> Iterator[WindowedValue]:

@@ -27,8 +27,8 @@ TWEETS = [
 ]
 RECORDS: list[Any] = [
     *TWEETS,
-    TokenizedTweet(TWEETS[0], [10, 11, 12], 3, False, 0),
-    TokenizedTweet(TWEETS[4], [], 0, True, 7),
+    TokenizedTweet(TWEETS[0], [10, 11, 12], 3, False),
+    TokenizedTweet(TWEETS[4], [], 0, True),
     DeadLetter("x.jsonl", "17", "not JSON", b"\xff\xfe\0{"),
     DeadLetter("", "", "", b""),
     DeadLetter("name-\udcff.txt", "0", "lone \ud83d", bytes(range(256))),
@@ -57,7 +57,7 @@ def test_records_survive_their_coder(record: Any) -> None:
 
 def test_a_tokenized_tweet_holds_a_tweet_again() -> None:
     coder = registry.get_coder(TokenizedTweet)
-    decoded = coder.decode(coder.encode(TokenizedTweet(TWEETS[4], [1], 1, False, 0)))
+    decoded = coder.decode(coder.encode(TokenizedTweet(TWEETS[4], [1], 1, False)))
     assert type(decoded.tweet) is Tweet
 
 
