@@ -57,6 +57,12 @@ class TokenizedTweet(NamedTuple):
     """Whether the text had more tokens than ids."""
 
 
+class TokenizedBatch(NamedTuple):
+    """Tweets that are scored together. Not a mere list: of that Beam asks each row for its size."""
+
+    rows: list[TokenizedTweet]
+
+
 class DeadLetter(NamedTuple):
     """Something that could not be read or scored."""
 
@@ -146,6 +152,6 @@ class RecordBatchCoder(Coder):
         return pa.RecordBatch
 
 
-for _kind in (Message, Tweet, TokenizedTweet, DeadLetter, PartCount):
+for _kind in (Message, Tweet, TokenizedTweet, TokenizedBatch, DeadLetter, PartCount):
     registry.register_coder(_kind, RecordCoder)
 registry.register_coder(pa.RecordBatch, RecordBatchCoder)

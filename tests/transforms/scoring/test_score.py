@@ -25,7 +25,7 @@ from transforms import metrics
 from transforms.columns import OUTPUTS
 from transforms.input.fields import KeptField
 from transforms.options import ScoreOptions
-from transforms.records import DeadLetter, TokenizedTweet, Tweet
+from transforms.records import DeadLetter, TokenizedBatch, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import load_model
 from transforms.scoring.run_inference import RecordBatchHandler, ScoreBatches
 from transforms.scoring.score import ScoreFileBatches, bisect
@@ -52,6 +52,8 @@ def score(
 ) -> Ran:
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         created = pipeline | beam.Create(batches).with_output_types(list[TokenizedTweet])
+        if transform is ScoreFileBatches:
+            created = created | beam.Map(TokenizedBatch).with_output_types(TokenizedBatch)
         outcome = created | "ScoreBatches" >> transform(options)
         return {"batches": outcome.results, "dead": outcome.dead_letters | beam.Flatten()}
 
