@@ -10,6 +10,10 @@ def main(arguments: list[str]) -> int:
     """Parse and run. Returns the exit status."""
     config, rest = parse(arguments)
 
+    from pipelines.cli.beam_import import import_beam
+
+    import_beam(config.score.is_local)
+
     from pipelines.runs import repetition
 
     return repetition.run(config, rest)

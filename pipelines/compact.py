@@ -35,6 +35,10 @@ def main(arguments: list[str]) -> int:
     if options.target_mb < 1:
         raise InputError(f"--target_mb must be at least 1, not {options.target_mb}")
 
+    from pipelines.cli.beam_import import import_beam
+
+    import_beam(is_local=True)
+
     from pipelines.data_set.compaction import compact
     from pipelines.data_set.lock import Lock
     from pipelines.runs.progress import announce_taken_in

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 def main(arguments: list[str]) -> int:
     """Parse, plan, run, report. Returns the exit status."""
     config, rest = parse(arguments)
+
+    from pipelines.cli.beam_import import import_beam
+
+    import_beam(config.is_local)
     if config.stream is not None:
         from pipelines.streams import launch
 

@@ -40,6 +40,10 @@ def main(arguments: list[str]) -> int:
     """Verify, after a vacuum if asked to. Returns the exit status."""
     options = parser().parse_args(arguments)
 
+    from pipelines.cli.beam_import import import_beam
+
+    import_beam(is_local=True)
+
     from pipelines.data_set.vacuum import vacuum
     from pipelines.data_set.verification import verify
     from pipelines.runs.progress import announce_taken_in

@@ -27,8 +27,13 @@ from pipelines.cli.redaction import redact, redact_all
 LOG_FORMATS = ("text", "json")
 
 _ANNOUNCEMENTS = logging.getLogger("pipelines")
-_UNHEARD = ("apache_beam.runners.", "apache_beam.utils.subprocess_server", "apache_beam.io.filesystems")
-"""Beam's runners log what they then raise, and we explain; the last warns of extras that nobody asked for."""
+_UNHEARD = (
+    "apache_beam.runners.",
+    "apache_beam.utils.subprocess_server",
+    "apache_beam.io.filesystems",
+    "apache_beam.io.mongodbio",
+)
+"""Beam's runners log what they then raise, and we explain; the last two warn of extras that nobody asked for."""
 _READERS = {"wait_until_finish_read", "beam_control_read", "read_grpc_client_inputs"}
 """Threads of Beam's that end with a job, or with a worker's death, of which the main one hears too."""
 

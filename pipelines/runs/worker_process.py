@@ -30,6 +30,10 @@ def main(arguments: list[str]) -> None:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
+    from pipelines.cli.beam_import import import_beam
+
+    import_beam(is_local=True)
+
     from apache_beam.portability.api import endpoints_pb2
     from apache_beam.runners.portability.fn_api_runner.worker_handlers import FNAPI_RUNNER_CAPABILITIES
     from apache_beam.runners.worker import sdk_worker_main
