@@ -205,7 +205,7 @@ class ArrowScorer:
         for start in range(0, max(len(rows), 1), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
             tokens = [scorer.tokenizer.tokens(text) for text in some] if "attention" in self.outputs else None
-            scores = scorer.score_ids([scorer.tokenizer.ids(text, scorer.maxlen + 1) for text in some])
+            scores = scorer.score_ids([scorer.tokenizer.encode(text, scorer.maxlen + 1) for text in some])
             parts.append(scores.to_arrow(self.outputs, self.top_k, self.embedding_type, tokens))
         return {
             name: parts[0].column(name) if len(parts) == 1 else pa.concat_arrays([part.column(name) for part in parts])

@@ -63,8 +63,7 @@ class LengthBuckets(Generic[T]):
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
-        self._buckets: dict[int, list[T]] = {}
-        self._sizes: dict[int, int] = {}
+        self._buckets: dict[int, _Bucket[T]] = {}
         self.waiting = 0
         """Rows held back in all."""
         self.waiting_size = 0
@@ -72,19 +71,24 @@ class LengthBuckets(Generic[T]):
 
     def add(self, row: T, length: int, size: int = 0) -> list[T] | None:
         """Hold a row of so many tokens, which takes so much memory; returns a batch when one is due."""
-        bucket = length // self._limits.bucket_width
-        rows = self._buckets.setdefault(bucket, [])
+        limits = self._limits
+        key = length // limits.bucket_width
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            longest = self._longest(key)
+            full = min(limits.max_rows, limits.max_tokens // longest) if longest else limits.max_rows
+            bucket = self._buckets[key] = _Bucket(full)
+        rows = bucket.rows
         rows.append(row)
-        self._sizes[bucket] = self._sizes.get(bucket, 0) + size
+        bucket.size += size
         self.waiting += 1
         self.waiting_size += size
-        longest = (bucket + 1) * self._limits.bucket_width - 1
-        if len(rows) >= self._limits.max_rows or (len(rows) + 1) * longest > self._limits.max_tokens:
-            return self._take(bucket)
-        if self.waiting >= self._limits.max_waiting:
-            return self._take(max(self._buckets, key=lambda bucket: len(self._buckets[bucket])))
-        if self.waiting_size > self._limits.max_waiting_size:
-            return self._take(max(self._sizes, key=lambda bucket: self._sizes[bucket]))
+        if len(rows) >= bucket.full:
+            return self._take(key)
+        if self.waiting >= limits.max_waiting:
+            return self._take(max(self._buckets, key=lambda key: len(self._buckets[key].rows)))
+        if self.waiting_size > limits.max_waiting_size:
+            return self._take(max(self._buckets, key=lambda key: self._buckets[key].size))
         return None
 
     def drain(self) -> Iterator[list[T]]:
@@ -94,19 +98,32 @@ class LengthBuckets(Generic[T]):
         """
         batch: list[T] = []
         longest = 0
-        for bucket in sorted(self._buckets, reverse=True):
-            rows = self._take(bucket)
-            longest = longest or (bucket + 1) * self._limits.bucket_width - 1
+        for key in sorted(self._buckets, reverse=True):
+            rows = self._take(key)
+            longest = longest or self._longest(key)
             total = len(batch) + len(rows)
             if batch and (total > self._limits.max_rows or total * longest > self._limits.max_tokens):
                 yield batch
-                batch, longest = [], (bucket + 1) * self._limits.bucket_width - 1
+                batch, longest = [], self._longest(key)
             batch += rows
         if batch:
             yield batch
 
-    def _take(self, bucket: int) -> list[T]:
-        rows = self._buckets.pop(bucket)
-        self.waiting -= len(rows)
-        self.waiting_size -= self._sizes.pop(bucket)
-        return rows
+    def _longest(self, key: int) -> int:
+        return (key + 1) * self._limits.bucket_width - 1
+
+    def _take(self, key: int) -> list[T]:
+        bucket = self._buckets.pop(key)
+        self.waiting -= len(bucket.rows)
+        self.waiting_size -= bucket.size
+        return bucket.rows
+
+
+class _Bucket(Generic[T]):
+    __slots__ = ("full", "rows", "size")
+
+    def __init__(self, full: int) -> None:
+        self.full = full
+        """Rows that are a batch."""
+        self.rows: list[T] = []
+        self.size = 0

@@ -8,6 +8,7 @@ cache from chunk to ids gives the same ids as no cache.
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import chain, islice
@@ -21,6 +22,8 @@ TOKENIZER_VERSION = "deepmoji-1"
 
 DEFAULT_CACHE_CHUNKS = 200_000
 _LONGEST_CACHED_CHUNK = 40
+_LONG_TEXT = 1000
+"""Characters above which a text is not read further than the limit, however much that is."""
 
 # Real line breaks, their escaped forms (one or two backslashes) and HTML's, wherever they stand.
 _LINE_BREAK = re.compile(r"\\{1,2}[nr]|[\n\r]|<br>")
@@ -52,7 +55,8 @@ class Tokenizer:
         """
         self.vocabulary = vocabulary
         self._cache_chunks = cache_chunks
-        self._ids_of_chunk = _ChunkCache(vocabulary, cache_chunks).__getitem__
+        self._chunks = _ChunkCache(vocabulary, cache_chunks)
+        self._ids_of_chunk = self._chunks.__getitem__
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[Vocabulary, int]]:
         return Tokenizer, (self.vocabulary, self._cache_chunks)  # a copy has an empty cache
@@ -70,8 +74,14 @@ class Tokenizer:
 
     def ids(self, text: str, limit: int | None = None) -> list[int]:
         """The token ids of a text, 1 for unknown tokens; all of them, or the first `limit`."""
-        found = chain.from_iterable(map(self._ids_of_chunk, chunks(text)))
-        return list(found if limit is None else islice(found, limit))
+        return self.encode(text, limit).tolist()
+
+    def encode(self, text: str, limit: int | None = None) -> array[int]:
+        """As `ids`, as numbers of 64 bits side by side, of type "q"."""
+        if len(text) > _LONG_TEXT:
+            return array("q", map(self._chunks.id_of, self.tokens(text, limit)))
+        ids = array("q", b"".join(map(self._ids_of_chunk, chunks(text))))
+        return ids if limit is None or len(ids) <= limit else ids[:limit]
 
     def words(self, ids: Iterable[int]) -> list[str]:
         """The tokens of ids, the way back from `ids`; a padding 0 is left out, an unknown token is CUSTOM_UNKNOWN.
@@ -101,21 +111,27 @@ def _remembered_tokens(chunk: str) -> tuple[str, ...]:
     return tuple(chunk_tokens(chunk))
 
 
-class _ChunkCache(dict[str, Iterable[int]]):
-    """Chunk -> ids, filled on demand. When full it is emptied: as fast as an LRU here, without its bookkeeping."""
+class _ChunkCache(dict[str, bytes]):
+    """Chunk -> ids, filled on demand. When full it is emptied: as fast as an LRU here, without its bookkeeping.
+
+    Ids are bytes, as arrays of "q" have them: to join these touches a third of the memory that lists of numbers do.
+    """
 
     def __init__(self, vocabulary: Vocabulary, capacity: int) -> None:
         super().__init__()
         self._get = {token: index for index, token in enumerate(vocabulary.tokens)}.get
         self._capacity = capacity
 
-    def __missing__(self, chunk: str) -> Iterable[int]:
+    def id_of(self, token: str) -> int:
+        return self._get(token, UNKNOWN)
+
+    def __missing__(self, chunk: str) -> bytes:
         get = self._get
-        if len(chunk) > _LONGEST_CACHED_CHUNK:  # not cached, and one by one: with a limit it is not read to its end
-            return (get(token, UNKNOWN) for token in chunk_tokens(chunk))
-        ids = tuple([get(token, UNKNOWN) for token in chunk_tokens(chunk)])
-        if self._capacity and len(ids) <= _LONGEST_CACHED_CHUNK:  # NFKC can make 18 characters of one
+        ids = array("q", [get(token, UNKNOWN) for token in chunk_tokens(chunk)])
+        encoded = ids.tobytes()
+        # NFKC can make 18 characters of one.
+        if self._capacity and len(chunk) <= _LONGEST_CACHED_CHUNK and len(ids) <= _LONGEST_CACHED_CHUNK:
             if len(self) >= self._capacity:
                 self.clear()
-            self[chunk] = ids
-        return ids
+            self[chunk] = encoded
+        return encoded

@@ -11,13 +11,14 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.batching import BatchLimits, LengthBuckets
+from transforms import metrics
 from transforms.input.parts import Split
 from transforms.input.read import BESIDE, COUNTS, DEAD, PartReader, SplitInputs, beside
 from transforms.options import ScoreOptions
-from transforms.records import DeadLetter, PartCount, TokenizedTweet, Tweet
+from transforms.records import DeadLetter, PartCount, TokenizedBatch, TokenizedTweet, Tweet
 from transforms.scoring.batch import tweet_size
 from transforms.scoring.score import ScoreFileBatches
-from transforms.scoring.tokenize import TweetTokenizer
+from transforms.scoring.tokenize import TweetTokenizer, tokenize
 
 
 class Annotated(NamedTuple):
@@ -55,7 +56,7 @@ class AnnotateFiles(beam.PTransform):
     def expand(self, pbegin: beam.Pipeline) -> Annotated:
         split = pbegin | "SplitInputs" >> self._inputs
         read = split.parts | "ReadBatches" >> beam.ParDo(self._read).with_output_types(
-            list[TokenizedTweet], **BESIDE
+            TokenizedBatch, **BESIDE
         ).with_outputs(*BESIDE, main="batches")
         scored = read["batches"] | "ScoreBatches" >> ScoreFileBatches(self._options)
         return Annotated(
@@ -70,14 +71,18 @@ class _ReadBatches(beam.DoFn):
     def start_bundle(self) -> None:
         self._buckets: LengthBuckets[TokenizedTweet] = LengthBuckets(self._limits)
 
-    def process(self, part: Split) -> Iterator[list[TokenizedTweet] | beam.pvalue.TaggedOutput]:
-        tokenize, buckets = self._tokenizer.tokenize, self._buckets
+    def process(self, part: Split) -> Iterator[TokenizedBatch | beam.pvalue.TaggedOutput]:
+        (tokenizer, maxlen), buckets = self._tokenizer.get(), self._buckets
+        lengths = metrics.distribution(metrics.TEXT_TOKENS)
         for tweet in self._reader.read(part):
             if not isinstance(tweet, Tweet):
                 yield beside(tweet)
-            elif batch := buckets.add(row := tokenize(tweet), row.length, tweet_size(tweet)):
-                yield batch
+                continue
+            row = tokenize(tweet, tokenizer, maxlen)
+            lengths.update(row.length)
+            if batch := buckets.add(row, row.length, tweet_size(tweet)):
+                yield TokenizedBatch(batch)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for batch in self._buckets.drain():
-            yield GlobalWindows.windowed_value(batch)
+            yield GlobalWindows.windowed_value(TokenizedBatch(batch))

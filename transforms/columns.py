@@ -8,6 +8,7 @@ publishes rows needs them too. Imports no Beam.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -37,7 +38,7 @@ class Scored(NamedTuple):
 
 def _each(value: Callable[[TokenizedTweet], Any]) -> Callable[[Scored, pa.DataType], pa.Array]:
     """Makes a column of a value of each row."""
-    return lambda scored, kind: pa.array([value(row) for row in scored.rows], kind)
+    return lambda scored, kind: pa.array(list(map(value, scored.rows)), kind)
 
 
 def _kept(index: int, field: pa.Field) -> Column:
@@ -55,25 +56,25 @@ def columns_of(classes: Sequence[str], embedding_type: str, keep: Sequence[pa.Fi
     """
     string = pa.string()
     return (
-        Column("id", string, "from the input, or a hash of file and position", _each(lambda row: row.tweet.id)),
-        Column("text", string, "", _each(lambda row: row.tweet.text), "text", is_short=False),
+        Column("id", string, "from the input, or a hash of file and position", _each(attrgetter("tweet.id"))),
+        Column("text", string, "", _each(attrgetter("tweet.text")), "text", is_short=False),
         Column(
             "source",
             string,
             "the input file. A name that is no UTF-8 is a percent-encoded `file://` URI; "
             "`torchmoji_core.files.name_from_text` gives the name of any",
-            _each(lambda row: row.tweet.source),
+            _each(attrgetter("tweet.source")),
             "source",
             repeats="",
         ),
-        Column(PARTITION_COLUMN, string, "", _each(lambda row: row.tweet.partition), PARTITION_COLUMN, is_short=False),
-        Column(MESSAGE_COLUMN, string, "", _each(lambda row: row.tweet.message), MESSAGE_COLUMN, is_short=False),
+        Column(PARTITION_COLUMN, string, "", _each(attrgetter("tweet.partition")), PARTITION_COLUMN, is_short=False),
+        Column(MESSAGE_COLUMN, string, "", _each(attrgetter("tweet.message")), MESSAGE_COLUMN, is_short=False),
         *(_kept(index, field) for index, field in enumerate(keep)),
         Column(
             TIMESTAMP_COLUMN,
             pa.timestamp("us", tz="UTC"),
             "`--timestamp_field`; null where it cannot be read, which is counted",
-            _each(lambda row: row.tweet.timestamp),
+            _each(attrgetter("tweet.timestamp")),
             TIMESTAMP_COLUMN,
         ),
         *score_columns(classes, embedding_type),
@@ -82,7 +83,7 @@ def columns_of(classes: Sequence[str], embedding_type: str, keep: Sequence[pa.Fi
             pa.bool_(),
             "whether the platform has cut the text, and the record has no whole one: a `truncated` of Twitter's API "
             "1.1, `RT @...` that ends in `…`",
-            _each(lambda row: row.tweet.is_cut),
+            _each(attrgetter("tweet.is_cut")),
         ),
         Column(
             FINGERPRINT_COLUMN,

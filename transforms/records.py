@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -48,14 +49,18 @@ class TokenizedTweet(NamedTuple):
     """A tweet with its token ids."""
 
     tweet: Tweet
-    ids: list[int]
-    """At most maxlen."""
+    ids: Sequence[int]
+    """At most maxlen; an array of "q"."""
     length: int
     """len(ids); 0 for a text without tokens."""
     truncated: bool
     """Whether the text had more tokens than ids."""
-    unknown: int
-    """How many ids stand for unknown tokens."""
+
+
+class TokenizedBatch(NamedTuple):
+    """Tweets that are scored together. Not a mere list: of that Beam asks each row for its size."""
+
+    rows: list[TokenizedTweet]
 
 
 class DeadLetter(NamedTuple):
@@ -92,6 +97,9 @@ class Outcome(NamedTuple):
     of them, but Beam's local runner then keeps all letters in memory."""
 
 
+_SIZED = frozenset((str, bytes, list, tuple, array))
+
+
 class RecordCoder(Coder):
     """Encodes a record as the pickle of a plain tuple; it decodes only what our own workers wrote.
 
@@ -113,7 +121,7 @@ class RecordCoder(Coder):
 
     def estimate_size(self, value: Any) -> int:
         """Roughly: Beam samples sizes at every edge, of whole batches too, and encoding takes as long as tokenizing."""
-        return 64 + sum([len(part) for part in value if isinstance(part, str | bytes | list | tuple)])
+        return 64 + sum([len(part) for part in value if part.__class__ in _SIZED])
 
     def to_type_hint(self) -> type[Any]:
         return self._kind
@@ -144,6 +152,6 @@ class RecordBatchCoder(Coder):
         return pa.RecordBatch
 
 
-for _kind in (Message, Tweet, TokenizedTweet, DeadLetter, PartCount):
+for _kind in (Message, Tweet, TokenizedTweet, TokenizedBatch, DeadLetter, PartCount):
     registry.register_coder(_kind, RecordCoder)
 registry.register_coder(pa.RecordBatch, RecordBatchCoder)

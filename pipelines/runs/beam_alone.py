@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import pyarrow as pa
+
 _OTHERS = ("pandas", "google.cloud", "google.auth", "boto3")
 """For what of Beam we do not use, but on Dataflow: frames, Google's services, its own files on S3."""
 
@@ -22,6 +24,8 @@ def import_beam(runner: str = "") -> None:
     sys.modules |= dict.fromkeys(hidden)  # type: ignore[arg-type] # None: there is no such module
     try:
         import apache_beam  # noqa: F401
+
+        pa.array(())  # with which Arrow looks for pandas; where a table is to become one of pandas' it looks again
     finally:
         for name in hidden:
             del sys.modules[name]

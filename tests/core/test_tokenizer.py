@@ -267,6 +267,15 @@ def test_a_limit_gives_a_prefix(text: str, limit: int) -> None:
     assert tokenizer.ids(text) == oracle_ids(text, VOCABULARY)  # the limit did not leave a part in the cache
 
 
+@pytest.mark.parametrize("length", [999, 1000, 1001, 5000])
+def test_a_long_text_has_the_ids_of_its_tokens(length: int) -> None:
+    """Above a thousand characters it is read another way."""
+    text = ("good a-b sooooo xyzzy! @ann don't\u2026 " * 150)[:length]
+    assert TOKENIZER.ids(text) == oracle_ids(text, VOCABULARY)
+    encoded = TOKENIZER.encode(text, 31)
+    assert (encoded.typecode, encoded.tolist()) == ("q", TOKENIZER.ids(text)[:31])
+
+
 def test_threads_may_share_a_tokenizer() -> None:
     tokenizer = Tokenizer(VOCABULARY, cache_chunks=3)
     texts = [f"good {number} :) a-b so{number % 7}" for number in range(2_000)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -15,7 +16,7 @@ from apache_beam.coders import registry
 from apache_beam.internal import pickler
 
 from tests.transforms.conftest import Run
-from transforms.records import DeadLetter, RecordBatchCoder, RecordCoder, TokenizedTweet, Tweet
+from transforms.records import DeadLetter, RecordBatchCoder, RecordCoder, TokenizedBatch, TokenizedTweet, Tweet
 
 TWEETS = [
     Tweet("1", "plain"),
@@ -27,8 +28,10 @@ TWEETS = [
 ]
 RECORDS: list[Any] = [
     *TWEETS,
-    TokenizedTweet(TWEETS[0], [10, 11, 12], 3, False, 0),
-    TokenizedTweet(TWEETS[4], [], 0, True, 7),
+    TokenizedTweet(TWEETS[0], [10, 11, 12], 3, False),
+    TokenizedTweet(TWEETS[4], [], 0, True),
+    TokenizedTweet(TWEETS[0], array("q", [10, 11, 2**40]), 3, False),
+    TokenizedBatch([TokenizedTweet(TWEETS[0], array("q", [10]), 1, False), TokenizedTweet(TWEETS[1], [], 0, False)]),
     DeadLetter("x.jsonl", "17", "not JSON", b"\xff\xfe\0{"),
     DeadLetter("", "", "", b""),
     DeadLetter("name-\udcff.txt", "0", "lone \ud83d", bytes(range(256))),
@@ -57,7 +60,7 @@ def test_records_survive_their_coder(record: Any) -> None:
 
 def test_a_tokenized_tweet_holds_a_tweet_again() -> None:
     coder = registry.get_coder(TokenizedTweet)
-    decoded = coder.decode(coder.encode(TokenizedTweet(TWEETS[4], [1], 1, False, 0)))
+    decoded = coder.decode(coder.encode(TokenizedTweet(TWEETS[4], [1], 1, False)))
     assert type(decoded.tweet) is Tweet
 
 

@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -78,14 +79,16 @@ class ScoreCache:
                 return
             # Another thread may have scored the same meanwhile.
             new = [index for index, key in enumerate(keys) if key not in self._slots][-self.capacity :]
-            for _ in range(len(self._slots) + len(new) - self.capacity):
+            if len(new) < len(keys):
+                keys, records = [keys[index] for index in new], records[new]
+            for _ in range(len(self._slots) + len(keys) - self.capacity):
                 self._slots.popitem(last=False)
             first, before_end = self._next_slot, self.capacity - self._next_slot
             try:
-                self._write(first, records[new[:before_end]])
-                self._write(0, records[new[before_end:]])
-                self._slots.update((keys[index], (first + place) % self.capacity) for place, index in enumerate(new))
-                self._next_slot = (first + len(new)) % self.capacity
+                self._write(first, records[:before_end])
+                self._write(0, records[before_end:])
+                self._slots.update(zip(keys, chain(range(first, self.capacity), range(first)), strict=False))
+                self._next_slot = (first + len(keys)) % self.capacity
             except OSError as error:
                 self._give_up(error)
             except BaseException:

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -145,7 +145,7 @@ class Scorer:
             InputError: for another `missing`.
             RunError: if the model makes something else than finite numbers of a text with tokens.
         """
-        return self.score_ids([self.tokenizer.ids(text, self.maxlen + 1) for text in as_texts(texts, missing)])
+        return self.score_ids([self.tokenizer.encode(text, self.maxlen + 1) for text in as_texts(texts, missing)])
 
     def score_ids(self, rows: Sequence[Sequence[int]], reuse: bool = True) -> Scores:
         """Score rows of token ids; what is behind the first `maxlen` of a row is not read.
@@ -159,8 +159,9 @@ class Scorer:
             TypeError, OverflowError: if an id is no number of 64 bits.
             RunError: if the model makes something else than finite numbers of a row with tokens.
         """
+        maxlen = self.maxlen
         # Checked here, since torch's errors about its input cannot be told from those about the machine.
-        read = [array("q", row[: self.maxlen]) for row in rows]
+        read = [row if _is_read(row, maxlen) else array("q", row[:maxlen]) for row in rows]
         lengths = [len(row) for row in read]
         records = np.empty(len(rows), self._record)
         present = [index for index, length in enumerate(lengths) if length]
@@ -169,12 +170,15 @@ class Scorer:
             self._run(read, present, records)
         else:
             reused[self._run_once(read, present, records, self._cache)] = True
-        empty = [index for index, length in enumerate(lengths) if not length]
         embedding = records["embedding"]
         if self._embedding_type == "float32":
             embedding = embedding * np.float32(EMBEDDING_STEP)
-        embedding[empty] = records["probabilities"][empty] = np.nan
-        records["attention"][empty] = 0
+        if len(present) < len(rows):
+            empty = [index for index, length in enumerate(lengths) if not length]
+            embedding[empty] = records["probabilities"][empty] = np.nan
+            records["attention"][empty] = 0
+        row_of_token = np.arange(len(rows)).repeat(lengths)
+        unknown = row_of_token[np.frombuffer(b"".join(read), np.int64) == UNKNOWN]
         return Scores(
             classes=self.classes,
             # Copies of what is small, which as views would keep all records in memory; these are embeddings mostly.
@@ -182,8 +186,8 @@ class Scorer:
             embedding=embedding,
             attention=records["attention"][:, : max(lengths, default=0)].copy(),
             n_tokens=np.array(lengths, np.int32),
-            n_unknown=np.array([row.count(UNKNOWN) for row in read], np.int32),
-            truncated=np.array([len(row) > self.maxlen for row in rows], bool),
+            n_unknown=np.bincount(unknown, minlength=len(rows)).astype(np.int32),
+            truncated=np.array([len(row) > maxlen for row in rows], bool),
             reused=reused,
         )
 
@@ -204,7 +208,7 @@ class Scorer:
         records[known] = cached
         new = list(first.values())
         self._run(rows, new, records)
-        cache.keep(list(first), records[new])
+        cache.keep(list(first), records if len(new) == len(records) else records[new])
         records[repeats] = records[originals]
         return known + repeats
 
@@ -237,6 +241,11 @@ class Scorer:
         else:
             for _ in self._pool.map(run, batches):
                 pass
+
+
+def _is_read(row: Sequence[int], maxlen: int) -> TypeGuard[array[int]]:
+    """Whether a row is as it is run: an array of no more than the model reads."""
+    return isinstance(row, array) and row.typecode == "q" and len(row) <= maxlen
 
 
 def rounded(embedding: torch.Tensor, embedding_type: str | None) -> torch.Tensor:

@@ -27,6 +27,8 @@ EMBEDDING_STEP = 2.0**-12
 """Rounding to multiples of it, half to even, changes a component by at most 1/8192 (1.2e-4); what is left is one of
 8193 values, so that files with a dictionary of them are smaller than with half floats."""
 DEFAULT_TOP = 5
+_MOST_VALUES = 2**31 - 1
+"""Of a column of lists, whose offsets have 32 bits."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -212,7 +214,7 @@ class Scores:
         check_choice("embedding_type", embedding_type, EMBEDDING_TYPES)
         check_choices("outputs", outputs, SCORE_OUTPUTS, fewest=0)
         for name in outputs:
-            if name != "top" and getattr(self, name).size > np.iinfo(np.int32).max:
+            if name != "top" and getattr(self, name).size > _MOST_VALUES:
                 raise ValueError(
                     f"{len(self)} texts give more {name} values than a column holds; fewer texts at a time"
                 )
@@ -325,7 +327,7 @@ def score_columns(classes: Sequence[str], embedding_type: str = "float32") -> tu
             "status",
             pa.string(),
             "`scored`, or `empty` for a text without tokens: its scores are null",
-            lambda made, kind: pa.array(np.where(made.empty, "empty", "scored"), kind),
+            lambda made, kind: pa.array(("scored", "empty"), kind).take(pa.array(made.empty.view(np.uint8))),
             repeats="",
         ),
     )

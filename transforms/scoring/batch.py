@@ -68,4 +68,5 @@ class _Batch(beam.DoFn):
 
 def tweet_size(tweet: Tweet) -> int:
     """Characters of a tweet: lines of many megabytes are legal, and thousands of tweets wait for a batch."""
-    return len(tweet.id) + len(tweet.text) + sum(len(value) for value in tweet.extra if isinstance(value, str))
+    size = len(tweet.id) + len(tweet.text)
+    return size + sum([len(value) for value in tweet.extra if isinstance(value, str)]) if tweet.extra else size

@@ -89,9 +89,9 @@ def _text(example: str | Tweet) -> str:
     return example if isinstance(example, str) else example.text
 
 
-def _ids(example: str | Tweet | TokenizedTweet, model: LoadedModel) -> list[int]:
+def _ids(example: str | Tweet | TokenizedTweet, model: LoadedModel) -> Sequence[int]:
     if isinstance(example, TokenizedTweet):
         if model.reads_as_first:
             return example.ids
         example = example.tweet
-    return model.scorer.tokenizer.ids(_text(example), model.scorer.maxlen + 1)
+    return model.scorer.tokenizer.encode(_text(example), model.scorer.maxlen + 1)

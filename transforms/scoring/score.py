@@ -18,7 +18,7 @@ from torchmoji_core.inference.scores import Scores
 from transforms import metrics
 from transforms.columns import Scored
 from transforms.options import ScoreOptions
-from transforms.records import DeadLetter, Outcome, TokenizedTweet, Tweet
+from transforms.records import DeadLetter, Outcome, TokenizedBatch, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import LoadedModel, load_model
 from transforms.scoring.per_process import PerProcess
 from transforms.scoring.tokenize import tokenize
@@ -52,7 +52,7 @@ class ScoreFileBatches(beam.PTransform):
         super().__init__()
         self._options = options
 
-    def expand(self, batches: beam.PCollection[list[TokenizedTweet]]) -> Outcome:
+    def expand(self, batches: beam.PCollection[TokenizedBatch]) -> Outcome:
         scored = batches | "Score" >> beam.ParDo(_Score(self._options)).with_output_types(
             pa.RecordBatch, dead=DeadLetter
         ).with_outputs("dead", main="rows")
@@ -69,10 +69,10 @@ class _Score(beam.DoFn):
         self._progress = metrics.Progress(self._options.progress)
         self._model.get(self._load)
 
-    def process(self, batch: list[TokenizedTweet]) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
-        scored = score_batch(batch, self._model.get(self._load), self._options)
+    def process(self, batch: TokenizedBatch) -> Iterator[pa.RecordBatch | beam.pvalue.TaggedOutput]:
+        scored = score_batch(batch.rows, self._model.get(self._load), self._options)
         assert self._progress is not None
-        self._progress.add(rows=len(batch))
+        self._progress.add(rows=len(batch.rows))
         yield from scored.unpack()
 
     def _load(self) -> LoadedModel:

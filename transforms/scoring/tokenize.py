@@ -6,7 +6,6 @@ import apache_beam as beam
 
 from torchmoji_core.bundle import load_tokenizer
 from torchmoji_core.tokenizer import Tokenizer
-from torchmoji_core.vocabulary import UNKNOWN
 from transforms import metrics
 from transforms.records import TokenizedTweet, Tweet
 from transforms.scoring.per_process import PerProcess
@@ -14,11 +13,11 @@ from transforms.scoring.per_process import PerProcess
 
 def tokenize(tweet: Tweet, tokenizer: Tokenizer, maxlen: int) -> TokenizedTweet:
     """Token ids of a tweet, the first `maxlen`."""
-    ids = tokenizer.ids(tweet.text, maxlen + 1)
-    truncated = len(ids) > maxlen
-    if truncated:
-        ids = ids[:maxlen]
-    return TokenizedTweet(tweet, ids, len(ids), truncated, ids.count(UNKNOWN))
+    ids = tokenizer.encode(tweet.text, maxlen + 1)
+    length = len(ids)
+    if length > maxlen:
+        return TokenizedTweet(tweet, ids[:maxlen], maxlen, True)
+    return TokenizedTweet(tweet, ids, length, False)
 
 
 class TweetTokenizer:
@@ -31,9 +30,13 @@ class TweetTokenizer:
         self._model = model
         self._held: PerProcess[tuple[Tokenizer, int]] = PerProcess()
 
+    def get(self) -> tuple[Tokenizer, int]:
+        """The tokenizer, and how many tokens of a text the model reads."""
+        return self._held.get(self._load)
+
     def tokenize(self, tweet: Tweet) -> TokenizedTweet:
         """As `tokenize`."""
-        tokenized = tokenize(tweet, *self._held.get(self._load))
+        tokenized = tokenize(tweet, *self.get())
         metrics.distribution(metrics.TEXT_TOKENS).update(tokenized.length)
         return tokenized
 

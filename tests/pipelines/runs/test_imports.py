@@ -31,6 +31,23 @@ def test_who_sends_a_job_imports_beam_alone(tmp_path: Path) -> None:
     assert imported(program, tmp_path) == {"apache_beam"}
 
 
+def test_a_run_on_this_machine_leaves_out_what_beam_imports_in_passing(tmp_path: Path) -> None:
+    for name in ("pandas", "boto3"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')")
+    write_lines(tmp_path / "in.jsonl", posts(3))
+    program = "from pipelines import score\nassert score.main(['--input=in.jsonl', '--output=out']) == 0"
+    assert imported(program, tmp_path) == {"apache_beam", "torch"}
+
+
+def test_arrow_finds_pandas_when_a_table_is_to_become_its(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    program = (
+        "from pipelines.runs.beam_alone import import_beam\nimport_beam()\n"
+        "import pyarrow\nassert len(pyarrow.table({'a': [1, 2]}).to_pandas()) == 2"
+    )
+    assert imported(program, tmp_path) == {"apache_beam", "pandas"}
+
+
 def test_a_pool_of_workers_imports_neither(tmp_path: Path) -> None:
     program = "import pipelines.worker, pipelines.runs.worker_pool"
     assert imported(program, tmp_path) == set()

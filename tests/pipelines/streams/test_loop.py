@@ -27,7 +27,7 @@ def options(max_messages: int = 1000, max_bytes: int = 1 << 20, rows: int = 512)
 
 
 def tokenized(position: str, length: int = 1) -> TokenizedTweet:
-    return TokenizedTweet(Tweet(position, "love"), [1] * length, length, False, 0)
+    return TokenizedTweet(Tweet(position, "love"), [1] * length, length, False)
 
 
 class ScriptedWork:

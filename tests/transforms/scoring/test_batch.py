@@ -21,7 +21,7 @@ from transforms.scoring.batch import BatchByLength
 
 
 def tokenized(index: int, length: int) -> TokenizedTweet:
-    return TokenizedTweet(Tweet(str(index), ""), [11] * length, length, False, 0)
+    return TokenizedTweet(Tweet(str(index), ""), [11] * length, length, False)
 
 
 def tokenized_tweets(lengths: Iterable[int]) -> list[TokenizedTweet]:
@@ -155,7 +155,7 @@ def test_all_windows_of_a_bundle_are_bounded_together(limits: BatchLimits) -> No
     windows = [IntervalWindow(start, start + 10) for start in range(0, 70, 10)]
     batches: list[tuple[Any, list[TokenizedTweet]]] = []
     for index in range(90):
-        row = TokenizedTweet(Tweet("", chr(index + 32)), [11], index % 20, False, 0)
+        row = TokenizedTweet(Tweet("", chr(index + 32)), [11], index % 20, False)
         for emitted in do_fn.process(row, windows[index % 7]):
             if isinstance(emitted, WindowedValue):
                 batches.append((*emitted.windows, emitted.value))
@@ -181,7 +181,7 @@ def test_long_texts_do_not_wait_for_a_full_batch() -> None:
     for index in range(200):
         tweet = Tweet(str(index), "x" * 900, None, ("y" * 900, 5, None))
         waiting += 1
-        waiting -= sum(map(len, do_fn.process(TokenizedTweet(tweet, [11], 1, False, 0), GlobalWindow())))
+        waiting -= sum(map(len, do_fn.process(TokenizedTweet(tweet, [11], 1, False), GlobalWindow())))
         assert waiting <= 5
     assert sum(len(value.value) for value in do_fn.finish_bundle()) == waiting
 

@@ -25,7 +25,7 @@ from transforms import metrics
 from transforms.columns import OUTPUTS
 from transforms.input.fields import KeptField
 from transforms.options import ScoreOptions
-from transforms.records import DeadLetter, TokenizedTweet, Tweet
+from transforms.records import DeadLetter, TokenizedBatch, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import load_model
 from transforms.scoring.run_inference import RecordBatchHandler, ScoreBatches
 from transforms.scoring.score import ScoreFileBatches, bisect
@@ -52,6 +52,8 @@ def score(
 ) -> Ran:
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
         created = pipeline | beam.Create(batches).with_output_types(list[TokenizedTweet])
+        if transform is ScoreFileBatches:
+            created = created | beam.Map(TokenizedBatch).with_output_types(TokenizedBatch)
         outcome = created | "ScoreBatches" >> transform(options)
         return {"batches": outcome.results, "dead": outcome.dead_letters | beam.Flatten()}
 
@@ -154,7 +156,7 @@ def test_schema_and_metadata(run: Run, bundle: Bundle, model: str) -> None:
 
 def test_all_batches_have_one_schema(run: Run, bundle: Bundle, model: str) -> None:
     """An all-empty batch, one of a single row, one with a poison row: they go into one file."""
-    poison = TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False, 0)
+    poison = TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False)
     batches = [
         tokenized(bundle, named(["", ""])),
         tokenized(bundle, {"a": "love"}),
@@ -191,7 +193,7 @@ def healthy_and(
 def test_a_poison_row_costs_itself_alone(positions: list[int], run: Run, bundle: Bundle, model: str) -> None:
     outside = len(bundle.vocabulary)
     poison = {
-        position: TokenizedTweet(Tweet(f"poison-{position}", "poison ☠"), [11, outside, 12], 3, False, 0)
+        position: TokenizedTweet(Tweet(f"poison-{position}", "poison ☠"), [11, outside, 12], 3, False)
         for position in positions
     }
     texts, rows = healthy_and(bundle, poison)
@@ -219,8 +221,8 @@ def test_repeated_texts_are_scored_once(cache_mb: int, run: Run, bundle: Bundle,
 def test_a_bad_row_does_not_get_the_scores_of_a_good_one(run: Run, bundle: Bundle, model: str) -> None:
     """Its ids are written as the good row's are in another type."""
     rows = [
-        TokenizedTweet(Tweet("good", "x"), [11], 1, False, 0),
-        TokenizedTweet(Tweet("bad", "x"), ["11"], 1, False, 0),
+        TokenizedTweet(Tweet("good", "x"), [11], 1, False),
+        TokenizedTweet(Tweet("bad", "x"), ["11"], 1, False),
     ]
     ran = score(run, [rows[:1], rows[1:]], ScoreOptions(model))
     assert [row["id"] for row in rows_of(ran)] == ["good"]
@@ -229,7 +231,7 @@ def test_a_bad_row_does_not_get_the_scores_of_a_good_one(run: Run, bundle: Bundl
 
 def test_files_are_scored_like_all_else(run: Run, bundle: Bundle, model: str) -> None:
     """Rows, dead letters and counts are those of RunInference's way."""
-    poison = TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False, 0)
+    poison = TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False)
     rows = tokenized(bundle, named(make_texts(30)))
     batches = [[*rows[:10], poison], rows[10:]]
     ours, others = (score(run, batches, ScoreOptions(model), way) for way in (ScoreFileBatches, ScoreBatches))
@@ -241,7 +243,7 @@ def test_files_are_scored_like_all_else(run: Run, bundle: Bundle, model: str) ->
 
 
 def test_a_batch_of_poison_alone(run: Run, model: str) -> None:
-    rows = [TokenizedTweet(Tweet(str(index), "x"), [-1], 1, False, 0) for index in range(5)]
+    rows = [TokenizedTweet(Tweet(str(index), "x"), [-1], 1, False) for index in range(5)]
     ran = score(run, [rows], ScoreOptions(model))
     assert ran["batches"] == []
     assert len(ran["dead"]) == 5
@@ -269,7 +271,7 @@ def test_a_row_that_fits_no_column_costs_itself_alone(
     """Other people's pipelines make such rows; the first ones once ended the run."""
     texts = named(make_texts(8))
     rows = tokenized(bundle, texts, extra=(7,))
-    rows.insert(3, TokenizedTweet(tweet, ids, 1, False, 0))
+    rows.insert(3, TokenizedTweet(tweet, ids, 1, False))
     options = ScoreOptions(model, outputs=ALL, keep=(KeptField("likes", "int64"),), timestamp=True)
     ran = score(run, [rows], options)
     assert_scores(rows_of(ran), texts, bundle, ALL)
@@ -283,7 +285,7 @@ def test_a_row_that_fits_no_column_costs_itself_alone(
 @given(n=st.integers(0, 40), poison=st.sets(st.integers(0, 39), max_size=5))
 def test_bisection(n: int, poison: set[int]) -> None:
     """Every row once, in order, in as few calls as halving takes."""
-    rows = [TokenizedTweet(Tweet(str(index), ""), [], 0, False, 0) for index in range(n)]
+    rows = [TokenizedTweet(Tweet(str(index), ""), [], 0, False) for index in range(n)]
     poison = {index for index in poison if index < n}
     calls = 0
 
@@ -305,7 +307,7 @@ def test_bisection(n: int, poison: set[int]) -> None:
 
 
 def test_counters_add_up(run: Run, bundle: Bundle, model: str) -> None:
-    texts, rows = healthy_and(bundle, {4: TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False, 0)}, n=50)
+    texts, rows = healthy_and(bundle, {4: TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False)}, n=50)
     texts |= {"empty-1": "", "empty-2": " "}
     rows += tokenized(bundle, {"empty-1": "", "empty-2": " "})
     ran = score(run, [rows[:25], rows[25:]], ScoreOptions(model))
@@ -338,7 +340,7 @@ def test_the_metrics_of_run_inference(run: Run, bundle: Bundle, model: str) -> N
 
 
 def test_progress_counts_all_rows(run: Run, bundle: Bundle, model: str, tmp_path: Path) -> None:
-    poison = TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False, 0)
+    poison = TokenizedTweet(Tweet("poison", "x"), [10**6], 1, False)
     score(run, [tokenized(bundle, named(make_texts(9))), [poison]], ScoreOptions(model, progress=str(tmp_path)))
     assert metrics.Progress.total(str(tmp_path)) == (10, 0)
 
@@ -406,7 +408,7 @@ def test_the_columns_source_and_partition_are_the_tweets(run: Run, bundle: Bundl
 
 
 def test_a_dead_letter_names_the_file_of_the_row(run: Run, bundle: Bundle, model: str) -> None:
-    poison = TokenizedTweet(Tweet("poison", "x", source="in.jsonl"), [10**6], 1, False, 0)
+    poison = TokenizedTweet(Tweet("poison", "x", source="in.jsonl"), [10**6], 1, False)
     ran = score(run, [[poison, *tokenized(bundle, {"b": "rain"})]], ScoreOptions(model))
     (letter,) = ran["dead"]
     assert (letter.source, letter.position, letter.raw) == ("in.jsonl", "poison", b"x")

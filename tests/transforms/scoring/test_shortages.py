@@ -232,7 +232,7 @@ def steps_of(limits: BatchLimits, strict: bool, model: str) -> tuple[beam.DoFn, 
 
 
 LIMITS = [BatchLimits(), BatchLimits(max_rows=1), BatchLimits(max_rows=7), BatchLimits(max_tokens=60)]
-POISON = TokenizedTweet(Tweet("poison", "x", 0, ("en", 1, None)), [10**6], 1, False, 0)
+POISON = TokenizedTweet(Tweet("poison", "x", 0, ("en", 1, None)), [10**6], 1, False)
 
 
 @settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
@@ -290,7 +290,7 @@ def test_whatever_is_short_wherever_every_row_is_scored_or_the_run_fails(
 # --- one by one ----------------------------------------------------------------------------------------------------
 
 
-ROWS = [TokenizedTweet(Tweet(str(n), "x"), [1], 1, False, 0) for n in range(8)]
+ROWS = [TokenizedTweet(Tweet(str(n), "x"), [1], 1, False) for n in range(8)]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SHORTAGES if kind != "EIO"])
