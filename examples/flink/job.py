@@ -13,12 +13,13 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from pyflink.table import DataTypes, EnvironmentSettings, Schema, TableDescriptor, TableEnvironment
+from pyflink.table import DataTypes, EnvironmentSettings, Schema, Table, TableDescriptor, TableEnvironment
 from pyflink.table.expressions import col
 from pyflink.table.types import from_arrow_type
 from pyflink.table.udf import ScalarFunction, udf
@@ -83,12 +84,18 @@ def result_columns(scorer: ArrowScorer) -> dict[str, Any]:
     """Types by name of what the function gives. Flink takes no lists of structs from it: they are a list a field."""
     found = {"id": TEXT, "text": TEXT, "reason": TEXT}
     for column in list(scorer.schema(pa.schema([(scorer.text, pa.string())])))[1:]:
-        if pa.types.is_list(column.type) and pa.types.is_struct(column.type.value_type):
-            for part in column.type.value_type:
-                found[f"{column.name}_{part.name}"] = DataTypes.ARRAY(from_arrow_type(part.type))
-        else:
+        if not pa.types.is_list(column.type):
             found[column.name] = from_arrow_type(column.type)
+        elif pa.types.is_struct(item := column.type.value_type):
+            found |= {f"{column.name}_{part.name}": array(part.type) for part in item}
+        else:
+            found[column.name] = array(item)
     return found
+
+
+def array(item: pa.DataType) -> Any:
+    """The type of an array without nulls, whose numbers Flink does not make objects of."""
+    return DataTypes.ARRAY(from_arrow_type(item).not_null())
 
 
 def table(columns: dict[str, Any], format: str, connector: str, **options: str) -> Any:
@@ -112,9 +119,11 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
         settings.set("execution.checkpointing.externalized-checkpoint-retention", "RETAIN_ON_CANCELLATION")
         # Or `flink stop` is refused wherever the order to stop comes before the end of data in some tasks only.
         settings.set("execution.checkpointing.checkpoints-after-tasks-finish", "false")
-        settings.set("pipeline.operator-chaining.enabled", "false")  # or Python waits while Parquet is written
     else:
         settings.set("restart-strategy.type", "exponential-delay")  # as a stream has it anyway
+        # Or all rows go to a disk between two tasks, and the scheduler for that starts none before the other has ended.
+        settings.set("execution.batch-shuffle-mode", "ALL_EXCHANGES_PIPELINED")
+        settings.set("jobmanager.scheduler", "Default")
     settings.set("pipeline.object-reuse", "true")  # or rows are copied, number by number
     # Or messages are scored twice, for the one table and for the other.
     settings.set("table.optimizer.reuse-optimize-block-with-digest-enabled", "true")
@@ -129,14 +138,18 @@ def run(options: argparse.Namespace, scorer: ArrowScorer) -> None:
     environment.create_temporary_table("messages", table({"message": BYTES}, "raw", **source))
     scored = environment.from_path("messages").select(col("message"), score(col("message")).alias("row"))
     row = {name: col("row").get(name).alias(name) for name in columns} | {"message": col("message")}
+    good, dead = scored.filter(row["reason"].is_null), scored.filter(row["reason"].is_not_null)
+    # In two parts, since where two streams meet Flink begins a task: so Python scores while Parquet is written.
+    halves = good.filter(row["status"] == "scored"), good.filter(row["status"] != "scored")
     statements = environment.create_statement_set()
-    for name, kinds, those in (
-        ("scores", {name: columns[name] for name in columns if name != "reason"}, col("row").get("reason").is_null),
-        ("dead_letters", {"reason": TEXT, "message": BYTES}, col("row").get("reason").is_not_null),
+    for name, kinds, parts in (
+        ("scores", {name: columns[name] for name in columns if name != "reason"}, halves),
+        ("dead_letters", {"reason": TEXT, "message": BYTES}, [dead]),
     ):
         path = f"{options.output.rstrip('/')}/{name}"
         environment.create_temporary_table(name, table(kinds, "parquet", "filesystem", path=path))
-        statements.add_insert(name, scored.filter(those).select(*(row[column] for column in kinds)))
+        selected = [part.select(*(row[column] for column in kinds)) for part in parts]
+        statements.add_insert(name, reduce(Table.union_all, selected))
     job = statements.execute()
     if settings.get("execution.target", "local") == "local":
         job.wait()  # the cluster is a part of this process
