@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.abc import MetaPathFinder
 
 import pyarrow as pa
 
@@ -18,14 +19,19 @@ def import_beam(runner: str = "") -> None:
     Args:
         runner: the name of that of the command. Dataflow's needs Google's.
     """
-    if runner.lower().endswith("dataflowrunner"):
+    if "apache_beam" in sys.modules or runner.lower().endswith("dataflowrunner"):
         return
-    hidden = [name for name in _OTHERS if name not in sys.modules]
-    sys.modules |= dict.fromkeys(hidden)  # type: ignore[arg-type] # None: there is no such module
+    finder = _Missing()
+    sys.meta_path.insert(0, finder)
     try:
         import apache_beam  # noqa: F401
 
         pa.array(())  # with which Arrow looks for pandas; where a table is to become one of pandas' it looks again
     finally:
-        for name in hidden:
-            del sys.modules[name]
+        sys.meta_path.remove(finder)
+
+
+class _Missing(MetaPathFinder):
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname in _OTHERS:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
