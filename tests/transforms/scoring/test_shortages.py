@@ -46,7 +46,7 @@ from transforms.input.parts import UnreadableInput, split_file, unreadable_path
 from transforms.input.read import PartReader, ReadTweets, SplitInputs
 from transforms.input.source_file import SourceError, raise_unless_damage
 from transforms.options import ScoreOptions
-from transforms.records import DeadLetter, PartCount, TokenizedTweet, Tweet
+from transforms.records import DeadLetter, PartCount, TokenizedBatch, TokenizedTweet, Tweet
 from transforms.scoring.loaded_model import LoadedModel
 from transforms.scoring.run_inference import RecordBatchHandler
 from transforms.scoring.score import bisect
@@ -198,8 +198,8 @@ class Pipeline:
                 elif not isinstance(value, PartCount):
                     yield value
 
-        def score(batch: list[TokenizedTweet]) -> None:
-            for scored in self.handler.run_inference([*batch, *poison], self.model):
+        def score(batch: TokenizedBatch) -> None:
+            for scored in self.handler.run_inference([*batch.rows, *poison], self.model):
                 ids.extend(id_ for part in scored.parts for id_ in part.column("id").to_pylist())
                 dead.extend(scored.dead_letters)
             poison.clear()
