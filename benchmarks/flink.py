@@ -1,7 +1,7 @@
 """Rows a second of the job of examples/flink beside scoring in one process, in turn; one thread, one slot.
 
 What is measured is the middle of a job, and not its start: the scorer notes rows, clock and processor time before each
-of its calls (benchmarks/flink_job.py), and the first quarter of the rows is left out, in which Java compiles. So all
+of its calls (benchmarks/flink_job.py), and the first half of the rows is left out, in which Java compiles. So all
 that a row takes is there: reading, both ways between Java and Python, scoring, and writing Parquet. The ratio by the
 clock needs a machine with a free second core, where Java works beside Python; the other one, of processor time, charges
 the job for both, and changes little on a busy machine. It needs the environments that `make test-flink` installs.
@@ -28,6 +28,7 @@ from tests.kafka import Broker, RealBroker
 ROOT = Path(__file__).parents[1]
 PYTHON = ROOT / ".venv-flink" / "bin" / "python"
 JOB = ROOT / "examples" / "flink" / "job.py"
+SESSION = Path(__file__).with_name("session.py")
 HOPELESS_SECONDS = 900.0
 ALONE = """
 import json, sys, time
@@ -35,7 +36,7 @@ from torchmoji_core import load_bundle
 from torchmoji_core.inference.scorer import Scorer
 texts = [json.loads(line)["text"] for line in open(sys.argv[1])]
 scorer = Scorer(load_bundle(), threads=1, cache_mb=0)
-few = len(texts) // 4
+few = len(texts) // 2
 scorer.score(texts[:few])
 begun, used = time.perf_counter(), time.process_time()
 scorer.score(texts[few:])
@@ -44,7 +45,7 @@ print(json.dumps([len(texts) - few, time.perf_counter() - begun, time.process_ti
 
 
 class Took(NamedTuple):
-    rows: int
+    rows: float
     seconds: float
     processor_seconds: float
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=("file", "kafka"), default="file", help="(default: %(default)s)")
     parser.add_argument("--data", help="Parquet with a column text (default: the tweets beside the checkout, if any)")
-    parser.add_argument("--rows", type=int, default=60_000, help="(default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=80_000, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of Flink; repeatable")
     options = parser.parse_args()
@@ -81,7 +82,6 @@ def main() -> None:
                         "load": os.getloadavg()[0],
                     }
                 )
-                print(figures[-1], flush=True)
     ratios = ("ratio", "ratio of processor time")
     medians = {f"median {name}": round(statistics.median(row[name] for row in figures), 3) for name in ratios}
     report(f"flink_{options.source}", figures, texts=source, settings=options.setting, **medians)
@@ -106,12 +106,12 @@ def _topic(directory: Path, lines: list[str]) -> Iterator[str]:
 
 
 def _job(place: str, rows: int, directory: Path, settings: list[str]) -> Took:
-    """The job, from the first call behind a quarter of the rows to the last one."""
+    """The job, from the first call in the second half of the rows to the last one."""
     directory.mkdir()
     notes = directory / "notes"
     notes.touch()
     home = next((ROOT / ".venv-flink" / "lib").glob("python3*/site-packages/pyflink"))
-    pythons = ["--pyExecutable", PYTHON, "--pyClientExecutable", PYTHON, "--pyFiles", JOB]
+    pythons = ["--pyExecutable", PYTHON, "--pyClientExecutable", PYTHON, "--pyFiles", f"{JOB},{SESSION}"]
     given = [f"-D{setting}" for setting in settings]
     program = ["--python", Path(__file__).with_name("flink_job.py"), "--input", place, "--output", directory / "out"]
     command = [home / "bin" / "flink", "run", "--target", "local", "--parallelism", "1", *given, *pythons, *program]
@@ -130,9 +130,9 @@ def _job(place: str, rows: int, directory: Path, settings: list[str]) -> Took:
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    calls, before = [], 0
+    calls, before = [], 0.0
     for count, *at in _notes(notes):
-        if before >= rows // 4:
+        if before >= rows // 2:
             calls.append((before, *at))
         before += count
     return Took(*(last - first for first, last in zip(calls[0], calls[-1], strict=True)))

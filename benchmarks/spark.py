@@ -1,7 +1,9 @@
-"""Spark's `mapInArrow` on one core beside `bundle.score` with one thread, in turn in one hour: rows a second of both.
+"""Spark on one core beside scoring in one process with one thread, in turn: rows a second of both.
 
-It needs Java and pyspark, which `make test-spark` installs into .venv-engines. Start-up is left out: each is run once
-before, which loads the model in the process that scores.
+Spark has the settings of examples/spark. Start-up is left out, and in which Java compiles: each is run twice before,
+which loads the model in the process that scores. The ratio by the clock needs a machine with a free second core, where
+Java writes beside Python; the other one, of processor time, charges Spark for both. It needs Java and pyspark, which
+`make test-spark` installs into .venv-engines.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-PYTHON = Path(__file__).parents[1] / ".venv-engines" / "bin" / "python"
+ROOT = Path(__file__).parents[1]
+PYTHON = ROOT / ".venv-engines" / "bin" / "python"
+EXAMPLES = ROOT / "examples" / "spark"
 
 
 def main() -> None:
@@ -27,73 +31,88 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="Parquet with a column text (default: the tweets beside the checkout, if any)")
-    parser.add_argument("--rows", type=int, default=20_000, help="(default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=40_000, help="(default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="of each (default: %(default)s)")
+    parser.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of Spark; repeatable")
     options = parser.parse_args()
     if not PYTHON.exists():
         raise SystemExit(f"there is no {PYTHON}: make test-spark makes it")
     corpus, source = texts(options.rows, options.data)
-    environment = os.environ | {"PYSPARK_PYTHON": str(PYTHON), "PYTHONPATH": str(PYTHON.parents[2])}
+    environment = os.environ | {"PYSPARK_PYTHON": str(PYTHON), "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as directory:
         pq.write_table(pa.table({"text": corpus}), Path(directory, "texts.parquet"))
         finished = subprocess.run(
-            [PYTHON, "-m", "benchmarks.spark", "--measure", directory, str(options.runs)],
-            stdout=subprocess.PIPE, text=True, check=True,
+            [PYTHON, "-m", "benchmarks.spark", "--measure", directory, str(options.runs), *options.setting],
+            stdout=subprocess.PIPE, text=True, check=True, start_new_session=True,
             env=environment | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-    seconds: dict[str, list[float]] = json.loads(finished.stdout.splitlines()[-1])
-    alone = seconds["bundle.score"]
-    rows = [
-        {
-            "what": what,
-            "rows/s": len(corpus) / statistics.median(taken),
-            "of bundle.score, median of pairs": statistics.median(
-                one / other for one, other in zip(alone, taken, strict=True)
-            ),
-        }
-        for what, taken in seconds.items()
-    ]
-    report("spark", rows, texts=source, load=" ".join(f"{value:.1f}" for value in os.getloadavg()))
+    took: dict[str, list[list[float]]] = json.loads(finished.stdout.splitlines()[-1])
+    alone = took["bundle.score"]
+    rows = []
+    for what, runs in took.items():
+        seconds, processor_seconds = (statistics.median(each) for each in zip(*runs, strict=True))
+        ratios = [[one / other for one, other in zip(*pair, strict=True)] for pair in zip(alone, runs, strict=True)]
+        ratio, ratio_of_processor_time = (statistics.median(each) for each in zip(*ratios, strict=True))
+        rows.append(
+            {
+                "what": what,
+                "rows/s": len(corpus) / seconds,
+                "of bundle.score, median of pairs": ratio,
+                "ms a row of a core": 1e3 * processor_seconds / len(corpus),
+                "of bundle.score, processor time": ratio_of_processor_time,
+            }
+        )
+    report(
+        "spark",
+        rows,
+        texts=source,
+        settings=options.setting,
+        load=" ".join(f"{value:.1f}" for value in os.getloadavg()),
+    )
 
 
-def measure(directory: str, runs: int) -> dict[str, list[float]]:
-    """Seconds of each run. In the environment that has Spark."""
-    from pyspark.sql import SparkSession
+def measure(directory: str, runs: int, settings: list[str]) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and processor seconds of each run. In the environment that has Spark."""
+    sys.path.insert(0, str(EXAMPLES))
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
+    from score import SETTINGS, rows_of_table, scored  # type: ignore[import-not-found]
 
+    from benchmarks.session import processor_seconds
     from torchmoji_core import ArrowScorer, load_bundle
     from torchmoji_core.inference.scorer import Scorer
 
-    settings = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-    spark = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+    here = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    given = dict(setting.split("=", 1) for setting in settings)
+    spark = SparkSession.builder.master("local[1]").config(map=here | SETTINGS | given).getOrCreate()
     frame = spark.read.parquet(f"{directory}/texts.parquet").coalesce(1)
     scorer = ArrowScorer("text")
-    scored = frame.mapInArrow(scorer.batches, from_arrow_schema(scorer.schema(to_arrow_schema(frame.schema))))
-    alone = Scorer(load_bundle(), threads=1, cache_mb=0)  # what bundle.score is, with one thread
+    plain = frame.mapInArrow(scorer.batches, from_arrow_schema(scorer.schema(to_arrow_schema(frame.schema))))
+    example = scored(rows_of_table(frame), scorer)
+    alone = Scorer(load_bundle(), threads=1, cache_mb=0)  # bundle.score with one thread, and without a cache, as there
     texts = pq.read_table(f"{directory}/texts.parquet")["text"].to_pylist()
 
-    def write(format: str, rows_of_a_batch: int) -> None:
-        spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", rows_of_a_batch)
-        scored.write.mode("overwrite").format(format).save(f"{directory}/scored")
+    def write(frame: DataFrame, format: str, *partitions: str) -> None:
+        frame.write.mode("overwrite").partitionBy(*partitions).format(format).save(f"{directory}/scored")
 
     ways = {
         "bundle.score": lambda: alone.score(texts),
-        "mapInArrow": lambda: write("noop", 10_000),
-        "mapInArrow, written as Parquet": lambda: write("parquet", 10_000),
-        "the same, 2,000 rows a batch": lambda: write("parquet", 2_000),
+        "mapInArrow": lambda: write(plain, "noop"),
+        "mapInArrow, written as Parquet": lambda: write(plain, "parquet"),
+        "examples/spark/score.py": lambda: write(example, "parquet", "status"),
     }
-    seconds: dict[str, list[float]] = {what: [] for what in ways}
-    for run in range(runs + 1):
+    took: dict[str, list[tuple[float, float]]] = {what: [] for what in ways}
+    for run in range(runs + 2):
         for what, work in ways.items():
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), processor_seconds()
             work()
-            if run:
-                seconds[what].append(time.perf_counter() - begun)
-    return seconds
+            if run >= 2:
+                took[what].append((time.perf_counter() - begun, processor_seconds() - used))
+    return took
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
+        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]), sys.argv[4:])))
     else:
         main()

@@ -17,6 +17,13 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 from torchmoji_core import ArrowScorer, InputError
 
+SETTINGS = {
+    "spark.python.udf.pipelined.enabled": True,  # of Spark 4.3: texts are sent while results are written
+    "spark.sql.execution.arrow.maxRecordsPerBatch": 2000,  # so that there are some to write soon
+    "spark.sql.maxConcurrentOutputFileWriters": 3,  # or rows are sorted by status, once all of a task have been scored
+}
+"""With which Python scores while Spark writes, where a core is free."""
+
 
 def rows_of_lines(lines: DataFrame, text_field: str) -> DataFrame:
     """Columns `id`, `text` and `record` of lines of JSON in a column `value`; what is no string is no text."""
@@ -61,7 +68,7 @@ def main() -> None:
     parser.add_argument("--text_field", default="text", help="column, or path in JSON (default: text)")
     parser.add_argument("--model", help="a bundle (default: the bundled one)")
     options = parser.parse_args()
-    spark = SparkSession.builder.appName("scores").getOrCreate()
+    spark = SparkSession.builder.appName("scores").config(map=SETTINGS).getOrCreate()
     if options.format == "json":
         column, rows = "text", rows_of_lines(spark.read.text(options.input), options.text_field)
     else:
