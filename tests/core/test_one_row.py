@@ -63,6 +63,12 @@ def test_the_bits_are_those_of_a_batch(make_state: MakeState, hidden: int, preci
 
 
 @pytest.mark.usefixtures("at_once")
+def test_so_they_are_of_an_odd_number_of_channels(make_state: MakeState, precision: str) -> None:
+    """Of which oneDNN may add the last ones by themselves."""
+    by_themselves(make_state(hidden=64, embedding=301, classes=10), precision)
+
+
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("classes", [2, 10, 33])
 def test_so_they_are_where_several_classes_may_apply(make_state: MakeState, classes: int, precision: str) -> None:
     by_themselves(make_state(hidden=64, classes=classes), precision, multi_label=True)

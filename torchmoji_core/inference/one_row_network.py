@@ -83,12 +83,15 @@ def _float_weight(weight: PackedWeight) -> loops.FloatWeight:
 def _inputs_of_part(n_outputs: int, n_inputs: int) -> int:
     """How many inputs' products oneDNN adds up before it adds them to those of others: with AVX-512 not always all.
 
-    To 2 ** 24 no float32 adds a one: those that the result has more are other parts'.
+    To 2 ** 24 no float32 adds a one: those that the result has more are other parts'. They are an even number, since
+    there is no odd one of this size in float32.
     """
+    odd = n_inputs % 2
     x = torch.ones(product_rows(1), n_inputs)
-    x[:, 0] = 2**24
+    x[:, 0], x[:, n_inputs - odd :] = 2**24, 0
     sums = PackedWeight(torch.float32, torch.ones(n_outputs, n_inputs), None).project(x)
-    return n_inputs - int(sums[0, 0] - 2**24)
+    n_others = int(sums[0, 0] - 2**24)
+    return n_inputs - odd - n_others if n_others else n_inputs
 
 
 def _bias(weight: PackedWeight | FastestInt8Weight, n_outputs: int) -> loops.Floats:
