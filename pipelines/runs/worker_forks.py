@@ -41,13 +41,14 @@ def serve(requests: socket.socket) -> None:
         theirs, ours = os.pipe()
         try:
             number = os.fork()
+        except OSError as error:
+            answer, pipes = str(error.strerror), []
+        else:
             if not number:
                 os.close(theirs)
                 os.close(requests.detach())
                 _become_worker(ours, worker_id, *endpoints)
             answer, pipes = str(number), [theirs]
-        except OSError as error:
-            answer, pipes = str(error.strerror), []
         with contextlib.suppress(OSError):  # the pool has ended meanwhile
             socket.send_fds(requests, [answer.encode()], pipes)
         os.close(theirs)
@@ -72,7 +73,8 @@ def _become_worker(pipe: int, worker_id: str, *endpoints: str) -> NoReturn:
         return DONE
 
     status = run_command(main)
-    os.write(pipe, str(status).encode())
+    with contextlib.suppress(OSError):  # the pool has ended before
+        os.write(pipe, str(status).encode())
     end(status)
 
 

@@ -209,6 +209,27 @@ def test_workers_of_two_jobs_may_have_one_name() -> None:
     assert [worker.is_running for worker in workers] == [False, False]
 
 
+@pytest.mark.portable
+def test_a_worker_whose_pool_was_killed_ends_in_one_line(tmp_path: Path) -> None:
+    program = (
+        "from pipelines.runs.worker_pool import StartWorkerRequest, WorkerPool\nimport socket\n"
+        "runner = socket.create_server(('127.0.0.1', 0))\nrequest, pool = StartWorkerRequest(), WorkerPool()\n"
+        "request.provision_endpoint.url = f'127.0.0.1:{runner.getsockname()[1]}'\npool.start_worker(request)\n"
+        "connection = runner.accept()\nprint(pool.workers[0].pid, flush=True)\ninput()"
+    )
+    pool = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert pool.stdout is not None and pool.stderr is not None
+    pid = int(pool.stdout.readline())
+    pool.kill()
+    pool.wait()
+    os.kill(pid, signal.SIGTERM)
+    said = pool.stderr.read()  # until all that have it have ended
+    assert said.splitlines()[1:] == ["interrupted"], said
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [
