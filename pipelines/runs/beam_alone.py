@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from importlib.abc import MetaPathFinder
 
-import pyarrow as pa
-
 _OTHERS = ("pandas", "google.cloud", "google.auth", "boto3")
 """For what of Beam we do not use, but on Dataflow: frames, Google's services, its own files on S3."""
 
@@ -19,14 +17,13 @@ def import_beam(runner: str = "") -> None:
     Args:
         runner: the name of that of the command. Dataflow's needs Google's.
     """
-    if "apache_beam" in sys.modules or runner.lower().endswith("dataflowrunner"):
+    is_dataflow = runner.lower().removesuffix("runner").endswith("dataflow")  # as Beam takes names
+    if is_dataflow or "apache_beam" in sys.modules:
         return
     finder = _Missing()
     sys.meta_path.insert(0, finder)
     try:
         import apache_beam  # noqa: F401
-
-        pa.array(())  # with which Arrow looks for pandas; where a table is to become one of pandas' it looks again
     finally:
         sys.meta_path.remove(finder)
 
