@@ -10,6 +10,8 @@ depends on torch's version, so `one_row` compares before it trusts.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -20,6 +22,7 @@ from numba.core import config
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from torchmoji_core.inference import kernels, machine_code
 from torchmoji_core.inference.kernels import INT8_STEPS, INT8_ZERO, UNSPLIT_INPUTS
 from torchmoji_core.inference.machine_code import (
     BLOCK,
@@ -67,12 +70,22 @@ def check_processor() -> None:
 
 
 def _kept(function: Any) -> Any:
-    """Compiled, and kept in a file for other processes, where numba finds a folder for it."""
+    """Compiled, and kept in a file for other processes, where numba finds a folder for it.
+
+    For numba to see that a kept one is old it looks at this module alone; so what others have in it is in its name.
+    """
+    function.__qualname__ += f"_{_version_of_others()}"
     try:
         return _compiled(nogil=True, cache=True)(function)
     except RuntimeError:  # as numba says it
         _say_that_none_is_kept()
         return _compiled(nogil=True)(function)
+
+
+@cache
+def _version_of_others() -> str:
+    source = "".join(map(inspect.getsource, (kernels, machine_code)))
+    return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 @cache
