@@ -90,8 +90,9 @@ class Layout:
     def members(self, record: Fields) -> list[tuple[str, Any, Fields]]:
         """The posts of a record, each with what tells it from the others, and with its surroundings.
 
-        A post that is found in a list has a number, or several with dots between them; one that is alone has none. Its
-        surroundings are the record, with the post in the place of the list.
+        A post that is found in a list has a number, or several with dots between them; one that is alone has none, and
+        one that another post holds has its path. Its surroundings are the record, with the post in the place of the
+        list.
         """
         return list(_member(self, record, "", record, _MAX_DEPTH))
 
@@ -137,7 +138,9 @@ def _members(layout: Layout, record: Fields, number: str, depth: int) -> Iterato
     """What is in a record that is not a post itself, or beside one."""
     there = {path: value for path in layout.posts if isinstance(value := look_up(record, path), dict | list)}
     for path, value in there.items():
-        parts = (number, path if len(there) > 1 else "")
+        # One alone that is not in a list is told by its path from the post that holds it.
+        is_named = len(there) > 1 or (isinstance(value, dict) and layout.is_post(record))
+        parts = (number, path if is_named else "")
         if isinstance(value, dict):
             yield from _member(layout, value, ".".join(filter(None, parts)), record, depth)
         else:

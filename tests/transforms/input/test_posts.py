@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from torchmoji_core.errors import InputError
@@ -32,6 +32,7 @@ RECORDS = st.lists(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6), 
 )
 @settings(max_examples=20, deadline=None)
 @given(RECORDS)
+@example([{"items": {}, "snippet": {"textDisplay": None}}])  # a post that holds another
 def test_nothing_is_in_no_count(layout: str, records: list[dict[str, Any]]) -> None:
     mapping = FieldMapping(layout="auto" if layout == "each" else layout, timestamp="auto")
     try:
