@@ -32,7 +32,7 @@ JOBS = 10
 """The most that are needed to read what is left."""
 _KEEP_NO_READERS = """
 import sys
-if "pipelines.runs.worker_main" in sys.orig_argv:
+if "pipelines.runs.worker_forks" in sys.orig_argv:
     from apache_beam.io import unbounded_source
     unbounded_source._ReaderCache.park = lambda self, key, reader, started: reader.close()
 """
@@ -97,8 +97,7 @@ class Job:
 
     @property
     def workers(self) -> list[int]:
-        found = subprocess.run(["pgrep", "-P", str(self.pool.pid)], capture_output=True, text=True, check=False)
-        return [int(line) for line in found.stdout.split()]
+        return _children(*_children(self.pool.pid))  # they are forked from a process that the pool has started
 
     @property
     def records(self) -> int:
@@ -121,6 +120,11 @@ class Job:
             process.kill()
             process.wait()
         self._log.close()
+
+
+def _children(*parents: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", ",".join(map(str, parents))], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
 
 
 def _send(process: int, number: signal.Signals) -> None:
