@@ -165,6 +165,9 @@ def test_without_a_folder_to_keep_them_in_there_are_loops_and_a_remedy(
 
 def test_they_are_loaded_when_many_texts_have_come_alone(make_state: MakeState, precision: str) -> None:
     engine = Engine(make_state(), precision)
+    for _ in range(module.ROWS_WORTH_LOADING - 1):
+        engine.run([[12, 13]])
+    engine.run([[12, 13], [14]])  # as a pipeline has them, in which a single row is a rest
     for _ in range(module.ROWS_WORTH_LOADING):
         assert not isinstance(engine.of_one_row, OneRowNetwork)
         engine.run([[12, 13]])

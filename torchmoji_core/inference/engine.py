@@ -32,7 +32,7 @@ _TABLE_ROWS = 4096
 
 
 ROWS_WORTH_LOADING = 32
-"""Single rows after which loops are loaded for them: a pipeline has some, a service nothing else."""
+"""Single rows, with no batch between, after which loops are loaded for them: a service has nothing else."""
 _LONGEST_EXAMPLE = 40
 """Tokens of the longest row that shows whether loops are right."""
 
@@ -157,6 +157,7 @@ class Engine:
         arrays = [row if isinstance(row, array) and row.typecode == "q" else array("q", row) for row in rows]
         if len(rows) == 1:
             return EngineOutput(*self._run_one(arrays[0]))
+        self._single_rows = 0
         flat = torch.frombuffer(bytearray().join(arrays), dtype=torch.int64)
         self._check(int(flat.min()), int(flat.max()))
         return EngineOutput(*self._network(*self._inputs(flat, lengths)))
@@ -168,7 +169,7 @@ class Engine:
     def _run_one(self, ids: array[int]) -> Output:
         """A single row: by compiled loops, as soon as they are worth the seconds that loading them may take."""
         self._check(min(ids), max(ids))
-        # Threads may count a row once together, but the count skips no number.
+        # Threads may count a row once together, or miss a batch between, but the count skips no number.
         self._single_rows = count = self._single_rows + 1
         if count == ROWS_WORTH_LOADING:
             every = range(self.dimensions.vocabulary)
