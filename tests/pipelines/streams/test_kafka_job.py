@@ -179,7 +179,7 @@ def test_a_job_that_is_killed_is_continued(
         brokers.posts(topic, 5, first=20)
         until(lambda: len(live_ids(output)) == 85)
 
-    finished = run_until(run_score, act, "--commit_every", "200ms", uri=uri)
+    finished = run_until(run_score, act, "--commit_every", "200ms", *publish, uri=uri)
     assert finished.status == 0, finished.err
     ids = [f"{partition}-{number}" for partition in range(4) for number in range(20)]
     assert live_ids(output) == sorted([*ids, *(f"0-{number}" for number in range(20, 25))])
