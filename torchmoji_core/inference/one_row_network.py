@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -80,6 +81,7 @@ def _float_weight(weight: PackedWeight) -> loops.FloatWeight:
     return loops.FloatWeight(_copy(blocks), _bias(weight, n_outputs), n_part)
 
 
+@cache
 def _inputs_of_part(n_outputs: int, n_inputs: int) -> int:
     """How many inputs' products oneDNN adds up before it adds them to those of others: with AVX-512 not always all.
 
