@@ -29,6 +29,11 @@ from transforms.options import ROWS_PER_FILE, ScoreOptions
 
 SAMPLE = Path(__file__).parents[1] / "sample" / "posts.jsonl"
 LOCAL_RUNNER = "DirectRunner"
+_RUNNERS = (
+    LOCAL_RUNNER, "BundleBasedDirectRunner", "DaskRunner", "DataflowRunner", "FlinkRunner", "InteractiveRunner",
+    "PortableRunner", "PrismRunner", "SparkRunner", "SwitchingDirectRunner",
+)  # fmt: skip
+"""Those of Beam's that are known here, each with what it needs or why it is refused."""
 IF_EXISTS = ("rerun", "replace", "append", "fail")
 PROGRESS = ("auto", "bar", "lines", "off")
 
@@ -49,6 +54,13 @@ def _output(text: str) -> str:
     if set(output) & set("*?["):
         raise InputError(f"--output {text} holds one of the glob characters *?[; give another name")
     return output.rstrip("/") or "/"
+
+
+def _runner(text: str) -> str:
+    """A runner by its name in full. Beam takes names in any case, without `Runner`, and with their module in front."""
+    short = text.rpartition(".")[2] if text.startswith("apache_beam.") else text
+    known = {name.lower(): name for name in _RUNNERS}
+    return known.get(short.lower()) or known.get(f"{short.lower()}runner") or text
 
 
 def _processes(text: str) -> int:
@@ -98,7 +110,9 @@ class OutputOptions:
 class RunOptions:
     """Where it runs, and what it says meanwhile."""
 
-    runner: str = option(LOCAL_RUNNER, "DirectRunner runs on this machine; others are those of Beam")
+    runner: str = option(
+        LOCAL_RUNNER, "DirectRunner runs on this machine; others are those of Beam", type=_runner, metavar="NAME"
+    )
     local_workers: int = option(
         1, "processes of a local run, 0 for one a core", name="direct_num_workers", type=_processes, metavar="N"
     )

@@ -19,6 +19,7 @@ from pipelines.data_set.snapshot import DataSet
 from pipelines.runs import progress
 from pipelines.runs.accounting import Finished, data_file, is_dead, reconcile
 from pipelines.runs.context import WORKER_LOG, RunContext
+from pipelines.runs.environments import source_of
 from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan
@@ -122,7 +123,7 @@ def _watchdog(plan: Plan, context: RunContext, progress: str) -> Watchdog:
     is_ours = portable.environment_type in ("EXTERNAL", "PROCESS")
     said = (
         f"no worker has begun within {config.stall_timeout:g} seconds, so the job was ended; see whether workers can "
-        f"be started, and what they log: --environment_config {portable.environment_config}"
+        f"be started, and what they log: --environment_config {source_of(portable)}"
     )
     begun = HasBegun(config.output, plan.run_id)
     return Watchdog(begun, config.stall_timeout if is_ours else 0.0, elsewhere=said)

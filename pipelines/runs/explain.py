@@ -25,6 +25,10 @@ _DEATHS = ("Channel closed prematurely", "SDK worker disconnected", "send on clo
 """What runners say of a worker that is gone: Beam's in this process, Prism (where it was sending, by a panic), ours."""
 _NOT_STARTED = "didn't get control connection"
 """What Prism says of a worker that does not connect within a minute."""
+_NOT_FETCHED = re.compile(r"Unable to fetch remote ([\w ]+) at (\S+): ")
+"""What Beam says of a program of a runner that it would download."""
+_NO_DOCKER = ("returned non-zero", "with docker for env")
+"""What Beam's job server and Prism say of a container that cannot be started; both name docker."""
 _GRPC_DETAILS = re.compile(r'^\s*details = "(.*)"$', re.MULTILINE)
 
 
@@ -49,6 +53,13 @@ def explain(error: BaseException, output: str, worker_log: Path | None = None) -
         return (ours[1] if ours else text).partition(" [while running")[0]
     if isinstance(error, OSError):
         return first_line(error)
+    if fetched := _NOT_FETCHED.search(text):
+        return (
+            f"Beam's {fetched[1]} cannot be fetched from {fetched[2]}; give the --job_endpoint of one that runs, or a "
+            "file: --prism_location, --flink_job_server_jar, --spark_job_server_jar"
+        )
+    if "docker" in text and any(said in text for said in _NO_DOCKER):
+        return "no container can be started; start Docker, or give another --environment_type: docs/runners.md"
     if details := _GRPC_DETAILS.findall(text):  # the rest of such an error is a table for people who know gRPC
         return f"the runner or a worker cannot be reached, or refuses: {shortened(details[-1])}"
     # The last one is the cause of the others.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import shutil
@@ -18,10 +16,10 @@ from apache_beam.runners.portability.prism_runner import PrismJobServer, PrismRu
 from apache_beam.utils.subprocess_server import SubprocessServer
 
 from pipelines.runs import child_process
+from pipelines.runs.environments import source_of
 from torchmoji_core.errors import InputError, RunError
 
 ANSWER_SECONDS = 10.0
-_NEEDED = {"EXTERNAL": "the HOST:PORT of a pool of workers", "PROCESS": """'{"command": "PROGRAM"}'"""}
 
 
 def check_answers(runner: str, options: PipelineOptions) -> None:
@@ -39,24 +37,27 @@ def check_answers(runner: str, options: PipelineOptions) -> None:
     """
     portable = options.view_as(PortableOptions)
     endpoint, environment = portable.job_endpoint, portable.environment_type
-    if endpoint is None and runner.lower() == "portablerunner":
+    if endpoint is None and runner == "PortableRunner":
         raise InputError(f"--runner {runner} needs a job server; give --job_endpoint HOST:PORT")
-    if environment in _NEEDED and not (portable.environment_config or portable.environment_options):
-        raise InputError(f"--environment_type {environment} needs --environment_config, {_NEEDED[environment]}")
+    if endpoint == "embed" and environment is None:
+        raise InputError(
+            "--job_endpoint embed: Beam would start containers of an image that has not this package; give "
+            "--environment_type EXTERNAL with a pool of workers, or LOOPBACK"
+        )
     if endpoint and endpoint != "embed":
         if reason := why_no_answer(endpoint):
             raise RunError(
-                f"--job_endpoint {endpoint}: nobody answers ({reason}); start the job server, or give its address"
+                f"--job_endpoint {endpoint}: nobody answers ({reason}); start the job server, or give its HOST:PORT"
             )
         return
-    if endpoint is None and runner.lower() != "prismrunner":
+    if endpoint is None and runner != "PrismRunner":
         return
     prism = options.view_as(PrismRunnerOptions).prism_location if endpoint is None else None
     if prism and "://" not in prism and not Path(prism).is_file():
         raise InputError(f"--prism_location {prism}: there is no such file; docs/runners.md says how to build one")
     if environment == "EXTERNAL":
-        address = _said(portable.environment_config, "url")
-        if address and (reason := why_no_answer(address)):
+        address = source_of(portable)
+        if reason := why_no_answer(address):
             raise RunError(
                 f"--environment_config {address}: no pool of workers answers ({reason}); start one there: "
                 f"python -m pipelines.worker --port {address.rpartition(':')[2]}"
@@ -66,8 +67,8 @@ def check_answers(runner: str, options: PipelineOptions) -> None:
             raise RunError(
                 "--job_endpoint embed starts no programs; give --environment_type EXTERNAL with a pool of workers"
             )
-        command = _said(portable.environment_config, "command")
-        if command and shutil.which(command) is None:
+        command = source_of(portable)
+        if shutil.which(command) is None:
             raise RunError(
                 f"--environment_config: there is no program {command}; torchmoji-worker comes with this package, give "
                 "its path"
@@ -83,14 +84,6 @@ def why_no_answer(address: str) -> str | None:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 return str(error.details()).rpartition(": ")[2].rstrip("]")
     return None
-
-
-def _said(configuration: str | None, name: str) -> str:
-    """A value of --environment_config: JSON, or that value alone."""
-    with contextlib.suppress(ValueError):
-        if isinstance(told := json.loads(configuration or ""), dict):
-            return str(told.get(name) or "")
-    return configuration or ""
 
 
 class Prism(PrismRunner):

@@ -22,15 +22,17 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from pipelines.cli.options import ScoreConfig
 from pipelines.cli.parsing import OneLineParser
+from pipelines.runs.environments import settle
 from torchmoji_core.errors import InputError, first_line
 
 _LOGGER = logging.getLogger(__name__)
 _EVER_SECONDS = 10 * 365 * 86_400
 """Instead of Beam's 300 s for answers of a job server, which end the wait for a job as well (Beam 2.77)."""
 _WRONG = {
-    "daskrunner": "it loses rows without a word (Beam 2.77): it does not collect what bundles give at their end",
+    "DaskRunner": "it loses rows without a word (Beam 2.77): it does not collect what bundles give at their end",
+    "InteractiveRunner": "it is for notebooks, and keeps all that goes from step to step; take DirectRunner",
 }
-_IN_PROCESS = {"bundlebaseddirectrunner", "switchingdirectrunner", "interactiverunner"}
+_IN_PROCESS = {"BundleBasedDirectRunner", "SwitchingDirectRunner"}
 """Runners of Beam that work on in threads of this process. (FnApiRunner has done its work when it answers.)"""
 _SECRETS = {
     "s3_access_key_id": "AWS_ACCESS_KEY_ID",
@@ -57,6 +59,8 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
     rest = _without_secrets(rest, config)
     options = PipelineOptions([*rest, f"--runner={config.runner}"])
     portable = options.view_as(PortableOptions)
+    portable.job_endpoint = portable.job_endpoint or None
+    settle(portable)
     if portable.job_server_timeout == PortableOptions([]).job_server_timeout:
         portable.job_server_timeout = _EVER_SECONDS
     if config.is_local:
@@ -143,38 +147,44 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
     Raises:
         InputError: if Beam has no runner of that name, or results of that one are known to be wrong.
     """
-    if reason := _WRONG.get(config.runner.rpartition(".")[2].lower()):
+    if reason := _WRONG.get(config.runner):
         raise InputError(f"--runner {config.runner}: {reason}; docs/runners.md has others")
     if config.is_local:
         from pipelines.runs.local_workers import LocalRunner
 
         # While one thread converts and writes a batch, another has the model busy; threads share one copy of it.
         return LocalRunner(processes=config.local_workers > 1, worker_log=worker_log)
-    if config.runner.lower() == "prismrunner":
+    if config.runner == "PrismRunner":
         from pipelines.runs.job_servers import Prism
 
         return Prism()
     try:
         if is_dataflow(config):
             import google.cloud.dataflow  # noqa: F401 - Beam does without until a job is sent
-        return create_runner(config.runner)
-    except (ValueError, ImportError) as error:
+        runner = create_runner(config.runner)
+    except Exception as error:  # whatever the import of a module does, of which Beam takes any
         hint = "; install torchmoji-beam[gcp]" if is_dataflow(config) else ""
         raise InputError(f"--runner {config.runner}: {first_line(error)}{hint}") from None
+    if not isinstance(runner, PipelineRunner):
+        raise InputError(f"--runner {config.runner}: that is no runner of Beam; docs/runners.md has some")
+    return runner
 
 
 def is_dataflow(config: ScoreConfig) -> bool:
     """Whether jobs go to Google's Dataflow."""
-    return config.runner.rpartition(".")[2].lower() == "dataflowrunner"
+    return config.runner == "DataflowRunner"
 
 
 def why_it_ends_with_us(config: ScoreConfig, options: PipelineOptions) -> str | None:
     """Why a job of a runner ends when the command that has started it does; None where it goes on by itself."""
     portable = options.view_as(PortableOptions)
-    if config.is_local or config.runner.lower() in _IN_PROCESS:
+    if config.is_local or config.runner in _IN_PROCESS:
         return "it works in this command"
-    if portable.job_endpoint == "embed" or (config.runner.lower() == "prismrunner" and not portable.job_endpoint):
+    if portable.job_endpoint == "embed" or (portable.job_endpoint is None and config.runner == "PrismRunner"):
         return "its job server is a part of this command"
     if portable.environment_type == "LOOPBACK":
         return "its workers are a part of this command"
+    name = {"FlinkRunner": "flink_submit_uber_jar", "SparkRunner": "spark_submit_uber_jar"}.get(config.runner)
+    if name and portable.job_endpoint is None and not options.get_all_options()[name]:
+        return f"without --{name}, or the --job_endpoint of another one, its job server is a part of this command"
     return None

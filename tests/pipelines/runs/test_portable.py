@@ -398,7 +398,15 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
             "pipelines.worker --port ",
         ),
         (
+            "PrismRunner --environment_type=EXTERNAL --environment_option=external_service_address={}",
+            "--environment_config {}: no pool of workers answers (Connection refused)",
+        ),
+        (
             'PrismRunner --environment_type=PROCESS --environment_config={{"command":"/no/such/program"}}',
+            "there is no program /no/such/program",
+        ),
+        (
+            "PrismRunner --environment_type=PROCESS --environment_config=/no/such/program",
             "there is no program /no/such/program",
         ),
         (
@@ -406,7 +414,7 @@ def test_prism_does_not_outlive_its_command(how: str | signal.Signals, model: st
             "--job_endpoint embed starts no programs",
         ),
     ],
-    ids=["job server", "job server of a stream", "pool", "program", "embedded"],
+    ids=["job server", "job server of a stream", "pool", "pool by option", "program", "program alone", "embedded"],
 )
 def test_what_is_not_there_is_said_at_once(how: str, said: str, run_score: Run, tmp_path: Path) -> None:
     corpus(tmp_path / "in", 1, 10)
@@ -544,6 +552,15 @@ def test_a_job_may_take_longer_than_an_answer_of_its_job_server() -> None:
             "Pipeline job-001 failed in state FAILED: prism worker[job-001[job]_env] didn't get control connection to "
             "localhost:52549 after 1m0s",
             "a worker has not connected to the runner",
+        ),
+        (
+            "Unable to fetch remote job server jar at https://maven/flink.jar: HTTP Error 404: Not Found. Also failed",
+            "Beam's job server jar cannot be fetched from https://maven/flink.jar; give the --job_endpoint",
+        ),
+        (
+            "Pipeline job-001 failed in state FAILED: unable to create container image apache/beam_sdk:2.77.0 "
+            "with docker for env ref_Environment_1, err: failed to connect to the docker API",
+            "no container can be started; start Docker",
         ),
         ('<_MultiThreadedRendezvous of RPC ...:\n\tdetails = "Stream removed (Socket closed)"\n\t...', "Socket closed"),
     ],

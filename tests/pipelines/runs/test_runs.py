@@ -328,6 +328,23 @@ def test_a_runner_that_refuses_is_said_in_one_line(run_score: Score, inputs: Pat
             ["--runner=PrismRunner", "--environment_type=PROCESS"],
             """--environment_type PROCESS needs --environment_config, '{"command": "PROGRAM"}'""",
         ),
+        (["--runner=PortableRunner", "--job_endpoint="], "--runner PortableRunner needs a job server"),
+        (["--runner=portable"], "--runner PortableRunner needs a job server"),
+        (["--runner=PortableRunner", "--job_endpoint=embed"], "--job_endpoint embed: Beam would start containers"),
+        (["--runner=PrismRunner", "--environment_type=PODMAN"], "--environment_type PODMAN is unknown; it must be one"),
+        (["--runner=PrismRunner", "--environment_config=localhost:1"], "--environment_config means nothing without"),
+        (
+            ["--runner=PrismRunner", "--environment_type=external", "--environment_config=localhost"],
+            "--environment_config localhost: it must be the HOST:PORT of a pool of workers",
+        ),
+        (
+            ["--runner=PrismRunner", "--environment_type=EXTERNAL", '--environment_config={"command": "x"}'],
+            '--environment_config {"command": "x"}: it must be the HOST:PORT of a pool of workers',
+        ),
+        (
+            ["--runner=PrismRunner", "--environment_type=PROCESS", '--environment_config={"command": "x"'],
+            """--environment_config {"command": "x": it must be '{"command": "PROGRAM"}'""",
+        ),
         (["--runner=PrismRunner", "--prism_location=/no/such/file"], "--prism_location /no/such/file: "),
         ([*LOOPBACK, "--setup_file=no/setup.py"], "--setup_file no/setup.py: there is no such file"),
         ([*LOOPBACK, "--requirements_file=no.txt"], "--requirements_file no.txt: there is no such file"),
@@ -347,6 +364,9 @@ def test_an_address_that_is_missing_is_asked_for_in_one_line(
     [
         (["--runner=PortableRunner", "--job_endpoint=embed"], "its job server is a part of this command"),
         (["--runner=PrismRunner"], "its job server is a part of this command"),
+        (["--runner=prism"], "its job server is a part of this command"),
+        (["--runner=apache_beam.runners.portability.prism_runner.PrismRunner"], "its job server is a part of this"),
+        (["--runner=FlinkRunner", "--flink_master=localhost:1"], "without --flink_submit_uber_jar, or the --job_end"),
         (["--runner=FlinkRunner", "--environment_type=LOOPBACK"], "its workers are a part of this command"),
     ],
 )
@@ -359,10 +379,30 @@ def test_a_stream_is_not_left_to_a_job_that_ends_with_its_command(
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
-def test_a_runner_that_loses_rows_is_refused(run_score: Score, inputs: Path) -> None:
-    finished = run_score("--input", f"{inputs}/*", "--runner=DaskRunner")
+@pytest.mark.parametrize(
+    ("runner", "why"),
+    [
+        ("DaskRunner", "--runner DaskRunner: it loses rows without a word"),
+        ("apache_beam.runners.dask.dask_runner.DaskRunner", "--runner DaskRunner: it loses rows without a word"),
+        ("interactive", "--runner InteractiveRunner: it is for notebooks"),
+        ("os.path", "--runner os.path: 'module' object is not callable"),
+        ("json.JSONDecoder", "--runner json.JSONDecoder: that is no runner of Beam"),
+    ],
+)
+def test_a_runner_that_is_none_or_loses_rows_is_refused(
+    run_score: Score, inputs: Path, tmp_path: Path, runner: str, why: str
+) -> None:
+    finished = run_score("--input", f"{inputs}/*", "--output", "out", "--runner", runner)
     assert finished.status == 2
-    assert "--runner DaskRunner: it loses rows without a word" in finished.err
+    assert finished.err.startswith(f"error: {why}") and finished.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_local_run_may_be_named_as_beam_takes_it(run_score: Score, inputs: Path) -> None:
+    """Beam's own runner of that name would look for another engine, and take no --direct_num_workers of ours."""
+    finished = run_score("--input", f"{inputs}/*", "--output", "out", "--runner=direct", "--dry_run")
+    assert finished.status == 0
+    assert "runner      DirectRunner, 1 process(es)" in finished.out
 
 
 def test_dataflow_without_googles_libraries_names_the_extra(
