@@ -67,13 +67,21 @@ class Tokenizer:
 
         No vocabulary decides them, so no tokenizer need be made.
 
+        Raises:
+            ValueError: if the limit is negative.
+
         >>> Tokenizer.tokens("@ann sooooo good!!! 100%")
         ['CUSTOM_AT', 'soo', 'good', '!!', 'CUSTOM_NUMBER', '%']
         """
+        _check(limit)
         return list(islice(chain.from_iterable(map(_tokens_of_chunk, chunks(text))), limit))
 
     def ids(self, text: str, limit: int | None = None) -> list[int]:
-        """The token ids of a text, 1 for unknown tokens; all of them, or the first `limit`."""
+        """The token ids of a text, 1 for unknown tokens; all of them, or the first `limit`.
+
+        Raises:
+            ValueError: if the limit is negative.
+        """
         return self.encode(text, limit).tolist()
 
     def encode(self, text: str, limit: int | None = None) -> array[int]:
@@ -81,7 +89,10 @@ class Tokenizer:
         if len(text) > _LONG_TEXT:
             return array("q", map(self._chunks.id_of, self.tokens(text, limit)))
         ids = array("q", b"".join(map(self._ids_of_chunk, chunks(text))))
-        return ids if limit is None or len(ids) <= limit else ids[:limit]
+        if limit is None or len(ids) <= limit:
+            return ids
+        _check(limit)
+        return ids[:limit]
 
     def words(self, ids: Iterable[int]) -> list[str]:
         """The tokens of ids, the way back from `ids`; a padding 0 is left out, an unknown token is CUSTOM_UNKNOWN.
@@ -100,6 +111,11 @@ class Tokenizer:
             if index != MASK:
                 words.append(tokens[index])
         return words
+
+
+def _check(limit: int | None) -> None:
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit must be at least 0, not {limit}")
 
 
 def _tokens_of_chunk(chunk: str) -> Iterable[str]:

@@ -306,6 +306,13 @@ def test_hostile_texts(text: str, expected: list[int]) -> None:
     assert TOKENIZER.ids(text) == expected
 
 
+@pytest.mark.parametrize("text", ["", "so happy today", "so happy today " * 100])
+def test_a_negative_limit_is_refused(text: str) -> None:
+    for read in (Tokenizer.tokens, Tokenizer(VOCABULARY).ids, Tokenizer(VOCABULARY).encode):
+        with pytest.raises(ValueError, match="limit must be at least 0, not -1"):
+            read(text, -1)
+
+
 def test_a_limit_spares_the_rest_of_a_long_chunk() -> None:
     text = "!?" * 100_000
     started = time.process_time()
