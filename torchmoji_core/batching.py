@@ -22,8 +22,6 @@ class BatchLimits:
     max_rows: int = option(512, "rows of a batch", name="max_batch_rows", metavar="N")
     max_tokens: int = option(8192, "and its tokens", name="max_batch_tokens", metavar="N")
     """About 150 MB of features and gates at full size."""
-    bucket_width: int = 1
-    """Lengths that share a bucket, for rows that arrive one by one."""
     max_waiting: int = 16_384
     """Rows held back in all; above it the fullest bucket goes first."""
     max_waiting_size: int = 64 << 20
@@ -59,11 +57,12 @@ def plan_batches(lengths: Sequence[int], limits: BatchLimits = BatchLimits()) ->
 
 
 class LengthBuckets(Generic[T]):
-    """Rows that arrive one by one, held in buckets of similar length until a batch is full."""
+    """Rows that arrive one by one, held in a bucket for each length until a batch is full."""
 
     def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._buckets: dict[int, _Bucket[T]] = {}
+        """By the length of their rows."""
         self.waiting = 0
         """Rows held back in all."""
         self.waiting_size = 0
@@ -72,23 +71,21 @@ class LengthBuckets(Generic[T]):
     def add(self, row: T, length: int, size: int = 0) -> list[T] | None:
         """Hold a row of so many tokens, which takes so much memory; returns a batch when one is due."""
         limits = self._limits
-        key = length // limits.bucket_width
-        bucket = self._buckets.get(key)
+        bucket = self._buckets.get(length)
         if bucket is None:
-            longest = self._longest(key)
-            full = min(limits.max_rows, limits.max_tokens // longest) if longest else limits.max_rows
-            bucket = self._buckets[key] = _Bucket(full)
+            full = min(limits.max_rows, limits.max_tokens // length) if length else limits.max_rows
+            bucket = self._buckets[length] = _Bucket(full)
         rows = bucket.rows
         rows.append(row)
         bucket.size += size
         self.waiting += 1
         self.waiting_size += size
         if len(rows) >= bucket.full:
-            return self._take(key)
+            return self._take(length)
         if self.waiting >= limits.max_waiting:
-            return self._take(max(self._buckets, key=lambda key: len(self._buckets[key].rows)))
+            return self._take(max(self._buckets, key=lambda length: len(self._buckets[length].rows)))
         if self.waiting_size > limits.max_waiting_size:
-            return self._take(max(self._buckets, key=lambda key: self._buckets[key].size))
+            return self._take(max(self._buckets, key=lambda length: self._buckets[length].size))
         return None
 
     def drain(self) -> Iterator[list[T]]:
@@ -98,22 +95,19 @@ class LengthBuckets(Generic[T]):
         """
         batch: list[T] = []
         longest = 0
-        for key in sorted(self._buckets, reverse=True):
-            rows = self._take(key)
-            longest = longest or self._longest(key)
+        for length in sorted(self._buckets, reverse=True):
+            rows = self._take(length)
+            longest = longest or length
             total = len(batch) + len(rows)
             if batch and (total > self._limits.max_rows or total * longest > self._limits.max_tokens):
                 yield batch
-                batch, longest = [], self._longest(key)
+                batch, longest = [], length
             batch += rows
         if batch:
             yield batch
 
-    def _longest(self, key: int) -> int:
-        return (key + 1) * self._limits.bucket_width - 1
-
-    def _take(self, key: int) -> list[T]:
-        bucket = self._buckets.pop(key)
+    def _take(self, length: int) -> list[T]:
+        bucket = self._buckets.pop(length)
         self.waiting -= len(bucket.rows)
         self.waiting_size -= bucket.size
         return bucket.rows

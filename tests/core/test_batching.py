@@ -18,7 +18,6 @@ limits_of_batches = st.builds(
     BatchLimits,
     max_rows=st.integers(1, 12),
     max_tokens=st.integers(1, 120),
-    bucket_width=st.integers(1, 6),
     max_waiting=st.integers(1, 30),
 )
 
@@ -63,11 +62,10 @@ def test_buckets_give_every_row_once(lengths: list[int], limits: BatchLimits) ->
         batch = buckets.add((row, length), length)
         if batch is not None:
             batches.append(batch)
-            longest = max(length for _, length in batch) + limits.bucket_width
-            full = len(batch) == limits.max_rows or (len(batch) + 1) * longest > limits.max_tokens
+            (length,) = {length for _, length in batch}
+            full = len(batch) == limits.max_rows or (len(batch) + 1) * length > limits.max_tokens
             assert full or waiting == limits.max_waiting  # nothing leaves before it is due
             waiting -= len(batch)
-            assert len({length // limits.bucket_width for _, length in batch}) == 1
         assert waiting < limits.max_waiting
     left = list(buckets.drain())
     assert sum(map(len, left)) == waiting
@@ -79,21 +77,21 @@ def test_buckets_give_every_row_once(lengths: list[int], limits: BatchLimits) ->
 
 
 def test_a_full_bucket_is_given_at_once() -> None:
-    buckets: LengthBuckets[str] = LengthBuckets(BatchLimits(max_rows=2, bucket_width=2))
+    buckets: LengthBuckets[str] = LengthBuckets(BatchLimits(max_rows=2))
     assert buckets.add("a", 4) is None
-    assert buckets.add("b", 7) is None
-    assert buckets.add("c", 5) == ["a", "c"]
+    assert buckets.add("b", 5) is None
+    assert buckets.add("c", 4) == ["a", "c"]
     assert list(buckets.drain()) == [["b"]]
 
 
 def test_the_fullest_bucket_goes_when_too_many_rows_wait() -> None:
-    buckets: LengthBuckets[str] = LengthBuckets(BatchLimits(max_waiting=4, bucket_width=1))
+    buckets: LengthBuckets[str] = LengthBuckets(BatchLimits(max_waiting=4))
     assert [buckets.add(name, length) for name, length in (("a", 1), ("b", 2), ("c", 2))] == [None] * 3
     assert buckets.add("d", 3) == ["b", "c"]
 
 
 def test_the_largest_bucket_goes_when_what_waits_is_too_large() -> None:
-    buckets: LengthBuckets[str] = LengthBuckets(BatchLimits(max_waiting_size=100, bucket_width=1))
+    buckets: LengthBuckets[str] = LengthBuckets(BatchLimits(max_waiting_size=100))
     assert [buckets.add(name, length, 20) for name, length in (("a", 1), ("b", 1), ("c", 1))] == [None] * 3
     assert buckets.add("d", 2, 90) == ["d"]
     assert buckets.add("e", 2, 40) is None
@@ -102,7 +100,7 @@ def test_the_largest_bucket_goes_when_what_waits_is_too_large() -> None:
 
 
 def test_draining_joins_neighbours() -> None:
-    buckets: LengthBuckets[int] = LengthBuckets(BatchLimits(max_rows=10, bucket_width=2))
+    buckets: LengthBuckets[int] = LengthBuckets(BatchLimits(max_rows=10))
     for length in range(1, 9):
         buckets.add(length, length)
     drained = list(buckets.drain())
@@ -110,7 +108,7 @@ def test_draining_joins_neighbours() -> None:
     assert sorted(drained[0]) == list(range(1, 9))
 
 
-@pytest.mark.parametrize("name", ["max_rows", "max_tokens", "bucket_width", "max_waiting"])
+@pytest.mark.parametrize("name", ["max_rows", "max_tokens", "max_waiting"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_limits_below_one_are_refused(name: str, value: int) -> None:
     with pytest.raises(InputError, match=f"{name} must be at least 1, not {value}"):

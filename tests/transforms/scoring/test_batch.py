@@ -47,9 +47,9 @@ def with_window(batch: Any, window: Any = beam.DoFn.WindowParam, timestamp: Any 
     lengths=st.lists(st.integers(0, 30), max_size=80),
     limits=st.sampled_from(
         [
-            BatchLimits(max_rows, max_tokens, bucket_width, max_waiting=max_waiting)
+            BatchLimits(max_rows, max_tokens, max_waiting)
             for max_rows, max_tokens in ((1, 50), (3, 1), (4, 100), (10, 30))
-            for bucket_width, max_waiting in ((1, 1), (1, 30), (2, 7), (5, 16), (5, 30))
+            for max_waiting in (1, 7, 16, 30)
         ]
     ),
 )
@@ -80,7 +80,7 @@ def test_batches_leave_within_the_bundle() -> None:
 
 
 def test_tokens_fill_a_batch_too() -> None:
-    do_fn = batching(BatchLimits(max_rows=1000, max_tokens=100, bucket_width=1))
+    do_fn = batching(BatchLimits(max_rows=1000, max_tokens=100))
     do_fn.start_bundle()
     early = [batch for row in tokenized_tweets([20] * 12) for batch in do_fn.process(row, GlobalWindow())]
     assert [len(batch) for batch in early] == [5, 5]
@@ -99,7 +99,7 @@ def test_in_a_pipeline(run: Run) -> None:
     rows = tokenized_tweets(index % 31 for index in range(500))
 
     def build(pipeline: beam.Pipeline) -> Mapping[str, beam.PCollection[Any]]:
-        limits = BatchLimits(max_rows=16, max_tokens=200, bucket_width=2, max_waiting=10_000)
+        limits = BatchLimits(max_rows=16, max_tokens=200, max_waiting=10_000)
         return {"batches": pipeline | beam.Create(rows) | BatchByLength(limits)}
 
     batches = run(build)["batches"]
@@ -186,7 +186,7 @@ def test_long_texts_do_not_wait_for_a_full_batch() -> None:
     assert sum(len(value.value) for value in do_fn.finish_bundle()) == waiting
 
 
-@pytest.mark.parametrize("name", ["max_rows", "max_tokens", "bucket_width", "max_waiting"])
+@pytest.mark.parametrize("name", ["max_rows", "max_tokens", "max_waiting"])
 def test_limits_are_checked_when_the_pipeline_is_built(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be at least 1"):
         BatchByLength(BatchLimits(**{name: 0}))
