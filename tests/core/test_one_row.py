@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pickle
 import runpy
 import shutil
 import sys
@@ -27,6 +28,7 @@ from torchmoji_core.processor import has_avx2
 
 pytestmark = pytest.mark.skipif(not has_avx2(), reason="loops need AVX2")
 
+FOLDER = one_row_loops.run.stats.cache_path
 ROWS = [
     np.random.default_rng(number).integers(0, 60, length).tolist()
     for number, length in enumerate([1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 17, 25, 31, 33, 60])
@@ -94,6 +96,10 @@ def broken(*_: object) -> None:
     raise RuntimeError("no such machine\nand more")
 
 
+def damaged(*_: object) -> None:
+    pickle.loads(pickle.dumps("loops")[:-3])
+
+
 def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/of/numba")
 
@@ -107,7 +113,12 @@ def wrong(
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("conclude", "fault"),
-    [(broken, "no such machine"), (full, "No space left on device"), (wrong, "they round otherwise")],
+    [
+        (broken, "no such machine"),
+        (damaged, f"pickle data was truncated: a file that keeps them is damaged, delete {FOLDER}"),
+        (full, "No space left on device"),
+        (wrong, "they round otherwise"),
+    ],
 )
 def test_loops_that_do_not_fit_are_not_used(
     make_state: MakeState,
@@ -134,16 +145,16 @@ def test_without_numba_nothing_is_said(
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize(("setting", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "")])
-def test_loops_are_for_no_other_processor(
+@pytest.mark.parametrize(("setting", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", ""), ("DISABLE_JIT", 1)])
+def test_settings_with_which_loops_cannot_run_are_named(
     make_state: MakeState,
     setting: str,
-    value: str,
+    value: object,
     precision: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """LLVM would end the process."""
+    """For another processor, LLVM would end the process."""
     monkeypatch.setattr(numba.core.config, setting, value)
     by_themselves(make_state(), precision, loops=False)
     (record,) = caplog.records

@@ -6,6 +6,7 @@ import logging
 from array import array
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pickle import UnpicklingError
 
 from torch import Tensor
 
@@ -28,13 +29,21 @@ def for_one_row(network: Network, table: Tensor, otherwise: OneRow, examples: Se
     if not has_avx2() or find_spec("numba") is None:
         return otherwise
     try:
-        from torchmoji_core.inference.one_row_network import OneRowNetwork  # which imports numba
+        import numba
+
+        if numba.config.DISABLE_JIT:
+            return _without(otherwise, "NUMBA_DISABLE_JIT is set")
+        from torchmoji_core.inference import one_row_loops
+        from torchmoji_core.inference.one_row_network import OneRowNetwork
 
         if not OneRowNetwork.is_possible(network):
             return otherwise
         loops = OneRowNetwork(network, table)
         # Those of another version of torch may round elsewhere.
         same = all(same_bits(loops(row), otherwise(row)) for row in examples)
+    except (EOFError, UnpicklingError) as error:
+        folder = one_row_loops.run.stats.cache_path
+        return _without(otherwise, f"{first_line(error)}: a file that keeps them is damaged, delete {folder}")
     except Exception as error:  # numba's own are of many kinds
         if not isinstance(error, OSError):  # a disk that is too full to keep loops has room for all else
             raise_shortage(error)
