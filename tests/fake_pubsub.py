@@ -34,6 +34,8 @@ class _Leased:
 class FakeSubscription:
     """Messages of one subscription, and what clients have done with them."""
 
+    topic: str
+    """Whose messages it has, projects/P/topics/T."""
     deadline: float = 10.0
     """Seconds until a message that was not acknowledged is delivered again."""
     waiting: list[Any] = field(default_factory=list)
@@ -98,8 +100,8 @@ class FakePubSub:
         self._server.stop(None)
 
     def subscribe(self, name: str, deadline: float = 10.0) -> FakeSubscription:
-        """Make a subscription, projects/P/subscriptions/S."""
-        self.subscriptions[name] = FakeSubscription(deadline)
+        """Make a subscription, projects/P/subscriptions/S, to the topic projects/P/topics/S."""
+        self.subscriptions[name] = FakeSubscription(name.replace("/subscriptions/", "/topics/"), deadline)
         return self.subscriptions[name]
 
     def send(
@@ -127,6 +129,7 @@ class FakePubSub:
     def _methods(self) -> dict[str, dict[str, tuple[Any, Any]]]:
         return {
             "google.pubsub.v1.Subscriber": {
+                "GetSubscription": (types.GetSubscriptionRequest, self._get_subscription),
                 "Pull": (types.PullRequest, self._pull),
                 "Acknowledge": (types.AcknowledgeRequest, self._acknowledge),
                 "ModifyAckDeadline": (types.ModifyAckDeadlineRequest, self._modify_deadline),
@@ -153,6 +156,9 @@ class FakePubSub:
         messages = getattr(request, "messages", ())
         if messages and (size > PUBLISHED_BYTES or len(messages) > PUBLISHED_MESSAGES):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "Request payload size exceeds the limit: 10485760 bytes")
+
+    def _get_subscription(self, request: Any, context: grpc.ServicerContext) -> Any:
+        return types.Subscription(name=request.subscription, topic=self.subscriptions[request.subscription].topic)
 
     def _pull(self, request: Any, context: grpc.ServicerContext) -> Any:
         subscription = self.subscriptions[request.subscription]

@@ -26,6 +26,7 @@ from pipelines.runs.plan import Plan, check_model, check_stream
 from pipelines.streams import kafka_job, pubsub_job
 from pipelines.streams.kafka import KafkaSource, check_no_circle
 from pipelines.streams.local import LocalStream
+from pipelines.streams.pubsub import check_topic
 from torchmoji_core.errors import InputError, RunError
 from transforms.addresses import KafkaTopic, PubSubName
 from transforms.output.commit import journal_directory, record_together
@@ -138,6 +139,7 @@ def _build(pipeline: beam.Pipeline, plan: Plan, data_set: DataSet) -> Covers:
     assert stream is not None
     sink = KafkaSink(stream.publish, stream.producer_settings()) if isinstance(stream.publish, KafkaTopic) else None
     if isinstance(stream.source, PubSubName):
+        check_topic(stream.source, stream.publish)
         pubsub_job.build_pipeline(pipeline, plan)
         return {}
     settings = stream.consumer_settings()

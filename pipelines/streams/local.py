@@ -33,7 +33,7 @@ from pipelines.streams.buffer import LoopOptions
 from pipelines.streams.committer import Committer
 from pipelines.streams.kafka import KafkaSource, check_no_circle
 from pipelines.streams.loop import Loop, Work
-from pipelines.streams.pubsub import PubSubSource
+from pipelines.streams.pubsub import PubSubSource, check_topic
 from pipelines.streams.sources import Source
 from pipelines.streams.stages import Stages, open_publisher
 from torchmoji_core.errors import RunError
@@ -84,6 +84,7 @@ class LocalStream:
         with told_to_stop(stream.drain + DRAIN_MARGIN) as stop:
             topic = open_publisher(stream)
             if isinstance(stream.source, PubSubName):
+                check_topic(stream.source, stream.publish)
                 work = Stages(config, stream, topic)
                 # Last: making a source pulls a message, whose deadline is not extended before the loop runs.
                 return self.attend(PubSubSource(stream.source.path), work, stop)

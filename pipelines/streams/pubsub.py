@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipelines.data_set.coverage import Covers
 from pipelines.streams.sources import Received, SourceUnavailableError
 from torchmoji_core.errors import InputError, RunError, UnavailableError, first_line
-from transforms.addresses import PUBSUB
+from transforms.addresses import PUBSUB, KafkaTopic, PubSubName
 from transforms.output.messages import to_messages
 from transforms.output.publish import to_attributes
 from transforms.records import Message
@@ -194,6 +194,26 @@ def _received(item: Any) -> Received:
     published = message.publish_time
     micros = published.seconds * 1_000_000 + published.nanos // 1000
     return Received(Message(message.message_id, message.data, micros, dict(message.attributes)), item.ack_id)
+
+
+def check_topic(source: PubSubName, publish: PubSubName | KafkaTopic | None) -> None:
+    """Raises:
+    InputError: if rows would be published to the topic of the subscription that is read, and its reader may know.
+    """
+    if not isinstance(publish, PubSubName):
+        return
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import pubsub
+
+    try:
+        with _subscriber(pubsub, _UNBOUNDED) as client:
+            request = {"subscription": source.path}
+            topic = client.get_subscription(request=request, timeout=REQUEST_SECONDS, retry=None).topic
+    except (GoogleAPIError, GoogleAuthError):  # to read a subscription is not to be allowed to look at it
+        return
+    if topic == publish.path:
+        raise InputError(f"--publish {publish.uri} is what --input reads: rows would come back as messages")
 
 
 class PubSubTopic:

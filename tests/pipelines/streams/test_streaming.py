@@ -129,9 +129,16 @@ def test_a_subscription_that_is_not_there(
     assert finished.status == 2 and "there is no such subscription; create it first" in finished.err
 
 
+def test_rows_do_not_go_to_the_topic_that_is_read(server: FakePubSub, run_score: Score) -> None:
+    topic = f"pubsub://{server.subscriptions[SUBSCRIPTION].topic}"
+    finished = run_score("--streaming", "--input", URI, "--output", "out", "--publish", topic)
+    assert finished.status == 2 and f"error: --publish {topic} is what --input reads" in finished.err, finished.err
+    assert not Path("out").exists()
+
+
 def test_a_topic_that_takes_no_rows(server: FakePubSub, subscription: FakeSubscription, run_score: Score) -> None:
     """Nothing is acknowledged that was not published."""
-    server.refuse["Publish"] = grpc.StatusCode.NOT_FOUND
+    server.refuse |= {"Publish": grpc.StatusCode.NOT_FOUND, "GetSubscription": grpc.StatusCode.PERMISSION_DENIED}
     Sender(server).send(3)
     finished = run_score("--streaming", "--input", URI, "--output", "out", "--publish", f"pubsub://{TOPIC}")
     assert finished.status == 1 and f"--publish pubsub://{TOPIC}: rows cannot be published" in finished.err
