@@ -38,8 +38,9 @@ def serve(requests: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, forget)  # not before: programs that imports start are not ours
     for line in requests.makefile():
         worker_id, *endpoints = json.loads(line)
-        theirs, ours = os.pipe()
+        pipe: tuple[int, ...] = ()
         try:
+            pipe = theirs, ours = os.pipe()
             number = os.fork()
         except OSError as error:
             answer, pipes = str(error.strerror), []
@@ -51,8 +52,8 @@ def serve(requests: socket.socket) -> None:
             answer, pipes = str(number), [theirs]
         with contextlib.suppress(OSError):  # the pool has ended meanwhile
             socket.send_fds(requests, [answer.encode()], pipes)
-        os.close(theirs)
-        os.close(ours)
+        for end_of_pipe in pipe:
+            os.close(end_of_pipe)
 
 
 def forget(*_: object) -> None:

@@ -7,6 +7,7 @@ have that memory in common. The pool itself imports neither.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -119,6 +120,9 @@ class _Forks:
         with contextlib.suppress(ConnectionError):
             self._requests.sendall(json.dumps([worker_id, *endpoints]).encode() + b"\n")
             said, pipes, _, _ = socket.recv_fds(self._requests, 1024, 1)
+        if said.isdigit() and not pipes:  # this process has no room for the pipe
+            os.kill(int(said), signal.SIGTERM)
+            raise OSError(os.strerror(errno.EMFILE))
         if not pipes:
             raise OSError(said.decode() or "the process that it would be forked from has ended")
         return int(said), pipes[0]

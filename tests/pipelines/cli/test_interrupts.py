@@ -175,6 +175,13 @@ def test_what_was_abandoned_says_its_own_error(tmp_path: Path) -> None:
     assert (process.returncode, err) == (1, "failed: no progress\n")
 
 
+def test_a_command_that_is_interrupted_while_it_begins_shows_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "argparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    command = [sys.executable, "-m", "pipelines.worker", "--port=0"]
+    finished = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, check=False)
+    assert (finished.returncode, finished.stderr) == (-signal.SIGINT, b"")
+
+
 def test_handlers_are_as_they_were_afterwards() -> None:
     before = [signal.getsignal(number) for number in interrupts.SIGNALS]
     assert run_command(lambda arguments: 0) == 0

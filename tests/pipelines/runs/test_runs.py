@@ -31,6 +31,7 @@ from pipelines.cli.options import parse
 from pipelines.data_set.manifest import DataFile
 from pipelines.data_set.recovery import register_run
 from pipelines.data_set.snapshot import DataSet
+from pipelines.runs import worker_forks
 from pipelines.runs.accounting import reconcile
 from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
@@ -38,6 +39,7 @@ from pipelines.runs.plan import make_plan
 from pipelines.runs.worker_checks import HasBegun, check_worker, our_versions
 from pipelines.runs.worker_pool import SERVICE, Response, StartWorkerRequest, StopWorkerRequest, WorkerPool
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
+from tests.pipelines.streams.parts import until
 from torchmoji_core.errors import InputError, RunError
 from torchmoji_core.inference.kernels import choose
 
@@ -207,6 +209,53 @@ def test_workers_of_two_jobs_may_have_one_name() -> None:
         finally:
             pool.stop()
     assert [worker.is_running for worker in workers] == [False, False]
+
+
+def children(pid: int) -> set[int]:
+    """Processes that a process's main thread has started."""
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process can open none."""
+    free = os.dup(0)
+    os.close(free)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.portable
+def test_a_pool_without_room_for_a_pipe_says_so_and_leaves_no_worker() -> None:
+    before = children(os.getpid())
+    pool = WorkerPool()
+    (forks,) = children(os.getpid()) - before
+    with waiting_runner() as request:
+        try:
+            assert not pool.start_worker(request).error
+            with no_more_files():
+                assert pool.start_worker(request).error == "a worker cannot be started: Too many open files"
+            until(lambda: children(forks) == {pool.workers[0].pid})
+        finally:
+            pool.stop()
+
+
+def test_where_no_pipe_can_be_made_no_worker_is_forked() -> None:
+    asked, asking = socket.socketpair()
+    before = signal.getsignal(signal.SIGCHLD)
+    with asked, asking:
+        asking.sendall(b'["one", "127.0.0.1:1"]\n')
+        asking.shutdown(socket.SHUT_WR)
+        try:
+            with no_more_files():
+                worker_forks.serve(asked)
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+        assert asking.recv(1024) == b"Too many open files"
 
 
 @pytest.mark.portable
