@@ -28,6 +28,7 @@ EXAMPLES = ROOT / "examples" / "spark"
 
 def main() -> None:
     from benchmarks.common import report, texts
+    from pipelines.runs import child_process
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="Parquet with a column text (default: the tweets beside the checkout, if any)")
@@ -41,8 +42,9 @@ def main() -> None:
     environment = os.environ | {"PYSPARK_PYTHON": str(PYTHON), "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as directory:
         pq.write_table(pa.table({"text": corpus}), Path(directory, "texts.parquet"))
+        measuring = [PYTHON, "-m", "benchmarks.spark", "--measure", directory, str(options.runs), *options.setting]
         finished = subprocess.run(
-            [PYTHON, "-m", "benchmarks.spark", "--measure", directory, str(options.runs), *options.setting],
+            [sys.executable, "-I", child_process.__file__, str(os.getpid()), *measuring],
             stdout=subprocess.PIPE, text=True, check=True, start_new_session=True,
             env=environment | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
