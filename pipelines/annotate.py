@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
 
     from pipelines.runs.beam_alone import import_beam
 
-    import_beam(config.score.runner)
+    import_beam(config.score.is_dataflow)
     from pipelines.runs import repetition
 
     return repetition.run(config, rest)

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
     from pipelines.runs.beam_alone import import_beam
 
-    import_beam(config.runner)
+    import_beam(config.is_dataflow)
     from pipelines.runs import submission
     from pipelines.runs.context import locked, open_context
     from pipelines.runs.plan import make_plan

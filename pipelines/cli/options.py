@@ -142,6 +142,11 @@ class RunOptions:
     def is_local(self) -> bool:
         return self.runner == LOCAL_RUNNER
 
+    @property
+    def is_dataflow(self) -> bool:
+        """Whether jobs go to Google's Dataflow."""
+        return self.runner == "DataflowRunner"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(InputOptions, OutputOptions, RunOptions):

@@ -159,20 +159,15 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
 
         return Prism()
     try:
-        if is_dataflow(config):
+        if config.is_dataflow:
             import google.cloud.dataflow  # noqa: F401 - Beam does without until a job is sent
         runner = create_runner(config.runner)
     except Exception as error:  # whatever the import of a module does, of which Beam takes any
-        hint = "; install torchmoji-beam[gcp]" if is_dataflow(config) else ""
+        hint = "; install torchmoji-beam[gcp]" if config.is_dataflow else ""
         raise InputError(f"--runner {config.runner}: {first_line(error)}{hint}") from None
     if not isinstance(runner, PipelineRunner):
         raise InputError(f"--runner {config.runner}: that is no runner of Beam; docs/runners.md has some")
     return runner
-
-
-def is_dataflow(config: ScoreConfig) -> bool:
-    """Whether jobs go to Google's Dataflow."""
-    return config.runner == "DataflowRunner"
 
 
 def why_it_ends_with_us(config: ScoreConfig, options: PipelineOptions) -> str | None:

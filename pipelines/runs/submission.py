@@ -24,7 +24,7 @@ from pipelines.runs.context import RunContext
 from pipelines.runs.explain import explain
 from pipelines.runs.graph import build_pipeline
 from pipelines.runs.plan import Plan
-from pipelines.runs.runners import is_dataflow, why_it_ends_with_us
+from pipelines.runs.runners import why_it_ends_with_us
 from torchmoji_core.errors import InputError, RunError
 from transforms.output.commit import job_directory
 
@@ -64,13 +64,13 @@ def build_only(
         InputError: if a source, a sink or an option of the runner cannot be used.
         RunError: if the runner refuses the graph.
     """
-    if is_dataflow(plan.config):
+    if plan.config.is_dataflow:
         # Beam's own option: the runner comes back before anything is staged or sent. A pipeline copies its options.
         context.options.view_as(TestOptions).dry_run = True
     pipeline = make_pipeline(context)
     build(pipeline, plan)
     try:
-        if is_dataflow(plan.config):
+        if plan.config.is_dataflow:
             pipeline.run()
         else:
             pipeline.to_runner_api()
@@ -85,7 +85,7 @@ def send(pipeline: beam.Pipeline, plan: Plan, context: RunContext) -> str | None
         InputError: if a job is to be updated that does not run.
         Exception: whatever the runner raises.
     """
-    if is_dataflow(plan.config) and context.options.view_as(GoogleCloudOptions).update:
+    if plan.config.is_dataflow and context.options.view_as(GoogleCloudOptions).update:
         _check_updated(context)
     result: Any = pipeline.run()
     if template_of(context):
