@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -23,6 +24,14 @@ SETTINGS = {
     "spark.sql.maxConcurrentOutputFileWriters": 3,  # or rows are sorted by status, once all of a task have been scored
 }
 """With which Python scores while Spark writes, where a core is free."""
+
+
+def session(name: str) -> SparkSession:
+    """With `SETTINGS`, but for those that spark-submit or its files of settings give."""
+    SparkContext._ensure_initialized()  # or Python's SparkConf knows nothing of them
+    given = SparkConf()
+    settings = {setting: value for setting, value in SETTINGS.items() if not given.contains(setting)}
+    return SparkSession.builder.appName(name).config(map=settings).getOrCreate()
 
 
 def rows_of_lines(lines: DataFrame, text_field: str) -> DataFrame:
@@ -68,7 +77,7 @@ def main() -> None:
     parser.add_argument("--text_field", default="text", help="column, or path in JSON (default: text)")
     parser.add_argument("--model", help="a bundle (default: the bundled one)")
     options = parser.parse_args()
-    spark = SparkSession.builder.appName("scores").config(map=SETTINGS).getOrCreate()
+    spark = session("scores")
     if options.format == "json":
         column, rows = "text", rows_of_lines(spark.read.text(options.input), options.text_field)
     else:

@@ -13,8 +13,8 @@ import argparse
 from functools import partial
 
 from pyspark.errors import AnalysisException
-from pyspark.sql import DataFrame, SparkSession
-from score import SETTINGS, rows_of_lines, scored  # type: ignore[import-not-found]  # beside this file
+from pyspark.sql import DataFrame
+from score import rows_of_lines, scored, session  # type: ignore[import-not-found]  # beside this file
 
 from torchmoji_core import ArrowScorer, InputError
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--until_done", action="store_true", help="stop when all files that are there have been scored")
     options = parser.parse_args()
     scorer = ArrowScorer("text", options.model)
-    spark = SparkSession.builder.appName("stream of scores").config(map=SETTINGS).getOrCreate()
+    spark = session("stream of scores")
     lines = spark.readStream.option("maxFilesPerTrigger", options.files_per_batch).text(options.input)
     stream = lines.writeStream.foreachBatch(partial(write, scorer, options.text_field, options.output))
     if options.until_done:
