@@ -87,21 +87,24 @@ BUSY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("code", "said"), BUSY.values(), ids=BUSY)
-def test_a_signal_ends_it(code: str, said: str, number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_ends_it(code: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "slow_module.py").write_text(SLOW_MODULE)
     seconds = 1.0 if "ended at once" in said else 600.0
-    process = start(code if "ready()" in code else f"ready()\n{code}", tmp_path, seconds)
-    process.send_signal(number)
+    processes: dict[signal.Signals, subprocess.Popen[str]] = {}
     try:
-        out, err = process.communicate(timeout=SLOW)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            processes[number] = start(code if "ready()" in code else f"ready()\n{code}", tmp_path, seconds)
+            processes[number].send_signal(number)
+        for number, process in processes.items():
+            out, err = process.communicate(timeout=SLOW)
+            assert process.returncode == interrupts.INTERRUPTED, (number, err)
+            assert re.search(said, err.splitlines()[-1]), (number, err)
+            assert "slow_module" not in code or out == "imported\n", "native modules do not survive an exception there"
+            assert "__del__" in code or "Traceback" not in err, number
     finally:
-        process.kill()
-    assert process.returncode == interrupts.INTERRUPTED, err
-    assert re.search(said, err.splitlines()[-1]), err
-    assert "slow_module" not in code or out == "imported\n", "native modules do not survive an exception on import"
-    assert "__del__" in code or "Traceback" not in err
+        for process in processes.values():
+            process.kill()
 
 
 @pytest.mark.parametrize("stops", ["", "with interrupts.told_to_stop(600) as stop: "])
