@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -22,7 +24,7 @@ import grpc
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.testing.util import assert_that, equal_to
 
@@ -36,6 +38,7 @@ from pipelines.runs.accounting import reconcile
 from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
+from pipelines.runs.runners import OptionsReadOnce
 from pipelines.runs.worker_checks import HasBegun, check_worker, our_versions
 from pipelines.runs.worker_pool import SERVICE, Response, StartWorkerRequest, StopWorkerRequest, WorkerPool
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
@@ -452,6 +455,22 @@ def test_a_local_run_may_be_named_as_beam_takes_it(run_score: Score, inputs: Pat
     finished = run_score("--input", f"{inputs}/*", "--output", "out", "--runner=direct", "--dry_run")
     assert finished.status == 0
     assert "runner      DirectRunner, 1 process(es)" in finished.out
+
+
+def test_options_that_are_read_once_are_those_of_beam() -> None:
+    options = OptionsReadOnce(["--direct_num_workers=3"])
+    options.view_as(DirectOptions).direct_num_workers = 5
+    for copied in (copy.deepcopy(options), pickle.loads(pickle.dumps(options))):
+        assert copied.get_all_options() == options.get_all_options()
+        copied.view_as(DirectOptions).direct_num_workers = 7
+        assert copied.view_as(DirectOptions).direct_num_workers == 7
+    assert options.get_all_options()["direct_num_workers"] == options.view_as(DirectOptions).direct_num_workers == 5
+
+
+@pytest.mark.parametrize("name", ["DataflowRunner", "dataflow", "apache_beam.runners.dataflow.DataflowRunner"])
+def test_dataflow_is_known_by_each_of_its_names(name: str) -> None:
+    config, _ = parse([f"--runner={name}"])
+    assert config.is_dataflow
 
 
 def test_dataflow_without_googles_libraries_names_the_extra(
