@@ -13,11 +13,11 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pipeline import PipelineVisitor
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from pipelines.runs.runners import OptionsReadOnce
 from tests.tiny import tiny_bundle
 from torchmoji_core.bundle import Bundle
 from transforms import ReadTweets, metrics
@@ -198,7 +198,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run_pipeline(build: Build, streaming: bool = False) -> Ran:
         directory = tmp_path_factory.mktemp("outputs")
         runner = BundleBasedDirectRunner() if streaming else FnApiRunner()
-        options = PipelineOptions(["--streaming"] if streaming else [])
+        options = OptionsReadOnce(["--streaming"] if streaming else [])
         pipeline = beam.Pipeline(runner=runner, options=options)
         outputs = dict(build(pipeline))
         for name, collection in outputs.items():
