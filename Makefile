@@ -27,13 +27,15 @@ FUZZ_SECONDS ?= 3600
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: score test test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts test-spark test-flink java-and-maven
+.PHONY: score test suite test-faults test-power-cut test-lowest test-core test-portable test-azure test-kafka test-dataflow test-airflow test-readers lint format bench fuzz dist clean test-two-hosts test-spark test-flink java-and-maven
 .DELETE_ON_ERROR:
 
 score: .venv/installed
 	$(BIN)/python -m pipelines.score --runner=DirectRunner
 
-test: lint
+test: lint suite
+
+suite: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-faults: .venv/installed-dev
