@@ -122,10 +122,11 @@ def running_pool(before: Sequence[str] = ()) -> Iterator[str]:
 
 
 def test_a_portable_runner_gives_the_same_rows(
-    run_score: Score, inputs: Path, reference: pa.Table, worker_pool: str, tmp_path: Path
+    run_score: Score, inputs: Path, model: str, reference: pa.Table, worker_pool: str, tmp_path: Path
 ) -> None:
-    """Its workers are in another directory: a relative output is that of the command."""
-    finished = run_score("--input", f"{inputs}/*", "--output", "portable", *external(worker_pool))
+    """Its workers are in another directory: relative paths are those of the command."""
+    paths = ("--input", f"{inputs}/*", "--output", "portable", "--model", os.path.relpath(model, tmp_path))
+    finished = run_score(*paths, *external(worker_pool))
     assert finished.status == 0, finished.err
     assert read_scores(tmp_path / "portable").equals(reference)
     data_set = DataSet(str(tmp_path / "portable"))
