@@ -374,9 +374,10 @@ def test_an_address_that_is_missing_is_asked_for_in_one_line(
 def test_a_stream_is_not_left_to_a_job_that_ends_with_its_command(
     run_score: Score, tmp_path: Path, runner: list[str], why: str
 ) -> None:
-    finished = run_score("--streaming", "--input", "kafka://b1:9092/posts", "--output", "out", *runner)
-    assert finished.status == 2
-    assert why in finished.err and finished.err.count("\n") == 1
+    for more in ([], ["--dry_run"]):
+        finished = run_score("--streaming", "--input", "kafka://b1:9092/posts", "--output", "out", *runner, *more)
+        assert finished.status == 2
+        assert why in finished.err and finished.err.count("\n") == 1
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
