@@ -36,6 +36,8 @@ def main(arguments: list[str]) -> int:
         plan = make_plan(config, context.data_set, context.scratch)
         context.figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", plan.describe(), input_files=len(plan.files), input_bytes=plan.input_bytes, **context.figures)
+        if config.no_wait:
+            submission.check(plan, context)
         if config.dry_run:
             if not config.is_local:
                 submission.build_only(plan, context)
@@ -63,7 +65,6 @@ def run(plan: Plan, context: RunContext) -> int:
     earlier = data_set.identity
     joined = {"identity": joined_identity(config, earlier)} if config.if_exists == "append" else {}
     if config.no_wait:
-        submission.check(plan, context)
         replaces = check_output(config, data_set, plan.files, plan.model) > 0
         nothing = Finished({}, (), (), 0.0)
         draft = describe_commit(plan, nothing, data_set, "score", started, checkpoint=replaces, **joined)

@@ -77,7 +77,12 @@ def _parse(option: str, uri: str, collection: str, expected: str) -> Source:
         expected += " (an id has at least 6 characters, a name at least 3)"
     elif uri.startswith(KAFKA):
         brokers, _, topic = uri.removeprefix(KAFKA).partition("/")
-        if re.fullmatch(rf"{_BROKER}(?:,{_BROKER})*", brokers) and re.fullmatch(_KAFKA_TOPIC, topic):
+        # librdkafka takes larger numbers too, and connects to another port.
+        if (
+            re.fullmatch(rf"{_BROKER}(?:,{_BROKER})*", brokers)
+            and all(0 < int(broker.rpartition(":")[2]) < 1 << 16 for broker in brokers.split(","))
+            and re.fullmatch(_KAFKA_TOPIC, topic)
+        ):
             return KafkaTopic(brokers, topic)
         expected = "kafka://HOST:PORT[,HOST:PORT...]/TOPIC"
     else:

@@ -240,7 +240,18 @@ def parse_known(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[
     stray = [argument for argument in rest if not argument.startswith("-")]
     if stray and rest[0] == stray[0]:
         raise InputError(f"argument {stray[0]!r} belongs to no option; inputs are given with --input")
+    if options.runner != LOCAL_RUNNER:
+        _make_absolute(options)
     return options, rest
+
+
+def _make_absolute(options: argparse.Namespace) -> None:
+    """Make local paths absolute that workers open: they are in directories of their own."""
+    for name in ("output", "model", "model_watch", "consumer_config", "producer_config"):
+        path = getattr(options, name, None)
+        # A model may have a name.
+        if path and (name != "model" or Path(plain(path)).exists()):
+            setattr(options, name, absolute_directory(path))
 
 
 def _kept_field(text: str) -> tuple[KeptField, bool]:
@@ -261,9 +272,7 @@ def score_config(options: argparse.Namespace) -> ScoreConfig:
     kept = [_kept_field(text) for text in names(options.keep_fields)]
     keep = tuple(field for field, _ in kept)
     fields = take_options(FieldMapping, options, keep=keep)
-    if options.runner != LOCAL_RUNNER:
-        options.output = absolute_directory(options.output)  # its workers are in directories of their own
-    elif options.threads is None:
+    if options.runner == LOCAL_RUNNER and options.threads is None:
         # One thread a core in all: more threads than cores slow each other down.
         options.threads = max(1, available_cores() // options.direct_num_workers)
     score = take_options(

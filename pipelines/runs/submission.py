@@ -121,7 +121,7 @@ def said(plan: Plan, context: RunContext, job: str | None) -> str:
 
 
 def check(plan: Plan, context: RunContext, what: str = NO_WAIT) -> None:
-    """Make sure that a job goes on when this command ends, and that its job server is there.
+    """Make sure that a job goes on when this command ends, and that its job server is there, if it is to be sent.
 
     Args:
         plan: the job.
@@ -132,11 +132,12 @@ def check(plan: Plan, context: RunContext, what: str = NO_WAIT) -> None:
         InputError: if it does not.
         RunError: if nobody answers.
     """
-    from pipelines.runs.job_servers import check_answers  # a tenth of a second
-
     if reason := why_it_ends_with_us(plan.config, context.options):
         raise InputError(f"--runner {plan.config.runner}: {reason}, and would end with it, while {what}")
-    check_answers(plan.config.runner, context.options)
+    if not plan.config.dry_run:
+        from pipelines.runs.job_servers import check_answers  # a tenth of a second
+
+        check_answers(plan.config.runner, context.options)
 
 
 def check_waits(context: RunContext) -> None:

@@ -34,6 +34,11 @@ from transforms.output.kafka import KafkaSink
 from transforms.scoring.model_watch import ModelWatch
 from transforms.storage import files as storage
 
+_GOES_ON = (
+    "a stream goes on; give the address of a job server (--job_endpoint), or --runner=DirectRunner for a stream of "
+    "this machine"
+)
+
 
 def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
     """Check, plan, and run until told to stop; on clusters, submit. Returns the exit status.
@@ -52,6 +57,8 @@ def run(config: ScoreConfig, stream: StreamOptions, rest: list[str]) -> int:
         plan = make_plan(config, stream, data_set)
         figures.update(run_id=plan.run_id, model=plan.model.name, fingerprint=plan.model.fingerprint)
         announce("plan", describe(plan, stream), **figures)
+        if not config.is_local:
+            submission.check(plan, context, _GOES_ON)
         if config.dry_run:
             if not config.is_local:
                 submission.build_only(plan, context, functools.partial(_build, data_set=data_set))
@@ -98,12 +105,6 @@ def submit(plan: Plan, context: RunContext) -> int:
         RunError: if it does not take the job.
     """
     config = plan.config
-    submission.check(
-        plan,
-        context,
-        "a stream goes on; give the address of a job server (--job_endpoint), or --runner=DirectRunner for a stream of "
-        "this machine",
-    )
     pipeline = submission.make_pipeline(context)
     passed_over = _build(pipeline, plan, context.data_set)
     beginning = f"{journal_directory(config.output, plan.run_id)}/begin.json"

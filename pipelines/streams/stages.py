@@ -8,6 +8,7 @@ It has no threads and no queues; those are in `loop`.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from pipelines.data_set.coverage import Covers
 from pipelines.streams.pubsub import PubSubTopic
 from pipelines.streams.sources import Publisher
 from torchmoji_core.batching import BatchLimits, LengthBuckets
+from torchmoji_core.errors import InputError, RunError
 from transforms import metrics
 from transforms.addresses import KafkaTopic
 from transforms.annotate import check_tweet
@@ -36,6 +38,7 @@ from transforms.scoring.loaded_model import load_model
 from transforms.scoring.model_watch import Lookout, ModelWatch
 from transforms.scoring.score import ScoredBatch, score_batch
 from transforms.scoring.tokenize import tokenize
+from transforms.storage import files as storage
 
 Prepared = TokenizedTweet | DeadLetter
 
@@ -130,7 +133,12 @@ class Stages:
         of_rows, of_letters = ([file for _, file in files.close()] for files in (rows, letters))
         put_in_place([*of_rows, *of_letters])
         if self._publisher is not None:
-            self._publisher.publish(scored.parts)
+            try:
+                self._publisher.publish(scored.parts)
+            except (InputError, RunError):  # they count for nothing, and a supervisor starts the stream again and again
+                with contextlib.suppress(OSError):
+                    storage.delete(file.final for file in (*of_rows, *of_letters))
+                raise
         if of_rows or of_letters or covers:
             path = f"{journal_directory(output, run_id)}/{uuid.uuid4().hex[:12]}.json"
             self._check()

@@ -106,9 +106,9 @@ def kafka_message(
         timestamp: milliseconds since 1970.
         key: None where there is none.
         value: None of a tombstone.
-        headers: of several with one name, the last counts.
+        headers: of several with one name, the last counts; one without a value is like none.
     """
-    attributes = {name: _text(content) for name, content in headers}
+    attributes = {name: _text(content) for name, content in dict(headers).items() if content is not None}
     for name, own in (("topic", topic), ("partition", partition), ("offset", offset), ("timestamp", timestamp)):
         attributes[KAFKA_ATTRIBUTE + name] = str(own)
     if key is not None:
@@ -117,8 +117,8 @@ def kafka_message(
     return Message(position, bytes(value or b""), int(timestamp) * 1000, attributes, value is None)
 
 
-def _text(content: bytes | None) -> str:
-    return bytes(content or b"").decode("utf-8", "replace")
+def _text(content: bytes) -> str:
+    return bytes(content).decode("utf-8", "replace")
 
 
 class ParseMessages(beam.PTransform):

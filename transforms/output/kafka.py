@@ -88,6 +88,8 @@ class KafkaSink:
             refused, left = [error.args[0]], 0
         if refused or left:
             said = refused[0].str() if refused else f"no answer for {PUBLISH_SECONDS:g} s ({self._said})"
+            if refused and refused[0].code() == self._kafka.KafkaError.MSG_SIZE_TOO_LARGE:
+                said += "; raise max.message.bytes of the topic, or give --producer_option batch.size=BYTES below it"
             raise RunError(f"--publish {self.uri}: rows cannot be published: {said}")
 
     def _produce(self, key: bytes, content: bytes, delivered: Callable[[Any, Any], None]) -> None:

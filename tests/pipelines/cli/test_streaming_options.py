@@ -55,7 +55,7 @@ KAFKA = "--streaming --input kafka://broker:9092/posts"
         ("--input in.jsonl --window 5m", "--window belongs to endless input; add --streaming, or leave it out"),
         ("--input in.jsonl --max_latency 1s", "--max_latency belongs to endless input"),
         (f"{KAFKA} --consumer_config no.properties", "--consumer_config no.properties: cannot be read"),
-        (f"{KAFKA} --consumer_config a --runner FlinkRunner", "--consumer_config a: cannot be read"),
+        (f"{KAFKA} --consumer_config a --runner FlinkRunner", f"--consumer_config {Path.cwd()}/a: cannot be read"),
         (
             f"{KAFKA} --runner FlinkRunner --consumer_option sasl.password=x",
             "--consumer_option sasl.password would be stored with the job, where others can read it",
@@ -140,6 +140,19 @@ def test_options_of_kafka_are_passed_through() -> None:
     assert config.stream is not None
     assert config.stream.shards == 4
     assert config.stream.consumer_options == (("group.id", "a"), ("client.rack", "x=y z"))
+
+
+def test_files_that_workers_open_are_named_for_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("of_kafka").write_text("group.id=a")
+    files = ["--consumer_config", "of_kafka", "--model_watch", "models/*", "--model", "deepmoji"]
+    config, _ = parse([*KAFKA.split(), "--runner", "FlinkRunner", *files])
+    assert config.stream is not None
+    assert config.stream.consumer_config == str(tmp_path / "of_kafka")
+    assert config.stream.model_watch == str(tmp_path / "models" / "*")
+    assert config.score.model == "deepmoji"  # a name
+    Path("deepmoji").mkdir()
+    assert parse(["--runner", "FlinkRunner", "--model", "deepmoji"])[0].score.model == str(tmp_path / "deepmoji")
 
 
 def test_help_has_a_group_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -334,7 +334,8 @@ def test_a_runner_that_ends_with_its_command_is_refused(
     finished = run("--no_wait")
     assert finished.status == 2
     assert finished.err.startswith("error: --runner DirectRunner: it works in this command, and would end with it, ")
-    finished = run("--no_wait", "--runner=PortableRunner", "--job_endpoint=embed")
-    assert finished.status == 2
-    assert "its job server is a part of this command" in finished.err and finished.err.count("\n") == 1
+    for more in ([], ["--dry_run"]):
+        finished = run("--no_wait", "--runner=PortableRunner", "--job_endpoint=embed", *more)
+        assert finished.status == 2
+        assert "its job server is a part of this command" in finished.err and finished.err.count("\n") == 1
     assert not (tmp_path / "out").exists()

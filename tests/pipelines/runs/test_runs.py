@@ -127,10 +127,11 @@ def running_pool(before: Sequence[str] = ()) -> Iterator[str]:
 
 
 def test_a_portable_runner_gives_the_same_rows(
-    run_score: Score, inputs: Path, reference: pa.Table, worker_pool: str, tmp_path: Path
+    run_score: Score, inputs: Path, model: str, reference: pa.Table, worker_pool: str, tmp_path: Path
 ) -> None:
-    """Its workers are in another directory: a relative output is that of the command."""
-    finished = run_score("--input", f"{inputs}/*", "--output", "portable", *external(worker_pool))
+    """Its workers are in another directory: relative paths are those of the command."""
+    paths = ("--input", f"{inputs}/*", "--output", "portable", "--model", os.path.relpath(model, tmp_path))
+    finished = run_score(*paths, *external(worker_pool))
     assert finished.status == 0, finished.err
     assert read_scores(tmp_path / "portable").equals(reference)
     data_set = DataSet(str(tmp_path / "portable"))
@@ -425,9 +426,10 @@ def test_an_address_that_is_missing_is_asked_for_in_one_line(
 def test_a_stream_is_not_left_to_a_job_that_ends_with_its_command(
     run_score: Score, tmp_path: Path, runner: list[str], why: str
 ) -> None:
-    finished = run_score("--streaming", "--input", "kafka://b1:9092/posts", "--output", "out", *runner)
-    assert finished.status == 2
-    assert why in finished.err and finished.err.count("\n") == 1
+    for more in ([], ["--dry_run"]):
+        finished = run_score("--streaming", "--input", "kafka://b1:9092/posts", "--output", "out", *runner, *more)
+        assert finished.status == 2
+        assert why in finished.err and finished.err.count("\n") == 1
     assert not list((tmp_path / "out").rglob("*.json"))
 
 

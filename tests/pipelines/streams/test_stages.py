@@ -31,9 +31,11 @@ from pipelines.streams.loop import Loop
 from pipelines.streams.stages import Stages, message_fields
 from tests.pipelines.conftest import WORDS
 from tests.pipelines.streams.parts import Clock, ListSource, until
+from tests.streams import result_files
 from tests.tiny import tiny_bundle
 from torchmoji_core.batching import BatchLimits
 from torchmoji_core.bundle import Bundle
+from torchmoji_core.errors import RunError
 from transforms import AnnotateTweets, BufferOptions, ParseMessages, WriteDeadLetters, WriteScores, metrics
 from transforms.columns import OUTPUTS
 from transforms.input.messages import MessageParser
@@ -212,6 +214,22 @@ def test_rows_are_published_and_dead_letters_are_not(model: str, tmp_path: Path)
     stages = Stages(config, stream, topic)
     stages.write(stages.score([prepared for item in MESSAGES for prepared in stages.prepare(item)]), {})
     assert sorted(topic.ids) == sorted(rows_by_id(tmp_path))
+
+
+class FullTopic:
+    """Takes nothing."""
+
+    def publish(self, batches: Sequence[pa.RecordBatch]) -> None:
+        raise RunError("rows cannot be published")
+
+
+def test_rows_that_cannot_be_published_leave_no_files(model: str, tmp_path: Path) -> None:
+    """A supervisor starts such a stream again and again."""
+    config, stream = configure(tmp_path, model)
+    stages = Stages(config, stream, FullTopic())
+    with pytest.raises(RunError):
+        stages.write(stages.score([prepared for item in MESSAGES for prepared in stages.prepare(item)]), {})
+    assert not result_files(tmp_path)
 
 
 def test_a_poison_row_costs_itself_alone(model: str, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_messages_of_pubsub() -> None:
 def test_records_of_kafka() -> None:
     own = {"kafka.topic": "t", "kafka.partition": "3", "kafka.offset": "99", "kafka.key": "k"}
     attributes = {"a": "b", **own, "kafka.timestamp": "1790000000000"}
-    record = kafka_message("t", 3, 99, PUBLISHED // 1000, b"k", b"x", [("a", b"b")])
+    record = kafka_message("t", 3, 99, PUBLISHED // 1000, b"k", b"x", [("a", b"a"), ("a", b"b"), ("c", None)])
     assert record == Message("3:99", b"x", PUBLISHED, attributes)
     tombstone = kafka_message("t", 3, 99, 1, b"k", None, [])
     assert tombstone == Message("3:99", b"", 1000, {**own, "kafka.timestamp": "1"}, is_tombstone=True)
@@ -259,6 +259,8 @@ def test_sources(uri: str, expected: object) -> None:
         "kafka://broker:9092/",
         "kafka://broker:9092/a/b",
         "kafka://broker:9092/..",
+        "kafka://broker:9092,broker:65536/posts",
+        "kafka://broker:0/posts",
         "kafka:///posts",
         "gs://bucket/posts",
     ],
