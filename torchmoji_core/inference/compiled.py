@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -12,12 +13,9 @@ from torch import Tensor
 from torchmoji_core.errors import first_line, raise_shortage
 from torchmoji_core.inference.kernels import UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight, Weight
 from torchmoji_core.inference.network import Call, Network, same_bits
-from torchmoji_core.processor import has_avx2, has_int8
+from torchmoji_core.processor import has_avx2
 
 _LOGGER = logging.getLogger(__name__)
-
-_MOST_ROWS, _MOST_ROWS_WITH_VNNI = 1 << 20, 16
-"""In int8, without VNNI and with it (docs/performance.md)."""
 
 
 def most_rows(network: Network) -> int:
@@ -26,7 +24,7 @@ def most_rows(network: Network) -> int:
         return 0
     kind = network.first.ahead.recurrent
     if isinstance(kind, FastestInt8Weight):
-        return _MOST_ROWS_WITH_VNNI if has_int8() else _MOST_ROWS
+        return sys.maxsize
     return 1 if _is_float32(kind) and network.hidden <= UNSPLIT_INPUTS else 0
 
 

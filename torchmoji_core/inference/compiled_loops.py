@@ -259,9 +259,11 @@ def _add_up(input_sums: Any, recurrent_sums: Any, direction: Any, gates: Any) ->
 
 @_compiled  # type: ignore[untyped-decorator]
 def _run(inputs: Any, places: Any, batch_sizes: Any, direction: Any, outputs: Any) -> None:
-    """As `network.Direction`, of inputs not encoded."""
+    """As `network.Direction`, of inputs not encoded; no places if they are in the order of tokens."""
     n_steps, n_rows, size = len(batch_sizes), batch_sizes[0], outputs.shape[1]
-    input_sums = _products(inputs, direction.inputs)
+    # Sums of many rows are computed of a few at a time, and used while they are in the cache.
+    is_by_step = len(places) == 0 and n_rows >= _ROWS_AT_A_TIME
+    input_sums = _products(inputs[:0] if is_by_step else inputs, direction.inputs)
     sums = np.zeros((min(_ROWS_AT_A_TIME, n_rows), 4 * size), input_sums.dtype)
     cell, hidden = np.zeros((n_rows, size), np.float32), np.zeros((n_rows, size), np.float32)
     gates = np.empty(4 * size, np.float32)
@@ -272,18 +274,21 @@ def _run(inputs: Any, places: Any, batch_sizes: Any, direction: Any, outputs: An
             begin -= n_present
         for first in range(0, n_present, _ROWS_AT_A_TIME):
             end = min(first + _ROWS_AT_A_TIME, n_present)
+            if is_by_step:
+                input_sums = _products(inputs[begin + first : begin + end], direction.inputs)
             if taken > 0:
                 sums = _products(hidden[first:end], direction.recurrent)
             for row in range(first, end):
-                _add_up(input_sums[places[begin + row]], sums[row - first], direction, gates)
+                token = begin + row
+                place = row - first if is_by_step else places[token] if len(places) > 0 else token
+                _add_up(input_sums[place], sums[row - first], direction, gates)
                 _advance(gates, cell[row], hidden[row])
-                _copy(hidden[row], outputs[begin + row])
+                _copy(hidden[row], outputs[token])
         if not direction.reverse:
             begin += n_present
 
 
 _ROWS_AT_A_TIME = 48
-"""Few enough that their sums stay in the cache until they are used."""
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -332,7 +337,7 @@ def run(
     between = features[:, both : 2 * both]
     # All are views of one kind, for which loops are compiled once.
     _run_layer(vectors[:, :width], places, batch_sizes, first, between)
-    _run_layer(between, np.arange(n_tokens), batch_sizes, second, features[:, :both])
+    _run_layer(between, places[:0], batch_sizes, second, features[:, :both])
     logits, largest = np.empty(n_tokens, np.float32), np.full(batch_sizes[0], -_INFINITE)
     token = 0
     for n_present in batch_sizes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from torchmoji_core.inference import compiled_loops as loops
-from torchmoji_core.inference.kernels import INT8_ZERO, UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight, Weight
+from torchmoji_core.inference.kernels import INT8_ZERO, UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight
 from torchmoji_core.inference.machine_code import BLOCK, QUAD
 from torchmoji_core.inference.network import Layer, Network, Output, probabilities, product_rows
 
