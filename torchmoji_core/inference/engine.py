@@ -159,10 +159,9 @@ class Engine:
             raise ValueError("rows must be sorted longest first, and hold at least one token each")
         # Arrays, as scorers have, are joined as bytes: none of their numbers becomes an object.
         arrays = [row if isinstance(row, array) and row.typecode == "q" else array("q", row) for row in rows]
-        flat = torch.frombuffer(bytearray().join(arrays), dtype=torch.int64)
-        smallest, largest = flat.aminmax()
-        if smallest < 0 or largest >= self.dimensions.vocabulary:
+        if min(map(min, arrays)) < 0 or max(map(max, arrays)) >= self.dimensions.vocabulary:
             raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
+        flat = torch.frombuffer(bytearray().join(arrays), dtype=torch.int64)
         return EngineOutput(*self._network_for(len(rows))(*self._inputs(flat, lengths)))
 
     def _network_for(self, n_rows: int) -> Call:
@@ -187,10 +186,13 @@ class Engine:
     def _inputs(self, flat: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """What `Network` takes, of the tokens of all rows."""
         if len(lengths) == 1:  # in order already, and hardly a token twice
-            return self._table[flat].to(self.arithmetic.elementwise), torch.arange(len(flat)), [1] * len(flat)
+            return self._vectors(flat), torch.arange(len(flat)), [1] * len(flat)
         batch_sizes, order = _time_major(lengths)
         distinct, token = flat[order].unique(return_inverse=True)
-        return self._table[distinct].to(self.arithmetic.elementwise), token, batch_sizes
+        return self._vectors(distinct), token, batch_sizes
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        return self._table.index_select(0, ids).to(self.arithmetic.elementwise)  # half the time of table[ids]
 
 
 def _time_major(lengths: list[int]) -> tuple[list[int], Tensor]:
