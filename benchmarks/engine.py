@@ -36,7 +36,7 @@ from pipelines.cli.parsing import OneLineParser
 from torchmoji_core.batching import BatchLimits, plan_batches
 from torchmoji_core.bundle import load_bundle
 from torchmoji_core.errors import InputError
-from torchmoji_core.inference import available_cores
+from torchmoji_core.inference import available_cores, engine
 from torchmoji_core.inference.engine import Engine
 from torchmoji_core.inference.kernels import choose
 from torchmoji_core.lstm import DIRECTIONS
@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", default="", help="contestants whose names contain one of these, comma-separated")
     options = parser.parse_args(arguments)
     keep_freed_memory()  # as the pipeline's workers do
+    engine.ROWS_WORTH_LOADING = 1  # the round that warms up loads the loops, where there are any
     bundle = load_bundle(options.model) if options.model else reference_bundle()
     corpus, source = texts(options.texts, options.data)
     ids = [bundle.tokenizer.ids(text, bundle.maxlen) for text in corpus]

@@ -83,13 +83,13 @@ else:
 sys.exit(pytest.main(sys.argv[1:]))
 """
 _CHOSEN = {"avx2": ["int8", "int8 (FBGEMM, oneDNN)"], "sse41": ["fp32", "int8 (emulated)"]}
-_ON_KERNELS = "overflow or (same_bits and not 4096) or last_bit or formulas or listed_precision or (of_a_batch and 65)"
+_ON_KERNELS = "overflow or (same_bits and not 4096) or last_bit or formulas or listed_precision or (of_torch and 65)"
 
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="variables for x86-64")
 @pytest.mark.parametrize("cap", CAPS)
 def test_the_kernels_of_older_processors_keep_the_same_promises(cap: str, tmp_path: Path) -> None:
-    files = [f"tests/core/test_{name}.py" for name in ("kernels", "engine", "scorer", "one_row")]
+    files = [f"tests/core/test_{name}.py" for name in ("kernels", "engine", "scorer", "compiled")]
     program = [sys.executable, "-c", _CHOICES, *_CHOSEN[cap]]
     command = [*program, *files, "-k", _ON_KERNELS, "-p", "no:cacheprovider", "-p", "no:xdist"]
     finished = subprocess.run(

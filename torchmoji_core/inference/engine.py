@@ -14,15 +14,16 @@ import itertools
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from threading import Lock
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from torchmoji_core.inference.compiled import by_loops, most_rows
 from torchmoji_core.inference.kernels import choose
-from torchmoji_core.inference.network import REGISTER_CHANNELS, Direction, Head, Layer, Network, Output, compiled
-from torchmoji_core.inference.one_row import OneRow, for_one_row
+from torchmoji_core.inference.network import REGISTER_CHANNELS, Call, Direction, Head, Layer, Network, scripted
 from torchmoji_core.lstm import DIRECTIONS, folded_hard_sigmoid
 from torchmoji_core.model import dimensions_of
 from torchmoji_core.processes import single_threaded
@@ -30,9 +31,10 @@ from torchmoji_core.processes import single_threaded
 _TABLE_ROWS = 4096
 """Rows of the embedding table converted at a time, for a low peak of memory."""
 
-
-ROWS_WORTH_LOADING = 32
-"""Single rows, with no batch between, after which loops are loaded for them: a service has nothing else."""
+ROWS_WORTH_LOADING = 20_000
+"""Rows in batches that loops are faster for, with no other batch between, after which they are loaded."""
+_ROWS_OF_A_SINGLE = ROWS_WORTH_LOADING // 32
+"""As so many a row by itself counts: who has 32 of them is a service, which has nothing else."""
 _LONGEST_EXAMPLE = 40
 """Tokens of the longest row that shows whether loops are right."""
 
@@ -98,12 +100,14 @@ class Engine:
         )
         with torch.inference_mode():
             rows = ([3, 2, 1], [2])
-            self._network = compiled(
+            self._network = scripted(
                 network, [self._inputs(torch.zeros(sum(lengths), dtype=torch.int64), lengths) for lengths in rows]
             )
         self._plain_network = network
-        self.of_one_row: OneRow = self._run_by_network
-        self._single_rows = 0
+        self._most_rows = most_rows(network)
+        self.of_few_rows: Call = self._network
+        self._rows_waiting = 0
+        self._loading = Lock()
 
     @property
     def precision(self) -> str:
@@ -155,39 +159,40 @@ class Engine:
             raise ValueError("rows must be sorted longest first, and hold at least one token each")
         # Arrays, as scorers have, are joined as bytes: none of their numbers becomes an object.
         arrays = [row if isinstance(row, array) and row.typecode == "q" else array("q", row) for row in rows]
-        if len(rows) == 1:
-            return EngineOutput(*self._run_one(arrays[0]))
-        self._single_rows = 0
-        flat = torch.frombuffer(bytearray().join(arrays), dtype=torch.int64)
-        self._check(int(flat.min()), int(flat.max()))
-        return EngineOutput(*self._network(*self._inputs(flat, lengths)))
-
-    def _check(self, smallest: int, largest: int) -> None:
-        if smallest < 0 or largest >= self.dimensions.vocabulary:
+        if min(map(min, arrays)) < 0 or max(map(max, arrays)) >= self.dimensions.vocabulary:
             raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
+        flat = torch.frombuffer(bytearray().join(arrays), dtype=torch.int64)
+        return EngineOutput(*self._network_for(len(rows))(*self._inputs(flat, lengths)))
 
-    def _run_one(self, ids: array[int]) -> Output:
-        """A single row: by compiled loops, as soon as they are worth the seconds that loading them may take."""
-        self._check(min(ids), max(ids))
-        # Threads may count a row once together, or miss a batch between, but the count skips no number.
-        self._single_rows = count = self._single_rows + 1
-        if count == ROWS_WORTH_LOADING:
-            every = range(self.dimensions.vocabulary)
-            rows = [every[:1], every[-2:], every[:: max(1, len(every) // _LONGEST_EXAMPLE)]]
-            examples = [array("q", row) for row in rows]
-            self.of_one_row = for_one_row(self._plain_network, self._table, self.of_one_row, examples)
-        return self.of_one_row(ids)
+    def _network_for(self, n_rows: int) -> Call:
+        """Compiled loops where they are faster, as soon as they are worth the seconds that loading them may take."""
+        if n_rows > self._most_rows:
+            self._rows_waiting = 0
+            return self._network
+        # Threads may miss one another's rows: it does not matter when loops are loaded, but that one thread does it.
+        self._rows_waiting += _ROWS_OF_A_SINGLE if n_rows == 1 else n_rows
+        if self._rows_waiting >= ROWS_WORTH_LOADING and self._loading.acquire(blocking=False):
+            self.of_few_rows = by_loops(self._plain_network, self._network, self._examples())
+        return self.of_few_rows
 
-    def _run_by_network(self, ids: array[int]) -> Output:
-        return self._network(*self._inputs(torch.frombuffer(ids, dtype=torch.int64), [len(ids)]))
+    def _examples(self) -> list[tuple[Tensor, Tensor, list[int]]]:
+        """Batches that show whether loops are right, with the ends of the vocabulary and what lies between."""
+        every = torch.arange(self.dimensions.vocabulary)
+        some = every[:: max(1, len(every) // _LONGEST_EXAMPLE)]
+        rows = [some, every[-2:], every[:1]]
+        batches = [[row] for row in rows] if self._most_rows == 1 else [*([row] for row in rows), rows]
+        return [self._inputs(torch.cat(batch), list(map(len, batch))) for batch in batches]
 
     def _inputs(self, flat: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """What `Network` takes, of the tokens of all rows."""
         if len(lengths) == 1:  # in order already, and hardly a token twice
-            return self._table[flat].to(self.arithmetic.elementwise), torch.arange(len(flat)), [1] * len(flat)
+            return self._vectors(flat), torch.arange(len(flat)), [1] * len(flat)
         batch_sizes, order = _time_major(lengths)
         distinct, token = flat[order].unique(return_inverse=True)
-        return self._table[distinct].to(self.arithmetic.elementwise), token, batch_sizes
+        return self._vectors(distinct), token, batch_sizes
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        return self._table.index_select(0, ids).to(self.arithmetic.elementwise)  # half the time of table[ids]
 
 
 def _time_major(lengths: list[int]) -> tuple[list[int], Tensor]:

@@ -1,4 +1,4 @@
-"""Instructions that numba has no names for, as functions for its compiled loops: what one row's products take.
+"""Instructions that numba has no names for, as functions for its compiled loops: what products take.
 
 LLVM makes them for this processor. numba fuses nothing by itself.
 """

@@ -13,7 +13,7 @@ What differs from the readable model:
 * Of a single row both directions run side by side, since it costs calls rather than arithmetic; but not where a product
   of twice as many outputs has other bits.
 
-The modules keep to the part of Python that TorchScript knows, and `compiled` has them run by it: the same operations
+The modules keep to the part of Python that TorchScript knows, and `scripted` has them run by it: the same operations
 one after another, without the interpreter's lock, for which two threads would wait between thousands of short
 operations. In int8 two threads score an eighth more tweets/s; one text at a time three quarters more.
 """
@@ -37,7 +37,7 @@ _LOGGER = logging.getLogger(__name__)
 Output = tuple[Tensor, Tensor, Tensor]
 """Probabilities [rows, classes], embedding [rows, channels], attention [rows, longest row]."""
 Call = Callable[[Tensor, Tensor, list[int]], Output]
-"""A `Network` or its compiled form."""
+"""A `Network`, or what gives the same results."""
 
 
 def product_rows(rows: int) -> int:
@@ -265,7 +265,7 @@ class Network(nn.Module):
         return result
 
 
-def compiled(network: Network, examples: Sequence[tuple[Tensor, Tensor, list[int]]]) -> Call:
+def scripted(network: Network, examples: Sequence[tuple[Tensor, Tensor, list[int]]]) -> Call:
     """The network run by TorchScript where that gives the same bits for examples, else the network itself.
 
     torch has deprecated TorchScript, and does not support it from Python 3.14 on. Its successor, torch.compile, would

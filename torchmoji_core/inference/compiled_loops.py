@@ -1,11 +1,12 @@
-"""Loops that numba compiles for this processor: a network for one row of tokens.
+"""Loops that numba compiles for this processor: a network for packed rows of tokens.
 
 torch's operators cost a microsecond or more each, whatever their size, a product twenty, and several times as much when
 the caches have forgotten them. With a dozen of them a step, one text takes longer to call than to compute. Here a
-network is two calls, without the interpreter's lock.
+network is two calls, without the interpreter's lock. Of many rows, what is computed of a few stays in the cache until
+it is used, and with AVX2 alone 8-bit products are faster than the libraries'.
 
 The bits are those of `network`: the same operations in the same order, fused where torch's kernels fuse them. That
-depends on torch's version, so `one_row` compares before it trusts.
+depends on torch's version, so `compiled` compares before it trusts.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from torchmoji_core.inference.machine_code import (
 _LOGGER = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
+Numbers = NDArray[np.int64]
 
 Float = np.float32
 _ZERO, _HALF, _ONE, _TWO, _FOUR = Float(0), Float(0.5), Float(1), Float(2), Float(4)
@@ -155,10 +157,12 @@ class FloatWeight(NamedTuple):
 
     values: Floats
     """[outputs / BLOCK rounded up, inputs, BLOCK]"""
-    bias: Floats
-    """[outputs]"""
     n_part: int
     """Inputs whose products are added up before they are added to those of others."""
+    scale: Floats
+    """[outputs], ones."""
+    bias: Floats
+    """[outputs]"""
 
 
 class Direction(NamedTuple):
@@ -204,28 +208,23 @@ def _encode(x: Any, out: Any) -> None:
 # Loops below that NumPy has as one operation: numba takes a second to compile what checks the shapes.
 
 
-def _project_int8(x: Any, weight: Any) -> Any:
-    """Halved inputs [rows, inputs] -> x W' + bias, [rows, outputs]."""
+def _int8_products(x: Any, weight: Any) -> Any:
+    """Halved inputs [rows, inputs] -> sums, [rows, outputs], to be scaled."""
     encoded = np.empty(x.shape, np.uint8)
     sums = np.empty((len(x), len(weight.zeros)), np.int32)
     for row in range(len(x)):
         _encode(x[row], encoded[row])
         _copy(weight.zeros, sums[row])
     _add_products(encoded, weight.values, sums)
-    result = np.empty(sums.shape, np.float32)
-    for row in range(len(x)):
-        of_row, of_result = sums[row], result[row]
-        for j in range(len(of_row)):
-            of_result[j] = Float(of_row[j]) * weight.scale[j] + weight.bias[j]
-    return result
+    return sums
 
 
-@_compiled  # type: ignore[untyped-decorator]
-def _add_float(x: Any, weight: Any, sums: Any) -> None:
-    """As `kernels.PackedWeight.add_to`, of sums [rows, outputs rounded up]."""
+def _float_products(x: Any, weight: Any) -> Any:
+    """x [rows, inputs] -> x W', [rows, outputs rounded up], as `kernels.PackedWeight` adds them up."""
     n_rows, n_inputs = x.shape
+    sums = np.zeros((n_rows, len(weight.values) * BLOCK), np.float32)
     for call in range(0, n_inputs, UNSPLIT_INPUTS):
-        of_call = np.zeros(sums.shape, np.float32)
+        of_call = sums if call == 0 else np.zeros(sums.shape, np.float32)
         end_of_call = min(call + UNSPLIT_INPUTS, n_inputs)
         for part in range(call, end_of_call, weight.n_part):
             end = min(part + weight.n_part, end_of_call)
@@ -234,70 +233,69 @@ def _add_float(x: Any, weight: Any, sums: Any) -> None:
             if part > call:
                 for row in range(n_rows):
                     _add(of_part[row], of_call[row])
-        for row in range(n_rows):
-            _add(of_call[row], sums[row])
+        if call > 0:
+            for row in range(n_rows):
+                _add(of_call[row], sums[row])
+    return sums
 
 
-def _project_float(x: Any, weight: Any) -> Any:
-    """x [rows, inputs] -> x W' + bias, [rows, outputs]."""
-    sums = np.zeros((len(x), len(weight.values) * BLOCK), np.float32)
-    _add_float(x, weight, sums)
-    result = np.empty((len(x), len(weight.bias)), np.float32)  # not a view: loops over whole arrays become vectors
-    for row in range(len(x)):
-        for j in range(len(weight.bias)):
-            result[row, j] = sums[row, j] + weight.bias[j]
-    return result
+def _products(x: Any, weight: Any) -> Any:
+    raise NotImplementedError("only compiled code calls it")
 
 
-def _add_recurrent_int8(hidden: Any, weight: Any, gates: Any) -> None:
-    encoded, sums = np.empty((1, len(hidden)), np.uint8), np.empty((1, len(gates)), np.int32)
-    _encode(hidden, encoded[0])
-    _copy(weight.zeros, sums[0])
-    _add_products(encoded, weight.values, sums)
+@overload(_products)  # type: ignore[untyped-decorator]
+def _products_by_kind(x: Any, weight: Any) -> Any:
+    return _int8_products if weight.instance_class is Int8Weight else _float_products
+
+
+@_compiled  # type: ignore[untyped-decorator]
+def _add_up(input_sums: Any, recurrent_sums: Any, direction: Any, gates: Any) -> None:
+    """Gates [4 * hidden] of one row."""
+    inputs, recurrent = direction.inputs, direction.recurrent
     for j in range(len(gates)):
-        gates[j] += Float(sums[0, j]) * weight.scale[j]
-
-
-def _add_recurrent_float(hidden: Any, weight: Any, gates: Any) -> None:
-    _add_float(hidden.reshape(1, -1), weight, gates.reshape(1, -1))
-
-
-def _project(x: Any, weight: Any) -> Any:
-    raise NotImplementedError("only compiled code calls it")
-
-
-def _add_recurrent(hidden: Any, weight: Any, gates: Any) -> None:
-    raise NotImplementedError("only compiled code calls it")
-
-
-@overload(_project)  # type: ignore[untyped-decorator]
-def _project_by_kind(x: Any, weight: Any) -> Any:
-    return _project_int8 if weight.instance_class is Int8Weight else _project_float
-
-
-@overload(_add_recurrent)  # type: ignore[untyped-decorator]
-def _add_recurrent_by_kind(hidden: Any, weight: Any, gates: Any) -> Any:
-    return _add_recurrent_int8 if weight.instance_class is Int8Weight else _add_recurrent_float
+        of_inputs = Float(input_sums[j]) * inputs.scale[j] + inputs.bias[j]
+        gates[j] = of_inputs + Float(recurrent_sums[j]) * recurrent.scale[j]
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _run(inputs: Any, direction: Any, outputs: Any) -> None:
-    n_tokens, size = outputs.shape
-    gates = _project(inputs, direction.inputs)
-    cell, hidden = np.zeros(size, np.float32), np.empty(size, np.float32)
-    for taken in range(n_tokens):
-        step = n_tokens - 1 - taken if direction.reverse else taken
-        if taken > 0:
-            _add_recurrent(hidden, direction.recurrent, gates[step])
-        _advance(gates[step], cell, hidden)
-        _copy(hidden, outputs[step])
+def _run(inputs: Any, places: Any, batch_sizes: Any, direction: Any, outputs: Any) -> None:
+    """As `network.Direction`, of inputs not encoded; no places if they are in the order of tokens."""
+    n_steps, n_rows, size = len(batch_sizes), batch_sizes[0], outputs.shape[1]
+    # Sums of many rows are computed of a few at a time, and used while they are in the cache.
+    is_by_step = len(places) == 0 and n_rows >= _ROWS_AT_A_TIME
+    input_sums = _products(inputs[:0] if is_by_step else inputs, direction.inputs)
+    sums = np.zeros((min(_ROWS_AT_A_TIME, n_rows), 4 * size), input_sums.dtype)
+    cell, hidden = np.zeros((n_rows, size), np.float32), np.zeros((n_rows, size), np.float32)
+    gates = np.empty(4 * size, np.float32)
+    begin = len(outputs) if direction.reverse else 0
+    for taken in range(n_steps):
+        n_present = batch_sizes[n_steps - 1 - taken if direction.reverse else taken]
+        if direction.reverse:
+            begin -= n_present
+        for first in range(0, n_present, _ROWS_AT_A_TIME):
+            end = min(first + _ROWS_AT_A_TIME, n_present)
+            if is_by_step:
+                input_sums = _products(inputs[begin + first : begin + end], direction.inputs)
+            if taken > 0:
+                sums = _products(hidden[first:end], direction.recurrent)
+            for row in range(first, end):
+                token = begin + row
+                place = row - first if is_by_step else places[token] if len(places) > 0 else token
+                _add_up(input_sums[place], sums[row - first], direction, gates)
+                _advance(gates, cell[row], hidden[row])
+                _copy(hidden[row], outputs[token])
+        if not direction.reverse:
+            begin += n_present
+
+
+_ROWS_AT_A_TIME = 48
 
 
 @_compiled  # type: ignore[untyped-decorator]
-def _run_layer(inputs: Any, layer: Any, outputs: Any) -> None:
+def _run_layer(inputs: Any, places: Any, batch_sizes: Any, layer: Any, outputs: Any) -> None:
     size = outputs.shape[1] // 2
-    _run(inputs, layer.ahead, outputs[:, :size])
-    _run(inputs, layer.back, outputs[:, size:])
+    _run(inputs, places, batch_sizes, layer.ahead, outputs[:, :size])
+    _run(inputs, places, batch_sizes, layer.back, outputs[:, size:])
 
 
 @_compiled  # type: ignore[untyped-decorator]
@@ -315,50 +313,83 @@ def _dot(x: Any, weights: Any) -> Any:
 
 
 @_kept
-def run(features: Floats, first: Layer, second: Layer, attention: Floats) -> Floats:
-    """Both LSTMs of a row, and its tokens' attention logits less their largest: one call, and arrays of one kind.
+def run(
+    vectors: Floats, places: Numbers, batch_sizes: Numbers, first: Layer, second: Layer, attention: Floats
+) -> tuple[Floats, Floats]:
+    """Both LSTMs, and the tokens' attention logits less their row's largest: one call, and arrays of one kind.
 
     Args:
-        features: [tokens, 4 * hidden + embedding], halved: the tokens' embedding at the end, in front of it room for
-            the hidden states of the second layer and of the first, to be filled.
+        vectors: [distinct tokens, embedding], halved.
+        places: of each token in the order of time, its row of them.
+        batch_sizes: rows present at each step.
         first, second: the layers.
         attention: [4 * hidden + embedding], of halved features.
+
+    Returns:
+        features: [tokens, 4 * hidden + embedding], halved.
+        logits: [tokens]
     """
     both = 2 * (len(first.ahead.inputs.bias) // 4)
+    n_tokens, width = len(places), vectors.shape[1]
+    features = np.empty((n_tokens, 2 * both + width), np.float32)
+    for token in range(n_tokens):
+        _copy(vectors[places[token]], features[token, 2 * both :])
     between = features[:, both : 2 * both]
     # All are views of one kind, for which loops are compiled once.
-    _run_layer(features[:, 2 * both :], first, between)
-    _run_layer(between, second, features[:, :both])
-    logits = np.empty(len(features), np.float32)
-    largest = -_INFINITE
-    for token in range(len(features)):
-        logits[token] = _dot(features[token], attention)
-        largest = max(largest, logits[token])
-    for token in range(len(features)):
-        logits[token] -= largest
-    return logits
+    _run_layer(vectors[:, :width], places, batch_sizes, first, between)
+    _run_layer(between, places[:0], batch_sizes, second, features[:, :both])
+    logits, largest = np.empty(n_tokens, np.float32), np.full(batch_sizes[0], -_INFINITE)
+    token = 0
+    for n_present in batch_sizes:
+        for row in range(n_present):
+            logits[token] = _dot(features[token], attention)
+            largest[row] = max(largest[row], logits[token])
+            token += 1
+    token = 0
+    for n_present in batch_sizes:
+        for row in range(n_present):
+            logits[token] -= largest[row]
+            token += 1
+    return features, logits
 
 
 @_kept
-def conclude(features: Floats, weights: Floats, kept: NDArray[np.int64], output: FloatWeight) -> tuple[Floats, Floats]:
-    """Logits [1, classes] and embedding [1, channels]: the weighted average of a row's tokens.
+def conclude(
+    features: Floats, weights: Floats, batch_sizes: Numbers, kept: Numbers, output: FloatWeight
+) -> tuple[Floats, Floats, Floats]:
+    """Logits [rows, classes], embedding [rows, channels], the weighted average of a row's tokens, and attention.
 
     Args:
-        features: [at least tokens, channels], halved.
-        weights: [tokens], positive; divided by their sum.
+        features: [tokens, channels], halved.
+        weights: [tokens], positive; divided by the sum of their row's they are the attention [rows, longest row].
+        batch_sizes: rows present at each step.
         kept: the channels of the embedding.
         output: of the classes.
     """
-    total = _ZERO
-    for weight in weights:
-        total += weight
-    mean = np.zeros(features.shape[1], np.float32)
-    for token in range(len(weights)):
-        weights[token] /= total
-        of_token, weight = features[token], weights[token]
-        for channel in range(len(mean)):
-            mean[channel] = fused(_TWO * of_token[channel], weight, mean[channel])
-    embedding = np.empty((1, len(kept)), np.float32)
-    for channel in range(len(kept)):
-        embedding[0, channel] = mean[kept[channel]]
-    return _project(embedding, output), embedding
+    n_rows = batch_sizes[0]
+    total, mean = np.zeros(n_rows, np.float32), np.zeros((n_rows, features.shape[1]), np.float32)
+    token = 0
+    for n_present in batch_sizes:
+        for row in range(n_present):
+            total[row] += weights[token]
+            token += 1
+    attention = np.zeros((n_rows, len(batch_sizes)), np.float32)
+    token = 0
+    for step in range(len(batch_sizes)):
+        for row in range(batch_sizes[step]):
+            weight = weights[token] / total[row]
+            attention[row, step] = weight
+            of_token, of_row = features[token], mean[row]
+            for channel in range(len(of_row)):
+                of_row[channel] = fused(_TWO * of_token[channel], weight, of_row[channel])
+            token += 1
+    embedding = np.empty((n_rows, len(kept)), np.float32)
+    for row in range(n_rows):
+        for channel in range(len(kept)):
+            embedding[row, channel] = mean[row, kept[channel]]
+    sums = _products(embedding, output)
+    logits = np.empty((n_rows, len(output.bias)), np.float32)
+    for row in range(n_rows):
+        for j in range(len(output.bias)):
+            logits[row, j] = sums[row, j] + output.bias[j]
+    return logits, embedding, attention

@@ -1,8 +1,7 @@
-"""A network for a single row, by the loops of `one_row_loops`: the same bits in less time."""
+"""A network by the loops of `compiled_loops`: the same bits in less time."""
 
 from __future__ import annotations
 
-from array import array
 from functools import cache
 from typing import Any, cast
 
@@ -11,51 +10,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchmoji_core.inference import one_row_loops as loops
-from torchmoji_core.inference.kernels import INT8_ZERO, UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight, Weight
+from torchmoji_core.inference import compiled_loops as loops
+from torchmoji_core.inference.kernels import INT8_ZERO, UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight
 from torchmoji_core.inference.machine_code import BLOCK, QUAD
 from torchmoji_core.inference.network import Layer, Network, Output, probabilities, product_rows
 
 
-class OneRowNetwork:
-    """A `Network` and the embedding table in front of it. Threads may share it."""
+class CompiledNetwork:
+    """A `Network`. Threads may share it."""
 
-    @staticmethod
-    def is_possible(network: Network) -> bool:
-        """Whether there are loops for its kind of weights."""
-        kind = network.first.ahead.recurrent
-        return (isinstance(kind, FastestInt8Weight) or _is_float32(kind)) and _is_float32(network.head.output)
-
-    def __init__(self, network: Network, table: Tensor) -> None:
+    def __init__(self, network: Network) -> None:
         """Args:
-            network: the weights.
-            table: of the embedding, halved, [vocabulary, channels].
+            network: the weights, of which `compiled.most_rows` says that there are loops for them.
 
         Raises:
             ValueError: if numba compiles for another processor.
         """
         loops.check_processor()
         head = network.head
-        self._table = table.numpy()
         self._attention = cast(PackedWeight, head.attention).matrix()[0].numpy()
         self._layers = _layer(network.first), _layer(network.second)
         kept = torch.arange(len(self._attention)) if head.kept is None else head.kept
         self._output = kept.numpy(), _float_weight(cast(PackedWeight, head.output))
         self._multi_label = head.multi_label
 
-    def __call__(self, ids: array[int]) -> Output:
-        """See `Network.forward`, for a row of token ids."""
-        features = np.empty((len(ids), len(self._attention)), np.float32)
-        features[:, -self._table.shape[1] :] = self._table[ids]
-        logits = loops.run(features, *self._layers, self._attention)
+    def __call__(self, vectors: Tensor, token: Tensor, batch_sizes: list[int]) -> Output:
+        """See `Network.forward`."""
+        sizes = np.array(batch_sizes)
+        features, logits = loops.run(vectors.numpy(), token.numpy(), sizes, *self._layers, self._attention)
         weights = torch.from_numpy(logits).exp_()
-        results = loops.conclude(features, weights.numpy(), *self._output)
-        scores, embedding = map(torch.from_numpy, results)
-        return probabilities(scores, self._multi_label), embedding, weights[None]
-
-
-def _is_float32(weight: Weight) -> bool:
-    return isinstance(weight, PackedWeight) and weight.activation == torch.float32
+        results = loops.conclude(features, weights.numpy(), sizes, *self._output)
+        scores, embedding, attention = map(torch.from_numpy, results)
+        return probabilities(scores, self._multi_label), embedding, attention
 
 
 def _layer(layer: Layer) -> loops.Layer:
@@ -78,7 +64,7 @@ def _float_weight(weight: PackedWeight) -> loops.FloatWeight:
     n_outputs, n_inputs = matrix.shape
     blocks = pad(matrix, [0, 0, 0, -n_outputs % BLOCK]).unflatten(0, (-1, BLOCK)).transpose(1, 2)
     n_part = _inputs_of_part(n_outputs, min(n_inputs, UNSPLIT_INPUTS))
-    return loops.FloatWeight(_copy(blocks), _bias(weight, n_outputs), n_part)
+    return loops.FloatWeight(_copy(blocks), n_part, np.ones(n_outputs, np.float32), _bias(weight, n_outputs))
 
 
 @cache
