@@ -78,7 +78,8 @@ def pipeline_options(config: ScoreConfig, rest: list[str]) -> PipelineOptions:
     portable = options.view_as(PortableOptions)
     portable.job_endpoint = portable.job_endpoint or None
     settle(portable)
-    if portable.job_server_timeout == PortableOptions([]).job_server_timeout:
+    is_awaited = config.stream is None and not config.no_wait
+    if is_awaited and portable.job_server_timeout == PortableOptions([]).job_server_timeout:
         portable.job_server_timeout = _EVER_SECONDS
     if config.is_local:
         options.view_as(DirectOptions).direct_num_workers = max(config.local_workers, config.local_threads)

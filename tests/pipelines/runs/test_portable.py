@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -531,10 +532,12 @@ def test_records_of_workers_are_final_and_without_credentials() -> None:
 
 
 def test_a_job_may_take_longer_than_an_answer_of_its_job_server() -> None:
-    """Beam ends the wait for a job after the time that it has for answers, five minutes."""
+    """Beam ends the wait for a job after the time that it has for answers, five minutes. Who does not wait for a job is
+    not to wait for a job server that has died just then either."""
     config, rest = parse(["--runner=PortableRunner", "--job_endpoint=localhost:1"])
     year = 365 * 86_400
     assert pipeline_options(config, rest).view_as(PortableOptions).job_server_timeout > year
+    assert pipeline_options(replace(config, no_wait=True), rest).view_as(PortableOptions).job_server_timeout == 300
     rest = [*rest, "--job_server_timeout=20"]
     assert pipeline_options(config, rest).view_as(PortableOptions).job_server_timeout == 20
 
