@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.processors import CAPS
+from torchmoji_core.inference import compiled_loops
 from torchmoji_core.processor import has_avx2, has_bfloat16, has_int8
 
 LAPTOP = {"architecture": "x86_64", "avx2": True, "avx512_vnni": False, "avx512_bf16": False}
@@ -70,10 +71,12 @@ def test_a_torch_that_cannot_list_them_is_asked_one_by_one(monkeypatch: pytest.M
 _CHOICES = """
 import sys, pytest
 from torchmoji_core.errors import InputError
+from torchmoji_core.inference import compiled_loops
 from torchmoji_core.inference.kernels import choose
-fastest, int8 = sys.argv.pop(1), sys.argv.pop(1)
+fastest, int8, loops = sys.argv.pop(1), sys.argv.pop(1), sys.argv.pop(1)
 assert str(choose("int8")) == int8, choose("int8")
 assert choose("auto").precision == fastest, choose("auto")
+assert compiled_loops.run.__qualname__ != loops, "kept loops of other instructions would be taken"
 try:
     choose("bf16")
 except InputError:
@@ -90,12 +93,13 @@ _ON_KERNELS = "overflow or (same_bits and not 4096) or last_bit or formulas or l
 @pytest.mark.parametrize("cap", CAPS)
 def test_the_kernels_of_older_processors_keep_the_same_promises(cap: str, tmp_path: Path) -> None:
     files = [f"tests/core/test_{name}.py" for name in ("kernels", "engine", "scorer", "compiled")]
-    program = [sys.executable, "-c", _CHOICES, *_CHOSEN[cap]]
+    loops_of_others = compiled_loops.run.__qualname__ if has_int8() else ""
+    program = [sys.executable, "-c", _CHOICES, *_CHOSEN[cap], loops_of_others]
     command = [*program, *files, "-k", _ON_KERNELS, "-p", "no:cacheprovider", "-p", "no:xdist"]
     finished = subprocess.run(
         [*command, "--basetemp", str(tmp_path / "inner"), "-o", "addopts=-q --import-mode=importlib"],
         cwd=Path(__file__).parents[2],
-        env=os.environ | CAPS[cap] | {"NUMBA_CACHE_DIR": str(tmp_path)},  # with no code of another cap
+        env=os.environ | CAPS[cap],
         capture_output=True,
         text=True,
         check=False,

@@ -34,6 +34,7 @@ from torchmoji_core.inference.machine_code import (
     fused,
     times_power_of_two,
 )
+from torchmoji_core.processor import has_int8
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def _kept(function: Any) -> Any:
 @cache
 def _version_of_others() -> str:
     source = "".join(map(inspect.getsource, (kernels, machine_code)))
-    return hashlib.sha256(source.encode()).hexdigest()[:8]
+    # numba tells processors apart, but not one that is kept to AVX2 by torch's variables.
+    return hashlib.sha256(f"{has_int8()}{source}".encode()).hexdigest()[:8]
 
 
 @cache
