@@ -57,6 +57,8 @@ _C7, _C6, _C5, _C4, _C3, _C2 = (
 _TO_WHOLE = Float(1.5 * 2**23)
 """Added and taken off again it rounds to a whole number."""
 _UNDERFLOW, _OVERFLOW, _INFINITE = Float(-104), Float(100), Float(np.inf)
+_ROWS_AT_A_TIME = 48
+"""Whose sums are computed together: of so many they are still in the cache when they are used."""
 
 
 _compiled = partial(njit, error_model="numpy")  # a check for zero before each division would keep loops from vectors
@@ -263,7 +265,6 @@ def _add_up(input_sums: Any, recurrent_sums: Any, direction: Any, gates: Any) ->
 def _run(inputs: Any, places: Any, batch_sizes: Any, direction: Any, outputs: Any) -> None:
     """As `network.Direction`, of inputs not encoded; no places if they are in the order of tokens."""
     n_steps, n_rows, size = len(batch_sizes), batch_sizes[0], outputs.shape[1]
-    # Sums of many rows are computed of a few at a time, and used while they are in the cache.
     is_by_step = len(places) == 0 and n_rows >= _ROWS_AT_A_TIME
     input_sums = _products(inputs[:0] if is_by_step else inputs, direction.inputs)
     sums = np.zeros((min(_ROWS_AT_A_TIME, n_rows), 4 * size), input_sums.dtype)
@@ -288,9 +289,6 @@ def _run(inputs: Any, places: Any, batch_sizes: Any, direction: Any, outputs: An
                 _copy(hidden[row], outputs[token])
         if not direction.reverse:
             begin += n_present
-
-
-_ROWS_AT_A_TIME = 48
 
 
 @_compiled  # type: ignore[untyped-decorator]

@@ -159,9 +159,10 @@ class Engine:
             raise ValueError("rows must be sorted longest first, and hold at least one token each")
         # Arrays, as scorers have, are joined as bytes: none of their numbers becomes an object.
         arrays = [row if isinstance(row, array) and row.typecode == "q" else array("q", row) for row in rows]
-        if min(map(min, arrays)) < 0 or max(map(max, arrays)) >= self.dimensions.vocabulary:
-            raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
         flat = torch.frombuffer(bytearray().join(arrays), dtype=torch.int64)
+        smallest, largest = map(int, flat.aminmax())
+        if smallest < 0 or largest >= self.dimensions.vocabulary:
+            raise IndexError(f"token ids must be at least 0 and below {self.dimensions.vocabulary}")
         return EngineOutput(*self._network_for(len(rows))(*self._inputs(flat, lengths)))
 
     def _network_for(self, n_rows: int) -> Call:
