@@ -9,14 +9,20 @@ from typing import Any
 import torch
 
 _BEFORE_AVX2 = ("SSE41", "AVX")
+_BEFORE_AVX512 = (*_BEFORE_AVX2, "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")
 _BEFORE_INT8 = (*_BEFORE_AVX2, "AVX2", "AVX512_CORE")
-_BEFORE_BFLOAT16 = (*_BEFORE_INT8, "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI")
+_BEFORE_BFLOAT16 = (*_BEFORE_AVX512, "AVX512_CORE", "AVX512_CORE_VNNI")
 """Values of ONEDNN_MAX_CPU_ISA, by which a user keeps oneDNN to older instructions than the processor has."""
 
 
 def has_avx2() -> bool:
     """Whether 8-bit integers can be multiplied faster than floats, in pairs that are summed in 16 bits."""
     return _highest_allowed() not in _BEFORE_AVX2 and _any_of("avx2")
+
+
+def has_avx512() -> bool:
+    """Whether registers have 512 bits."""
+    return _highest_allowed() not in _BEFORE_AVX512 and _any_of("avx512_f")
 
 
 def has_bfloat16() -> bool:
@@ -49,6 +55,7 @@ def _capabilities() -> Mapping[str, Any]:
     # torch before 2.13 is asked one by one, and knows fewer
     known = {
         "avx2": "_is_avx2_supported",
+        "avx512_f": "_is_avx512_supported",
         "avx512_bf16": "_is_avx512_bf16_supported",
         "avx512_vnni": "_is_vnni_supported",
     }

@@ -50,7 +50,13 @@ RunByLoops = Callable[..., bool]
 
 
 @pytest.fixture
-def run_by_loops(precision: str, monkeypatch: pytest.MonkeyPatch) -> RunByLoops:
+def of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of floats are by loops as well, which otherwise are where no registers have 512 bits."""
+    monkeypatch.setattr("torchmoji_core.inference.compiled.has_avx512", lambda: False)
+
+
+@pytest.fixture
+def run_by_loops(precision: str, of_batches: None, monkeypatch: pytest.MonkeyPatch) -> RunByLoops:
     """Runs rows by themselves and in batches, and says whether loops do it; the bits are those of torch's network."""
 
     def run_by_loops(state: dict[str, Tensor], multi_label: bool = False) -> bool:
@@ -194,7 +200,10 @@ def is_by_loops(engine: Engine) -> bool:
     return isinstance(engine.of_few_rows, CompiledNetwork)
 
 
-def test_they_are_loaded_when_many_texts_have_come_alone(make_state: MakeState) -> None:
+def test_they_are_loaded_when_many_texts_have_come_alone(
+    make_state: MakeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torchmoji_core.inference.compiled.has_avx512", lambda: True)
     engine = Engine(make_state(), "fp32")
     for _ in range(31):
         engine.run([[12, 13]])
@@ -205,9 +214,10 @@ def test_they_are_loaded_when_many_texts_have_come_alone(make_state: MakeState) 
     assert is_by_loops(engine)
 
 
-@pytest.mark.skipif(lacking("int8") is not None, reason="batches are by loops in int8 alone")
-def test_they_are_loaded_by_one_of_many_threads_when_there_are_many_batches(make_state: MakeState) -> None:
-    engine = Engine(make_state(), "int8")
+def test_they_are_loaded_by_one_of_many_threads_when_there_are_many_batches(
+    make_state: MakeState, precision: str, of_batches: None
+) -> None:
+    engine = Engine(make_state(), precision)
     batch = 1000 * [[12, 13], [14]]
     batch.sort(key=len, reverse=True)
     expected = engine.run(batch)

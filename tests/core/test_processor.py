@@ -13,32 +13,35 @@ import torch
 
 from tests.processors import CAPS
 from torchmoji_core.inference import compiled_loops
-from torchmoji_core.processor import has_avx2, has_bfloat16, has_int8
+from torchmoji_core.processor import has_avx2, has_avx512, has_bfloat16, has_int8
 
-LAPTOP = {"architecture": "x86_64", "avx2": True, "avx512_vnni": False, "avx512_bf16": False}
+LAPTOP = {"architecture": "x86_64", "avx2": True, "avx512_f": False, "avx512_vnni": False, "avx512_bf16": False}
 ALDER_LAKE = LAPTOP | {"avx_vnni": True}
-SAPPHIRE_RAPIDS = LAPTOP | {"avx512_vnni": True, "avx512_bf16": True, "amx_bf16": True, "amx_int8": True}
+SKYLAKE_X = LAPTOP | {"avx512_f": True}
+SAPPHIRE_RAPIDS = SKYLAKE_X | {"avx512_vnni": True, "avx512_bf16": True, "amx_bf16": True, "amx_int8": True}
 GRAVITON_2 = {"architecture": "arm64", "neon": True, "bf16": False, "dot": True}
 GRAVITON_3 = GRAVITON_2 | {"bf16": True, "i8mm": True, "sve": True}
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "cap", "bfloat16", "int8", "avx2"),
+    ("capabilities", "cap", "bfloat16", "int8", "avx512", "avx2"),
     [
-        (LAPTOP, None, False, False, True),
-        (ALDER_LAKE, None, False, True, True),
-        (SAPPHIRE_RAPIDS, None, True, True, True),
-        (SAPPHIRE_RAPIDS, "", True, True, True),
-        (SAPPHIRE_RAPIDS, "DEFAULT", True, True, True),
-        (SAPPHIRE_RAPIDS, "AVX512_CORE_BF16", True, True, True),
-        (SAPPHIRE_RAPIDS, "AVX512_CORE_VNNI", False, True, True),
-        (SAPPHIRE_RAPIDS, "AVX512_CORE", False, False, True),
-        (SAPPHIRE_RAPIDS, "avx2", False, False, True),
-        (SAPPHIRE_RAPIDS, "AVX", False, False, False),
-        (SAPPHIRE_RAPIDS, "SSE41", False, False, False),
-        (GRAVITON_2, None, False, False, False),
-        (GRAVITON_3, None, True, False, False),
-        ({"architecture": "s390x"}, None, False, False, False),
+        (LAPTOP, None, False, False, False, True),
+        (ALDER_LAKE, None, False, True, False, True),
+        (SKYLAKE_X, None, False, False, True, True),
+        (SAPPHIRE_RAPIDS, None, True, True, True, True),
+        (SAPPHIRE_RAPIDS, "", True, True, True, True),
+        (SAPPHIRE_RAPIDS, "DEFAULT", True, True, True, True),
+        (SAPPHIRE_RAPIDS, "AVX512_CORE_BF16", True, True, True, True),
+        (SAPPHIRE_RAPIDS, "AVX512_CORE_VNNI", False, True, True, True),
+        (SAPPHIRE_RAPIDS, "AVX512_CORE", False, False, True, True),
+        (SAPPHIRE_RAPIDS, "AVX2_VNNI", False, True, False, True),
+        (SAPPHIRE_RAPIDS, "avx2", False, False, False, True),
+        (SAPPHIRE_RAPIDS, "AVX", False, False, False, False),
+        (SAPPHIRE_RAPIDS, "SSE41", False, False, False, False),
+        (GRAVITON_2, None, False, False, False, False),
+        (GRAVITON_3, None, True, False, False, False),
+        ({"architecture": "s390x"}, None, False, False, False, False),
     ],
 )
 @pytest.mark.parametrize("name", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
@@ -47,6 +50,7 @@ def test_instructions_count_if_the_processor_has_them_and_onednn_may_use_them(
     cap: str | None,
     bfloat16: bool,
     int8: bool,
+    avx512: bool,
     avx2: bool,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -56,7 +60,7 @@ def test_instructions_count_if_the_processor_has_them_and_onednn_may_use_them(
     if cap is not None:
         monkeypatch.setenv(name, cap)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert (has_bfloat16(), has_int8(), has_avx2()) == (bfloat16, int8, avx2)
+    assert (has_bfloat16(), has_int8(), has_avx512(), has_avx2()) == (bfloat16, int8, avx512, avx2)
 
 
 def test_a_torch_that_cannot_list_them_is_asked_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,8 +68,9 @@ def test_a_torch_that_cannot_list_them_is_asked_one_by_one(monkeypatch: pytest.M
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: True, raising=False)
-    assert (has_bfloat16(), has_int8(), has_avx2()) == (False, True, True)
+    assert (has_bfloat16(), has_int8(), has_avx512(), has_avx2()) == (False, True, False, True)
 
 
 _CHOICES = """

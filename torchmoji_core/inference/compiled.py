@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmoji_core.errors import first_line, raise_shortage
 from torchmoji_core.inference.kernels import UNSPLIT_INPUTS, FastestInt8Weight, PackedWeight, Weight
 from torchmoji_core.inference.network import Call, Network, same_bits
-from torchmoji_core.processor import has_avx2
+from torchmoji_core.processor import has_avx2, has_avx512
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ def most_rows(network: Network) -> int:
     kind = network.first.ahead.recurrent
     if isinstance(kind, FastestInt8Weight):
         return sys.maxsize
-    return 1 if _is_float32(kind) and network.hidden <= UNSPLIT_INPUTS else 0
+    if not _is_float32(kind) or network.hidden > UNSPLIT_INPUTS:
+        return 0
+    return 1 if has_avx512() else sys.maxsize  # torch's kernels for floats use all of such registers, loops half
 
 
 def _is_float32(weight: Weight) -> bool:
