@@ -11,7 +11,6 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from torchmoji_core.batching import BatchLimits, LengthBuckets
-from transforms import metrics
 from transforms.input.parts import Split
 from transforms.input.read import BESIDE, COUNTS, DEAD, PartReader, SplitInputs, beside
 from transforms.options import ScoreOptions
@@ -73,13 +72,11 @@ class _ReadBatches(beam.DoFn):
 
     def process(self, part: Split) -> Iterator[TokenizedBatch | beam.pvalue.TaggedOutput]:
         (tokenizer, maxlen), buckets = self._tokenizer.get(), self._buckets
-        lengths = metrics.distribution(metrics.TEXT_TOKENS)
         for tweet in self._reader.read(part):
             if not isinstance(tweet, Tweet):
                 yield beside(tweet)
                 continue
             row = tokenize(tweet, tokenizer, maxlen)
-            lengths.update(row.length)
             if batch := buckets.add(row, row.length, tweet_size(tweet)):
                 yield TokenizedBatch(batch)
 

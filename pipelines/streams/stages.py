@@ -84,7 +84,6 @@ class Stages:
         if isinstance(checked, DeadLetter):
             return checked
         tokenized = tokenize(checked, self._tokenizer, self._maxlen)
-        metrics.distribution(metrics.TEXT_TOKENS).update(tokenized.length)
         metrics.distribution(metrics.EVENT_LAG).update(round(1000 * time.time()) - (checked.timestamp or 0) // 1000)
         return tokenized
 

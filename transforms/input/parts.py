@@ -28,8 +28,8 @@ PART_BYTES = 4 << 20
 PART_ROWS = 16_384
 _HEAD_BYTES = 1 << 20
 """The first records of a file are looked for in so much of it."""
-PARTS_OF_GROUP = 64
-"""At most: each part of a row group decodes what is before it."""
+PARTS_OF_GROUP = 16
+"""At most: each part of a row group decodes what is before it, so a row is decoded eight times on average."""
 
 
 class Split(NamedTuple):

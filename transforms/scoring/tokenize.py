@@ -6,7 +6,6 @@ import apache_beam as beam
 
 from torchmoji_core.bundle import load_tokenizer
 from torchmoji_core.tokenizer import Tokenizer
-from transforms import metrics
 from transforms.records import TokenizedTweet, Tweet
 from transforms.scoring.per_process import PerProcess
 
@@ -21,7 +20,7 @@ def tokenize(tweet: Tweet, tokenizer: Tokenizer, maxlen: int) -> TokenizedTweet:
 
 
 class TweetTokenizer:
-    """The tokenizer of a bundle, loaded once in each process, however often it is pickled. Counts tokens."""
+    """The tokenizer of a bundle, loaded once in each process, however often it is pickled."""
 
     def __init__(self, model: str | None) -> None:
         """Args:
@@ -36,9 +35,7 @@ class TweetTokenizer:
 
     def tokenize(self, tweet: Tweet) -> TokenizedTweet:
         """As `tokenize`."""
-        tokenized = tokenize(tweet, *self.get())
-        metrics.distribution(metrics.TEXT_TOKENS).update(tokenized.length)
-        return tokenized
+        return tokenize(tweet, *self.get())
 
     def _load(self) -> tuple[Tokenizer, int]:
         return load_tokenizer(self._model)
