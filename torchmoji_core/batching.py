@@ -44,7 +44,7 @@ def plan_batches(lengths: Sequence[int], limits: BatchLimits = BatchLimits()) ->
     """
     batch: list[int] = []
     tokens = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         if lengths[index] == 0:
             break
         if batch and (len(batch) >= limits.max_rows or tokens + lengths[index] > limits.max_tokens):

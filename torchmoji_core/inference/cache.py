@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from threading import Lock
 from typing import Any
 
@@ -45,8 +43,7 @@ class ScoreCache:
 
     def renew(self) -> None:
         """Begin with an empty file."""
-        self._slots: OrderedDict[bytes, int] = OrderedDict()
-        self._next_slot = 0
+        self._forget()
         self._lock = Lock()
         self._file: Any = None
         try:
@@ -55,6 +52,12 @@ class ScoreCache:
             self._give_up(error)
         else:
             weakref.finalize(self, self._file.close)
+
+    def _forget(self) -> None:
+        self._slots: dict[bytes, int] = {}
+        self._keys: list[bytes] = []
+        """Of the slots that are in use."""
+        self._next_slot = 0
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -81,20 +84,26 @@ class ScoreCache:
             new = [index for index, key in enumerate(keys) if key not in self._slots][-self.capacity :]
             if len(new) < len(keys):
                 keys, records = [keys[index] for index in new], records[new]
-            for _ in range(len(self._slots) + len(keys) - self.capacity):
-                self._slots.popitem(last=False)
             first, before_end = self._next_slot, self.capacity - self._next_slot
             try:
-                self._write(first, records[:before_end])
-                self._write(0, records[before_end:])
-                self._slots.update(zip(keys, chain(range(first, self.capacity), range(first)), strict=False))
+                self._put(first, keys[:before_end], records[:before_end])
+                self._put(0, keys[before_end:], records[before_end:])
                 self._next_slot = (first + len(keys)) % self.capacity
             except OSError as error:
                 self._give_up(error)
             except BaseException:
                 # Out of memory or interrupted halfway: no key may be left that has another's record.
-                self._slots.clear()
+                self._forget()
                 raise
+
+    def _put(self, first: int, keys: Sequence[bytes], records: NDArray[Any]) -> None:
+        """Put records into slots that follow each other, in the place of what is there."""
+        end = first + len(keys)
+        for key in self._keys[first:end]:
+            self._slots.pop(key, None)
+        self._write(first, records)
+        self._keys[first:end] = keys
+        self._slots.update(zip(keys, range(first, end), strict=True))
 
     def _read(self, slot: int, record: NDArray[Any]) -> None:
         self._file.seek(slot * self._record.itemsize)
@@ -116,7 +125,7 @@ class ScoreCache:
         if self._file is not None:
             self._file.close()
         self._file = None
-        self._slots.clear()
+        self._forget()
 
 
 def _bytes(records: NDArray[Any]) -> memoryview:
