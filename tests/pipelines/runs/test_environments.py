@@ -384,11 +384,14 @@ def test_a_stream_is_not_left_to_a_job_that_ends_with_its_command(
         ("DaskRunner", "--runner DaskRunner: it loses rows without a word"),
         ("apache_beam.runners.dask.dask_runner.DaskRunner", "--runner DaskRunner: it loses rows without a word"),
         ("interactive", "--runner InteractiveRunner: it is for notebooks"),
+        ("RenderRunner", "--runner RenderRunner: it draws the graph and runs nothing"),
+        ("apache_beam.runners.render.RenderRunner", "--runner RenderRunner: it draws the graph and runs nothing"),
+        ("apache_beam.runners.trivial_runner.TrivialRunner", "--runner TrivialRunner: it is for teaching"),
         ("os.path", "--runner os.path: 'module' object is not callable"),
         ("json.JSONDecoder", "--runner json.JSONDecoder: that is no runner of Beam"),
     ],
 )
-def test_a_runner_that_is_none_or_loses_rows_is_refused(
+def test_a_runner_that_is_none_or_of_no_use_is_refused(
     run_score: Score, inputs: Path, tmp_path: Path, runner: str, why: str
 ) -> None:
     finished = run_score("--input", f"{inputs}/*", "--output", "out", "--runner", runner)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from pipelines import score
 from pipelines.cli.options import parse
@@ -20,6 +21,7 @@ from pipelines.runs.accounting import reconcile
 from pipelines.runs.context import locked, open_context
 from pipelines.runs.explain import explain
 from pipelines.runs.plan import make_plan
+from pipelines.runs.progress import counters
 from tests.pipelines.conftest import Finished, corpus, environment, posts, read_live, read_scores, write_lines
 from tests.pipelines.runs.conftest import LOOPBACK, assert_failed
 from torchmoji_core.errors import RunError
@@ -130,6 +132,12 @@ def test_counts_that_do_not_add_up_fail_the_run() -> None:
             reconcile(good, written, 2)
     with pytest.raises(RunError, match=r"says that it is done, and has counted 0 of 2 input\(s\)"):
         reconcile({}, [], 2)  # nothing is equal to nothing
+
+
+def test_a_runner_that_counts_nothing_fails_the_run() -> None:
+    """Beam leaves that to each runner."""
+    with pytest.raises(RunError, match="the runner does not say what it has counted"):
+        counters(PipelineResult(PipelineState.DONE))
 
 
 @pytest.mark.parametrize(
