@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.processors import lacking
-from torchmoji_core.inference import PRECISIONS
-
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose precision does not start on this processor, with the reason that a user is given."""
     callspec = getattr(item, "callspec", None)
     precision = callspec.params.get("precision") if callspec else None
+    if precision is None:
+        return
+    from tests.processors import lacking  # torch, which the environment of test-airflow has not
+    from torchmoji_core.inference import PRECISIONS
+
     if precision in PRECISIONS and (reason := lacking(precision)):
         pytest.skip(reason)
 

@@ -131,6 +131,13 @@ def test_help_needs_neither_beam_nor_torch(command: str) -> None:
     assert f"python -m pipelines.{command}" in finished.stdout
 
 
+def test_the_hooks_of_all_tests_need_no_torch() -> None:
+    """The environment of `make test-airflow` has none."""
+    program = "import sys; sys.modules['torch'] = None; import tests.conftest"
+    finished = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_what_torchmoji_core_exports_is_there_and_says_what_it_is() -> None:
     assert sorted(torchmoji_core.__all__) == sorted(set(torchmoji_core.__all__))
     for name in torchmoji_core.__all__:

@@ -31,7 +31,7 @@ SAMPLE = Path(__file__).parents[1] / "sample" / "posts.jsonl"
 LOCAL_RUNNER = "DirectRunner"
 _RUNNERS = (
     LOCAL_RUNNER, "BundleBasedDirectRunner", "DaskRunner", "DataflowRunner", "FlinkRunner", "InteractiveRunner",
-    "PortableRunner", "PrismRunner", "SparkRunner", "SwitchingDirectRunner",
+    "PortableRunner", "PrismRunner", "RenderRunner", "SparkRunner", "SwitchingDirectRunner", "TrivialRunner",
 )  # fmt: skip
 """Those of Beam's that are known here, each with what it needs or why it is refused."""
 IF_EXISTS = ("rerun", "replace", "append", "fail")

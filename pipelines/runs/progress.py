@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from pipelines.cli import logs
 from pipelines.data_set.manifest import Manifest
+from torchmoji_core.errors import RunError
 from transforms import metrics
 
 LINE_SECONDS = 10.0
@@ -78,9 +79,20 @@ class ProgressDisplay:
 
 
 def counters(result: Any) -> dict[str, int]:
-    """Our counters of a finished run by name, summed over steps."""
+    """Our counters of a finished run by name, summed over steps.
+
+    Raises:
+        RunError: if the runner has none.
+    """
+    try:
+        found = result.metrics().query()["counters"]
+    except NotImplementedError:
+        raise RunError(
+            "the runner does not say what it has counted, so nobody knows whether all was read; docs/runners.md has "
+            "others"
+        ) from None
     totals: dict[str, int] = {}
-    for counter in result.metrics().query()["counters"]:
+    for counter in found:
         if counter.key.metric.namespace == metrics.NAMESPACE:
             name = counter.key.metric.name
             totals[name] = totals.get(name, 0) + int(counter.result or 0)  # None is how some runners say 0

@@ -32,6 +32,8 @@ _EVER_SECONDS = 10 * 365 * 86_400
 _WRONG = {
     "DaskRunner": "it loses rows without a word (Beam 2.77): it does not collect what bundles give at their end",
     "InteractiveRunner": "it is for notebooks, and keeps all that goes from step to step; take DirectRunner",
+    "RenderRunner": "it draws the graph and runs nothing; take DirectRunner",
+    "TrivialRunner": "it is for teaching, and lacks what this graph needs; take DirectRunner",
 }
 _IN_PROCESS = {"BundleBasedDirectRunner", "SwitchingDirectRunner"}
 """Runners of Beam that work on in threads of this process. (FnApiRunner has done its work when it answers.)"""
@@ -163,7 +165,7 @@ def make_runner(config: ScoreConfig, worker_log: str) -> PipelineRunner:
         worker_log: file for what worker processes of a local run print; the runner reports their errors by itself.
 
     Raises:
-        InputError: if Beam has no runner of that name, or results of that one are known to be wrong.
+        InputError: if Beam has no runner of that name, or that one is known to be of no use here.
     """
     if reason := _WRONG.get(config.runner):
         raise InputError(f"--runner {config.runner}: {reason}; docs/runners.md has others")

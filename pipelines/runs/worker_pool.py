@@ -123,8 +123,11 @@ class _Forks:
         if said.isdigit() and not pipes:  # this process has no room for the pipe
             os.kill(int(said), signal.SIGTERM)
             raise OSError(os.strerror(errno.EMFILE))
+        if not said:
+            self.end()  # its socket closes before it has ended, and the next request would find it running
+            raise OSError("the process that it would be forked from has ended")
         if not pipes:
-            raise OSError(said.decode() or "the process that it would be forked from has ended")
+            raise OSError(said.decode())
         return int(said), pipes[0]
 
     def end(self) -> None:
