@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numba
@@ -30,6 +31,12 @@ from torchmoji_core.inference.network import same_bits
 from torchmoji_core.processor import has_avx2
 
 pytestmark = pytest.mark.skipif(not has_avx2(), reason="loops need AVX2")
+
+CONSTRAINTS = Path(__file__).parents[2] / "constraints.txt"
+needs_our_torch = pytest.mark.skipif(
+    not any(fnmatch(f"torch=={torch.__version__}", line) for line in CONSTRAINTS.read_text().splitlines()),
+    reason="torch of another version may round elsewhere, and then loops are not used",
+)
 
 FOLDER = compiled_loops.run.stats.cache_path
 ROWS = [
@@ -74,16 +81,19 @@ def run_by_loops(precision: str, of_batches: None, monkeypatch: pytest.MonkeyPat
     return run_by_loops
 
 
+@needs_our_torch
 @pytest.mark.parametrize("hidden", [3, 17, 32, 65, 256])
 def test_loops_have_the_bits_of_torch(make_state: MakeState, hidden: int, run_by_loops: RunByLoops) -> None:
     assert run_by_loops(make_state(hidden=hidden, embedding=hidden + 1, classes=10))
 
 
+@needs_our_torch
 def test_so_they_have_of_an_odd_number_of_channels(make_state: MakeState, run_by_loops: RunByLoops) -> None:
     """Of which oneDNN may add the last ones by themselves."""
     assert run_by_loops(make_state(hidden=64, embedding=301, classes=10))
 
 
+@needs_our_torch
 @pytest.mark.parametrize("classes", [2, 10, 33])
 def test_so_they_have_where_several_classes_may_apply(
     make_state: MakeState, classes: int, run_by_loops: RunByLoops
@@ -91,6 +101,7 @@ def test_so_they_have_where_several_classes_may_apply(
     assert run_by_loops(make_state(hidden=64, classes=classes), multi_label=True)
 
 
+@needs_our_torch
 @pytest.mark.parametrize("factor", [1e-3, 30, 1e4])
 def test_so_they_have_at_the_ends_of_all_ranges(make_state: MakeState, factor: float, run_by_loops: RunByLoops) -> None:
     """Of the second, gates are all open or shut, and hidden states at their limits."""
@@ -200,6 +211,7 @@ def is_by_loops(engine: Engine) -> bool:
     return isinstance(engine.of_few_rows, CompiledNetwork)
 
 
+@needs_our_torch
 def test_they_are_loaded_when_many_texts_have_come_alone(
     make_state: MakeState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +226,7 @@ def test_they_are_loaded_when_many_texts_have_come_alone(
     assert is_by_loops(engine)
 
 
+@needs_our_torch
 def test_they_are_loaded_by_one_of_many_threads_when_there_are_many_batches(
     make_state: MakeState, precision: str, of_batches: None
 ) -> None:
