@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pickle import UnpicklingError
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,7 +22,10 @@ _LOGGER = logging.getLogger(__name__)
 
 def most_rows(network: Network) -> int:
     """Rows of the largest batch that loops run faster than torch's kernels do; 0 where there are no loops."""
-    if not has_avx2() or not _is_float32(network.head.output) or find_spec("numba") is None:
+    output = network.head.output
+    if not has_avx2() or not _is_float32(output) or find_spec("numba") is None:
+        return 0
+    if len(output.matrix()) == 1:  # whose products oneDNN adds up in another order
         return 0
     kind = network.first.ahead.recurrent
     if isinstance(kind, FastestInt8Weight):
@@ -31,7 +35,7 @@ def most_rows(network: Network) -> int:
     return 1 if has_avx512() else sys.maxsize  # torch's kernels for floats use all of such registers, loops half
 
 
-def _is_float32(weight: Weight) -> bool:
+def _is_float32(weight: Weight) -> TypeGuard[PackedWeight]:
     return isinstance(weight, PackedWeight) and weight.activation == torch.float32
 
 
@@ -49,11 +53,12 @@ def by_loops(network: Network, otherwise: Call, examples: Sequence[tuple[Tensor,
         from torchmoji_core.inference.compiled_network import CompiledNetwork
 
         loops = CompiledNetwork(network)
-        # Those of another version of torch may round elsewhere.
-        same = all(same_bits(loops(*example), otherwise(*example)) for example in examples)
-    except (EOFError, UnpicklingError) as error:
-        folder = compiled_loops.run.stats.cache_path
-        return _without(otherwise, f"{first_line(error)}: a file that keeps them is damaged, delete {folder}")
+        try:
+            # Those of another version of torch may round elsewhere.
+            same = all(same_bits(loops(*example), otherwise(*example)) for example in examples)
+        except (EOFError, UnpicklingError) as error:
+            folder = compiled_loops.run.stats.cache_path
+            return _without(otherwise, f"{first_line(error)}: a file that keeps them is damaged, delete {folder}")
     except Exception as error:  # numba's own are of many kinds
         if not isinstance(error, OSError):  # a disk that is too full to keep loops has room for all else
             raise_shortage(error)

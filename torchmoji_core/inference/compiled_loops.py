@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import overload
 from numpy.typing import NDArray
 
@@ -65,13 +66,18 @@ _compiled = partial(njit, error_model="numpy")  # a check for zero before each d
 
 
 def check_processor() -> None:
-    """See that numba compiles for this processor: where another lacks instructions of the loops, LLVM ends the process.
+    """See that numba compiles for all of this processor: LLVM ends the process where it lacks instructions of loops.
 
     Raises:
-        ValueError: if it has been told of another.
+        ValueError: if it has been told of others, or does not know all of them.
     """
-    if config.CPU_NAME is not None or config.CPU_FEATURES is not None:
-        raise ValueError("NUMBA_CPU_NAME or NUMBA_CPU_FEATURES is set")
+    has = {feature[1:] for feature in get_host_cpu_features().split(",") if feature.startswith("+")}
+    is_vnni = "avxvnni" in has or {"avx512vnni", "avx512vl"} <= has
+    if config.CPU_FEATURES is not None or not {"avx2", "fma"} <= has or (has_int8() and not is_vnni):
+        raise ValueError(
+            "numba does not use the instructions of this processor; if NUMBA_CPU_NAME, NUMBA_CPU_FEATURES or "
+            "NUMBA_ENABLE_AVX is set, unset it"
+        )
 
 
 def _kept(function: Any) -> Any:

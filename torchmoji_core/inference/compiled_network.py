@@ -63,7 +63,7 @@ def _float_weight(weight: PackedWeight) -> loops.FloatWeight:
     matrix = weight.matrix()
     n_outputs, n_inputs = matrix.shape
     blocks = pad(matrix, [0, 0, 0, -n_outputs % BLOCK]).unflatten(0, (-1, BLOCK)).transpose(1, 2)
-    n_part = _inputs_of_part(n_outputs, min(n_inputs, UNSPLIT_INPUTS))
+    n_part = _inputs_of_part(n_outputs, min(n_inputs + n_inputs % 2, UNSPLIT_INPUTS))
     return loops.FloatWeight(_copy(blocks), n_part, np.ones(n_outputs, np.float32), _bias(weight, n_outputs))
 
 
@@ -71,19 +71,17 @@ def _float_weight(weight: PackedWeight) -> loops.FloatWeight:
 def _inputs_of_part(n_outputs: int, n_inputs: int) -> int:
     """How many inputs' products oneDNN adds up before it adds them to those of others: with AVX-512 not always all.
 
-    To 2 ** 24 no float32 adds a one: those that the result has more are other parts'. They are an even number, since
-    there is no odd one of this size in float32.
+    To 2 ** 24 no float32 adds a one: those that the result has more are other parts'. The inputs are an even number,
+    since there is no odd one of this size in float32; an odd number is split where the next even one is.
     """
-    odd = n_inputs % 2
-    x = torch.ones(product_rows(1), n_inputs)
-    x[:, 0], x[:, n_inputs - odd :] = 2**24, 0
+    x = torch.ones(product_rows(1), n_inputs, dtype=torch.float32)
+    x[:, 0] = 2**24
     sums = PackedWeight(torch.float32, torch.ones(n_outputs, n_inputs), None).project(x)
-    n_others = int(sums[0, 0] - 2**24)
-    return n_inputs - odd - n_others if n_others else n_inputs
+    return n_inputs - int(sums[0, 0] - 2**24)
 
 
 def _bias(weight: PackedWeight | FastestInt8Weight, n_outputs: int) -> loops.Floats:
-    bias: loops.Floats = (torch.zeros(n_outputs) if weight.bias is None else weight.bias).numpy()
+    bias: loops.Floats = (torch.zeros(n_outputs, dtype=torch.float32) if weight.bias is None else weight.bias).numpy()
     return bias
 
 
