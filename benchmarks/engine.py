@@ -115,13 +115,12 @@ def _contestants(state: Mapping[str, Tensor], directory: Path, threads: int) -> 
 @cache
 def _onnx_model() -> Any:
     """The module that makes contestants of ONNX Runtime, which keeps to what torch is kept to."""
-    if "ONEDNN_MAX_CPU_ISA" in os.environ:
-        if os.environ["ONEDNN_MAX_CPU_ISA"].upper() != "AVX2":
-            raise OSError("it can be kept to AVX2 only")
-        with tempfile.TemporaryDirectory() as directory:
+    highest = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if highest not in ("", "AVX2"):
+        raise OSError("it can be kept to AVX2 only")
+    with tempfile.TemporaryDirectory() as directory:
+        if highest:
             keep_onnx_runtime_to_avx2(Path(directory))
-            from benchmarks import onnx_model
-    else:
         from benchmarks import onnx_model
     return onnx_model
 
